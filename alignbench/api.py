@@ -1,0 +1,307 @@
+"""The value types and protocols that methods, backbones, evaluators and the driver share.
+
+This module knows no implementation and imports no torch at run time, so that listing, planning and
+leaderboards stay light. Shapes: B images, G group size (samples per image), N sequences, T image
+tokens, V codes in the vocabulary, D code width, S condition tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Updates = Literal["policy", "decoder"]
+"""Which module a method trains: the token policy or the tokenizer's decoder."""
+
+
+# --- conditions ----------------------------------------------------------------------------------
+
+
+class Condition(Protocol):
+    """What an image is generated from; a batch of them, row-aligned with the images."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, rows: slice) -> Condition:
+        """Return the given rows."""
+        ...
+
+    def repeat(self, times: int) -> Condition:
+        """Repeat every row `times` times in place (image-major order: a a a b b b)."""
+        ...
+
+    def to(self, device: torch.device) -> Condition: ...
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """Class ids of a class-conditional generator."""
+
+    ids: Tensor
+    """[B] int64."""
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def select(self, rows: slice) -> ClassLabels:
+        return ClassLabels(self.ids[rows])
+
+    def repeat(self, times: int) -> ClassLabels:
+        return ClassLabels(self.ids.repeat_interleave(times, dim=0))
+
+    def to(self, device: torch.device) -> ClassLabels:
+        return ClassLabels(self.ids.to(device))
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Left-padded text-encoder features of captions."""
+
+    features: Tensor
+    """[B, S, C] float, zero where masked."""
+    mask: Tensor
+    """[B, S] bool, True where a real token stands."""
+    text: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def select(self, rows: slice) -> TextFeatures:
+        return TextFeatures(self.features[rows], self.mask[rows], self.text[rows])
+
+    def repeat(self, times: int) -> TextFeatures:
+        text = tuple(caption for caption in self.text for _ in range(times))
+        return TextFeatures(
+            self.features.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0), text
+        )
+
+    def to(self, device: torch.device) -> TextFeatures:
+        return TextFeatures(self.features.to(device), self.mask.to(device), self.text)
+
+
+# --- what flows through a training step -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training images with their conditions, as the data pipeline delivers them."""
+
+    index: Tensor
+    """[B] int64, number of the sample in the run's stream: the key of all its randomness."""
+    condition: Condition
+    images: Tensor
+    """[B, 3, H, W] float32 in [-1, 1]."""
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    def select(self, rows: slice) -> Batch:
+        return Batch(self.index[rows], self.condition.select(rows), self.images[rows])
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Cut into consecutive pieces of at most `size` images."""
+        for start in range(0, len(self), size):
+            yield self.select(slice(start, start + size))
+
+    def to(self, device: torch.device) -> Batch:
+        return replace(
+            self,
+            index=self.index.to(device, non_blocking=True),
+            condition=self.condition.to(device),
+            images=self.images.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A mean over the images of one micro-batch, with scalars worth logging."""
+
+    value: Tensor
+    """Scalar, differentiable with respect to what the method trains."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Detached scalars, averaged over the micro-batches of a step by image count."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a method gathered from one micro-batch before the update; built without a graph."""
+
+    experience: object
+    """Whatever the method's own `loss` wants back."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Detached scalars for the log, averaged like those of `Loss`."""
+    images: int = 0
+    """Images read, B."""
+    sequences: int = 0
+    """Token sequences drawn, usually B·G."""
+    tokens: int = 0
+    """Image tokens drawn one after another (free-running); 0 for parallel, teacher-forced draws."""
+    reward_calls: Mapping[str, int] = field(default_factory=dict)
+    """Images scored, by reward name."""
+
+
+# --- generation -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. Order: guidance, temperature, top-k, top-p, inverse CDF."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; must be above 0."""
+    top_k: int = 0
+    """Keep the k most likely codes (ties kept); 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of codes whose mass exceeds it; 1 keeps all."""
+    cfg_scale: float = 1.0
+    """Classifier-free guidance null + s·(cond − null); 1 switches it off."""
+    cfg_interval: int = -1
+    """Tokens 0 … interval+1 are guided, later ones are not (LlamaGen's rule); -1 guides all."""
+    greedy: bool = False
+    """Take the most likely code and ignore the random numbers."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Freely generated sequences."""
+
+    tokens: Tensor
+    """[N, T] int64."""
+    logprobs: Tensor
+    """[N, T] float32, log-probability of each token under the distribution it was drawn from."""
+
+
+# --- protocols ------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """A frozen VQ tokenizer: pixels to codes and back."""
+
+    decoder: nn.Module
+    """What tokenizer-decoder post-training updates: [N, D, h, w] code vectors to [N, 3, H, W] pixels."""
+    num_codes: int
+    code_dim: int
+    downsample: int
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] → [B, T] int64 codes, raster order."""
+        ...
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[N, T] codes → [N, 3, H, W] float32, about [-1, 1], not clamped."""
+        ...
+
+    def codebook(self) -> Tensor:
+        """[V, D] float32 rows as the decoder sees them (unit length where the tokenizer normalises)."""
+        ...
+
+    def decode_embeddings(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[N, T, D] code vectors → [N, 3, H, W]; differentiable with respect to its input."""
+        ...
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """An autoregressive image generator: a policy over the codes of a tokenizer."""
+
+    tokenizer: Tokenizer
+    policy: nn.Module
+    """The trainable network. Its forward is `(condition, context) → logits`."""
+    num_tokens: int
+    """T."""
+    grid: tuple[int, int]
+    """(rows, columns) of the token grid; rows·columns = T."""
+    image_size: int
+
+    def logits(self, condition: Condition, context: Tensor) -> Tensor:
+        """Teacher-forced logits.
+
+        Args:
+            condition: N rows.
+            context: [N, T-1] int64, the tokens *before* each position; position 0 sees only the condition.
+
+        Returns:
+            [N, T, V] float32; entry t is the distribution of token t given the condition and tokens < t.
+        """
+        ...
+
+    def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
+        """Draw sequences token by token with a KV cache; no gradient.
+
+        Args:
+            condition: N rows.
+            uniforms: [N, T] float in [0, 1); token t of row n is the inverse CDF at uniforms[n, t].
+            sampling: how to draw.
+        """
+        ...
+
+    def reference(self) -> Backbone:
+        """Return a frozen twin that shares the tokenizer and holds a copy of the present policy."""
+        ...
+
+    def export(self) -> dict[str, dict[str, Tensor]]:
+        """Return {role: state dict} under the official key names (roles: policy, tokenizer)."""
+        ...
+
+
+class Reward(Protocol):
+    """Scores decoded images; larger is better unless its card says otherwise."""
+
+    def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
+        """[N, 3, H, W] images and references in [-1, 1], not clamped → [N] float32."""
+        ...
+
+
+class Method(Protocol):
+    """A post-training method: what is trained, what is collected, what is the loss. It owns no loop."""
+
+    updates: Updates
+
+    def collect(self, batch: Batch, step: int) -> Collected:
+        """Gather experience from one micro-batch; called under `torch.no_grad()`."""
+        ...
+
+    def loss(self, experience: object) -> Loss:
+        """Return the mean loss over the micro-batch's images."""
+        ...
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured number. Direction, digits and unit live on the evaluator's card."""
+
+    name: str
+    value: float
+    n: int
+    """Images behind it."""
+
+
+class ImageSet(Protocol):
+    """Images to be scored or scored against, in a fixed order."""
+
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def images(self) -> Iterator[Tensor]:
+        """Yield uint8 batches [b, 3, H, W] in order of the image id."""
+        ...
+
+    def labels(self) -> Tensor | None:
+        """[N] int64 class ids in the same order, or None."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Image set in, metrics out. It never sees a model."""
+
+    def score(self, samples: ImageSet, reference: ImageSet) -> Sequence[Metric]: ...

@@ -1,0 +1,1 @@
+"""Pretrained generators: networks, checkpoint loading and token generation."""

@@ -1,0 +1,157 @@
+"""Reading weight files: every container the released checkpoints come in, and strict loading.
+
+Nothing is ever loaded by half: a file whose keys or shapes do not match is refused with a list of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from alignbench.errors import UserError
+
+CONTAINERS = ("model", "module", "state_dict", "ema")
+"""Where a torch file may hold the weights, in LlamaGen's order of lookup; a bare state dict works too."""
+PREFIXES = ("module.", "_orig_mod.")
+"""Left behind by DistributedDataParallel and torch.compile."""
+LISTED = 8
+"""How many keys an error message spells out."""
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> dict[str, Tensor]:
+    """Read the weights in a safetensors or torch file, on the CPU, without running code from it.
+
+    Wrapper prefixes are stripped. Position tables and key/value caches, which some versions of the released
+    code saved, are left out.
+
+    Args:
+        path: `.safetensors`, or anything `torch.save` wrote.
+        containers: keys to look under, first match wins; a file without any is taken as a bare state dict.
+
+    Raises:
+        UserError: the file is missing, truncated, not a weights file, or holds no tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"weights file {path} does not exist", fix="check the path or fetch the model again")
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)
+    else:
+        state = _unwrap(_read_torch(path), path, containers)
+    cleaned = {_strip(key): tensor for key, tensor in state.items()}
+    return {key: tensor for key, tensor in cleaned.items() if not _is_stray(key)}
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
+    """Copy a state dict into a module, or refuse and leave the module as it was.
+
+    Values are converted to the module's dtype and device.
+
+    Args:
+        module: what to fill.
+        state: exactly the module's keys with exactly its shapes.
+        name: what the message calls the weights, e.g. the file.
+
+    Raises:
+        UserError: listing missing, unexpected and wrongly shaped keys.
+    """
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    problems = [
+        _listing(what, keys)
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise UserError(
+            f"{name} does not fit the model: {'; '.join(problems)}",
+            fix="use the weights that belong to this model, or the model that these weights belong to",
+        )
+    module.load_state_dict(dict(state))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_torch(path: Path) -> Any:
+    # A file that is no checkpoint makes torch's readers fail in any of these ways.
+    failures = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeError)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (*failures, AttributeError, IndexError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return UserError(
+        f"{path} cannot be read as weights ({reason})",
+        fix="it is truncated, corrupt or another kind of file: delete it and fetch it again",
+    )
+
+
+def _unwrap(content: Any, path: Path, containers: Sequence[str]) -> dict[str, Tensor]:
+    """Find the state dict in what a torch file holds."""
+    if isinstance(content, Mapping):
+        for key in containers:
+            if _is_state_dict(content.get(key)):
+                return dict(content[key])
+        if _is_state_dict(content):
+            return dict(content)
+        found = f"its keys are {', '.join(map(str, list(content)[:LISTED]))}"
+    else:
+        found = f"it holds a {type(content).__name__}"
+    raise UserError(
+        f"{path} holds no weights: {found}",
+        fix=f"expected a state dict, bare or under {', '.join(containers)}",
+    )
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
+
+
+def _strip(key: str) -> str:
+    for prefix in PREFIXES:
+        if key.startswith(prefix):
+            return _strip(key.removeprefix(prefix))
+    return key
+
+
+def _is_stray(key: str) -> bool:
+    return key == "freqs_cis" or ".kv_cache." in key
+
+
+def _listing(what: str, keys: Sequence[str]) -> str:
+    more = f", … {len(keys) - LISTED} more" if len(keys) > LISTED else ""
+    return f"{len(keys)} {what} ({', '.join(keys[:LISTED])}{more})"

@@ -1,0 +1,182 @@
+"""Drawing token sequences with a key/value cache, classifier-free guidance and filtered sampling.
+
+Order of operations as in LlamaGen: guidance on float32 logits, temperature, top-k, top-p, draw. A token is
+the inverse of the cumulative distribution at a given uniform number, so a sequence depends on its own
+condition and numbers only, never on the batch it was drawn in.
+
+Deviation: LlamaGen goes on computing the unconditional half after `cfg_interval` and throws it away; here
+it is dropped, which changes no token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignbench.api import ClassLabels, Condition, Rollout, Sampling, TextFeatures
+from alignbench.backbones.gpt import GPT
+from alignbench.randomness import inverse_cdf
+
+MIN_TEMPERATURE = 1e-5
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A rollout with what led to it."""
+
+    tokens: Tensor
+    """[N, T] int64."""
+    logprobs: Tensor
+    """[N, T] float32, under the filtered distribution; -inf for a forced token that was filtered out."""
+    logits: Tensor | None
+    """[N, T, V] float32 after guidance and before the temperature, if kept."""
+
+
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Apply temperature, top-k and top-p.
+
+    Codes tied with the k-th are kept, as is the code whose mass crosses p; the best code always stays.
+
+    Args:
+        logits: [..., V] float.
+        sampling: how to draw.
+
+    Returns:
+        [..., V]; removed codes are -inf. The input is not changed.
+    """
+    logits = logits / max(sampling.temperature, MIN_TEMPERATURE)
+    if sampling.top_k > 0:
+        k = min(sampling.top_k, logits.shape[-1])
+        threshold = logits.topk(k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if sampling.top_p < 1.0:
+        # Not a stable sort: which of several equal codes at the edge stays is torch's choice, as in LlamaGen.
+        ordered, order = logits.sort(dim=-1, descending=True)
+        mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+        exceeded = mass > sampling.top_p
+        # A code is removed if the codes before it already exceed p.
+        remove = exceeded.roll(1, dims=-1)
+        remove[..., 0] = False
+        logits = logits.masked_fill(remove.scatter(-1, order, remove), -torch.inf)
+    return logits
+
+
+def generate(gpt: GPT, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
+    """Draw sequences token by token; no gradient, dropout off.
+
+    Args:
+        condition: N rows.
+        uniforms: [N, L] float in [0, 1), L ≤ T; the number of columns is the number of tokens drawn.
+        sampling: how to draw.
+
+    Returns:
+        [N, L] tokens with their log-probabilities under the filtered distribution (also when greedy).
+    """
+    trace = generate_steps(gpt, condition, uniforms, sampling)
+    return Rollout(tokens=trace.tokens, logprobs=trace.logprobs)
+
+
+@torch.no_grad()
+def generate_steps(
+    gpt: GPT,
+    condition: Condition,
+    uniforms: Tensor,
+    sampling: Sampling,
+    *,
+    forced: Tensor | None = None,
+    keep_logits: bool = False,
+) -> Trace:
+    """Draw sequences and optionally keep the logits or follow given tokens.
+
+    Args:
+        condition: N rows.
+        uniforms: [N, L] float in [0, 1).
+        sampling: how to draw.
+        forced: [N, L] tokens to follow instead of drawing.
+        keep_logits: whether to return the guided logits, N·L·V floats.
+    """
+    rows, count = uniforms.shape
+    tokens = torch.empty(rows, count, dtype=torch.int64, device=uniforms.device)
+    logprobs = torch.empty(rows, count, dtype=torch.float32, device=uniforms.device)
+    kept = []
+    with _evaluating(gpt):
+        decoder = _Decoder(gpt, condition, count, sampling)
+        for position in range(count):
+            logits = decoder.logits(tokens[:, position - 1] if position else None)
+            if keep_logits:
+                kept.append(logits)
+            filtered = filter_logits(logits, sampling)
+            if forced is not None:
+                chosen = forced[:, position].long()
+            else:
+                chosen = _draw(filtered, uniforms[:, position], greedy=sampling.greedy)
+            tokens[:, position] = chosen
+            logprobs[:, position] = filtered.log_softmax(dim=-1).gather(-1, chosen[:, None])[:, 0]
+    return Trace(tokens, logprobs, torch.stack(kept, dim=1) if keep_logits else None)
+
+
+class _Decoder:
+    """Feeds tokens and returns guided logits, [N, V]; knows which tokens are guided."""
+
+    def __init__(self, gpt: GPT, condition: Condition, count: int, sampling: Sampling) -> None:
+        self._gpt = gpt
+        self._scale = sampling.cfg_scale
+        self._rows = len(condition)
+        self._position = 0
+        self._guided = sampling.cfg_scale > 1.0
+        self._last_guided = sampling.cfg_interval + 1 if sampling.cfg_interval >= 0 else count
+        self._condition = _stack(condition, gpt.null(condition)) if self._guided else condition
+        self._cache = gpt.new_cache(gpt.config.condition_tokens + count - 1)
+
+    def logits(self, tokens: Tensor | None) -> Tensor:
+        """Return the logits of the next token; `tokens` [N] are the ones just drawn, None at the start."""
+        if self._guided and self._position > self._last_guided:
+            self._drop_null_half()
+        if tokens is None:
+            logits = self._gpt.prefill(self._condition, self._cache)
+        else:
+            fed = torch.cat([tokens, tokens]) if self._guided else tokens
+            logits = self._gpt.step(fed, self._condition, self._cache)
+        self._position += 1
+        if not self._guided:
+            return logits
+        conditional, null = logits.chunk(2)
+        return null + self._scale * (conditional - null)
+
+    def _drop_null_half(self) -> None:
+        self._guided = False
+        self._condition = self._condition.select(slice(0, self._rows))
+        for layer in self._cache:
+            layer.keep(self._rows)
+
+
+def _stack(condition: Condition, null: Condition) -> Condition:
+    """Put the conditional rows before the null rows, LlamaGen's order."""
+    if isinstance(condition, ClassLabels) and isinstance(null, ClassLabels):
+        return ClassLabels(torch.cat([condition.ids, null.ids]))
+    if isinstance(condition, TextFeatures) and isinstance(null, TextFeatures):
+        features = torch.cat([condition.features.to(null.features.dtype), null.features])
+        return TextFeatures(features, torch.cat([condition.mask, null.mask]))
+    raise TypeError(f"cannot guide {type(condition).__name__} with {type(null).__name__}")
+
+
+def _draw(filtered: Tensor, uniforms: Tensor, *, greedy: bool) -> Tensor:
+    """Choose one code per row of [N, V] filtered logits."""
+    if greedy:
+        return filtered.argmax(dim=-1)
+    return inverse_cdf(filtered.softmax(dim=-1), uniforms[:, None])[:, 0]
+
+
+@contextlib.contextmanager
+def _evaluating(gpt: GPT) -> Iterator[None]:
+    """Switch dropout off for a block and restore the mode afterwards."""
+    training = gpt.training
+    gpt.eval()
+    try:
+        yield
+    finally:
+        gpt.train(training)

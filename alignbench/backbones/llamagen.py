@@ -1,0 +1,180 @@
+"""LlamaGen as an `api.Backbone`: building it from a card, with weights from files or drawn at random."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from alignbench.api import Condition, Rollout, Sampling
+from alignbench.backbones.containers import load_strict, read_state_dict
+from alignbench.backbones.generate import generate
+from alignbench.backbones.gpt import GPT, INIT_STD, GPTConfig
+from alignbench.backbones.vq import VQConfig, VQModel
+from alignbench.errors import UserError
+from alignbench.randomness import torch_seed
+from alignbench.registry.schema import ModelCard
+
+ROLES = ("policy", "tokenizer")
+USAGE_KEY = "quantize.codebook_used"
+
+
+class LlamaGen:
+    """A policy over the codes of a frozen tokenizer; implements `api.Backbone`."""
+
+    def __init__(self, tokenizer: VQModel, policy: GPT) -> None:
+        self.tokenizer = tokenizer
+        self.policy: nn.Module = policy
+        """A `GPT`, or a wrapper around one that the driver puts here."""
+        self.grid = policy.config.grid
+        self.num_tokens = policy.config.num_tokens
+        # Square for every card; of a non-square grid this is the height.
+        self.image_size = self.grid[0] * tokenizer.downsample
+
+    def logits(self, condition: Condition, context: Tensor) -> Tensor:
+        """See `api.Backbone.logits`."""
+        out: Tensor = self.policy(condition, context)
+        return out
+
+    def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
+        """See `api.Backbone.generate`."""
+        return generate(unwrap(self.policy), condition, uniforms, sampling)
+
+    def reference(self) -> LlamaGen:
+        """See `api.Backbone.reference`."""
+        twin = copy.deepcopy(unwrap(self.policy)).eval().requires_grad_(False)
+        return LlamaGen(self.tokenizer, twin)
+
+    def export(self) -> dict[str, dict[str, Tensor]]:
+        """Return {role: state dict} under the official key names: detached views, not copies."""
+        return {"policy": unwrap(self.policy).state_dict(), "tokenizer": self.tokenizer.state_dict()}
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        """Write one safetensors file a role into a folder and return {role: file}."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = {}
+        for role, state in self.export().items():
+            paths[role] = folder / f"{role}.safetensors"
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, paths[role])
+        return paths
+
+
+def unwrap(module: nn.Module) -> GPT:
+    """Return the GPT inside DistributedDataParallel or another wrapper that keeps it as `.module`."""
+    while not isinstance(module, GPT):
+        module = cast(nn.Module, module.module)
+    return module
+
+
+def gpt_config(card: ModelCard, *, image_size: int | None = None) -> GPTConfig:
+    """Return the policy's geometry.
+
+    Args:
+        card: the model.
+        image_size: side in pixels if not the card's; the weights of one model serve every resolution.
+
+    Raises:
+        UserError: the size is not a multiple of the tokenizer's ratio.
+    """
+    shape = card.policy
+    size = card.image_size if image_size is None else image_size
+    side, rest = divmod(size, card.tokenizer.downsample)
+    if rest or side < 1:
+        raise UserError(
+            f"image size {size} is not a multiple of {card.tokenizer.downsample}",
+            fix=f"choose a multiple, e.g. {card.image_size}",
+        )
+    if card.condition == "class" and card.num_classes is None:
+        raise UserError("a class-conditional model card needs num_classes", fix="add it to the card")
+    if card.condition == "text" and shape.caption_dim is None:
+        raise UserError("a text-conditional model card needs policy.caption_dim", fix="add it to the card")
+    return GPTConfig(
+        dim=shape.dim,
+        layers=shape.layers,
+        heads=shape.heads,
+        ffn_hidden=shape.ffn_hidden,
+        vocab_size=shape.vocab_size,
+        grid=(side, side),
+        condition=card.condition,
+        num_classes=card.num_classes or 0,
+        caption_dim=shape.caption_dim or 0,
+        condition_tokens=shape.condition_tokens,
+        norm_eps=shape.norm_eps,
+        rope_base=shape.rope_base,
+        token_dropout=shape.dropout,
+        residual_dropout=shape.dropout,
+        ffn_dropout=shape.dropout,
+        condition_dropout=shape.condition_dropout,
+    )
+
+
+def vq_config(card: ModelCard) -> VQConfig:
+    """Return the tokenizer's geometry."""
+    shape = card.tokenizer
+    return VQConfig(
+        base_channels=shape.base_channels,
+        multipliers=tuple(shape.multipliers),
+        res_blocks=shape.res_blocks,
+        z_channels=shape.z_channels,
+        codebook_size=shape.codebook_size,
+        code_dim=shape.code_dim,
+        l2_norm=shape.l2_norm,
+    )
+
+
+def build(
+    card: ModelCard,
+    files: Mapping[str, Path] | None,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    image_size: int | None = None,
+) -> LlamaGen:
+    """Build a model in eval mode with a frozen tokenizer.
+
+    Args:
+        card: the model.
+        files: {"policy": file, "tokenizer": file}, or None for random weights. Random weights include a
+            random output head (the recipe's head starts at zero), so that logits are informative.
+        seed: of the random weights.
+        device: where to build; on "meta" no weights are drawn.
+        dtype: of the policy; the tokenizer stays float32, as LlamaGen samples.
+        image_size: side in pixels if not the card's.
+
+    Raises:
+        UserError: a role without a file, a file that cannot be read or does not fit.
+    """
+    device = torch.device(device)
+    tokenizer_config = vq_config(card)
+    states = None if files is None else _read(files)
+    if states is not None and USAGE_KEY in states["tokenizer"]:
+        # The window's length is no part of the geometry; take what the file holds.
+        window = states["tokenizer"][USAGE_KEY].numel()
+        tokenizer_config = replace(tokenizer_config, usage_window=window)
+    with torch.device("meta"):
+        policy = GPT(gpt_config(card, image_size=image_size)).to(dtype)
+        tokenizer = VQModel(tokenizer_config)
+    policy, tokenizer = policy.to_empty(device=device), tokenizer.to_empty(device=device)
+    if files is not None and states is not None:
+        load_strict(policy, states["policy"], name=str(files["policy"]))
+        load_strict(tokenizer, states["tokenizer"], name=str(files["tokenizer"]))
+    elif device.type != "meta":
+        with torch_seed(device, seed, "init/policy"):
+            policy.initialise(head_std=INIT_STD)
+        with torch_seed(device, seed, "init/tokenizer"):
+            tokenizer.initialise()
+    return LlamaGen(tokenizer.eval().requires_grad_(False), policy.eval())
+
+
+def _read(files: Mapping[str, Path]) -> dict[str, dict[str, Tensor]]:
+    absent = [role for role in ROLES if role not in files]
+    if absent:
+        raise UserError(f"no weights file for {' and '.join(absent)}", fix="name one file for each role")
+    return {role: read_state_dict(files[role]) for role in ROLES}

@@ -1,0 +1,115 @@
+"""Checkpoints that are whole or absent: written to a temporary folder, marked, synced, renamed.
+
+One process writes; the files do not depend on the number of ranks. Nothing is ever overwritten in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from alignbench.errors import RunFailed
+
+MARKER = "DONE.json"
+KEEP = 2
+"""Complete checkpoints kept in a run folder."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a resumed run needs. No random state: numbers are addressed by step and sample."""
+
+    step: int
+    """Optimiser steps done."""
+    module: dict[str, torch.Tensor]
+    """State of what is trained."""
+    optimizer: dict[str, Any]
+    totals: dict[str, Any]
+    """Costs so far: seconds, images, sequences, …"""
+
+
+def folder_of(root: Path, step: int) -> Path:
+    return root / f"step-{step:06d}"
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(root: Path, state: State) -> Path:
+    """Write one checkpoint and drop the oldest beyond `KEEP`.
+
+    Raises:
+        RunFailed: the disk is full; earlier checkpoints are untouched.
+    """
+    final = folder_of(root, state.step)
+    if (final / MARKER).exists():
+        return final
+    temporary = final.with_suffix(".tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)  # a folder without its marker
+        temporary.mkdir(parents=True)
+        save_file({name: value.cpu().contiguous() for name, value in state.module.items()},
+                  temporary / "module.safetensors")  # fmt: skip
+        torch.save(state.optimizer, temporary / "optimizer.pt")
+        marker = {"step": state.step, "totals": state.totals, "torch": torch.__version__}
+        (temporary / MARKER).write_text(json.dumps(marker))
+        for file in temporary.iterdir():
+            sync(file)
+        sync(temporary)
+        temporary.rename(final)
+        sync(root)
+    except (OSError, RuntimeError) as error:  # safetensors and torch report a full disk in their own ways
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunFailed(
+            f"checkpoint {final} cannot be written: {error}",
+            fix="free disk space and run the same command again; it continues from the last checkpoint",
+        ) from error
+    for old in complete(root)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def complete(root: Path) -> list[Path]:
+    """List finished checkpoints, oldest first."""
+    return sorted(folder for folder in root.glob("step-??????") if (folder / MARKER).exists())
+
+
+def load_latest(root: Path) -> State | None:
+    """Read the newest finished checkpoint, or None. Left-over temporary folders are removed.
+
+    Raises:
+        RunFailed: it was finished but cannot be read any more.
+    """
+    for stale in root.glob("step-*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    folders = complete(root)
+    if not folders:
+        return None
+    folder = folders[-1]
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+        return State(
+            step=marker["step"],
+            module=load_file(folder / "module.safetensors"),
+            optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
+            totals=marker["totals"],
+        )
+    except Exception as error:
+        raise RunFailed(
+            f"checkpoint {folder} is damaged: {error}",
+            fix=f"remove {folder} and run the same command again",
+        ) from error

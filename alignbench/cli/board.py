@@ -1,0 +1,43 @@
+"""`alignbench leaderboard`: records to tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from alignbench.errors import EXIT_FAILED, UserError
+from alignbench.registry.catalogue import Catalogue
+
+
+def leaderboard(
+    runs: list[Path] = typer.Argument(None, help="Run folders, run.json files, or folders of runs."),
+    out: Path = typer.Option(Path("leaderboards"), "--out", help="Folder of the tables and their records."),
+    check: bool = typer.Option(False, "--check", help="Only check that the tables match their records."),
+) -> None:
+    """Write leaderboards from run records, or check that they are what their records give."""
+    from alignbench import leaderboard as boards
+
+    catalogue = Catalogue.default()
+    console = Console()
+    if check:
+        if runs:
+            raise UserError("--check takes no runs: it re-renders from the records beside the tables")
+        differing = boards.check(out, catalogue.metric_facts(), catalogue.published_cards())
+        for problem in differing:
+            console.print(problem, highlight=False, markup=False, soft_wrap=True)
+        if differing:
+            raise UserError(
+                f"{len(differing)} files in {out} are not what their records give",
+                fix=f"alignbench leaderboard {out / 'records'} --out {out}",
+                exit_code=EXIT_FAILED,
+            )
+        console.print(f"{out}: every table matches its records", highlight=False)
+        return
+    if not runs:
+        raise UserError("no runs were named", fix="alignbench leaderboard runs")
+    for path in boards.write(
+        boards.collect(runs), out, catalogue.metric_facts(), catalogue.published_cards()
+    ):
+        console.print(path, highlight=False, markup=False, soft_wrap=True)

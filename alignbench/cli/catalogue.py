@@ -1,0 +1,105 @@
+"""`alignbench list` and `alignbench show`: what exists, without importing it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from alignbench.config import MODEL_OPTIONS, PROTOCOL_OPTIONS, TRAIN_OPTIONS
+from alignbench.errors import UserError, suggest
+from alignbench.registry.catalogue import SINGULAR, Catalogue
+from alignbench.registry.schema import Card, Option
+
+
+def list_cards(
+    kind: str | None = typer.Argument(
+        None, help="models, methods, evaluators, rewards, datasets, recipes, …"
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """List what exists, of one kind or of all."""
+    catalogue = Catalogue.default()
+    if kind is not None and kind not in SINGULAR:
+        raise UserError(f"no kind named {kind!r}.{suggest(kind, SINGULAR)} Kinds: {', '.join(SINGULAR)}")
+    kinds = [kind] if kind else list(SINGULAR)
+    cards = {name: catalogue.all(name) for name in kinds}
+    console = Console()
+    if as_json:
+        listed = {
+            name: {key: {"title": card.title, "summary": card.summary} for key, card in members.items()}
+            for name, members in cards.items()
+        }
+        console.print_json(json.dumps(listed))
+        return
+    for name, members in cards.items():
+        table = Table(title=name, title_justify="left", box=None, show_header=False, pad_edge=False)
+        for key, card in members.items():
+            table.add_row(key, card.summary or card.title)
+        console.print(table)
+
+
+def show(
+    name: str = typer.Argument(help="Name of any card, or `train`, `model`, `protocol` for common keys."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Show one model, method, recipe, protocol, … with every fact its card holds."""
+    console = Console()
+    common = {"train": TRAIN_OPTIONS, "model": MODEL_OPTIONS, "protocol": PROTOCOL_OPTIONS}
+    if name in common:
+        options = {key: option.model_dump() for key, option in common[name].items()}
+        console.print_json(json.dumps(options)) if as_json else _print_options(console, name, common[name])
+        return
+    catalogue = Catalogue.default()
+    kinds = [kind for kind, members in catalogue.found.items() if name in members]
+    if not kinds:
+        known = [key for members in catalogue.found.values() for key in members]
+        raise UserError(f"nothing is named {name!r}.{suggest(name, known)} See: alignbench list")
+    for kind in kinds:
+        card = catalogue.card(kind, name)
+        if as_json:
+            console.print_json(json.dumps({"kind": kind, "name": name, **card.model_dump(mode="json")}))
+        else:
+            _print_card(console, kind, name, card, str(catalogue.found[kind][name].path))
+
+
+def _print_card(console: Console, kind: str, name: str, card: Card, path: str) -> None:
+    console.print(f"{SINGULAR[kind]} {name}: {card.title}", highlight=False, markup=False)
+    if card.summary:
+        console.print(card.summary, highlight=False, markup=False)
+    values = card.model_dump(mode="json", exclude={"title", "summary", "notes", "options"})
+    for key, value in _flat(values):
+        console.print(f"  {key:<28} {value}", highlight=False, markup=False, soft_wrap=True)
+    for note in card.notes:
+        console.print(f"  note: {note}", highlight=False, markup=False, soft_wrap=True)
+    options: dict[str, Option] = getattr(card, "options", {})
+    if options:
+        prefix = {"methods": "method", "datasets": "data"}.get(kind, kind)
+        _print_options(console, prefix, options)
+    console.print(f"  card: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_options(console: Console, prefix: str, options: dict[str, Option]) -> None:
+    table = Table("key", "default", "meaning", box=None, pad_edge=False)
+    for key, option in options.items():
+        allowed = f" [{', '.join(map(str, option.choices))}]" if option.choices else ""
+        default = str(option.default) if option.default != "" else "–"
+        table.add_row(f"{prefix}.{key}", default, f"{option.doc}{allowed}".replace("[", r"\["))
+    console.print(table)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Flatten nested tables to dotted keys; empty values are left out."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, item in enumerate(value):
+                rows += _flat(item, f"{prefix}{key}.{number}.")
+        elif value not in (None, "", [], {}):
+            rows.append((f"{prefix}{key}", value))
+    return rows

@@ -1,0 +1,95 @@
+"""`alignbench doctor`: versions, devices, caches, which weights are here, and what can run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from alignbench import __version__, hub
+from alignbench.config import resolve
+from alignbench.environment import version_of
+from alignbench.plan import make_plan
+from alignbench.registry.catalogue import Catalogue
+
+PACKAGES = (
+    "torch", "accelerate", "safetensors", "huggingface_hub", "torch-fidelity", "lpips", "torchvision",
+    "scikit-learn", "datasets", "ftfy", "beautifulsoup4",
+)  # fmt: skip
+VARIABLES = (
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "TORCH_HOME",
+    "ALIGNBENCH_CACHE",
+    "ALIGNBENCH_PATH",
+    "OMP_NUM_THREADS",
+)
+
+
+def doctor(
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    method: str = typer.Option("vapi", "--method", help="Method to ask runnability for."),
+) -> None:
+    """Report what is installed and present, and which models can run here."""
+    facts = gather(method)
+    console = Console()
+    if as_json:
+        console.print_json(json.dumps(facts))
+        return
+    for section in ("versions", "device", "environment"):
+        console.print(section, style="bold")
+        for key, value in facts[section].items():
+            console.print(f"  {key:<20} {value}", highlight=False, markup=False, soft_wrap=True)
+    table = Table("model", "weights", f"run --method {method}", box=None, pad_edge=False)
+    for name, model in facts["models"].items():
+        table.add_row(name, model["weights"], model["runs"])
+    console.print(table)
+
+
+def gather(method: str) -> dict[str, Any]:
+    """Collect everything `doctor` says."""
+    catalogue = Catalogue.default()
+    versions = {"alignbench": __version__, "python": platform.python_version()}
+    versions |= {name: version_of(name) or "not installed" for name in PACKAGES}
+    cache = hub.cache_root()
+    place = next(path for path in (cache, *cache.parents) if path.exists())
+    environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    environment |= {"cache": str(cache), "free disk": f"{shutil.disk_usage(place).free / 2**30:.0f} GiB"}
+    return {
+        "versions": versions,
+        "device": _device(),
+        "environment": {**environment, "executable": sys.executable},
+        "models": {name: _model(catalogue, method, name) for name in catalogue.names("models")},
+    }
+
+
+def _device() -> dict[str, str]:
+    try:
+        import torch
+    except ImportError as error:
+        return {"torch": f"cannot be imported: {error}"}
+    found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"}
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        found[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return found
+
+
+def _model(catalogue: Catalogue, method: str, name: str) -> dict[str, str]:
+    """Whether weights are here and the first reason why a run cannot start."""
+    config = resolve(catalogue, method=method, model=name)
+    plan = make_plan(catalogue, config)
+    present = all(status.ok for status in plan.weights.values())
+    reasons = [f"{problem.where}: {problem.what}" for problem in plan.problems]
+    more = f" (+{len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return {
+        "weights": "present" if present else "missing",
+        "runs": f"no: {reasons[0]}{more}" if reasons else "yes",
+    }

@@ -1,0 +1,178 @@
+"""`alignbench run`: resolve, plan, and carry the plan out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from alignbench import plan as planning
+from alignbench.config import resolve
+from alignbench.errors import UserError
+from alignbench.progress import Progress
+from alignbench.registry.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from alignbench.record import RunRecord
+
+DEFAULT_OUT = Path("runs")
+
+
+def run(
+    method: str = typer.Option(..., "--method", "-m", help="Method to train with; see: list methods."),
+    model: str = typer.Option(..., "--model", help="Model to start from; see: list models."),
+    data: str | None = typer.Option(None, "--data", help="Data set; default: the model's."),
+    recipe: str | None = typer.Option(
+        None, "--recipe", help="Recipe; default: the one for method and model."
+    ),
+    protocol: str | None = typer.Option(None, "--protocol", help="Protocol; default: the model's."),
+    assignments: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Change one value; repeatable."
+    ),
+    seed: int = typer.Option(0, "--seed", help="Training seed."),
+    steps: int | None = typer.Option(None, "--steps", help="Optimiser steps; same as --set train.steps."),
+    out: Path | None = typer.Option(None, "--out", help="Run folder; default: runs/<id>."),
+    resume: bool = typer.Option(
+        True, "--resume/--no-resume", help="Continue an interrupted run of the same plan (the default)."
+    ),
+    evaluates: bool = typer.Option(True, "--eval/--no-eval", help="Evaluate before and after."),
+    checkpoint_every: int = typer.Option(20, "--checkpoint-every", min=1, help="Steps between checkpoints."),
+    workers: int | None = typer.Option(
+        None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
+    as_json: bool = typer.Option(False, "--json", help="Print the plan or the record as JSON."),
+) -> None:
+    """Post-train a model with a method, evaluate it before and after, and write the run folder."""
+    catalogue = Catalogue.default()
+    config = resolve(
+        catalogue,
+        method=method,
+        model=model,
+        dataset=data,
+        recipe=recipe,
+        protocol=protocol,
+        assignments=assignments,
+        steps=steps,
+        seed=seed,
+    )
+    plan = planning.make_plan(catalogue, config, evaluates=evaluates)
+    folder = out or DEFAULT_OUT / plan.id
+    problems = [*plan.problems, *filter(None, [planning.disk_problem(folder, plan.estimate.disk_gib)])]
+    if dry_run:
+        show_plan(plan, problems, as_json=as_json)
+        raise typer.Exit(2 if problems else 0)
+    refuse(plan, problems)
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} already holds this run", fix="leave --no-resume away, or choose --out")
+    from alignbench import runner
+
+    job = runner.Job(
+        plan,
+        catalogue,
+        folder,
+        command=shlex.join(["alignbench", *sys.argv[1:]]),
+        evaluates=evaluates,
+        checkpoint_every=checkpoint_every,
+        workers=default_workers(plan.model.image_size) if workers is None else workers,
+    )
+    progress = Progress()
+    for line in plan_lines(plan):
+        progress.say(line)
+    record = runner.run(job, progress)
+    show_record(record, catalogue, folder, as_json=as_json)
+
+
+def default_workers(image_size: int) -> int:
+    """Decoding threads: none where handing an image over costs more than decoding it."""
+    return 0 if image_size <= 32 else min(8, os.cpu_count() or 1)
+
+
+def refuse(plan: planning.Plan, problems: list[planning.Problem]) -> None:
+    """Stop before anything expensive if the plan has problems, naming all of them.
+
+    Raises:
+        UserError: exit status 2.
+    """
+    if problems:
+        lines = problem_lines(problems)
+        raise UserError(f"{plan.id} cannot run: " + "\n".join(lines))
+
+
+def show_record(record: RunRecord, catalogue: Catalogue, folder: Path, *, as_json: bool) -> None:
+    """Print the before/after table, or the record itself."""
+    console = Console()
+    if as_json:
+        console.print_json(record.model_dump_json(by_alias=True))
+        return
+    from alignbench import leaderboard
+    from alignbench.render import terminal
+
+    for table in leaderboard.tables([record], catalogue.metric_facts()):
+        console.print(terminal.rich_table(table))
+    console.print(f"{folder}/report.md · {folder}/samples.png · {folder}/run.json", highlight=False)
+
+
+def show_plan(plan: planning.Plan, problems: list[planning.Problem], *, as_json: bool) -> None:
+    """Print a plan on standard output."""
+    console = Console(soft_wrap=True)
+    if as_json:
+        values = {**plan.as_dict(), "problems": [vars(problem) for problem in problems]}
+        console.print_json(json.dumps(values))
+        return
+    for line in [*plan_lines(plan), *problem_lines(problems)]:
+        console.print(line, highlight=False, markup=False)
+
+
+def plan_lines(plan: planning.Plan) -> list[str]:
+    """The plan in at most twenty lines."""
+    config, train = plan.config, plan.config.train
+    recipe = f"recipe {config.recipe}" if config.recipe else "no recipe: the method's defaults"
+    sequences = f" × {plan.sequences_per_image} sequences" if plan.sequences_per_image > 1 else ""
+    lines = [
+        f"plan {plan.id}   {recipe}",
+        f"  model      {plan.model.title} · {plan.model.policy.parameters:,} parameters · "
+        f"{plan.model.image_size} px, {plan.model.policy.tokens} tokens",
+        f"  geometry   {train.images_per_step} images{sequences} per step · {plan.world_size} device"
+        f"{'s' if plan.world_size > 1 else ''} · micro-batch {train.micro_batch} → {plan.accumulation} "
+        f"accumulated · {train.steps} steps",
+    ]
+    for key, origin in config.changed().items():
+        lines.append(f"  changed    {key} = {origin.value} ({origin.source})")
+    if plan.random_weights:
+        lines.append("  weights    random: engine check, never ranked")
+    else:
+        lines += [
+            f"  weights    {role} {status.path if status.ok else status.expected} {'✓' if status.ok else '✗'}"
+            for role, status in plan.weights.items()
+        ]
+    chosen = ", ".join(f"{key}={value}" for key, value in config.section("data").items() if value)
+    lines.append(f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}")
+    protocol = plan.protocol
+    lines.append(
+        f"  evaluate   {config.protocol} @ {plan.protocol_digest[7:15]}: {len(protocol.settings)} settings × "
+        f"{len(protocol.seeds)} seeds × {protocol.samples:,} samples, before and after"
+    )
+    parts = ", ".join(f"{name} {size:.2g}" for name, size in plan.estimate.parts.items() if size)
+    lines.append(
+        f"  estimate   {plan.estimate.train_gib:.2g} GiB per device ({parts}) · "
+        f"{plan.estimate.disk_gib:.2g} GiB disk"
+    )
+    return lines
+
+
+def problem_lines(problems: list[planning.Problem]) -> list[str]:
+    """All problems, numbered, each with its remedy after an arrow."""
+    if not problems:
+        return []
+    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"]
+    for number, problem in enumerate(problems, start=1):
+        arrow = f" → {problem.fix}" if problem.fix else ""
+        lines.append(f"  {number} {problem.where}: {problem.what}{arrow}")
+    return lines

@@ -1,0 +1,94 @@
+"""`alignbench fetch`, `pretrain` and `verify`: getting weights, making them, checking the arithmetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from alignbench.errors import EXIT_FAILED, UserError, suggest
+from alignbench.progress import Progress
+from alignbench.registry.catalogue import Catalogue
+
+PRETRAINABLE = {"llamagen-tiny": "alignbench.pretrain.llamagen_tiny:pretrain"}
+
+
+def fetch(
+    model: str = typer.Argument(help="Model whose weights to download; see: list models."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be downloaded and stop."),
+) -> None:
+    """Download a model's weights: pinned, checked, resumable."""
+    from alignbench import hub
+
+    progress = Progress()
+    card = Catalogue.default().model(model)
+    for fetched in hub.fetch(model, card, dry_run=dry_run, say=progress.say):
+        Console().print(f"{fetched.role}  {fetched.path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def pretrain(
+    model: str = typer.Argument(help="llamagen-tiny"),
+    out: Path = typer.Option(Path("pretrained"), "--out", help="Folder for the weights and manifest.json."),
+    seed: int = typer.Option(0, "--seed"),
+) -> None:
+    """Make the shipped weights of a tiny model again from scratch."""
+    from alignbench.registry.catalogue import import_target
+
+    if model not in PRETRAINABLE:
+        raise UserError(
+            f"{model!r} cannot be pretrained here.{suggest(model, PRETRAINABLE)}",
+            fix=f"alignbench pretrain {next(iter(PRETRAINABLE))}",
+        )
+    progress = Progress()
+
+    def report(stage: str, done: int, total: int, note: str) -> None:
+        if done == total or done % max(total // 10, 1) == 0:
+            progress.say(" · ".join(filter(None, (f"{stage} {done}/{total}", note))))
+
+    manifest = import_target(PRETRAINABLE[model])(out, seed=seed, progress=report)
+    Console().print_json(json.dumps(manifest))
+
+
+def verify(
+    golden: Path = typer.Option(
+        ..., "--golden", help="Folder of numbers made by an official implementation."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    failures: bool = typer.Option(False, "--failures", help="Print only what does not agree."),
+) -> None:
+    """Reproduce golden numbers: name, error, tolerance and verdict of every tensor; exit 1 on any miss."""
+    from alignbench.verify.golden import verify as check
+
+    reports = check(golden)
+    console = Console()
+    if as_json:
+        rows = {name: [vars(row) for row in report.rows] for name, report in reports.items()}
+        console.print_json(json.dumps(rows))
+    else:
+        for name, report in reports.items():
+            table = Table("tensor", "max error", "tolerance", "verdict", title=name, box=None, pad_edge=False)
+            for row in report.rows:
+                if failures and row.verdict in ("ok", "info"):
+                    continue
+                numbers = ["" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
+                note = f"{row.verdict} {row.note}".strip()
+                table.add_row(row.name.replace("[", r"\["), *numbers, note.replace("[", r"\["))
+            console.print(table)
+            console.print(report_line(report), highlight=False)
+    bad = [name for name, report in reports.items() if not report.ok]
+    if bad:
+        raise UserError(f"{', '.join(bad)}: not reproduced", exit_code=EXIT_FAILED)
+
+
+def report_line(report: object) -> str:
+    """Counts of verdicts in one line."""
+    from collections import Counter
+
+    from alignbench.verify.report import Report
+
+    assert isinstance(report, Report)
+    counts = Counter(row.verdict for row in report.rows)
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())

@@ -1,0 +1,288 @@
+"""From names and `--set key=value` to one frozen, validated configuration with the origin of every value.
+
+Order of precedence: card defaults < recipe < `--set`. Namespaces: `method.*` (the method card's options),
+`train.*` (below), `model.*` (below), `data.*` (the dataset card's options), `protocol.*` (below).
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from alignbench.errors import UserError, suggest
+from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.schema import Option, ProtocolCard, Scalar
+
+TRAIN_OPTIONS: dict[str, Option] = {
+    "steps": Option(default=100, minimum=0, doc="Optimiser steps."),
+    "images_per_step": Option(default=128, minimum=1, doc="Images per optimiser step, over all devices."),
+    "micro_batch": Option(default=8, minimum=1, doc="Images per forward and backward on one device."),
+    "lr": Option(default=1e-6, minimum=0.0, doc="Peak learning rate of AdamW."),
+    "beta1": Option(default=0.9, minimum=0.0, maximum=1.0, doc="AdamW β₁."),
+    "beta2": Option(default=0.999, minimum=0.0, maximum=1.0, doc="AdamW β₂."),
+    "eps": Option(default=1e-8, minimum=0.0, doc="AdamW ε."),
+    "weight_decay": Option(default=1e-4, minimum=0.0, doc="Decay of matrices; norms and biases have none."),
+    "grad_clip": Option(default=1.0, minimum=0.0, doc="Largest gradient norm; 0 switches clipping off."),
+    "schedule": Option(
+        default="constant", choices=["constant", "linear", "cosine"], doc="Learning rate after the warm-up."
+    ),
+    "warmup_steps": Option(default=0, minimum=0, doc="Steps of linear warm-up."),
+    "precision": Option(
+        default="fp32", choices=["fp32", "bf16"], doc="bf16: autocast over fp32 master weights."
+    ),
+    "recompute": Option(default=False, doc="Recompute transformer blocks in the backward pass."),
+    "updates_per_collect": Option(default=1, minimum=1, doc="Optimiser steps on each collected batch."),
+}
+
+MODEL_OPTIONS: dict[str, Option] = {
+    "weights": Option(
+        default="pretrained", choices=["pretrained", "random"], doc="random: engine checks, never ranked."
+    ),
+    "policy": Option(default="", doc="Path of the policy's weights, instead of the card's file."),
+    "tokenizer": Option(default="", doc="Path of the tokenizer's weights, instead of the card's file."),
+}
+
+PROTOCOL_OPTIONS: dict[str, Option] = {
+    "samples": Option(default=0, minimum=0, doc="Images per sampling seed; 0: as the protocol says."),
+    "seeds": Option(default="", doc="Sampling seeds, e.g. 0,1,2; empty: as the protocol says."),
+    "settings": Option(default="", doc="Sampling settings, e.g. t1,cfg2; empty: all of the protocol."),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """`train.*`, one field per key of `TRAIN_OPTIONS`."""
+
+    steps: int
+    images_per_step: int
+    micro_batch: int
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    grad_clip: float
+    schedule: str
+    warmup_steps: int
+    precision: str
+    recompute: bool
+    updates_per_collect: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value comes from."""
+
+    value: Scalar
+    source: str
+    """`default`, `recipe NAME` or `--set` (or the name of the flag)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the result of a run. Equal digests mean equal runs."""
+
+    method: str | None
+    """None for `evaluate` and `sample`, which train nothing."""
+    model: str
+    dataset: str
+    protocol: str
+    recipe: str | None
+    seed: int
+    values: Mapping[str, Origin]
+    """Every dotted key, sorted."""
+
+    def section(self, name: str) -> dict[str, Scalar]:
+        """Return one namespace as {key without prefix: value}."""
+        prefix = f"{name}."
+        return {
+            key[len(prefix) :]: origin.value for key, origin in self.values.items() if key.startswith(prefix)
+        }
+
+    @property
+    def train(self) -> TrainConfig:
+        section = self.section("train")
+        return TrainConfig(**{field.name: section[field.name] for field in fields(TrainConfig)})  # type: ignore[arg-type]
+
+    def changed(self) -> dict[str, Origin]:
+        """Values that were given on the command line."""
+        return {key: origin for key, origin in self.values.items() if origin.source.startswith("--")}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form kept in the run folder."""
+        return {
+            "method": self.method,
+            "model": self.model,
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "values": {key: origin.value for key, origin in self.values.items()},
+        }
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of the canonical JSON of plain data."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def protocol_digest(card: ProtocolCard) -> str:
+    """Identity of a protocol: all that must be equal for two rows to be comparable.
+
+    Titles and notes do not count, nor do settings and seeds, which each row carries itself.
+    """
+    words = {"title", "summary", "notes", "licence", "paper", "settings", "seeds"}
+    return "sha256:" + digest_of(card.model_dump(mode="json", exclude=words))
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
+    """Split `key=value` strings.
+
+    Raises:
+        UserError: a string without `=`.
+    """
+    parsed = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {text!r} is not of the form key=value")
+        parsed[key.strip()] = value.strip()
+    return parsed
+
+
+def parse_value(text: str, option: Option) -> Scalar:
+    """Read a command-line value in the type of its option.
+
+    Raises:
+        ValueError: saying what is allowed.
+    """
+    kind = type(option.default)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{text!r} is not true or false")
+        return option.check(text.lower() == "true")
+    if kind is str:
+        return option.check(text)
+    try:
+        return option.check(int(text) if kind is int else float(text))
+    except ValueError as error:
+        if "could not convert" in str(error) or "invalid literal" in str(error):
+            raise ValueError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        raise
+
+
+def known_options(catalogue: Catalogue, method: str | None, dataset: str) -> dict[str, Option]:
+    """All keys that `--set` takes for this method and data set."""
+    options = {f"train.{key}": option for key, option in TRAIN_OPTIONS.items()}
+    options |= {f"model.{key}": option for key, option in MODEL_OPTIONS.items()}
+    options |= {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
+    options |= {f"data.{key}": option for key, option in catalogue.dataset(dataset).options.items()}
+    if method is not None:
+        options |= {f"method.{key}": option for key, option in catalogue.method(method).options.items()}
+    return options
+
+
+def resolve(
+    catalogue: Catalogue,
+    *,
+    method: str | None,
+    model: str,
+    dataset: str | None = None,
+    recipe: str | None = None,
+    protocol: str | None = None,
+    assignments: Sequence[str] = (),
+    steps: int | None = None,
+    seed: int = 0,
+) -> RunConfig:
+    """Resolve names and values.
+
+    Raises:
+        UserError: unknown names and keys with suggestions, values of the wrong type or range, a recipe
+            for another method or model.
+    """
+    if method is not None:
+        catalogue.method(method)
+    model_card = catalogue.model(model)
+    dataset = dataset or model_card.dataset
+    options = known_options(catalogue, method, dataset)
+    values = {key: Origin(option.default, "default") for key, option in options.items()}
+    recipe = _apply_recipe(catalogue, values, options, method, model, recipe)
+    given = parse_assignments(assignments)
+    if steps is not None and "train.steps" in given:
+        raise UserError("--steps and --set train.steps were both given", fix="give one of them")
+    for key, text in given.items():
+        _assign(values, options, key, text, source="--set")
+    if steps is not None:
+        _assign(values, options, "train.steps", str(steps), source="--steps")
+    return RunConfig(
+        method=method,
+        model=model,
+        dataset=dataset,
+        protocol=protocol or model_card.protocol,
+        recipe=recipe,
+        seed=seed,
+        values=dict(sorted(values.items())),
+    )
+
+
+def _apply_recipe(
+    catalogue: Catalogue,
+    values: dict[str, Origin],
+    options: Mapping[str, Option],
+    method: str | None,
+    model: str,
+    recipe: str | None,
+) -> str | None:
+    """Overwrite defaults with the recipe's values; return the recipe's name."""
+    if method is None:
+        return None
+    name = recipe or catalogue.recipe_for(method, model)
+    if name is None:
+        return None
+    card = catalogue.recipe(name)
+    if card.method != method:
+        raise UserError(f"recipe {name!r} is for method {card.method!r}, not {method!r}")
+    for key, value in card.values.items():
+        if key.startswith("data.") and key not in options:
+            continue  # another data set than the recipe's was chosen
+        if key not in options:
+            raise UserError(f"recipe {name!r}: unknown key {key!r}.{suggest(key, options)}")
+        try:
+            values[key] = Origin(options[key].check(value), f"recipe {name}")
+        except ValueError as error:
+            raise UserError(f"recipe {name!r}: {key}: {error}") from error
+    return name
+
+
+def _assign(
+    values: dict[str, Origin], options: Mapping[str, Option], key: str, text: str, *, source: str
+) -> None:
+    """Check one command-line value and store it.
+
+    A key without a dot is completed when only one namespace has it (`clip_range` → `method.clip_range`).
+    """
+    if key not in options and "." not in key:
+        owners = [known for known in options if known.rpartition(".")[2] == key]
+        key = owners[0] if len(owners) == 1 else key
+    if key not in options:
+        raise UserError(
+            f"no setting named {key!r}.{suggest_key(key, options)}",
+            fix="alignbench show METHOD lists the method's keys, alignbench run --help the others",
+        )
+    try:
+        values[key] = Origin(parse_value(text, options[key]), source)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def suggest_key(key: str, options: Mapping[str, Option]) -> str:
+    """Suggest full keys, also for a key whose namespace is missing or wrong."""
+    leaves = {known.rpartition(".")[2]: known for known in options}
+    near = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.6)
+    return suggest(key, options) if not near else f" Did you mean {leaves[near[0]]}?"

@@ -1,0 +1,115 @@
+"""Image data: what a data set is and how a card becomes one.
+
+A data set is a fixed, numbered list of images; it knows no order of training, no batch and no torch.
+`stream.Stream` turns one into training batches, `reference.DatasetImages` into an image set to score
+against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from alignbench.errors import UserError, suggest
+from alignbench.registry.catalogue import import_target
+from alignbench.registry.schema import DatasetCard, Scalar
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done, total), always from the thread that opens the data set."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that was left out because it cannot be read."""
+
+    path: str
+    """Relative to the data set's root; `row 17` for tables."""
+    reason: str
+
+
+class ImageDataset(Protocol):
+    """A numbered list of images with class ids; it does not change once it is open."""
+
+    num_classes: int
+    class_names: tuple[str, ...]
+    """One per class id, [num_classes]."""
+    labels: np.ndarray
+    """[N] int64 class ids, known without decoding anything."""
+    digest: str
+    """`sha256:…` of the content, the same on any machine and at any path."""
+    skipped: tuple[Skipped, ...]
+    """Unreadable images, in order; they have no number here and nothing stands in for them."""
+
+    def __len__(self) -> int:
+        """Return the number of images, N."""
+        ...
+
+    def load(self, index: int) -> tuple[np.ndarray, int]:
+        """Return one image as [H, W, 3] uint8 at the size the data set was opened with, and its class id.
+
+        Safe to call from many threads; the array may be read-only.
+        """
+        ...
+
+
+def open_dataset(
+    card: DatasetCard,
+    *,
+    split: str,
+    image_size: int,
+    num_classes: int | None,
+    options: Mapping[str, Scalar],
+    workers: int,
+    cache_dir: Path,
+    progress: ProgressCallback | None = None,
+) -> ImageDataset:
+    """Open the data set of a card.
+
+    The card's target is a function with these keyword arguments (all but the card), so a data set of
+    another package plugs in with one function and one card.
+
+    Args:
+        card: what to open.
+        split: one of the card's splits.
+        image_size: side of the loaded images.
+        num_classes: classes of the model that will see them; None where any number will do.
+        options: values for the card's options; missing ones take their defaults.
+        workers: threads that decode; 0 decodes in the calling thread.
+        cache_dir: where the result of checking the images may be kept.
+        progress: told about the checking of images.
+
+    Raises:
+        UserError: an unknown split or option, or whatever the data set finds wrong.
+    """
+    if split not in card.splits:
+        raise UserError(
+            f"{card.title} has no split {split!r}.{suggest(split, card.splits)}",
+            fix=f"choose one of: {', '.join(card.splits)}",
+        )
+    opened = import_target(card.target)(
+        split=split,
+        image_size=image_size,
+        num_classes=num_classes,
+        options=_complete(card, options),
+        workers=workers,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    return cast(ImageDataset, opened)
+
+
+def _complete(card: DatasetCard, options: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Check the given options and add the defaults of the others."""
+    values: dict[str, Any] = {key: option.default for key, option in card.options.items()}
+    for key, value in options.items():
+        if key not in card.options:
+            raise UserError(f"{card.title} has no option {key!r}.{suggest(key, card.options)}")
+        try:
+            values[key] = card.options[key].check(value)
+        except ValueError as error:
+            raise UserError(f"data.{key}: {error}") from error
+    return values

@@ -1,0 +1,98 @@
+"""scikit-learn's handwritten digits: 1797 real grey 8×8 images of ten classes, nothing to download.
+
+The split is our own and fixed for ever: 40 test and 30 validation images of each digit, the rest is
+for training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from alignbench.data import ProgressCallback, Skipped
+from alignbench.errors import UserError
+from alignbench.randomness import permutation
+from alignbench.registry.schema import Scalar
+
+SIZE = 8
+CLASSES = 10
+SPLIT_SEED = 0
+TEST_PER_CLASS = 40
+VALIDATION_PER_CLASS = 30
+
+
+class Digits:
+    """One split, held in memory; see `ImageDataset`."""
+
+    num_classes = CLASSES
+    class_names = tuple(str(digit) for digit in range(CLASSES))
+    skipped: tuple[Skipped, ...] = ()
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+        """Args: pixels [N, 8, 8, 3] uint8 and labels [N] int64; both are made read-only."""
+        self.pixels = pixels
+        self.labels = labels
+        self.pixels.flags.writeable = False
+        self.labels.flags.writeable = False
+        content = hashlib.sha256(pixels.tobytes())
+        content.update(labels.astype("<i8").tobytes())
+        self.digest = f"sha256:{content.hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> tuple[np.ndarray, int]:
+        return self.pixels[index], int(self.labels[index])
+
+
+def open_digits(
+    *,
+    split: str,
+    image_size: int,
+    num_classes: int | None,
+    options: Mapping[str, Scalar],
+    workers: int,
+    cache_dir: Path,
+    progress: ProgressCallback | None = None,
+) -> Digits:
+    """Open `train` (1097 images), `validation` (300) or `test` (400); arguments as in `open_dataset`.
+
+    Grey levels 0 … 16 become round(level·255/16), repeated to three channels.
+
+    Raises:
+        UserError: the model does not work on 8×8 images of ten classes.
+    """
+    if image_size != SIZE:
+        raise UserError(
+            f"the digits are {SIZE}×{SIZE} images, the model works at {image_size}×{image_size}",
+            fix="--model llamagen-tiny, or other images: --data folder --set data.root=PATH",
+        )
+    if num_classes not in (None, CLASSES):
+        raise UserError(f"the digits have {CLASSES} classes, the model has {num_classes}")
+    from sklearn.datasets import load_digits  # heavy: about half a second
+
+    bunch = load_digits()
+    labels = np.asarray(bunch.target, dtype=np.int64)
+    rows = split_rows(labels)[split]
+    grey = np.rint(np.asarray(bunch.images)[rows] * 255 / 16).astype(np.uint8)
+    return Digits(np.repeat(grey[..., None], 3, axis=-1), labels[rows])
+
+
+def split_rows(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return {split: ascending row numbers} of the fixed stratified split.
+
+    Args:
+        labels: [1797] int64 in scikit-learn's order.
+    """
+    parts: dict[str, list[np.ndarray]] = {"train": [], "validation": [], "test": []}
+    for digit in range(CLASSES):
+        rows = np.flatnonzero(labels == digit)
+        rows = rows[permutation(SPLIT_SEED, "digits-split", digit, len(rows))]
+        held_out = TEST_PER_CLASS + VALIDATION_PER_CLASS
+        parts["test"].append(rows[:TEST_PER_CLASS])
+        parts["validation"].append(rows[TEST_PER_CLASS:held_out])
+        parts["train"].append(rows[held_out:])
+    return {split: np.sort(np.concatenate(rows)) for split, rows in parts.items()}

@@ -1,0 +1,221 @@
+"""A folder of images with one sub-folder a class.
+
+Class ids follow the sorted folder names, as ImageNet's are numbered, unless a list of names says
+otherwise. Neither the order nor the subset depends on the file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from alignbench.data import ProgressCallback
+from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
+from alignbench.errors import UserError, suggest
+from alignbench.registry.schema import Scalar
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+WHOLE = "all"
+"""Split whose class folders lie directly in the root; other splits are sub-folders of the root."""
+
+MAX_BYTES = 1 << 28
+"""Largest file that is read: no picture small enough to be decoded needs more."""
+
+_SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "test"})
+_SET_ROOT = "--set data.root=PATH"
+
+
+def open_folder(
+    *,
+    split: str,
+    image_size: int,
+    num_classes: int | None,
+    options: Mapping[str, Scalar],
+    workers: int,
+    cache_dir: Path,
+    progress: ProgressCallback | None = None,
+) -> EncodedImages:
+    """Open a folder; arguments as in `open_dataset`.
+
+    Options: `root`; `limit` images at most (0: all) chosen by `subset_seed`; `class_index`, a text file
+    with one class folder's name per line in the order of the model's class ids.
+
+    Raises:
+        UserError: anything about the folder that does not fit, with the remedy.
+    """
+    root = _root(str(options["root"]), split)
+    folders = _class_folders(root)
+    class_names = _class_names(folders, str(options["class_index"]), num_classes, root)
+    ids = {name: number for number, name in enumerate(class_names)}
+    listed = sorted((path, ids[folder]) for folder in folders for path in _images_of(root, folder))
+    names = [path for path, _ in listed]
+    kept = choose(names, limit=int(options["limit"]), seed=int(options["subset_seed"]))
+    names = [names[position] for position in kept]
+    source = Source(
+        title=str(root),
+        names=names,
+        labels=[listed[position][1] for position in kept],
+        class_names=class_names,
+        read=lambda position: _read(root / names[position]),
+        identity=_identity(root, names),
+    )
+    return open_encoded(
+        source, image_size=image_size, workers=workers, cache_dir=cache_dir, progress=progress
+    )
+
+
+# --- the root -------------------------------------------------------------------------------------
+
+
+def _root(option: str, split: str) -> Path:
+    if not option:
+        raise UserError("no image folder was given", fix=_SET_ROOT)
+    root = Path(option).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is not a folder", fix=_SET_ROOT)
+    if split == WHOLE:
+        return root
+    if not (root / split).is_dir():
+        raise UserError(
+            f"data.root: {root} has no sub-folder {split!r}",
+            fix=f"give the folder that holds {split}/: {_SET_ROOT}",
+        )
+    return root / split
+
+
+def _class_folders(root: Path) -> list[str]:
+    """Return the sorted names of the class folders, or say why they are none."""
+    try:
+        entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        _refuse(error)
+    loose = [entry for entry in entries if _is_image_name(entry.name) and not entry.is_dir()]
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    if loose:
+        raise UserError(
+            f"{root}: {len(loose)} images lie outside any class folder, e.g. {loose[0].name}",
+            fix="put the images of each class into a sub-folder of its own",
+        )
+    if not folders:
+        raise UserError(f"{root}: no class folders in it", fix=f"one sub-folder a class, or {_SET_ROOT}")
+    if set(folders) <= _SPLIT_NAMES:
+        raise UserError(
+            f"{root}: {', '.join(folders)} look like splits, not like classes",
+            fix=f"--set data.root={root / folders[0]}",
+        )
+    if len(folders) == 1:
+        raise UserError(
+            f"{root}: only one class folder, {folders[0]!r}",
+            fix=f"at least two classes are needed, or did you mean --set data.root={root / folders[0]}?",
+        )
+    return folders
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+def _class_names(
+    folders: Sequence[str], class_index: str, num_classes: int | None, root: Path
+) -> tuple[str, ...]:
+    """Return the folder name of every class id."""
+    if class_index:
+        return _indexed_names(folders, Path(class_index).expanduser(), num_classes, root)
+    if num_classes is None or len(folders) == num_classes:
+        return tuple(folders)
+    if len(folders) > num_classes:
+        raise UserError(
+            f"{root}: {len(folders)} class folders, but the model knows {num_classes} classes",
+            fix="choose another model, or remove the folders it was not trained on",
+        )
+    raise UserError(
+        f"{root}: {len(folders)} class folders for a model of {num_classes} classes, "
+        "and nothing says which ids they are",
+        fix=f"list all {num_classes} folder names in order of id, one per line: --set data.class_index=FILE",
+    )
+
+
+def _indexed_names(
+    folders: Sequence[str], path: Path, num_classes: int | None, root: Path
+) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.class_index: {path} cannot be read: {error}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"data.class_index: {path} lists {twice!r} twice")
+    if num_classes is not None and len(names) != num_classes:
+        raise UserError(
+            f"data.class_index: {path} lists {len(names)} classes, the model has {num_classes}",
+            fix="list every class of the model, with or without images",
+        )
+    unknown = [folder for folder in folders if folder not in names]
+    if unknown:
+        raise UserError(
+            f"{root}: class folder {unknown[0]!r} is not in {path}.{suggest(unknown[0], names)}",
+            fix=f"add it to the list or remove the folder ({len(unknown)} such)",
+        )
+    return names
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _images_of(root: Path, folder: str) -> list[str]:
+    """Return the relative paths, with forward slashes, of one class's images."""
+    paths = [path.relative_to(root).as_posix() for path in _walk(root / folder)]
+    if not paths:
+        raise UserError(
+            f"{root / folder}: no images in it",
+            fix=f"remove the empty class folder, or add {', '.join(sorted(EXTENSIONS))} files",
+        )
+    return paths
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield image paths at any depth; links to folders are followed, each folder is visited once."""
+    visited: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in files if _is_image_name(name))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
+
+
+def _is_image_name(name: str) -> bool:
+    return Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
+
+
+def _read(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+        raise UnreadableImage("not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise UnreadableImage(f"larger than {MAX_BYTES >> 20} MiB")
+    return path.read_bytes()
+
+
+def _identity(root: Path, names: Sequence[str]) -> str:
+    """Hash the root and every file's name, size and time of change."""
+    state = hashlib.sha256(os.fsencode(root.resolve()))
+    for name in names:
+        try:
+            status = (root / name).stat()
+        except OSError:  # a broken link: the check will name it
+            state.update(json.dumps([name]).encode())
+        else:
+            state.update(json.dumps([name, status.st_size, status.st_mtime_ns]).encode())
+    return state.hexdigest()

@@ -1,0 +1,51 @@
+"""A data set as the image set that samples are scored against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench.data import ImageDataset
+from alignbench.data.pool import ordered_map
+
+
+class DatasetImages:
+    """All images of a data set in order of their number; an `api.ImageSet`."""
+
+    def __init__(self, dataset: ImageDataset, *, batch: int = 256, workers: int = 0) -> None:
+        """Wrap a data set.
+
+        Args:
+            dataset: what to show.
+            batch: images per yielded tensor; the last one may be smaller.
+            workers: threads that decode; 0 decodes in the calling thread.
+        """
+        self.dataset = dataset
+        self.digest = dataset.digest
+        self.batch = batch
+        self.workers = workers
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def images(self) -> Iterator[Tensor]:
+        """Yield uint8 batches [b, 3, H, W]."""
+        rows: list[np.ndarray] = []
+        for pixels, _ in ordered_map(self.dataset.load, range(len(self)), workers=self.workers):
+            rows.append(pixels)
+            if len(rows) == self.batch:
+                yield _stack(rows)
+                rows = []
+        if rows:
+            yield _stack(rows)
+
+    def labels(self) -> Tensor:
+        """Return the class ids, [N] int64."""
+        return torch.tensor(self.dataset.labels, dtype=torch.int64)
+
+
+def _stack(rows: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,118 @@
+"""Training batches in an order that is arithmetic on (seed, step): there is no iterator to save.
+
+The stream is the endless row of epochs, each a permutation of the data set. Sample number p of a run
+is the image at position p of the stream; step s holds the positions s·B … (s+1)·B − 1.
+"""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from alignbench.api import Batch, ClassLabels
+from alignbench.data import ImageDataset
+from alignbench.randomness import permutation
+
+STEPS_AHEAD = 2
+"""Steps whose images are decoded in advance; bounds the memory."""
+
+Loaded = tuple[np.ndarray, int]
+
+
+class Stream:
+    """Deals a data set out to steps and ranks, decoding in background threads.
+
+    What `batch` returns depends on nothing but the constructor's data set, seed and images per step,
+    and on its own arguments: not on `workers`, and not on what was asked before.
+    """
+
+    def __init__(self, dataset: ImageDataset, *, seed: int, images_per_step: int, workers: int) -> None:
+        """Prepare the stream; nothing is read yet.
+
+        Args:
+            dataset: any size from 1 on; it repeats with a new order every epoch.
+            seed: the run's seed.
+            images_per_step: images of one step over all ranks, B.
+            workers: threads that decode; 0 decodes in the calling thread.
+        """
+        assert len(dataset) > 0 and images_per_step > 0 and workers >= 0
+        self.dataset = dataset
+        self.seed = seed
+        self.images_per_step = images_per_step
+        self._epoch_order = functools.lru_cache(maxsize=2)(self._permute)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+        self._ahead: dict[int, Future[Loaded]] = {}
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return the data set's image numbers of one step, [B] int64; a step may span epochs."""
+        return self._lookup(np.arange(step * self.images_per_step, (step + 1) * self.images_per_step))
+
+    def batch(self, step: int, rank: int, world_size: int) -> Batch:
+        """Return one rank's share of a step: the rank-th of `world_size` equal, contiguous blocks.
+
+        Returns:
+            Batch of B / world_size images on the CPU; `index` holds the sample numbers.
+        """
+        numbers = self._numbers(step, rank, world_size)
+        if self._pool is None:
+            loaded = [self.dataset.load(int(index)) for index in self._lookup(numbers)]
+        else:
+            loaded = self._decoded(step, rank, world_size)
+        pixels = torch.from_numpy(np.stack([image for image, _ in loaded]))
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return Batch(
+            index=torch.from_numpy(numbers),
+            condition=ClassLabels(torch.tensor([label for _, label in loaded], dtype=torch.int64)),
+            images=images.div_(127.5).sub_(1.0),
+        )
+
+    def close(self) -> None:
+        """Stop the background threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ahead.clear()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _decoded(self, step: int, rank: int, world_size: int) -> list[Loaded]:
+        """Collect a share from the threads and set them to the shares of the next steps."""
+        assert self._pool is not None
+        wanted: list[int] = []
+        for later in range(step, step + 1 + STEPS_AHEAD):
+            wanted += self._numbers(later, rank, world_size).tolist()
+        for number in self._ahead.keys() - set(wanted):  # left over when the caller jumps
+            self._ahead.pop(number).cancel()
+        new = [number for number in wanted if number not in self._ahead]
+        for number, index in zip(new, self._lookup(np.asarray(new, dtype=np.int64)), strict=True):
+            self._ahead[number] = self._pool.submit(self.dataset.load, int(index))
+        share = self.images_per_step // world_size
+        return [self._ahead.pop(number).result() for number in wanted[:share]]
+
+    def _numbers(self, step: int, rank: int, world_size: int) -> np.ndarray:
+        """Return the sample numbers of one share, [B / world_size] int64."""
+        assert self.images_per_step % world_size == 0 and 0 <= rank < world_size
+        share = self.images_per_step // world_size
+        start = step * self.images_per_step + rank * share
+        return np.arange(start, start + share, dtype=np.int64)
+
+    def _lookup(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the image numbers of sample numbers, [n] int64."""
+        epochs, places = np.divmod(numbers, len(self.dataset))
+        found = np.empty_like(numbers)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            found[rows] = self._epoch_order(int(epoch))[places[rows]]
+        return found
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return permutation(self.seed, "data", epoch, len(self.dataset))

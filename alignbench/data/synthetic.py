@@ -1,0 +1,60 @@
+"""Random pixels of any size and class count, for checks of the engine; never for a leaderboard."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from alignbench.data import ProgressCallback, Skipped
+from alignbench.randomness import generator
+from alignbench.registry.schema import Scalar
+
+
+class Synthetic:
+    """Images that are a function of (seed, split, number); see `ImageDataset`."""
+
+    skipped: tuple[Skipped, ...] = ()
+
+    def __init__(self, *, split: str, image_size: int, num_classes: int, count: int, seed: int) -> None:
+        self.num_classes = num_classes
+        self.class_names = tuple(f"class {number}" for number in range(num_classes))
+        self.labels = np.arange(count, dtype=np.int64) % num_classes
+        self.labels.flags.writeable = False
+        facts = f"synthetic/{split}/{image_size}/{num_classes}/{count}/{seed}"
+        self.digest = f"sha256:{hashlib.sha256(facts.encode()).hexdigest()}"
+        self._purpose = f"synthetic/{split}"
+        self._shape = (image_size, image_size, 3)
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> tuple[np.ndarray, int]:
+        numbers = generator(self._seed, self._purpose, index)
+        return numbers.integers(0, 256, self._shape, dtype=np.uint8), int(self.labels[index])
+
+
+def open_synthetic(
+    *,
+    split: str,
+    image_size: int,
+    num_classes: int | None,
+    options: Mapping[str, Scalar],
+    workers: int,
+    cache_dir: Path,
+    progress: ProgressCallback | None = None,
+) -> Synthetic:
+    """Open random images; arguments as in `open_dataset`.
+
+    Options: `count` images; `seed`; `classes`, used where no model says how many there are.
+    """
+    return Synthetic(
+        split=split,
+        image_size=image_size,
+        num_classes=int(options["classes"]) if num_classes is None else num_classes,
+        count=int(options["count"]),
+        seed=int(options["seed"]),
+    )

@@ -1,0 +1,93 @@
+"""Which SHA-256 a weight file must have: its card's, or the one recorded when it was first downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignbench.errors import UserError
+from alignbench.files import write_atomic
+from alignbench.registry.schema import WeightFile
+
+
+def cache_root() -> Path:
+    """Return the folder for everything downloaded: `$ALIGNBENCH_CACHE`, else `~/.cache/alignbench`."""
+    return Path(os.environ.get("ALIGNBENCH_CACHE") or "~/.cache/alignbench").expanduser()
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder with its parents, or raise UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot create {folder}: {error.strerror}",
+            fix="set ALIGNBENCH_CACHE to a folder you can write to",
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def promised(file: WeightFile) -> str | None:
+    """Return the digest on the card, else the recorded one, else None."""
+    return file.sha256 or _recorded().get(_address(file))
+
+
+def check_digest(file: WeightFile, path: Path) -> str:
+    """Return a file's SHA-256 after comparing it with the card's, else with the one recorded before.
+
+    The digest of a hub file that has none on its card is recorded in `weights/digests.json` at the first call
+    (trust on first use) and compared from then on. A file without a repository is only hashed.
+
+    Raises:
+        UserError: the digests differ.
+    """
+    return judge(file, path, file_sha256(path))
+
+
+def judge(file: WeightFile, path: Path, digest: str, offered: str | None = None) -> str:
+    """Return the digest of `path` if it is the promised one, or the one offered by the hub where none is."""
+    recorded = _recorded().get(_address(file))
+    wanted = file.sha256 or recorded or offered
+    if wanted is not None and digest != wanted:
+        where = "its card says" if file.sha256 else f"{_digest_file()} says" if recorded else "the hub says"
+        again = f"delete {path} and fetch it again; if it differs again, {file.repo or 'its source'} changed"
+        raise UserError(
+            f"{path} has SHA-256 {digest}, {where} {wanted}",
+            fix="reinstall alignbench" if file.shipped else again,
+        )
+    if file.repo and not file.sha256 and not recorded:
+        _record({**_recorded(), _address(file): digest})
+    return digest
+
+
+def _address(file: WeightFile) -> str:
+    return f"{file.repo}@{file.revision}/{file.path}"
+
+
+def _digest_file() -> Path:
+    return cache_root() / "weights" / "digests.json"
+
+
+def _recorded() -> dict[str, str]:
+    if not _digest_file().is_file():
+        return {}
+    try:
+        return dict(json.loads(_digest_file().read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{_digest_file()} is not readable JSON: {error}", fix="mend or delete it") from error
+
+
+def _record(digests: Mapping[str, str]) -> None:
+    make_folder(_digest_file().parent)
+    write_atomic(_digest_file(), json.dumps(digests, indent=2, sort_keys=True) + "\n")

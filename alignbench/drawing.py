@@ -1,0 +1,89 @@
+"""Images for the eye: PNG files and a grid, from a model or from a run's export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from alignbench import grid, randomness
+from alignbench.api import Backbone, ClassLabels, Sampling
+from alignbench.backbones.pixels import to_uint8
+from alignbench.errors import UserError
+from alignbench.parallel import choose_threads
+from alignbench.plan import Plan
+from alignbench.runner import build_model, load_export
+
+BATCH = 64
+
+
+def draw(
+    plan: Plan,
+    *,
+    run: Path | None,
+    number: int,
+    seed: int,
+    classes: str,
+    sampling: Sampling,
+    out: Path,
+) -> Path:
+    """Draw images into a folder and return the grid's path.
+
+    Args:
+        plan: names the model and its weights.
+        run: run folder whose export replaces the model's weights, or None.
+        number: how many images.
+        seed: of the random numbers; image i depends on (seed, i) alone.
+        classes: comma-separated class ids, repeated in turn; empty for all.
+        sampling: how to draw.
+        out: folder for `00000.png` … and `grid.png`.
+
+    Raises:
+        UserError: class ids the model does not have, or a run without an export.
+    """
+    choose_threads(plan.model.policy.parameters)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = build_model(plan, device)
+    if run is not None:
+        load_export(run, backbone)
+    labels = _labels(classes, plan.model.num_classes or 1, number)
+    images = torch.cat([_images(backbone, labels, seed, ids, sampling, device) for ids in _chunks(number)])
+    out.mkdir(parents=True, exist_ok=True)
+    for image_id, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / f"{image_id:05d}.png")
+    path = out / "grid.png"
+    grid.write_grid(path, [(f"{plan.config.model}, seed {seed}", images)])
+    return path
+
+
+def _chunks(number: int) -> list[range]:
+    return [range(start, min(start + BATCH, number)) for start in range(0, number, BATCH)]
+
+
+def _labels(classes: str, num_classes: int, number: int) -> list[int]:
+    try:
+        chosen = [int(text) for text in classes.split(",")] if classes else list(range(num_classes))
+    except ValueError:
+        raise UserError(f"--classes {classes!r} is not of the form 3,7") from None
+    wrong = [label for label in chosen if not 0 <= label < num_classes]
+    if wrong:
+        raise UserError(f"--classes: the model has classes 0 to {num_classes - 1}, not {wrong[0]}")
+    return [chosen[image_id % len(chosen)] for image_id in range(number)]
+
+
+@torch.no_grad()
+def _images(
+    backbone: Backbone,
+    labels: Sequence[int],
+    seed: int,
+    ids: range,
+    sampling: Sampling,
+    device: torch.device,
+) -> torch.Tensor:
+    uniforms = randomness.uniforms(seed, "sample-token", 0, ids, (backbone.num_tokens,))
+    condition = ClassLabels(torch.from_numpy(np.asarray([labels[i] for i in ids])).to(device))
+    rollout = backbone.generate(condition, torch.from_numpy(uniforms).to(device), sampling)
+    return to_uint8(backbone.tokenizer.decode(rollout.tokens, backbone.grid)).cpu()

@@ -1,0 +1,267 @@
+"""The one training loop. It knows no method, no model and no metric by name.
+
+    for each step:  which images (arithmetic on the step) → collect → loss → backward → clip → update
+
+Rows of a leaderboard may differ in nothing but the method, so everything else lives here once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from alignbench import checkpoint
+from alignbench.api import Batch, Collected, Method
+from alignbench.config import TrainConfig
+from alignbench.errors import RunFailed
+from alignbench.parallel import Parallel
+from alignbench.progress import Progress
+
+
+class BatchStream(Protocol):
+    """Where training images come from."""
+
+    def batch(self, step: int, rank: int, world_size: int) -> Batch:
+        """Return this rank's share of a step's images; a function of its arguments alone."""
+        ...
+
+
+@dataclass
+class Totals:
+    """What training cost so far, over all ranks and all resumptions."""
+
+    seconds: float = 0.0
+    images: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    reward_calls: dict[str, int] = field(default_factory=dict)
+    peak_memory_gib: float = 0.0
+    resumed: int = 0
+    """How often the run was continued."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C: the step was finished and a checkpoint written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"stopped after step {step}")
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters for AdamW as LlamaGen does: matrices and embeddings decay, vectors do not."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the rate of step `step` (0-based): linear warm-up, then the schedule down to 0 at the end."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    past = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return config.lr * ((1 - past) if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * past)))
+
+
+class Driver:
+    """Trains one module with one method.
+
+    Args:
+        config: `train.*`.
+        method: what is collected and what is the loss.
+        module: what is trained, already wrapped by `parallel`.
+        optimizer: its AdamW, already wrapped.
+        stream: where images come from.
+        parallel: the devices.
+        folder: run folder; `metrics.jsonl`, `timing.jsonl` and `checkpoints/` go there.
+        progress: where messages go.
+        checkpoint_every: steps between two checkpoints.
+        stop: asked after every step; True ends the run with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        method: Method,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        stream: BatchStream,
+        parallel: Parallel,
+        folder: Path,
+        progress: Progress,
+        checkpoint_every: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config = config
+        self.method = method
+        self.module = module
+        self.optimizer = optimizer
+        self.stream = stream
+        self.parallel = parallel
+        self.folder = folder
+        self.progress = progress
+        self.checkpoint_every = checkpoint_every
+        self.stop = stop
+        self.totals = Totals()
+
+    def train(self) -> Totals:
+        """Train from the last checkpoint to the end.
+
+        Raises:
+            RunFailed: the loss or a gradient is not finite, or the disk is full.
+            Interrupted: `stop` said so; a checkpoint holds the finished steps.
+        """
+        first = self._resume()
+        with self.progress.stage("train", self.config.steps, done=first) as stage:
+            for step in range(first, self.config.steps):
+                started = time.monotonic()
+                numbers = self._step(step)
+                seconds = time.monotonic() - started
+                self.totals.seconds += seconds
+                self._log(step, numbers, seconds)
+                stage.advance(1, _headline(numbers))
+                stopping = self.stop()
+                done = step + 1
+                if stopping or done == self.config.steps or done % self.checkpoint_every == 0:
+                    self._save(done)
+                if stopping and done < self.config.steps:
+                    raise Interrupted(done)
+        return self.totals
+
+    # --- one step ---
+
+    def _step(self, step: int) -> dict[str, float]:
+        """Collect, then update `updates_per_collect` times; return this step's numbers over all ranks."""
+        parallel, config = self.parallel, self.config
+        rate = learning_rate(config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self.stream.batch(step, parallel.rank, parallel.world_size).to(parallel.device)
+        collected = []
+        with torch.no_grad():
+            for part in batch.split(config.micro_batch):
+                collected.append(self.method.collect(part, step))
+        numbers = self._mean((part.metrics, part.images) for part in collected)
+        for _ in range(config.updates_per_collect):
+            losses, norm = self._update(collected, step)
+        self._count(collected)
+        return {**parallel.sum({**numbers, **losses}), "grad_norm": norm, "lr": rate}
+
+    def _update(self, collected: list[Collected], step: int) -> tuple[dict[str, float], float]:
+        """Take one optimiser step on everything collected; return this rank's numbers and the norm."""
+        seen: list[tuple[Mapping[str, Tensor], int]] = []
+        for position, part in enumerate(collected):
+            with self.parallel.accumulate(self.module, last=position == len(collected) - 1):
+                loss = self.method.loss(part.experience)
+                self.parallel.backward(loss.value * (part.images / self.config.images_per_step))
+            seen.append(({"loss": loss.value.detach(), **loss.metrics}, part.images))
+        norm = float(self.parallel.clip(self.module, self.config.grad_clip))
+        if not math.isfinite(norm):
+            raise RunFailed(
+                f"step {step + 1}: the gradient's norm is {norm}; the update was not made",
+                fix="lower train.lr or the method's weights with --set; finished checkpoints are kept",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._mean(seen), norm
+
+    def _mean(self, parts: Iterable[tuple[Mapping[str, Tensor], int]]) -> dict[str, float]:
+        """This rank's share of the mean over the step's images."""
+        sums: dict[str, float] = {}
+        for numbers, images in parts:
+            for name, value in numbers.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * images / self.config.images_per_step
+        return sums
+
+    def _count(self, collected: list[Collected]) -> None:
+        """Add this step's costs, over all ranks, to the totals."""
+        counts: Counter[str] = Counter()
+        for part in collected:
+            counts.update({"images": part.images, "sequences": part.sequences, "tokens": part.tokens})
+            counts.update({f"reward/{name}": calls for name, calls in part.reward_calls.items()})
+        summed = {name: round(value) for name, value in self.parallel.sum(counts).items()}
+        self.totals.images += summed.pop("images")
+        self.totals.sequences += summed.pop("sequences")
+        self.totals.tokens += summed.pop("tokens")
+        for name, calls in summed.items():
+            reward = name.removeprefix("reward/")
+            self.totals.reward_calls[reward] = self.totals.reward_calls.get(reward, 0) + calls
+        self.totals.peak_memory_gib = max(self.totals.peak_memory_gib, peak_memory_gib(self.parallel.device))
+
+    # --- folder ---
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint; return the number of finished steps."""
+        state = checkpoint.load_latest(self.folder / "checkpoints")
+        if state is None:
+            self._truncate_logs(0)
+            return 0
+        self.parallel.unwrap(self.module).load_state_dict(state.module)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.totals = Totals(**state.totals)
+        self.totals.resumed += 1
+        self._truncate_logs(state.step)
+        left = self.config.steps - state.step
+        if left:
+            self.progress.say(f"resuming at step {state.step} of {self.config.steps}, {left} to do")
+        return state.step
+
+    def _save(self, step: int) -> None:
+        if self.parallel.is_main:
+            state = checkpoint.State(
+                step=step,
+                module=self.parallel.unwrap(self.module).state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                totals=dataclasses.asdict(self.totals),
+            )
+            checkpoint.save(self.folder / "checkpoints", state)
+        self.parallel.barrier()
+
+    def _log(self, step: int, numbers: Mapping[str, float], seconds: float) -> None:
+        """Append one line to each log. Times are kept apart so that equal runs give equal metrics."""
+        if not self.parallel.is_main:
+            return
+        for name, line in {
+            "metrics.jsonl": {"step": step + 1, **numbers},
+            "timing.jsonl": {"step": step + 1, "seconds": round(seconds, 4)},
+        }.items():
+            with (self.folder / name).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _truncate_logs(self, step: int) -> None:
+        """Drop lines of steps that will be made again."""
+        if not self.parallel.is_main:
+            return
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            path = self.folder / name
+            lines = path.read_text().splitlines() if path.exists() else []
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            path.write_text("".join(f"{line}\n" for line in kept))
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Largest device memory allocated so far, or the process's largest resident size on CPU, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _headline(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The two numbers a progress line shows."""
+    return {name: numbers[name] for name in ("reward", "loss") if name in numbers}

@@ -1,0 +1,46 @@
+"""Errors meant for people: one line that says what is wrong, why, and what to do about it.
+
+Programmer errors stay ordinary exceptions; only what a user can cause or repair is a `UserError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+"""The work started and could not be finished; finished parts are kept."""
+EXIT_NOT_RUNNABLE = 2
+"""Nothing was started: a wrong name, key, value or file."""
+EXIT_PARTIAL = 3
+"""Interrupted on request; running the same command again continues."""
+
+
+class UserError(Exception):
+    """Something the user can mend.
+
+    Args:
+        what: what is wrong, naming the thing (file, key, value).
+        fix: what to do about it, if there is one thing to do.
+        exit_code: the process's exit status.
+    """
+
+    def __init__(self, what: str, *, fix: str = "", exit_code: int = EXIT_NOT_RUNNABLE) -> None:
+        self.what = what
+        self.fix = fix
+        self.exit_code = exit_code
+        super().__init__(f"{what} → {fix}" if fix else what)
+
+
+class RunFailed(UserError):
+    """A run that started and broke (NaN loss, disk full): finished work is kept, exit status 1."""
+
+    def __init__(self, what: str, *, fix: str = "") -> None:
+        super().__init__(what, fix=fix, exit_code=EXIT_FAILED)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean X?"` for the nearest known names, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -1,0 +1,49 @@
+"""Sample grids: the same image ids from several models, one under the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+TILE = 40
+"""Smallest side of a tile in pixels; small images are enlarged by whole factors."""
+MARGIN, CAPTION = 2, 14
+
+
+def choose(labels: Sequence[int], *, columns: int = 10, rows: int = 3) -> list[int]:
+    """Choose image ids for a grid: `rows` of each class for up to `columns` classes, in class order."""
+    by_class: dict[int, list[int]] = {}
+    for image_id, label in enumerate(labels):
+        by_class.setdefault(label, []).append(image_id)
+    classes = sorted(by_class)[:columns]
+    return [by_class[label][row] for row in range(rows) for label in classes if row < len(by_class[label])]
+
+
+def write_grid(path: Path, blocks: Sequence[tuple[str, Tensor]], *, columns: int = 10) -> None:
+    """Write captioned blocks of images below each other.
+
+    Args:
+        path: PNG file.
+        blocks: (caption, uint8 [n, 3, H, W]); all of one size.
+        columns: tiles per row.
+    """
+    side = blocks[0][1].shape[-1]
+    factor = max(1, -(-TILE // side))
+    step = side * factor + MARGIN
+    heights = [CAPTION + -(-len(images) // columns) * step for _, images in blocks]
+    sheet = Image.new("RGB", (columns * step + MARGIN, sum(heights) + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = MARGIN
+    for (caption, images), height in zip(blocks, heights, strict=True):
+        draw.text((MARGIN, top), caption, fill="black")
+        for number, image in enumerate(images):
+            tile = Image.fromarray(image.permute(1, 2, 0).contiguous().to(torch.uint8).numpy())
+            tile = tile.resize((side * factor, side * factor), Image.Resampling.NEAREST)
+            row, column = divmod(number, columns)
+            sheet.paste(tile, (MARGIN + column * step, top + CAPTION + row * step))
+        top += height
+    sheet.save(path)

@@ -1,0 +1,255 @@
+"""From run records to tables: gather, sift, group by protocol, pool seeds, rank.
+
+Rows are compared only within one table: one protocol digest, reference, sample size, seeds and starting
+weights. A missing number stays blank. `write` and `check` make the folder of files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignbench.errors import RunFailed, UserError
+from alignbench.files import write_atomic
+from alignbench.ranking import compare, distinct, in_order, mark_best, rank
+from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
+from alignbench.render import markdown
+from alignbench.render.published import published_page
+from alignbench.rows import Entry, age, base_rows, columns_of, method_rows, rank_column_of, settings_of
+from alignbench.tables import Board, Table, Unranked
+
+if TYPE_CHECKING:
+    from alignbench.registry.schema import MetricFact, PublishedCard
+
+TableKey = tuple[str, int, str, str, int, tuple[int, ...], str, tuple[tuple[str, str], ...]]
+"""Protocol name, version, digest; reference digest; n; sampling seeds; model name and weights."""
+
+
+# --- gather and sift ------------------------------------------------------------------------------
+
+
+def collect(paths: Iterable[Path]) -> list[RunRecord]:
+    """Read records from run folders, record files and folders that hold either.
+
+    Args:
+        paths: a run folder, a `run.json`, a folder of run folders, or a folder of record files.
+            Sub-folders without a `run.json` (unfinished runs) are passed over.
+
+    Returns:
+        One record per id, by id; of two with one id the later finished.
+
+    Raises:
+        UserError: a path that holds no record, or a broken record.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir() or (path / FILE_NAME).exists():
+            files.append(path)
+            continue
+        found = sorted(path.glob(f"*/{FILE_NAME}")) or sorted(path.glob("*.json"))
+        if not found:
+            raise UserError(
+                f"{path} holds no finished run: no {FILE_NAME} in it or in its sub-folders",
+                fix="name run folders, e.g. alignbench leaderboard runs/*",
+            )
+        files += found
+    return latest(read(file) for file in files)
+
+
+def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Keep one record per id, the later finished one, in the order of ids."""
+    kept: dict[str, RunRecord] = {}
+    for record in records:
+        rival = kept.get(record.id)
+        if rival is None or age(record) > age(rival):
+            kept[record.id] = record
+    return [kept[name] for name in sorted(kept)]
+
+
+def build(records: Iterable[RunRecord], facts: Mapping[str, MetricFact], *, sift: bool = True) -> Board:
+    """Make the tables.
+
+    Args:
+        records: any records; they are sorted here.
+        facts: {metric: how it is shown and ranked}, in the order of the columns.
+        sift: leave out incomplete runs and those that may not be ranked; False for one run's own report.
+    """
+    ordered = latest(records)
+    unranked: list[Unranked] = []
+    groups: dict[TableKey, list[Entry]] = defaultdict(list)
+    for record in ordered:
+        reason = _unrankable(record) if sift else ""
+        if reason:
+            digests = sorted({result.protocol.digest for result in record.results})
+            unranked.append(Unranked(record.id, reason, tuple(digests)))
+            continue
+        for result in record.results:
+            unknown = sorted(set(result.metrics) - set(facts))
+            if unknown:
+                reason = f"no evaluator card describes {', '.join(unknown)} (other metrics are shown)"
+                unranked.append(Unranked(record.id, reason, (result.protocol.digest,)))
+            groups[_table_key(record, result)].append((record, result))
+    tables = []
+    for key in sorted(groups):
+        table, left_out = _table(groups[key], facts)
+        tables.append(table)
+        unranked += left_out
+    unique = sorted(set(unranked), key=lambda item: (item.id, item.reason, item.protocols))
+    return Board(tuple(tables), tuple(unique), tuple(ordered))
+
+
+def tables(records: Iterable[RunRecord], facts: Mapping[str, MetricFact]) -> tuple[Table, ...]:
+    """Return the tables of records as they are, unfinished ones too: what a run shows of itself."""
+    return build(records, facts, sift=False).tables
+
+
+def _unrankable(record: RunRecord) -> str:
+    if record.status != "complete":
+        return f"the run is {record.status}"
+    if record.model.random_weights:
+        return "random weights"
+    if not record.leaderboard:
+        return (
+            f"its data ({record.data.name}) is not for leaderboards"
+            if record.data
+            else "marked so by its run"
+        )
+    return "" if record.results else "not evaluated"
+
+
+def _table_key(record: RunRecord, result: Result) -> TableKey:
+    protocol = result.protocol
+    weights = tuple(sorted(record.model.weights.items()))
+    return (
+        protocol.name,
+        protocol.version,
+        protocol.digest,
+        result.reference,
+        result.n,
+        tuple(result.seeds),
+        record.model.name,
+        weights,
+    )
+
+
+# --- one table ------------------------------------------------------------------------------------
+
+
+def _table(entries: Sequence[Entry], facts: Mapping[str, MetricFact]) -> tuple[Table, list[Unranked]]:
+    first, result = entries[0]
+    columns = columns_of(entries, facts)
+    rank_column = rank_column_of(columns, result.protocol.rank_by)
+    settings = settings_of(entries)
+    notes: list[str] = []
+    base = base_rows(entries, columns, settings, notes)
+    methods, left_out = method_rows(entries, columns, settings, notes)
+    ranked = rank(mark_best([*base, *methods], columns), rank_column)
+    table = Table(
+        protocol=result.protocol,
+        reference=result.reference,
+        n=result.n,
+        seeds=tuple(result.seeds),
+        model=first.model.title,
+        model_name=first.model.name,
+        weights=dict(sorted(first.model.weights.items())),
+        columns=columns,
+        rank_column=rank_column,
+        rows=tuple(distinct(in_order(ranked, settings, rank_column))),
+        comparisons=(),
+        notes=tuple(notes),
+    )
+    return replace(table, comparisons=compare(table)), left_out
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def render(
+    records: Iterable[RunRecord],
+    facts: Mapping[str, MetricFact],
+    published: Mapping[str, PublishedCard],
+) -> dict[str, str]:
+    """Return {relative path: text} of a leaderboard folder; the same records give the same bytes."""
+    board = build(records, facts)
+    files = {f"records/{record.id}.json": dumps(record) for record in board.records}
+    files |= markdown.pages(board)
+    files["README.md"] = markdown.index(board, published=bool(published))
+    if published:
+        files["published.md"] = published_page(published)
+    return files
+
+
+def write(
+    records: Iterable[RunRecord],
+    out_dir: Path,
+    facts: Mapping[str, MetricFact],
+    published: Mapping[str, PublishedCard],
+) -> list[Path]:
+    """Add records to a leaderboard folder and make its pages again.
+
+    Records already in `out_dir/records` stay unless a later one has their id; pages that no record
+    supports any more are removed.
+
+    Returns:
+        The files whose content changed or that are new.
+
+    Raises:
+        UserError: a broken record in the folder.
+        RunFailed: the folder cannot be written.
+    """
+    out_dir = Path(out_dir)
+    files = render(latest([*_stored(out_dir), *records]), facts, published)
+    changed = [out_dir / name for name in sorted(_differences(files, out_dir))]
+    try:
+        for path in changed:
+            name = path.relative_to(out_dir).as_posix()
+            if name in files:
+                write_atomic(path, files[name])
+            else:
+                path.unlink()
+    except OSError as error:
+        raise RunFailed(f"{out_dir} cannot be written: {error.strerror or error}") from error
+    return [path for path in changed if path.exists()]
+
+
+def check(
+    out_dir: Path, facts: Mapping[str, MetricFact], published: Mapping[str, PublishedCard]
+) -> list[str]:
+    """Make a leaderboard folder again from its records and compare.
+
+    Returns:
+        `file: what is wrong` of every file that is missing, differs or should not be there.
+
+    Raises:
+        UserError: no such folder, or a broken record in it.
+    """
+    out_dir = Path(out_dir)
+    if not out_dir.is_dir():
+        raise UserError(f"{out_dir} is not a leaderboard folder", fix="alignbench leaderboard RUNS…")
+    found = _differences(render(_stored(out_dir), facts, published), out_dir)
+    return [f"{name}: {found[name]}" for name in sorted(found)]
+
+
+def _stored(out_dir: Path) -> list[RunRecord]:
+    return [read(path) for path in sorted((out_dir / "records").glob("*.json"))]
+
+
+def _differences(files: Mapping[str, str], out_dir: Path) -> dict[str, str]:
+    """Return {relative path: what is wrong} of a folder against what it should hold."""
+    found = {}
+    for name, text in files.items():
+        path = out_dir / name
+        if not path.is_file():
+            found[name] = "missing"
+        elif path.read_bytes() != text.encode():
+            found[name] = "differs from what its records give"
+    for path in sorted(out_dir.glob("*.md")):
+        if path.name not in files and path.read_text(encoding="utf-8").startswith(markdown.MARKER):
+            found[path.name] = "no record supports it"
+    for path in sorted((out_dir / "records").glob("*.json")):
+        if f"records/{path.name}" not in files:
+            found[f"records/{path.name}"] = "not named after its record's id"
+    return found

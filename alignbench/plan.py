@@ -1,0 +1,281 @@
+"""What a run will do, worked out before anything expensive starts: geometry, files, memory, problems.
+
+All problems are collected and shown at once, each with its remedy. Imports no torch and loads no weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignbench import hub
+from alignbench.config import RunConfig, digest_of, protocol_digest
+from alignbench.errors import UserError, suggest
+from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.schema import MethodCard, ModelCard, ProtocolCard
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that stops the run, and what to do about it."""
+
+    where: str
+    what: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Arithmetic from the architecture, not a measurement."""
+
+    train_gib: float
+    """Device memory while training."""
+    disk_gib: float
+    """Checkpoints, export and tokens in the run folder."""
+    parts: dict[str, float]
+    """GiB of weights, gradients and optimiser, activations, logits, decoder."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved run."""
+
+    id: str
+    digest: str
+    config: RunConfig
+    model: ModelCard
+    method: MethodCard | None
+    protocol: ProtocolCard
+    protocol_digest: str
+    weights: dict[str, hub.FileStatus]
+    world_size: int
+    sequences_per_image: int
+    estimate: Estimate
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def random_weights(self) -> bool:
+        return self.config.values["model.weights"].value == "random"
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimiser step on one device."""
+        per_device = self.config.train.images_per_step // self.world_size
+        return -(-per_device // self.config.train.micro_batch)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form printed by `--dry-run --json`."""
+        return {
+            "id": self.id,
+            "digest": self.digest,
+            "config": self.config.as_dict(),
+            "protocol": {"name": self.config.protocol, "digest": self.protocol_digest},
+            "parameters": self.model.policy.parameters,
+            "world_size": self.world_size,
+            "images_per_step": self.config.train.images_per_step,
+            "sequences_per_step": self.config.train.images_per_step * self.sequences_per_image,
+            "accumulation": self.accumulation,
+            "weights": {role: status.as_dict() for role, status in self.weights.items()},
+            "estimate": asdict(self.estimate),
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+
+def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True) -> Plan:
+    """Work a configuration out.
+
+    Args:
+        catalogue: where the cards are.
+        config: the resolved configuration.
+        evaluates: False with `--no-eval`: the protocol need not be runnable.
+
+    Raises:
+        UserError: names that do not exist. Everything else is listed in `Plan.problems`.
+    """
+    model = catalogue.model(config.model)
+    method = catalogue.method(config.method) if config.method else None
+    protocol, problems = _protocol(catalogue, config, evaluates=evaluates)
+    section = config.section("model")
+    overrides = {role: str(section[role]) for role in ("policy", "tokenizer") if section[role]}
+    weights = hub.locate(config.model, model, overrides)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
+    problems += _model_problems(config, model, method)
+    if section["weights"] == "pretrained":
+        problems += _weight_problems(config.model, weights)
+    problems += _data_problems(catalogue, config, model)
+    problems += _geometry_problems(config, world_size)
+    digest = digest_of(
+        {
+            "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
+            "protocol": protocol.model_dump(mode="json") if protocol else None,
+            "weights": {role: status.sha256 for role, status in weights.items()},
+            "evaluates": evaluates,
+        }
+    )
+    return Plan(
+        id=f"{config.method or 'base'}-{config.model}-s{config.seed}-{digest[:8]}",
+        digest=digest,
+        config=config,
+        model=model,
+        method=method,
+        protocol=protocol,
+        protocol_digest=protocol_digest(protocol),
+        weights=weights,
+        world_size=world_size,
+        sequences_per_image=sequences,
+        estimate=estimate(config, model, method),
+        problems=problems,
+    )
+
+
+def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCard:
+    """Apply `protocol.samples`, `protocol.seeds` and `protocol.settings`.
+
+    Raises:
+        UserError: a setting the protocol lacks, or seeds that are no whole numbers.
+    """
+    changes: dict[str, Any] = {}
+    if options["samples"]:
+        changes["samples"] = options["samples"]
+    if options["seeds"]:
+        try:
+            changes["seeds"] = [int(text) for text in str(options["seeds"]).split(",")]
+        except ValueError:
+            raise UserError(f"protocol.seeds: {options['seeds']!r} is not of the form 0,1,2") from None
+    if options["settings"]:
+        chosen = {}
+        for name in str(options["settings"]).split(","):
+            if name not in card.settings:
+                hint = suggest(name, card.settings)
+                raise UserError(
+                    f"protocol.settings: no setting named {name!r}.{hint}",
+                    fix=f"it has {', '.join(card.settings)}",
+                )
+            chosen[name] = card.settings[name]
+        changes["settings"] = chosen
+    return card.model_copy(update=changes)
+
+
+def _protocol(
+    catalogue: Catalogue, config: RunConfig, *, evaluates: bool
+) -> tuple[ProtocolCard, list[Problem]]:
+    """Read the protocol and say what this installation lacks to run it."""
+    card = resolve_protocol(catalogue.protocol(config.protocol), config.section("protocol"))
+    problems = []
+    if evaluates:
+        for kind, names in {"evaluators": card.evaluators, "datasets": [card.reference.dataset]}.items():
+            for name in names:
+                if name not in catalogue.found[kind]:
+                    problems.append(
+                        Problem(
+                            f"protocol {config.protocol}",
+                            f"{kind[:-1]} {name!r} is not in this version",
+                            "train only with --no-eval, then score the exported weights elsewhere",
+                        )
+                    )
+    return card, problems
+
+
+def _model_problems(config: RunConfig, model: ModelCard, method: MethodCard | None) -> list[Problem]:
+    problems = []
+    if model.target is None:
+        problems.append(Problem(f"model {config.model}", f"this version has no {model.family} backbone"))
+    if method and model.condition not in method.conditions:
+        problems.append(
+            Problem(f"method {config.method}", f"does not train {model.condition}-conditioned models")
+        )
+    return problems
+
+
+def _weight_problems(model: str, weights: dict[str, hub.FileStatus]) -> list[Problem]:
+    unnamed = [
+        Problem(f"weights/{role}", f"the card of {model} names no file", f"--set model.{role}=PATH")
+        for role in ("policy", "tokenizer")
+        if role not in weights
+    ]
+    return unnamed + [
+        Problem(f"weights/{role}", status.reason, status.fix)
+        for role, status in weights.items()
+        if not status.ok
+    ]
+
+
+def _data_problems(catalogue: Catalogue, config: RunConfig, model: ModelCard) -> list[Problem]:
+    if config.method is None:
+        return []
+    card = catalogue.dataset(config.dataset)
+    problems = []
+    if card.condition != model.condition:
+        problems.append(
+            Problem(
+                f"data {config.dataset}",
+                f"gives {card.condition} conditions, {config.model} needs {model.condition}",
+            )
+        )
+    root = config.section("data").get("root")
+    if root == "":
+        problems.append(Problem(f"data {config.dataset}", "no folder was given", "--set data.root=PATH"))
+    elif root is not None and not Path(str(root)).expanduser().is_dir():
+        problems.append(Problem(f"data {config.dataset}", f"{root} is not a folder", "--set data.root=PATH"))
+    return problems
+
+
+def _geometry_problems(config: RunConfig, world_size: int) -> list[Problem]:
+    images = config.train.images_per_step
+    if images % world_size == 0:
+        return []
+    lower = images // world_size * world_size
+    near = " or ".join(str(size) for size in (lower, lower + world_size) if size)
+    return [
+        Problem(
+            "train.images_per_step",
+            f"{images} images cannot be shared by {world_size} devices",
+            f"--set train.images_per_step={near}",
+        )
+    ]
+
+
+def estimate(config: RunConfig, model: ModelCard, method: MethodCard | None) -> Estimate:
+    """Estimate memory and disk from the architecture.
+
+    Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments). A layer keeps about
+    9·dim + 3·ffn values per token for the backward pass (attention through a fused kernel), or dim with
+    recomputation. Logits are counted as fp32 with their gradient and one softmax copy. The decoder keeps
+    about six feature maps of base width at full resolution per image.
+    """
+    shape, tokenizer, train = model.policy, model.tokenizer, config.train
+    width = 2 if train.precision == "bf16" else 4
+    trainable = shape.parameters if method is None or method.updates == "policy" else tokenizer.parameters
+    frozen = shape.parameters + tokenizer.parameters - trainable
+    length = shape.tokens + shape.condition_tokens
+    per_layer = shape.dim if train.recompute else 9 * shape.dim + 3 * shape.ffn_hidden
+    decode_batch = int(config.section("method").get("decode_batch", 8))
+    parts = {
+        "weights, gradients, optimiser": trainable * 16.0 + frozen * 4.0,
+        "autocast copy": trainable * 2.0 if train.precision == "bf16" else 0.0,
+        "activations": float(train.micro_batch * length * shape.layers * per_layer * width),
+        "logits": float(train.micro_batch * shape.tokens * shape.vocab_size * 12),
+        "decoder": float(decode_batch * model.image_size**2 * tokenizer.base_channels * 4 * 6),
+    }
+    parts = {name: size / GIB for name, size in parts.items()}
+    disk = (trainable * 12.0 * 2 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB
+    return Estimate(train_gib=sum(parts.values()), disk_gib=disk, parts=parts)
+
+
+def disk_problem(folder: Path, needed_gib: float) -> Problem | None:
+    """Return a problem if the file system that will hold `folder` has too little room."""
+    existing = next(place for place in [folder, *folder.parents] if place.exists())
+    free = shutil.disk_usage(existing).free / GIB
+    if free >= needed_gib:
+        return None
+    return Problem(
+        "disk",
+        f"{free:.1f} GiB free under {existing}, about {needed_gib:.1f} GiB needed",
+        "free space or choose another folder with --out",
+    )

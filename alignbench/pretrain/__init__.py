@@ -1,0 +1,1 @@
+"""Make the shipped weights of the embedded default from scratch: `alignbench pretrain llamagen-tiny`."""

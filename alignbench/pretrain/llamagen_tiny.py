@@ -1,0 +1,157 @@
+"""Re-make the weights of the embedded default: two digit networks, a tokenizer, a policy.
+
+Only the training split is trained on; the validation numbers are for people to look at; the test split is
+never opened. The same seed on the same machine and torch gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from alignbench import __version__
+from alignbench.data.digits import CLASSES, SIZE, Digits, open_digits
+from alignbench.data.reference import DatasetImages
+from alignbench.files import write_atomic
+from alignbench.pretrain import digit_nets, policy, tokenizer
+from alignbench.pretrain.fitting import Budget, Progress, Split, one_thread
+from alignbench.registry.catalogue import Catalogue
+from alignbench.rewards.perceptual import PerceptualDistance
+
+MODEL = "llamagen-tiny"
+EVALUATOR_NET = "digits-features-a"
+REWARD_NET = "digits-features-b"
+
+BUDGETS: Mapping[str, Budget] = {
+    EVALUATOR_NET: Budget(steps=400, batch=64, lr=4e-3, weight_decay=0.05),
+    REWARD_NET: Budget(steps=400, batch=64, lr=4e-3, weight_decay=0.05),
+    tokenizer.STAGE: Budget(steps=800, batch=64, lr=3e-3, weight_decay=0.3),
+    policy.STAGE: Budget(steps=1200, batch=64, lr=3e-3, weight_decay=0.2),
+}
+"""What the shipped weights were made with."""
+
+
+NetT = TypeVar("NetT", bound=nn.Module)
+
+
+class Trained(Protocol[NetT]):
+    """A stage's `train` with its own arguments filled in."""
+
+    def __call__(self, *, budget: Budget, seed: int, progress: Progress) -> tuple[NetT, dict[str, float]]: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """A trained module and what there is to say of it; goes into the manifest."""
+
+    net: nn.Module
+    budget: Budget
+    seconds: float
+    training: Mapping[str, float]
+    """Losses averaged over the last steps."""
+    validation: Mapping[str, float]
+
+
+def pretrain(
+    out_dir: Path, *, seed: int = 0, progress: Progress, budgets: Mapping[str, Budget] = BUDGETS
+) -> dict[str, Any]:
+    """Train everything and write four safetensors files and `manifest.json`.
+
+    Args:
+        out_dir: folder of the files; made if absent, files of the same names are replaced.
+        seed: of all initial weights, orders and dropout.
+        progress: called as (stage, steps done, steps in all, note) after every step.
+        budgets: steps, batch and rates of each stage.
+
+    Returns:
+        The manifest: for each file its sha256, bytes, steps, seconds, training losses, validation numbers.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    sets = {split: _open(split) for split in ("train", "validation")}
+    with one_thread():
+        made = _train_all(*(_split(sets[name]) for name in ("train", "validation")), budgets, seed, progress)
+    manifest = {
+        "schema": 1,
+        "model": MODEL,
+        "made_by": f"alignbench pretrain {MODEL} --seed {seed}",
+        "alignbench": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, 1 thread",
+        "seed": seed,
+        "data": {name: {"images": len(part), "digest": part.digest} for name, part in sets.items()},
+        "seconds": round(sum(part.seconds for part in made.values()), 1),
+        "files": {f"{name}.safetensors": _write(out_dir, name, part) for name, part in made.items()},
+    }
+    write_atomic(out_dir / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def _open(split: str) -> Digits:
+    return open_digits(
+        split=split, image_size=SIZE, num_classes=CLASSES, options={}, workers=0, cache_dir=Path()
+    )
+
+
+def _split(dataset: Digits) -> Split:
+    images = DatasetImages(dataset)
+    return Split(torch.cat(list(images.images())).float() / 127.5 - 1, images.labels())
+
+
+def _train_all(
+    train: Split, validation: Split, budgets: Mapping[str, Budget], seed: int, progress: Progress
+) -> dict[str, Made]:
+    """Train the four networks, each on what the ones before it offer."""
+    card = Catalogue.default().model(MODEL)
+    made: dict[str, Made] = {}
+
+    def timed(stage: str, trained: Trained[NetT], validate: Callable[[NetT], dict[str, float]]) -> NetT:
+        started = time.monotonic()
+        net, losses = trained(budget=budgets[stage], seed=seed, progress=progress)
+        seconds = time.monotonic() - started
+        made[stage] = Made(net, budgets[stage], seconds, losses, validate(net))
+        return net
+
+    for name in (EVALUATOR_NET, REWARD_NET):
+        net = timed(name, partial(digit_nets.train, name, train), lambda net: digit_nets.validate(net, validation))
+    perceptual = PerceptualDistance(net.features)
+    vq = timed(
+        tokenizer.STAGE,
+        partial(tokenizer.train, card, train, perceptual),
+        lambda vq: tokenizer.validate(vq, validation),
+    )
+    timed(
+        policy.STAGE,
+        partial(policy.train, card, train, vq),
+        lambda gpt: policy.validate(gpt, vq, validation),
+    )
+    return made
+
+
+def _write(folder: Path, name: str, made: Made) -> dict[str, Any]:
+    """Write one network and return its entry in the manifest."""
+    state = {key: tensor.contiguous() for key, tensor in made.net.state_dict().items()}
+    content = to_safetensors(state)
+    write_atomic(folder / f"{name}.safetensors", content)
+    return {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "parameters": sum(parameter.numel() for parameter in made.net.parameters()),
+        "seconds": round(made.seconds, 1),
+        "budget": asdict(made.budget),
+        "training": {key: round(value, 6) for key, value in made.training.items()},
+        "validation": {key: round(value, 6) for key, value in made.validation.items()},
+    }

@@ -1,0 +1,40 @@
+"""Train the tiny GPT on the tokenizer's codes: cross-entropy with the recipe's dropout and class dropout."""
+
+from __future__ import annotations
+
+import torch
+
+from alignbench import randomness
+from alignbench.api import ClassLabels
+from alignbench.backbones.gpt import GPT, token_loss
+from alignbench.backbones.llamagen import gpt_config
+from alignbench.backbones.vq import VQModel
+from alignbench.pretrain.fitting import Budget, Progress, Split, fit
+from alignbench.registry.schema import ModelCard
+
+STAGE = "policy"
+
+
+def train(
+    card: ModelCard, data: Split, tokenizer: VQModel, *, budget: Budget, seed: int, progress: Progress
+) -> tuple[GPT, dict[str, float]]:
+    """Return the trained policy and its training losses; images are tokenised once."""
+    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{STAGE}/init"):
+        model = GPT(gpt_config(card))
+    with torch.no_grad():
+        tokens = tokenizer.encode(data.images)
+
+    def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = model(ClassLabels(data.labels[rows]), tokens[rows, :-1])
+        return {"loss": token_loss(logits, tokens[rows])}
+
+    losses = fit(model, losses_of, size=len(data), budget=budget, seed=seed, stage=STAGE, progress=progress)
+    return model.requires_grad_(False), losses
+
+
+@torch.no_grad()
+def validate(model: GPT, tokenizer: VQModel, data: Split) -> dict[str, float]:
+    """Return the mean cross-entropy of a token in nats."""
+    tokens = tokenizer.encode(data.images)
+    logits = model(ClassLabels(data.labels), tokens[:, :-1])
+    return {"cross_entropy": token_loss(logits, tokens).item()}

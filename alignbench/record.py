@@ -1,0 +1,326 @@
+"""The run record, `run.json`: everything a reader needs to judge, repeat and rank one run.
+
+The form is versioned: `schema` counts up whenever a field changes its meaning, and older records stay
+readable through `MIGRATIONS`. `docs/run-record.md` explains every field. Digests are `sha256:` plus hex.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from alignbench.errors import RunFailed, UserError
+from alignbench.files import write_atomic
+
+SCHEMA = 1
+FILE_NAME = "run.json"
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""{old version: function from a record of that version to one of the next version}."""
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{8,64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+"""A name that is also a safe file name."""
+Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+"""ISO 8601, UTC, whole seconds."""
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+class _Table(BaseModel):
+    """A JSON object: unknown keys are errors, nothing is coerced, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class MethodInfo(_Table):
+    """What post-trained the model."""
+
+    name: Name
+    title: str
+    options: dict[str, JsonValue]
+    """Every option with its value, defaults included."""
+
+
+class ModelInfo(_Table):
+    """The model the run started from."""
+
+    name: Name
+    title: str
+    parameters: Count
+    """Of the policy."""
+    trainable_parameters: Count
+    """What the method updates; 0 for a base run."""
+    weights: dict[str, Digest]
+    """{role: digest} of the files the run started from; empty for random weights."""
+    random_weights: bool = False
+
+
+class RecipeInfo(_Table):
+    """Where the hyperparameters come from."""
+
+    name: Name
+    source: str
+
+
+class Change(_Table):
+    """A value somebody gave explicitly."""
+
+    value: JsonValue
+    origin: str
+    """`--set`, `--config FILE`, `--steps` …"""
+
+
+class DataInfo(_Table):
+    """Training data."""
+
+    name: Name
+    split: str
+    digest: Digest | None
+    """Of the list of samples; None if it was not computed."""
+    count: Count
+    """Usable images."""
+    skipped: Count = 0
+    """Unreadable files, left out."""
+
+
+class TrainInfo(_Table):
+    """What training did and what it cost."""
+
+    seed: int
+    steps: Count
+    """Collected batches."""
+    images_per_step: Count
+    """Over all processes."""
+    micro_batch: Count
+    world_size: Annotated[int, Field(ge=1)]
+    device: str
+    """As tables show it, e.g. `CPU` or `NVIDIA H200`."""
+    precision: str
+    optimizer: dict[str, JsonValue]
+    """Name, learning rate, schedule, clipping …"""
+    seconds: Amount
+    """Wall time of training, without loading; summed over resumed parts."""
+    optimizer_steps: Count
+    images: Count
+    """Images read."""
+    sequences: Count
+    """Token sequences drawn."""
+    tokens: Count
+    """Tokens drawn one after another."""
+    reward_calls: dict[str, Count]
+    """{reward: images scored}."""
+    peak_memory_gib: Amount | None
+    """Of the device (CUDA) or the process (CPU), largest over the processes; None if unknown."""
+    resumed: Count = 0
+    """How many times the run was taken up again."""
+
+
+class ProtocolRef(_Table):
+    """Which protocol card made the numbers comparable."""
+
+    name: Name
+    version: int
+    digest: Digest
+    title: str
+    rank_by: str
+    """Metric that orders the table; kept here so that old records stay rankable."""
+
+
+class SettingRef(_Table):
+    """One way of sampling inside the protocol; the fields of `api.Sampling`."""
+
+    name: Name
+    title: str
+    temperature: float
+    top_k: int
+    top_p: float
+    cfg_scale: float
+    cfg_interval: int
+
+
+class Result(_Table):
+    """The metrics of one evaluator on one subject at one setting."""
+
+    subject: Literal["base", "method"]
+    """`base`: the model as it came; `method`: after post-training."""
+    protocol: ProtocolRef
+    setting: SettingRef
+    seeds: Annotated[list[int], Field(min_length=1)]
+    """Sampling seeds."""
+    n: Annotated[int, Field(ge=1)]
+    """Images per sampling seed."""
+    reference: Digest
+    """Of the reference images."""
+    evaluator: str
+    """`name@version`."""
+    metrics: dict[str, list[float | None]]
+    """{metric: one value per sampling seed}; null: could not be computed, tables leave it blank."""
+    sample_seconds: Amount
+    evaluate_seconds: Amount
+    networks_used_as_reward: list[str] = []
+    """Networks behind the training rewards; a metric that uses one of them is marked † in tables."""
+
+    @model_validator(mode="after")
+    def _one_value_per_seed(self) -> Result:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds repeat: {self.seeds}")
+        for name, values in self.metrics.items():
+            if len(values) != len(self.seeds):
+                raise ValueError(f"metrics.{name} has {len(values)} values for {len(self.seeds)} seeds")
+        return self
+
+
+class EnvironmentInfo(_Table):
+    """Where the run happened."""
+
+    alignbench: str
+    git_commit: str | None
+    git_dirty: bool | None
+    torch: str
+    python: str
+    platform: str
+    device: str
+    threads: Annotated[int, Field(ge=1)]
+    packages: dict[str, str] = {}
+
+
+class RunRecord(_Table):
+    """One run."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    status: Literal["complete", "partial", "failed"]
+    id: Name
+    """Name of the run folder; carries the digest of the resolved plan."""
+    kind: Literal["method", "base"]
+    command: str
+    """The command line that repeats the run."""
+    method: MethodInfo | None
+    """None for a base run."""
+    model: ModelInfo
+    recipe: RecipeInfo | None
+    changed: dict[str, Change]
+    """{dotted key: value and origin} of everything given explicitly."""
+    data: DataInfo | None
+    leaderboard: bool
+    """False for runs that may not be ranked: synthetic data or random weights."""
+    train: TrainInfo | None
+    exports: dict[str, Digest]
+    """{role: digest} of the exported weights."""
+    results: list[Result]
+    environment: EnvironmentInfo
+    started: Time
+    finished: Time | None
+    config: dict[str, JsonValue]
+    """The whole resolved configuration."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> RunRecord:
+        if (self.kind == "method") != (self.method is not None):
+            raise ValueError("method must be given for kind 'method' and only then")
+        if self.kind == "base" and any(result.subject == "method" for result in self.results):
+            raise ValueError("a base run has no results with subject 'method'")
+        if self.status == "complete" and self.finished is None:
+            raise ValueError("a complete run has a finishing time")
+        if self.status == "complete" and self.kind == "method" and self.train is None:
+            raise ValueError("a complete method run has a train section")
+        if self.model.random_weights and self.leaderboard:
+            raise ValueError("a run on random weights cannot be on a leaderboard")
+        seen: set[tuple[str, str, str, str]] = set()
+        for result in self.results:
+            for metric in result.metrics:
+                place = (result.subject, result.protocol.digest, result.setting.name, metric)
+                if place in seen:
+                    raise ValueError(f"two results hold {metric} of {place[0]} at {place[2]}")
+                seen.add(place)
+        return self
+
+
+def now() -> str:
+    """Return the present time as records write it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def dumps(record: RunRecord) -> str:
+    """Return the canonical text of a record: what `write` writes."""
+    values = record.model_dump(mode="json", by_alias=True)
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write(record: RunRecord, run_dir: Path) -> Path:
+    """Write `run.json` so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        RunFailed: the disk is full or the folder cannot be written.
+    """
+    path = Path(run_dir) / FILE_NAME
+    try:
+        write_atomic(path, dumps(record))
+    except OSError as error:
+        raise RunFailed(
+            f"{path} cannot be written: {error.strerror or error}",
+            fix="free some space, then run the same command again",
+        ) from error
+    return path
+
+
+def read(place: Path) -> RunRecord:
+    """Read a record of any known version.
+
+    Args:
+        place: a run folder or a record file.
+
+    Raises:
+        UserError: no record there, not JSON, an unknown form, or made by a newer alignbench.
+    """
+    place = Path(place)
+    if not place.exists():
+        raise UserError(f"{place} does not exist")
+    path = place / FILE_NAME if place.is_dir() else place
+    if not path.is_file():
+        raise UserError(
+            f"{place} is not a run folder: it has no {FILE_NAME}",
+            fix="name a folder that `alignbench run` made, or let an unfinished run end",
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not readable JSON: {error}", fix="run the same command again to make it anew"
+        ) from error
+    return _parse(values, path)
+
+
+def _parse(values: Any, path: Path) -> RunRecord:
+    version = values.get("schema") if isinstance(values, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise UserError(f"{path} is not a run record: it has no schema number")
+    if version > SCHEMA:
+        raise UserError(
+            f"{path} has schema {version}, this alignbench reads up to {SCHEMA}: "
+            "it was made by a newer alignbench",
+            fix="pip install --upgrade alignbench",
+        )
+    while version < SCHEMA:
+        if version not in MIGRATIONS:
+            raise UserError(f"{path} has schema {version}, which never existed")
+        values = MIGRATIONS[version](values)
+        version = values["schema"]
+    try:
+        return RunRecord.model_validate(values)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc'])) or '(record)'}: {item['msg']}" for item in error.errors()
+        ]
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{path} is not a run record: {'; '.join(problems[:3])}{more}") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of `run.json`."""
+    return RunRecord.model_json_schema(by_alias=True)

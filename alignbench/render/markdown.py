@@ -1,0 +1,149 @@
+"""Boards as Markdown: a page per protocol, an index. The same records give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from alignbench.record import RunRecord
+from alignbench.render import cells
+from alignbench.tables import Board, Row, Table, Unranked, short
+from alignbench.verdict import verdict
+
+MARKER = "<!-- Made by `alignbench leaderboard` from records/*.json; do not edit. -->"
+
+
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[bool]) -> list[str]:
+    """Return the lines of a pipe table; columns marked numeric are aligned right."""
+    lines = [line(header), line(["--:" if right else ":--" for right in numeric])]
+    return lines + [line(row) for row in rows]
+
+
+def line(texts: Sequence[str]) -> str:
+    escaped = [text.replace("|", "\\|").replace("\n", " ") for text in texts]
+    return f"| {' | '.join(escaped)} |"
+
+
+def bullets(texts: Iterable[str]) -> list[str]:
+    return [f"- {text}" for text in texts]
+
+
+def page_name(table: Table) -> str:
+    """File of a table's protocol."""
+    return f"{table.protocol.name}-v{table.protocol.version}.md"
+
+
+def pages(board: Board) -> dict[str, str]:
+    """Return {file name: text} of every protocol."""
+    groups: dict[str, list[Table]] = {}
+    for table in board.tables:
+        groups.setdefault(page_name(table), []).append(table)
+    return {name: _page(tables, board) for name, tables in sorted(groups.items())}
+
+
+def _page(tables: Sequence[Table], board: Board) -> str:
+    protocol = tables[0].protocol
+    lines = [MARKER, "", f"# {protocol.title}", ""]
+    lines += [
+        "Rows are compared within one table only: one protocol digest, one reference, one starting model. "
+        "Numbers printed in papers are in [published.md](published.md) and are not ranked here.",
+        "",
+    ]
+    for table in tables:
+        lines += [f"## {table.model}", "", *table_lines(table), ""]
+        lines += _section("What the table says", bullets(verdict(table)))
+        lines += _section("How to read it", bullets([*cells.footnotes(table), *_provenance(table)]))
+    digests = {table.protocol.digest for table in tables}
+    left_out = [item for item in board.unranked if digests.intersection(item.protocols)]
+    lines += _section("Not ranked", unranked_lines(left_out), level=2)
+    lines += _section("Runs", _run_lines(tables, board.records), level=2)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(title: str, body: Sequence[str], *, level: int = 3) -> list[str]:
+    return [f"{'#' * level} {title}", "", *body, ""] if body else []
+
+
+def table_lines(table: Table) -> list[str]:
+    """Return the lines of the ranked table."""
+    metrics = [f"{column.title} {column.arrow}" for column in table.columns]
+    header = ["rank", "row", "setting", *metrics, "n", *cells.COST_HEADERS]
+    numeric = [True, False, False, *[True] * len(metrics), False, True, True, False, True, True]
+    return grid(header, [_row(row, table) for row in table.rows], numeric=numeric)
+
+
+def _row(row: Row, table: Table) -> list[str]:
+    metrics = []
+    for column in table.columns:
+        text = cells.metric(row, column)
+        metrics.append(f"**{text}**" if cells.is_best(row, column) else text)
+    name = f"**{row.title}** ({row.detail})" if row.detail else row.title
+    label = f"{name}, control" if row.kind == "control" else name
+    return [cells.rank(row), label, row.setting.title, *metrics, cells.unit(row), *cells.cost(row)]
+
+
+def _provenance(table: Table) -> list[str]:
+    protocol = table.protocol
+    seeds = ", ".join(map(str, table.seeds))
+    weights = ", ".join(f"{role} `{short(digest)}`" for role, digest in table.weights.items())
+    return [
+        f"Protocol `{protocol.name}` version {protocol.version}, digest `{short(protocol.digest)}`; "
+        f"{table.n:,} images for each sampling seed ({seeds}); reference `{short(table.reference)}`.",
+        f"Starting model `{table.model_name}`: {weights or 'random weights'}.",
+        f"Evaluated by {', '.join(sorted({column.evaluator for column in table.columns}))}.",
+    ]
+
+
+def unranked_lines(items: Iterable[Unranked]) -> list[str]:
+    return bullets(f"`{item.id}`: {item.reason}" for item in items)
+
+
+def _run_lines(tables: Sequence[Table], records: Sequence[RunRecord]) -> list[str]:
+    shown = {run for table in tables for row in table.rows for run in row.runs}
+    rows = []
+    for record in records:
+        if record.id in shown:
+            place = record.environment
+            versions = f"alignbench {place.alignbench}, torch {place.torch}, {place.device}"
+            rows.append([f"`{record.id}`", f"`{record.command}`", versions, record.finished or ""])
+    return grid(["run", "command", "where", "finished"], rows, numeric=[False] * 4) if rows else []
+
+
+def index(board: Board, *, published: bool) -> str:
+    """Return the text of `README.md`: what there is, and what is not ranked and why."""
+    lines = [MARKER, "", "# Leaderboards", ""]
+    lines += [
+        "Made from the run records in `records/` by `alignbench leaderboard`; "
+        "`alignbench leaderboard --check` makes them again and reports any difference.",
+        "",
+    ]
+    rows = [
+        [
+            f"[{table.protocol.title}]({page_name(table)})",
+            table.model,
+            str(len(table.rows)),
+            table.rank_column.title if table.rank_column else "",
+            _leader(table),
+            f"`{short(table.protocol.digest)}`",
+        ]
+        for table in board.tables
+    ]
+    header = ["protocol", "model", "rows", "ranked by", "first", "digest"]
+    if rows:
+        lines += [*grid(header, rows, numeric=[False, False, True, False, False, False]), ""]
+    else:
+        lines += ["No run is ranked yet.", ""]
+    if published:
+        lines += ["Numbers printed in papers, never ranked with ours: [published.md](published.md).", ""]
+    lines += _section("Not ranked", unranked_lines(board.unranked), level=2)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _leader(table: Table) -> str:
+    """The rows of rank 1."""
+    column = table.rank_column
+    if column is None:
+        return ""
+    first = [row for row in table.rows if row.rank == 1]
+    return "; ".join(
+        f"{row.name}, {row.setting.title}: {column.shown(row.cells[column.key].interval)}" for row in first
+    )

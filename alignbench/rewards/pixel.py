@@ -1,0 +1,55 @@
+"""Distances between pixels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alignbench.registry.schema import RewardCard
+
+PixelLoss = Literal["mse", "l1"]
+
+
+def pixel_distance(images: Tensor, reference: Tensor, loss: PixelLoss, *, repeats: int = 1) -> Tensor:
+    """Mean over channels and pixels of the squared or absolute difference.
+
+    Args:
+        images: [B·repeats, C, H, W] float, image-major, not clamped.
+        reference: [B, C, H, W].
+        loss: `mse` or `l1`.
+        repeats: images for each reference.
+
+    Returns:
+        [B·repeats] in the dtype of the images.
+    """
+    difference = images.unflatten(0, (-1, repeats)) - reference.unsqueeze(1)
+    size = difference.square() if loss == "mse" else difference.abs()
+    return size.mean(dim=(2, 3, 4)).flatten()
+
+
+class PixelDistance:
+    """`pixel_distance` as a reward object; lower is better."""
+
+    def __init__(self, loss: PixelLoss) -> None:
+        self.loss: PixelLoss = loss
+
+    def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
+        """[N, 3, H, W] images and references → [N]."""
+        return pixel_distance(images, reference, self.loss)
+
+    def prepare(self, reference: Tensor) -> Tensor:
+        return reference
+
+    def distance(self, images: Tensor, prepared: Tensor, *, repeats: int) -> Tensor:
+        """[B·repeats, 3, H, W] images, image-major, against [B, 3, H, W] references → [B·repeats]."""
+        return pixel_distance(images, prepared, self.loss, repeats=repeats)
+
+
+def build_mse(card: RewardCard, device: torch.device | str) -> PixelDistance:
+    return PixelDistance("mse")
+
+
+def build_l1(card: RewardCard, device: torch.device | str) -> PixelDistance:
+    return PixelDistance("l1")

@@ -1,0 +1,198 @@
+"""What becomes known of a run while it works, and the record made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from alignbench import environment, hub, record
+from alignbench.config import digest_of
+from alignbench.driver import Totals
+from alignbench.evaluation import Score
+from alignbench.plan import Plan
+from alignbench.record import (
+    Change,
+    DataInfo,
+    MethodInfo,
+    ModelInfo,
+    ProtocolRef,
+    RecipeInfo,
+    Result,
+    RunRecord,
+    SettingRef,
+    TrainInfo,
+)
+from alignbench.registry.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from alignbench.runner import Job
+
+
+def weights_digest(weights: dict[str, str]) -> str:
+    """Identity of a set of weight files."""
+    return f"sha256:{digest_of(weights)}"
+
+
+@dataclass
+class Facts:
+    """Everything that goes into `run.json` and is not in the plan."""
+
+    started: str
+    weights: dict[str, str]
+    """{role: digest} of the files the run starts from."""
+    data: DataInfo | None = None
+    trainable: int = 0
+    totals: Totals | None = None
+    exports: dict[str, str] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, job: Job) -> Facts:
+        """Note the time and hash the weights."""
+        weights = {
+            role: f"sha256:{hub.verify(status)}"
+            for role, status in job.plan.weights.items()
+            if not job.plan.random_weights
+        }
+        return cls(started=_first_start(job), weights=weights)
+
+    def add_scores(
+        self, subject: Literal["base", "method"], scores: list[Score], reference: str, job: Job
+    ) -> None:
+        """Gather the scores of one subject into one result per setting and evaluator."""
+        groups: dict[tuple[str, str], list[Score]] = {}
+        for score in scores:
+            groups.setdefault((score.setting, score.evaluator), []).append(score)
+        for (setting, evaluator), members in groups.items():
+            self.results.append(_result(job, subject, setting, evaluator, members, reference))
+
+    def write(self, status: Literal["complete", "partial", "failed"], job: Job) -> RunRecord:
+        """Write `run.json` and return it."""
+        plan = job.plan
+        card = job.catalogue.dataset(plan.config.dataset)
+        built = RunRecord(
+            schema=record.SCHEMA,
+            status=status,
+            id=plan.id,
+            kind="method" if plan.method else "base",
+            command=job.command,
+            method=_method_info(plan),
+            model=ModelInfo(
+                name=plan.config.model,
+                title=plan.model.title,
+                parameters=plan.model.policy.parameters,
+                trainable_parameters=self.trainable,
+                weights=self.weights,
+                random_weights=plan.random_weights,
+            ),
+            recipe=_recipe_info(plan, job.catalogue),
+            changed={
+                key: Change(value=origin.value, origin=origin.source)
+                for key, origin in plan.config.changed().items()
+            },
+            data=self.data,
+            leaderboard=card.leaderboard and not plan.random_weights,
+            train=self._train_info(plan),
+            exports=self.exports,
+            results=self.results,
+            environment=environment.describe(),
+            started=self.started,
+            finished=record.now() if status == "complete" else None,
+            config=plan.config.as_dict(),
+        )
+        record.write(built, job.out)
+        return built
+
+    def _train_info(self, plan: Plan) -> TrainInfo | None:
+        if plan.method is None or self.totals is None:
+            return None
+        train, totals = plan.config.train, self.totals
+        return TrainInfo(
+            seed=plan.config.seed,
+            steps=train.steps,
+            images_per_step=train.images_per_step,
+            micro_batch=train.micro_batch,
+            world_size=plan.world_size,
+            device=environment.device_name(),
+            precision=train.precision,
+            optimizer={
+                "name": "AdamW",
+                "lr": train.lr,
+                "betas": [train.beta1, train.beta2],
+                "eps": train.eps,
+                "weight_decay": train.weight_decay,
+                "grad_clip": train.grad_clip,
+                "schedule": train.schedule,
+                "warmup_steps": train.warmup_steps,
+            },
+            seconds=totals.seconds,
+            optimizer_steps=train.steps * train.updates_per_collect,
+            images=totals.images,
+            sequences=totals.sequences,
+            tokens=totals.tokens,
+            reward_calls=totals.reward_calls,
+            peak_memory_gib=totals.peak_memory_gib,
+            resumed=totals.resumed,
+        )
+
+
+def _first_start(job: Job) -> str:
+    """When the run was first started: a continued run keeps its time."""
+    if (job.out / record.FILE_NAME).exists():
+        return record.read(job.out).started
+    return record.now()
+
+
+def _method_info(plan: Plan) -> MethodInfo | None:
+    if plan.method is None or plan.config.method is None:
+        return None
+    return MethodInfo(
+        name=plan.config.method, title=plan.method.title, options=dict(plan.config.section("method"))
+    )
+
+
+def _recipe_info(plan: Plan, catalogue: Catalogue) -> RecipeInfo | None:
+    if plan.config.recipe is None:
+        return None
+    return RecipeInfo(name=plan.config.recipe, source=catalogue.recipe(plan.config.recipe).source)
+
+
+def _reward_networks(job: Job) -> list[str]:
+    """Networks behind the rewards a method was trained on."""
+    plan = job.plan
+    if plan.method is None:
+        return []
+    names = [str(plan.config.section("method")[option]) for option in plan.method.reward_options]
+    known = [name for name in names if name in job.catalogue.found["rewards"]]
+    return sorted({network for name in known for network in job.catalogue.reward(name).networks})
+
+
+def _result(
+    job: Job,
+    subject: Literal["base", "method"],
+    setting: str,
+    evaluator: str,
+    scores: list[Score],
+    reference: str,
+) -> Result:
+    plan = job.plan
+    names = list(scores[0].metrics)
+    return Result(
+        subject=subject,
+        protocol=ProtocolRef(
+            name=plan.config.protocol,
+            version=plan.protocol.version,
+            digest=plan.protocol_digest,
+            title=plan.protocol.title,
+            rank_by=plan.protocol.rank_by,
+        ),
+        setting=SettingRef(name=setting, **plan.protocol.settings[setting].model_dump()),
+        seeds=[score.seed for score in scores],
+        n=scores[0].images,
+        reference=reference,
+        evaluator=evaluator,
+        metrics={name: [score.metrics[name] for score in scores] for name in names},
+        sample_seconds=sum(score.sample_seconds for score in scores),
+        evaluate_seconds=sum(score.evaluate_seconds for score in scores),
+        networks_used_as_reward=_reward_networks(job) if subject == "method" else [],
+    )

@@ -1,0 +1,325 @@
+"""One run from plan to record: data → method in the driver → export → evaluation → record, report, picture.
+
+Every stage leaves its result in the run folder and finds it there when the same plan is run again.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from alignbench import evaluation, folder, grid, hub, report, run_facts
+from alignbench.api import Backbone, Method
+from alignbench.data import ImageDataset, open_dataset
+from alignbench.data.reference import DatasetImages
+from alignbench.data.stream import Stream
+from alignbench.driver import Driver, Interrupted, parameter_groups
+from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
+from alignbench.parallel import Parallel, choose_threads
+from alignbench.plan import Plan
+from alignbench.progress import Progress
+from alignbench.record import FILE_NAME, DataInfo, RunRecord, read
+from alignbench.registry.catalogue import Catalogue, import_target
+
+DEFAULT_OUT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan and how to carry it out; nothing here changes a result."""
+
+    plan: Plan
+    catalogue: Catalogue
+    out: Path
+    """The run folder."""
+    command: str
+    """What the user typed."""
+    evaluates: bool = True
+    checkpoint_every: int = 20
+    workers: int = 0
+    """Threads that decode images in the background; 0: none."""
+
+    @property
+    def cache(self) -> Path:
+        return hub.cache_root()
+
+
+def run(job: Job, progress: Progress) -> RunRecord:
+    """Carry a plan out, or continue it; return its record.
+
+    Raises:
+        UserError: not runnable, or interrupted (exit status 3), or broken (exit status 1).
+    """
+    if job.plan.problems:
+        raise UserError("; ".join(f"{item.where}: {item.what}" for item in job.plan.problems))
+    with folder.opened(job.out, job.plan):
+        finished = job.out / FILE_NAME
+        if finished.exists() and (record := read(finished)).status == "complete":
+            progress.say(f"{job.out} is complete; nothing to do")
+            return record
+        progress.say(f"run {job.plan.id} → {job.out}")
+        try:
+            return _carry_out(job, progress)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise RunFailed(
+                    f"no space left on the disk of {job.out}",
+                    fix="free some and run the same command again; finished work is kept",
+                ) from error
+            raise
+
+
+def _carry_out(job: Job, progress: Progress) -> RunRecord:
+    choose_threads(job.plan.model.policy.parameters)
+    facts = run_facts.Facts.begin(job)
+    parallel = Parallel(job.plan.config.train.precision)
+    try:
+        if job.plan.method is not None:
+            _train(job, facts, parallel, progress)
+        if job.evaluates and parallel.is_main:
+            _evaluate(job, facts, parallel.device, progress)
+    except Interrupted as stopped:
+        facts.write("partial", job)
+        raise UserError(
+            f"interrupted after step {stopped.step}; everything so far is kept in {job.out}",
+            fix="run the same command again to continue",
+            exit_code=EXIT_PARTIAL,
+        ) from None
+    except KeyboardInterrupt:
+        facts.write("partial", job)
+        raise UserError(
+            f"interrupted; finished work is kept in {job.out}",
+            fix="run the same command again to continue",
+            exit_code=EXIT_PARTIAL,
+        ) from None
+    except RunFailed:
+        facts.write("failed", job)
+        raise
+    finally:
+        parallel.close()
+    record = facts.write("complete", job)
+    (job.out / "report.md").write_text(report.report_markdown(record, job.catalogue.metric_facts()))
+    return record
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def build_model(plan: Plan, device: torch.device) -> Backbone:
+    """Build the model as it is before training."""
+    build = import_target(str(plan.model.target))
+    files = None if plan.random_weights else {role: status.path for role, status in plan.weights.items()}
+    backbone: Backbone = build(plan.model, files, seed=0, device=device)
+    return backbone
+
+
+def open_training_data(job: Job, progress: Progress) -> ImageDataset:
+    """Open the training split and say what was left out."""
+    card = job.catalogue.dataset(job.plan.config.dataset)
+    dataset = open_dataset(
+        card,
+        split=card.train_split,
+        image_size=job.plan.model.image_size,
+        num_classes=job.plan.model.num_classes,
+        options=job.plan.config.section("data"),
+        workers=job.workers,
+        cache_dir=job.cache / "data",
+    )
+    for skipped in dataset.skipped[:5]:
+        progress.say(f"left out {skipped.path}: {skipped.reason}")
+    if len(dataset.skipped) > 5:
+        progress.say(f"left out {len(dataset.skipped)} unreadable images in all; see run.json")
+    return dataset
+
+
+def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
+    """Build the method from its card and the resolved options.
+
+    Raises:
+        UserError: the method's class lacks what the interface needs, or its options contradict each other.
+    """
+    assert job.plan.method is not None
+    target = import_target(job.plan.method.target)
+
+    def reward(name: str) -> Any:
+        card = job.catalogue.reward(name)
+        if card.min_size > job.plan.model.image_size:
+            raise UserError(
+                f"reward {name!r} needs images of at least {card.min_size} px, "
+                f"{job.plan.config.model} makes {job.plan.model.image_size} px"
+            )
+        return import_target(card.target)(card, device)
+
+    config = target.Config(**job.plan.config.section("method"))
+    method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)
+    return method
+
+
+def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progress) -> None:
+    plan = job.plan
+    assert plan.method is not None
+    export = job.out / "export" / f"{_role(plan)}.safetensors"
+    dataset = open_training_data(job, progress)
+    facts.data = DataInfo(
+        name=plan.config.dataset,
+        split=job.catalogue.dataset(plan.config.dataset).train_split,
+        digest=dataset.digest,
+        count=len(dataset),
+        skipped=len(dataset.skipped),
+    )
+    backbone = build_model(plan, parallel.device)
+    method = build_method(job, backbone, parallel.device)
+    module = backbone.policy if plan.method.updates == "policy" else backbone.tokenizer.decoder
+    facts.trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    train = plan.config.train
+    optimizer = torch.optim.AdamW(
+        parameter_groups(module, train.weight_decay),
+        lr=train.lr,
+        betas=(train.beta1, train.beta2),
+        eps=train.eps,
+        fused=parallel.device.type == "cuda",
+    )
+    module, optimizer = parallel.wrap(module, optimizer)
+    if plan.method.updates == "policy":
+        backbone.policy = module
+    else:
+        backbone.tokenizer.decoder = module
+    with (
+        _stop_on_interrupt(progress) as stop,
+        Stream(
+            dataset, seed=plan.config.seed, images_per_step=train.images_per_step, workers=job.workers
+        ) as stream,
+    ):
+        driver = Driver(
+            train,
+            method=method,
+            module=module,
+            optimizer=optimizer,
+            stream=stream,
+            parallel=parallel,
+            folder=job.out,
+            progress=progress,
+            checkpoint_every=job.checkpoint_every,
+            stop=stop,
+        )
+        try:
+            facts.totals = driver.train()
+        except (Interrupted, RunFailed):
+            facts.totals = driver.totals
+            raise
+    if parallel.is_main:
+        export.parent.mkdir(parents=True, exist_ok=True)
+        state = backbone.export()[_role(plan)]
+        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, export)
+        facts.exports = {_role(plan): f"sha256:{hub.file_sha256(export)}"}
+    parallel.barrier()
+
+
+def _role(plan: Plan) -> str:
+    """Which file a method changes."""
+    assert plan.method is not None
+    return "policy" if plan.method.updates == "policy" else "tokenizer"
+
+
+class _stop_on_interrupt:
+    """Turn the first Ctrl-C into a request to stop after the present step; the second one is immediate."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._asked = False
+
+    def __enter__(self) -> Callable[[], bool]:
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return lambda: self._asked
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        self._progress.say("stopping after this step; Ctrl-C again stops at once")
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+def _evaluate(job: Job, facts: run_facts.Facts, device: torch.device, progress: Progress) -> None:
+    """Score the model before and after training, and draw both."""
+    plan = job.plan
+    reference_card = job.catalogue.dataset(plan.protocol.reference.dataset)
+    reference = DatasetImages(
+        open_dataset(
+            reference_card,
+            split=plan.protocol.reference.split,
+            image_size=plan.protocol.image_size,
+            num_classes=plan.model.num_classes,
+            options={key: option.default for key, option in reference_card.options.items()},
+            workers=job.workers,
+            cache_dir=job.cache / "data",
+        )
+    )
+    evaluators = evaluation.build_evaluators(job.catalogue, plan.protocol, device)
+    pictures = []
+    subjects = ["base"] if plan.method is None else ["base", "method"]
+    for subject in subjects:
+        backbone = build_model(plan, device)
+        weights = facts.weights
+        if subject == "method":
+            load_export(job.out, backbone)
+            weights = {**weights, **facts.exports}
+        evaluated = evaluation.Evaluation(
+            subject=subject,
+            weights_digest=run_facts.weights_digest(weights),
+            backbone=backbone,
+            protocol=plan.protocol,
+            protocol_digest=plan.protocol_digest,
+            evaluators=evaluators,
+            reference=reference,
+            num_classes=plan.model.num_classes or 1,
+            device=device,
+            folder=job.out,
+            cache=job.cache / "evaluations" if subject == "base" and not plan.random_weights else None,
+        )
+        facts.add_scores(subject, evaluated.run(progress), reference.digest, job)
+        facts.write("partial", job)
+        pictures.append(_picture(job, evaluated, subject))
+    real = next(reference.images())[: len(pictures[0][1])]
+    grid.write_grid(job.out / "samples.png", [*pictures, ("real images", real)])
+
+
+def load_export(run: Path, backbone: Backbone) -> None:
+    """Put a run's exported weights into a backbone.
+
+    Raises:
+        UserError: the folder has no export, or it is of another model.
+    """
+    files = sorted((run / "export").glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{run} has no exported weights", fix="name the folder of a run that has trained")
+    for file in files:
+        module: Any = backbone.policy if file.stem == "policy" else backbone.tokenizer
+        try:
+            module.load_state_dict(load_file(file))
+        except RuntimeError as error:
+            raise UserError(f"{file} does not fit the model: {str(error).splitlines()[0]}") from error
+
+
+def _picture(job: Job, evaluated: evaluation.Evaluation, subject: str) -> tuple[str, torch.Tensor]:
+    """A few samples at the first setting; the same image ids for every subject."""
+    protocol = job.plan.protocol
+    name, setting = next(iter(protocol.settings.items()))
+    seed = protocol.seeds[0]
+    shown = (
+        job.plan.config.model if subject == "base" else f"{job.plan.config.model} + {job.plan.config.method}"
+    )
+    return f"{shown}, {setting.title}", evaluated.pictures(name, seed)

@@ -1,0 +1,165 @@
+"""From a protocol to sample sets: shards of tokens with fixed image ids, made once and kept.
+
+Image `i` of sampling seed `s` has its own class and its own random numbers, whatever the batch size, the
+number of devices and the model: two models sampled with one seed differ in nothing but the model. Tokens
+are kept, not pixels; decoding them again gives the same images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench import randomness
+from alignbench.api import Backbone, ClassLabels, Sampling
+from alignbench.backbones.pixels import resize_bicubic, to_uint8
+from alignbench.files import write_atomic
+from alignbench.progress import Progress
+from alignbench.registry.schema import ProtocolCard, Setting
+
+SHARD = 256
+"""Images per file at least; a whole number of generation batches."""
+
+
+def labels_of(protocol: ProtocolCard, num_classes: int, seed: int, ids: Sequence[int]) -> np.ndarray:
+    """Return the class of each image id, [n] int64, by the protocol's rule."""
+    if protocol.labels == "balanced":
+        return np.asarray(ids, dtype=np.int64) % num_classes
+    draws = randomness.uniforms(seed, "sample-label", 0, ids, ())
+    return np.minimum((draws * num_classes).astype(np.int64), num_classes - 1)
+
+
+def sampling_of(setting: Setting) -> Sampling:
+    return Sampling(
+        temperature=setting.temperature,
+        top_k=setting.top_k,
+        top_p=setting.top_p,
+        cfg_scale=setting.cfg_scale,
+        cfg_interval=setting.cfg_interval,
+    )
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Generates a backbone's images under a protocol.
+
+    Args:
+        backbone: the generator; its policy is put into the protocol's precision on a copy.
+        protocol: what to generate.
+        num_classes: classes the labels are drawn from.
+        device: where to generate.
+    """
+
+    backbone: Backbone
+    protocol: ProtocolCard
+    num_classes: int
+    device: torch.device
+
+    def generate(self, setting: Setting, seed: int, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return (tokens [n, T] int32, labels [n] int64) of the given image ids.
+
+        Ids are padded to whole batches so that every forward has the same shape.
+        """
+        batch = self.protocol.batch
+        padded = list(ids) + [ids[-1]] * (-len(ids) % batch)
+        labels = labels_of(self.protocol, self.num_classes, seed, padded)
+        uniforms = randomness.uniforms(seed, "sample-token", 0, padded, (self.backbone.num_tokens,))
+        tokens = []
+        for start in range(0, len(padded), batch):
+            rows = slice(start, start + batch)
+            condition = ClassLabels(torch.from_numpy(labels[rows]).to(self.device))
+            drawn = self.backbone.generate(
+                condition, torch.from_numpy(uniforms[rows]).to(self.device), sampling_of(setting)
+            )
+            tokens.append(drawn.tokens.cpu().numpy().astype(np.int32))
+        return np.concatenate(tokens)[: len(ids)], labels[: len(ids)]
+
+    def shards(self) -> list[range]:
+        """Image ids of every file."""
+        size = -(-SHARD // self.protocol.batch) * self.protocol.batch
+        total = self.protocol.samples
+        return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+    def fill(self, folder: Path, setting: Setting, seed: int, progress: Progress, title: str) -> float:
+        """Make the missing shards of one sample set; return the seconds it took."""
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        shards = self.shards()
+        missing = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]
+        if not missing:
+            return 0.0
+        with progress.stage(title, len(shards), done=len(shards) - len(missing)) as stage:
+            for number in missing:
+                ids = shards[number]
+                tokens, labels = self.generate(setting, seed, ids)
+                write_shard(shard_path(folder, number), np.asarray(ids), labels, tokens)
+                stage.advance()
+        return time.monotonic() - started
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.npz"
+
+
+def write_shard(path: Path, ids: np.ndarray, labels: np.ndarray, tokens: np.ndarray) -> None:
+    """Write one file atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, ids=ids, labels=labels, tokens=tokens)
+    write_atomic(path, buffer.getvalue())
+
+
+@dataclass(frozen=True)
+class ImageDecoder:
+    """Tokens to the 8-bit images a protocol scores."""
+
+    backbone: Backbone
+    protocol: ProtocolCard
+    device: torch.device
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """[n, T] int64 tokens → uint8 [n, 3, H, W] on the CPU."""
+        pieces = []
+        for piece in tokens.split(self.protocol.batch):
+            images = self.backbone.tokenizer.decode(piece.to(self.device), self.backbone.grid)
+            if self.protocol.resize == "bicubic":
+                images = resize_bicubic(images, self.protocol.image_size)
+            pieces.append(to_uint8(images).cpu())
+        return torch.cat(pieces)
+
+
+class TokenImages:
+    """A sample set as images: shards of tokens, decoded as they are read (an `api.ImageSet`).
+
+    Args:
+        folder: where the shards lie.
+        decoder: makes images of tokens.
+    """
+
+    def __init__(self, folder: Path, decoder: ImageDecoder) -> None:
+        self._decoder = decoder
+        shards = [np.load(file) for file in sorted(folder.glob("shard-*.npz"))]
+        self._tokens = torch.from_numpy(np.concatenate([shard["tokens"] for shard in shards])).long()
+        self._labels = torch.from_numpy(np.concatenate([shard["labels"] for shard in shards]))
+        content = hashlib.sha256(self._tokens.numpy().tobytes() + self._labels.numpy().tobytes())
+        self.digest = f"sha256:{content.hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def images(self) -> Iterator[Tensor]:
+        """Yield uint8 [b, 3, H, W] in order of the image id, at the protocol's size."""
+        for tokens in self._tokens.split(self._decoder.protocol.batch):
+            yield self._decoder.decode(tokens)
+
+    def labels(self) -> Tensor:
+        """[N] int64."""
+        return self._labels

@@ -1,0 +1,179 @@
+"""The values a leaderboard is made of, before any format: cells, rows, tables, board.
+
+`leaderboard.py` fills them from run records, `render/` turns them into text. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from alignbench.statistics import Difference, Interval
+
+if TYPE_CHECKING:
+    from alignbench.record import ProtocolRef, RunRecord, SettingRef
+    from alignbench.registry.schema import MetricFact
+
+RowKind = Literal["base", "control", "method"]
+"""`control`: the base model under another setting than the table's first one."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one evaluator version."""
+
+    metric: str
+    evaluator: str
+    title: str
+    fact: MetricFact
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.metric, self.evaluator
+
+    @property
+    def arrow(self) -> str:
+        return "↑" if self.fact.direction == "higher" else "↓"
+
+    def text(self, value: float) -> str:
+        """Format a value of this metric; never `-0.0`."""
+        return number(value, self.fact.digits)
+
+    def shown(self, interval: Interval) -> str:
+        """Format a mean with the half-width of its interval."""
+        half = interval.half_width
+        return self.text(interval.mean) + (f" ± {self.text(half)}" if half is not None else "")
+
+    def signed(self, value: float) -> str:
+        """Format a difference, with a sign unless it rounds to 0."""
+        text = self.text(value)
+        return f"+{text}" if value > 0 and text.strip("0.") else text
+
+    def span(self, low: float, high: float) -> str:
+        return f"[{self.signed(low)}, {self.signed(high)}]"
+
+    def gain(self, mean_difference: float) -> float:
+        """Turn a difference so that positive means better."""
+        return mean_difference if self.fact.direction == "higher" else -mean_difference
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a row. A row without the number has no cell."""
+
+    interval: Interval
+    values: tuple[float, ...]
+    """The independent values behind the interval."""
+    best: bool = False
+    """Best of the column, or not significantly different from the best."""
+    rewarded: bool = False
+    """The metric's network was also a training reward (†)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What training a row took; one entry per training seed where seeds can differ."""
+
+    seconds: tuple[float, ...]
+    sequences: tuple[int, ...]
+    devices: tuple[str, ...]
+    """Distinct ones, sorted."""
+    peak_memory_gib: float | None
+    """Largest over the seeds; None if any of them is unknown."""
+    trainable_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One subject at one setting, pooled over training seeds."""
+
+    kind: RowKind
+    title: str
+    """`base` or the method's title."""
+    detail: str
+    """Recipe and changed keys of a method."""
+    setting: SettingRef
+    cells: Mapping[tuple[str, str], Cell]
+    """{`Column.key`: cell}."""
+    rank: int | None = None
+    """1 + the number of rows that are better; None without a value of the ranking metric."""
+    tied: bool = False
+    """Another row has the same rank."""
+    training_seeds: tuple[int, ...] = ()
+    cost: Cost | None = None
+    runs: tuple[str, ...] = ()
+    """Ids of the records behind the row."""
+    identity: str = ""
+    """Digest of the configuration without seeds; empty for the base model."""
+
+    @property
+    def name(self) -> str:
+        """Title and detail, without the setting."""
+        return f"{self.title} ({self.detail})" if self.detail else self.title
+
+
+@dataclass(frozen=True)
+class Unranked:
+    """A record, or a part of one, that no table shows."""
+
+    id: str
+    reason: str
+    protocols: tuple[str, ...] = ()
+    """Digests of the protocols it has results of."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method row against the base model at the same setting, metric by metric."""
+
+    row: Row
+    differences: Mapping[tuple[str, str], Difference]
+    """{`Column.key`: method minus base}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows that may be compared: one protocol digest, reference, sample size, seeds and starting model."""
+
+    protocol: ProtocolRef
+    reference: str
+    n: int
+    seeds: tuple[int, ...]
+    model: str
+    """Title of the starting model."""
+    model_name: str
+    weights: Mapping[str, str]
+    columns: tuple[Column, ...]
+    rank_column: Column | None
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+    """Remarks on single rows: blanks, disagreeing base measurements."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Everything a leaderboard folder shows."""
+
+    tables: tuple[Table, ...]
+    unranked: tuple[Unranked, ...]
+    records: tuple[RunRecord, ...]
+    """Every record that was looked at, by id."""
+
+
+def number(value: float, digits: int) -> str:
+    """Format with fixed digits; negative zero loses its sign."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if not text.strip("-0.") else text
+
+
+def short(digest: str) -> str:
+    """Shorten `sha256:…` for people."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def join(words: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *head, last = list(words) or [""]
+    return f"{', '.join(head)} and {last}" if head else last

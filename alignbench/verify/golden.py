@@ -1,0 +1,52 @@
+"""Find out what a golden folder holds and run the checks for it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from alignbench.errors import UserError
+from alignbench.verify.report import Report
+
+CHECKS = {
+    "llamagen": (
+        "alignbench.verify.llamagen",
+        ("c2i_io.safetensors", "t2i_io.safetensors", "vq_io.safetensors"),
+    ),
+    "vapi": ("alignbench.verify.vapi", ("vapi_golden*.safetensors",)),
+}
+"""{kind: (module with `check(folder)`, patterns any of which marks a folder of that kind)}."""
+
+
+def kinds_of(folder: Path) -> list[str]:
+    """Return the kinds of golden sets that a folder holds itself."""
+    return [
+        kind
+        for kind, (_, patterns) in CHECKS.items()
+        if any(next(folder.glob(pattern), None) is not None for pattern in patterns)
+    ]
+
+
+def verify(folder: Path) -> dict[str, Report]:
+    """Check a golden folder, or every golden folder directly inside it.
+
+    Returns:
+        {folder name: report}.
+
+    Raises:
+        UserError: no such folder, or nothing in it that a check knows.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder", fix="name a folder of golden files with --golden DIR")
+    candidates = [folder] if kinds_of(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
+    reports = {
+        f"{candidate.name} ({kind})": importlib.import_module(CHECKS[kind][0]).check(candidate)
+        for candidate in candidates
+        for kind in kinds_of(candidate)
+    }
+    if not reports:
+        raise UserError(
+            f"{folder} holds no golden set that this version can check",
+            fix=f"known sets: {', '.join(CHECKS)}; see docs/golden.md for their files",
+        )
+    return reports

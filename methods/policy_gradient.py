@@ -1,0 +1,168 @@
+"""The pure maths of policy-gradient methods: advantages, log-probabilities, surrogate, KL, prior, noise.
+
+Everything here is a function of its arguments: no module state, no random generator, no device.
+Shapes: B rows of logits, G samples drawn from each row, T tokens, V codes. Log-probabilities and losses
+keep the dtype of their input, except that half precision is raised to float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+NoiseKernel = Literal["exclusive", "inclusive"]
+
+STD_EPSILON = 1e-8
+"""Added to a group's standard deviation."""
+RELATIVE_SPREAD = 1e-6
+"""A group whose scores differ by no more than this share of their mean carries no information."""
+
+
+class Surrogate(NamedTuple):
+    """The clipped policy loss and what it was made of."""
+
+    ratio: Tensor
+    """[..., T] probability of each token now over that when it was drawn."""
+    token_loss: Tensor
+    """[..., T], to be minimised."""
+    sequence_loss: Tensor
+    """[...], mean over the (kept) tokens."""
+    clip_fraction: Tensor
+    """Scalar: share of (kept) tokens whose ratio is off 1 by more than the clip range."""
+
+
+def group_advantages(rewards: Tensor, *, valid: Tensor | None = None) -> Tensor:
+    """Normalise rewards within each group: (r − mean) / (unbiased std + 1e-8).
+
+    Computed in float64. A group whose spread is at most 1e-6 of its mean gives exactly 0: there the
+    float32 formula returns rounding error divided by 1e-8 (about 0.6 for every sample), not a signal.
+
+    Args:
+        rewards: [B, G] float.
+        valid: [B, G] bool; False scores are left out of the statistics and get advantage 0.
+
+    Returns:
+        [B, G] in the dtype of `rewards`. Groups with fewer than two valid scores are 0.
+    """
+    scores = rewards.double()
+    valid = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid.bool()
+    count = valid.sum(dim=-1, keepdim=True)
+    mean = scores.where(valid, 0.0).sum(dim=-1, keepdim=True) / count.clamp(min=1)
+    centred = (scores - mean).where(valid, 0.0)
+    std = (centred.square().sum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    highest = scores.where(valid, -torch.inf).amax(dim=-1, keepdim=True)
+    lowest = scores.where(valid, torch.inf).amin(dim=-1, keepdim=True)
+    flat = (count < 2) | (highest - lowest <= RELATIVE_SPREAD * mean.abs())
+    return (centred / (std + STD_EPSILON)).masked_fill(flat, 0.0).to(rewards.dtype)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of given tokens under softmax(logits / temperature).
+
+    All G samples of a row read the same logits; nothing of size [B, G, T, V] is made.
+
+    Args:
+        logits: [B, T, V] float.
+        tokens: [B, G, T] int64.
+        temperature: above 0.
+
+    Returns:
+        [B, G, T], float32 or better.
+    """
+    scaled = _at_least_float32(logits)
+    if temperature != 1.0:
+        scaled = scaled / temperature
+    chosen = scaled.gather(-1, tokens.transpose(1, 2))
+    return (chosen - scaled.logsumexp(dim=-1, keepdim=True)).transpose(1, 2)
+
+
+def clipped_surrogate(
+    new: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    advantage_clip: float,
+    *,
+    keep_mask: Tensor | None = None,
+) -> Surrogate:
+    """The PPO loss of each token, −min(ρ·A, clip(ρ, 1±ε)·A), averaged over the tokens of a sequence.
+
+    Deviation: VA-π (Eq. 11) prints one ratio for a whole sequence; its released code, followed here,
+    takes one for each token.
+
+    Args:
+        new: [..., T] log-probabilities under the present policy.
+        old: [..., T] log-probabilities when the tokens were drawn; treated as constant.
+        advantages: [...] one for each sequence, clamped here to ±`advantage_clip`.
+        clip_range: ε.
+        advantage_clip: largest size of an advantage.
+        keep_mask: [..., T] bool; tokens that count. A sequence that keeps none keeps its first token.
+    """
+    advantage = advantages.to(new.dtype).clamp(-advantage_clip, advantage_clip).unsqueeze(-1)
+    ratio = (new - old.detach()).exp()
+    plain = ratio * advantage
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantage
+    token_loss = -torch.minimum(plain, clipped)
+    outside = ((ratio.detach() - 1).abs() > clip_range).to(new.dtype)
+    return Surrogate(
+        ratio, token_loss, token_mean(token_loss, keep_mask), token_mean(outside, keep_mask).mean()
+    )
+
+
+def token_mean(values: Tensor, keep_mask: Tensor | None = None) -> Tensor:
+    """Mean over the last axis, [..., T] → [...]; of kept tokens only (the first one if none is kept)."""
+    if keep_mask is None:
+        return values.mean(dim=-1)
+    keep = keep_mask.bool().clone()
+    keep[..., 0] |= ~keep.any(dim=-1)
+    return values.where(keep, 0.0).sum(dim=-1) / keep.sum(dim=-1)
+
+
+def k3_kl(current_logp: Tensor, reference_logp: Tensor) -> Tensor:
+    """Estimate KL(current ‖ reference) for each token as e^d − d − 1, d = log reference − log current.
+
+    Unbiased and never negative when the tokens were drawn from the current policy. Any shape.
+    """
+    difference = reference_logp.detach() - current_logp
+    return difference.expm1() - difference
+
+
+def prior_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """−log p(target) per position: logits [B, T, V], targets [B, T] int64 → [B, T] (VA-π Eq. 9).
+
+    Entry t of the logits must be the prediction of target t, made before the policy has seen it.
+    """
+    return -token_logprobs(logits, targets.unsqueeze(1), 1.0).squeeze(1)
+
+
+def corrupt(
+    tokens: Tensor,
+    rate: float,
+    kernel: NoiseKernel,
+    *,
+    num_codes: int,
+    flip_uniforms: Tensor,
+    replacement_uniforms: Tensor,
+) -> Tensor:
+    """Replace tokens by random ones, each with probability `rate` (VA-π Eq. 28-29).
+
+    Args:
+        tokens: [B, L] int64.
+        rate: ξ in [0, 1].
+        kernel: `exclusive` draws from the other V−1 codes (paper); `inclusive` from all V codes (released
+            code), so that only ξ(1 − 1/V) of the tokens really change.
+        num_codes: V, at least 2.
+        flip_uniforms: [B, L] in [0, 1); a token is replaced where it is below `rate`.
+        replacement_uniforms: [B, L] in [0, 1); which code takes its place.
+    """
+    choices = num_codes - 1 if kernel == "exclusive" else num_codes
+    replacement = (replacement_uniforms.double() * choices).long()
+    if kernel == "exclusive":
+        replacement = replacement + (replacement >= tokens).long()  # step over the true token
+    return torch.where(flip_uniforms < rate, replacement, tokens)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -1,0 +1,204 @@
+"""VA-π (arXiv:2512.19680): group-relative policy gradient on pixel reconstruction, under teacher forcing.
+
+Tokens are drawn in parallel from the policy's predictions given the (possibly noisy) tokens of a real
+image, decoded, and rewarded for resembling that image; a cross-entropy prior on the same context keeps the
+policy a language model of clean tokens. This file gathers experience and states the loss; it owns no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alignbench import api, randomness
+from alignbench.errors import UserError
+from alignbench.methods import policy_gradient
+from alignbench.methods.modes import eval_logits, mode
+from alignbench.methods.objective import Draws, Objective
+from alignbench.methods.reconstruction import Reconstruction
+
+
+@dataclass(frozen=True)
+class Experience:
+    """B images: one context each, shared by rollout, update, prior and all G samples."""
+
+    condition: api.Condition
+    context: Tensor
+    """[B, T-1] int64, tokens before each position, perhaps noisy."""
+    targets: Tensor
+    """[B, T] int64, clean tokens x*."""
+    draws: Draws | None
+    """None when the policy term is off."""
+    step: int
+    index: tuple[int, ...]
+    """Sample numbers of the images."""
+
+
+class VaPi:
+    """The method. `updates` and the three calls are those of `api.Method`.
+
+    Args:
+        config: see `Config`.
+        backbone: generator whose policy is trained.
+        reward: gives the reward object of a card; the ones named here must be distances (lower is better).
+        seed: of the run; noise, samples and dropout are functions of (seed, step, sample number).
+
+    Raises:
+        UserError: the weights leave nothing to train or contradict each other.
+    """
+
+    updates: api.Updates = "policy"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Options; the method's card holds their defaults and documentation."""
+
+        group_size: int
+        pixel_weight: float
+        pixel_loss: Literal["mse", "l1"]
+        perceptual_weight: float
+        perceptual: str
+        policy_weight: float
+        prior_weight: float
+        prior: Literal["ce", "kl"]
+        noise: float
+        noise_kernel: policy_gradient.NoiseKernel
+        clip_range: float
+        advantage_clip: float
+        temperature: float
+        fidelity: Literal["exact", "official"]
+        decode_batch: int
+
+    def __init__(
+        self, config: Config, *, backbone: api.Backbone, reward: Callable[[str], api.Reward], seed: int
+    ) -> None:
+        _check(config)
+        self.config, self.backbone, self.seed = config, backbone, seed
+        self.objective = Objective(
+            policy_weight=config.policy_weight,
+            prior_weight=config.prior_weight,
+            clip_range=config.clip_range,
+            advantage_clip=config.advantage_clip,
+            temperature=config.temperature,
+        )
+        parts = {
+            "pixel": (f"pixel-{config.pixel_loss}", config.pixel_weight),
+            "perceptual": (config.perceptual, config.perceptual_weight),
+        }
+        self.reconstruction = Reconstruction(
+            parts if config.policy_weight else {}, reward, decode_batch=config.decode_batch
+        )
+        self.reference = backbone.reference() if config.prior == "kl" else None
+
+    @torch.no_grad()
+    def collect(self, batch: api.Batch, step: int) -> api.Collected:
+        """Tokenise images, draw G sequences from each shared context, decode and score them."""
+        index = tuple(batch.index.tolist())
+        targets = self.backbone.tokenizer.encode(batch.images)
+        context = self._context(targets, step, index)
+        experience = Experience(batch.condition, context, targets, None, step, index)
+        if not self.config.policy_weight:
+            return api.Collected(experience, images=len(batch))
+        logits = eval_logits(self.backbone, batch.condition, context)
+        tokens, entropy = self._draw(logits, step, index)
+        logprobs = policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
+        distances = self.reconstruction.measure(self.backbone, tokens, batch.images)
+        rewards = self.reconstruction.reward(distances)
+        advantages = policy_gradient.group_advantages(rewards)
+        reference = self._reference_logprobs(batch.condition, context, tokens)
+        metrics = {
+            "reward": rewards.mean(),
+            "reward_std": rewards.std(dim=1).mean(),
+            "flat_groups": (advantages == 0).all(dim=1).float().mean(),
+            "entropy": entropy,
+            **{part: values.mean() for part, values in distances.items()},
+        }
+        return api.Collected(
+            replace(experience, draws=Draws(tokens, logprobs, advantages, reference)),
+            metrics=metrics,
+            images=len(batch),
+            sequences=rewards.numel(),
+            reward_calls=dict.fromkeys(self.reconstruction.cards.values(), rewards.numel()),
+        )
+
+    def loss(self, experience: object) -> api.Loss:
+        """Policy and prior terms of one micro-batch, averaged over its images.
+
+        `exact`: no dropout, one forward for all samples of an image, the gradient of the per-sample form.
+        `official`: a train-mode forward for each sample with its own dropout, as in the released program,
+        so that ratios scatter around 1 although nothing was updated in between.
+        """
+        assert isinstance(experience, Experience)
+        if self.config.fidelity == "exact":
+            logits = eval_logits(self.backbone, experience.condition, experience.context)
+            return self.objective(logits, experience.targets, experience.draws)
+        losses = [self._official_loss(experience, image) for image in range(len(experience.index))]
+        return api.Loss(
+            torch.stack([loss.value for loss in losses]).mean(),
+            {name: torch.stack([loss.metrics[name] for loss in losses]).mean() for name in losses[0].metrics},
+        )
+
+    def _official_loss(self, experience: Experience, image: int) -> api.Loss:
+        """One image as G train-mode rows; its dropout depends on nothing but (seed, step, sample number)."""
+        copies, rows = self.config.group_size, slice(image, image + 1)
+        condition = experience.condition.select(rows).repeat(copies)
+        context = experience.context[rows].repeat_interleave(copies, dim=0)
+        targets = experience.targets[rows].repeat_interleave(copies, dim=0)
+        address = (self.seed, "vapi-dropout", experience.step, experience.index[image])
+        with mode(self.backbone.policy, training=True), randomness.torch_seed(context.device, *address):
+            logits = self.backbone.logits(condition, context)
+        draws = None if experience.draws is None else experience.draws.one_per_row(image)
+        return self.objective(logits, targets, draws)
+
+    def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
+        """[B, T] clean tokens → [B, T-1] input; the condition is never noised, the targets stay clean."""
+        prefix = targets[:, :-1]
+        if not self.config.noise:
+            return prefix
+        shape = (2, prefix.shape[1])
+        uniforms = torch.from_numpy(randomness.uniforms(self.seed, "vapi-noise", step, index, shape))
+        return policy_gradient.corrupt(
+            prefix,
+            self.config.noise,
+            self.config.noise_kernel,
+            num_codes=self.backbone.tokenizer.num_codes,
+            flip_uniforms=uniforms[:, 0].to(prefix.device),
+            replacement_uniforms=uniforms[:, 1].to(prefix.device),
+        )
+
+    def _draw(self, logits: Tensor, step: int, index: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """[B, T, V] logits → (tokens [B, G, T], mean entropy in nats)."""
+        probabilities = (logits / self.config.temperature).softmax(dim=-1)
+        shape = (self.config.group_size, logits.shape[1])
+        uniforms = torch.from_numpy(randomness.uniforms(self.seed, "vapi-sample", step, index, shape))
+        drawn = randomness.inverse_cdf(probabilities, uniforms.to(logits.device).transpose(1, 2))
+        return drawn.transpose(1, 2).contiguous(), torch.special.entr(probabilities).sum(dim=-1).mean()
+
+    def _reference_logprobs(self, condition: api.Condition, context: Tensor, tokens: Tensor) -> Tensor | None:
+        if self.reference is None:
+            return None
+        logits = eval_logits(self.reference, condition, context)
+        return policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
+
+
+def _check(config: VaPi.Config) -> None:
+    """Refuse combinations that would train on nothing."""
+    if config.policy_weight and config.perceptual_weight and config.perceptual == "none":
+        raise UserError(
+            "method.perceptual is 'none' but method.perceptual_weight is not 0",
+            fix="set method.perceptual_weight=0 or name a reward: alignbench list rewards",
+        )
+    if not config.policy_weight and (config.prior == "kl" or not config.prior_weight):
+        raise UserError(
+            "method.policy_weight is 0 and no cross-entropy prior is left: nothing would be trained",
+            fix="set method.prior=ce and method.prior_weight above 0, or raise method.policy_weight",
+        )
+    if config.policy_weight and not (config.pixel_weight or config.perceptual_weight):
+        raise UserError(
+            "method.pixel_weight and method.perceptual_weight are both 0: every reward would be the same",
+            fix="set one of them, or method.policy_weight=0 to train on the prior alone",
+        )

@@ -1,0 +1,320 @@
+"""The form of every card: pydantic models, one per kind. A card is one TOML file; its name is its file name.
+
+Cards hold facts and names only. Reading them imports no implementation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Scalar = bool | int | float | str
+Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""`module:attribute` of the implementation."""
+
+
+class _Table(BaseModel):
+    """A TOML table: unknown keys are errors, values are not coerced from strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Card(_Table):
+    """What all cards have in common."""
+
+    title: str
+    """How tables name it."""
+    summary: str = ""
+    """One sentence."""
+    paper: str = ""
+    """arXiv id, e.g. `arXiv:2512.19680`."""
+    licence: str = ""
+    notes: list[str] = []
+    """Facts a reader of `alignbench show` should know."""
+
+
+class Option(_Table):
+    """A key that `--set` can change."""
+
+    default: Scalar
+    doc: str
+    choices: list[Scalar] = []
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def check(self, value: Scalar) -> Scalar:
+        """Return the value in the option's type, or raise ValueError saying what is allowed."""
+        wanted = type(self.default)
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+            raise ValueError(f"{value!r} is not {_TYPE_NAMES[wanted]}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices))}")
+        if self.minimum is not None and isinstance(value, int | float) and value < self.minimum:
+            raise ValueError(f"{value!r} is below {self.minimum:g}")
+        if self.maximum is not None and isinstance(value, int | float) and value > self.maximum:
+            raise ValueError(f"{value!r} is above {self.maximum:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _default_is_allowed(self) -> Option:
+        self.check(self.default)
+        return self
+
+
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+class PolicyShape(_Table):
+    """Geometry of the autoregressive transformer."""
+
+    dim: int
+    layers: int
+    heads: int
+    ffn_hidden: int
+    vocab_size: int
+    tokens: int
+    """Image tokens per image, T."""
+    condition_tokens: int = 1
+    caption_dim: int | None = None
+    """Width of the text features; only for text-conditioned models."""
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    dropout: float = 0.1
+    """Token, residual and feed-forward dropout of the training recipe."""
+    condition_dropout: float = 0.1
+    """Share of conditions replaced by the null condition in training."""
+    parameters: int
+    """Trainable parameters; a test counts them."""
+
+
+class TokenizerShape(_Table):
+    """Geometry of the convolutional VQ tokenizer."""
+
+    base_channels: int
+    multipliers: list[int]
+    res_blocks: int = 2
+    z_channels: int
+    codebook_size: int
+    code_dim: int
+    l2_norm: bool = True
+    parameters: int
+
+    @property
+    def downsample(self) -> int:
+        return int(2 ** (len(self.multipliers) - 1))
+
+
+class WeightFile(_Table):
+    """One file of weights: on the hub, or shipped inside the package."""
+
+    role: Literal["policy", "tokenizer"]
+    repo: str = ""
+    """Hub repository; empty for files without a public release."""
+    revision: str = "main"
+    path: str
+    """File name in the repository, or relative to the package for shipped files."""
+    shipped: bool = False
+    size: int | None = None
+    """Bytes."""
+    sha256: str | None = None
+    """Hex digest; None means that it is recorded on the first download."""
+
+
+class ModelCard(Card):
+    """A pretrained generator."""
+
+    family: str
+    target: Target | None = None
+    """`build` function of the backbone; None: this version has no backbone for the family."""
+    condition: Literal["class", "text"]
+    image_size: int
+    num_classes: int | None = None
+    policy: PolicyShape
+    tokenizer: TokenizerShape
+    files: list[WeightFile] = []
+    dataset: str
+    """Dataset card the model is post-trained on by default."""
+    protocol: str
+    """Protocol card the model is evaluated with by default."""
+
+    @model_validator(mode="after")
+    def _grid_matches(self) -> ModelCard:
+        side = self.image_size // self.tokenizer.downsample
+        if side * side != self.policy.tokens:
+            raise ValueError(
+                f"policy.tokens = {self.policy.tokens} but {self.image_size} px / "
+                f"{self.tokenizer.downsample} gives a {side}×{side} grid"
+            )
+        return self
+
+
+# --- methods, rewards, recipes --------------------------------------------------------------------
+
+
+class MethodCard(Card):
+    """A post-training method."""
+
+    target: Target
+    updates: Literal["policy", "decoder"]
+    needs: list[Literal["images", "rewards", "reference"]] = []
+    conditions: list[Literal["class", "text"]] = ["class", "text"]
+    options: dict[str, Option] = {}
+    group_option: str = ""
+    """Option that says how many sequences are drawn per image; empty: one."""
+    reward_options: list[str] = []
+    """Options whose value names a reward card."""
+
+
+class RewardCard(Card):
+    """A score of decoded images that training can use."""
+
+    target: Target
+    networks: list[str] = []
+    """Frozen networks inside; a metric computed with one of them is marked in tables."""
+    direction: Literal["higher", "lower"]
+    differentiable: bool
+    scope: Literal["distance", "image"]
+    """`distance` compares with the reference image; `image` looks at the image alone."""
+    files: list[str] = []
+    """Files it needs that pip does not bring."""
+    min_size: int = 1
+    """Smallest image side it accepts."""
+
+
+class RecipeCard(Card):
+    """Hyperparameters of one method on one model."""
+
+    method: str
+    models: list[str]
+    source: str
+    """Where the values come from: table, script, sweep."""
+    values: dict[str, Scalar]
+    """Dotted keys as `--set` takes them, e.g. `method.group_size`."""
+
+
+# --- data and evaluation --------------------------------------------------------------------------
+
+
+class DatasetCard(Card):
+    """Training or reference images."""
+
+    target: Target
+    condition: Literal["class", "text"]
+    splits: list[str]
+    train_split: str
+    options: dict[str, Option] = {}
+    leaderboard: bool = True
+    """False for synthetic data: its runs never reach a leaderboard."""
+
+
+class Setting(_Table):
+    """One way of sampling inside a protocol; the fields of `api.Sampling`."""
+
+    title: str
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    cfg_scale: float = 1.0
+    cfg_interval: int = -1
+
+
+class Reference(_Table):
+    """What samples are compared with."""
+
+    dataset: str
+    split: str
+
+
+class ProtocolCard(Card):
+    """Everything that makes two numbers comparable; its digest is printed beside each number."""
+
+    version: int
+    condition: Literal["class", "text"]
+    image_size: int
+    """Side the samples are scored at; larger generations are resized to it."""
+    resize: Literal["none", "bicubic"] = "none"
+    """`bicubic`: on the float image, no antialias, before clamping (LlamaGen)."""
+    samples: int
+    """Images per sampling seed."""
+    seeds: list[int]
+    """Sampling seeds; each gives its own set of images and its own number."""
+    labels: Literal["uniform", "balanced"]
+    """`uniform`: drawn at random with replacement; `balanced`: the same number for each class."""
+    precision: Literal["fp32", "bf16"]
+    """Arithmetic of the policy while sampling."""
+    batch: int
+    """Images generated together; fixed because bf16 rounding depends on it."""
+    evaluators: list[str]
+    rank_by: str
+    """Metric that orders the table."""
+    settings: dict[str, Setting]
+    reference: Reference
+
+
+class MetricFact(_Table):
+    """How a metric is shown and ranked."""
+
+    title: str
+    direction: Literal["higher", "lower"]
+    digits: int
+    networks: list[str] = []
+    """Frozen networks behind it."""
+    doc: str = ""
+
+
+class EvaluatorCard(Card):
+    """A program that scores an image set."""
+
+    target: Target
+    metrics: dict[str, MetricFact]
+    options: dict[str, Option] = {}
+
+
+class PublishedRow(_Table):
+    """One printed row."""
+
+    method: str
+    values: dict[str, float]
+    model: str = ""
+    note: str = ""
+
+
+class PublishedTable(_Table):
+    """One table of a paper as printed."""
+
+    id: str
+    caption: str
+    setting: dict[str, Any]
+    rows: list[PublishedRow]
+
+
+class Inconsistency(_Table):
+    """Two places of one paper that disagree."""
+
+    what: str
+    values: list[str]
+
+
+class PublishedCard(Card):
+    """Numbers printed in a paper. Shown beside ours, never ranked with them."""
+
+    tables: list[PublishedTable]
+    inconsistencies: list[Inconsistency] = []
+
+
+KINDS: dict[str, type[Card]] = {
+    "models": ModelCard,
+    "methods": MethodCard,
+    "evaluators": EvaluatorCard,
+    "rewards": RewardCard,
+    "datasets": DatasetCard,
+    "recipes": RecipeCard,
+    "protocols": ProtocolCard,
+    "published": PublishedCard,
+}

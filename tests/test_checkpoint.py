@@ -1,0 +1,61 @@
+"""Checkpoints are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignbench import checkpoint
+from alignbench.errors import RunFailed
+
+
+def state(step: int) -> checkpoint.State:
+    return checkpoint.State(step, {"w": torch.full((2,), float(step))}, {"state": {}}, {"seconds": 1.5})
+
+
+def test_round_trip_and_pruning(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, state(step))
+    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-000002", "step-000003"]
+    loaded = checkpoint.load_latest(tmp_path)
+    assert loaded is not None
+    assert (loaded.step, loaded.module["w"].tolist(), loaded.totals) == (3, [3.0, 3.0], {"seconds": 1.5})
+
+
+def test_unfinished_folders_do_not_count(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1))
+    torn = tmp_path / "step-000002.tmp"
+    torn.mkdir()
+    (torn / "module.safetensors").write_bytes(b"half")
+    (tmp_path / "step-000003").mkdir()  # renamed by hand, without a marker
+    loaded = checkpoint.load_latest(tmp_path)
+    assert loaded is not None and loaded.step == 1
+    assert not torn.exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, state(1))
+    (folder / "module.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(RunFailed, match="step-000001 is damaged") as caught:
+        checkpoint.load_latest(tmp_path)
+    assert "remove" in caught.value.fix
+
+
+def test_a_full_disk_keeps_earlier_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, state(1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(RunFailed, match="No space left"):
+        checkpoint.save(tmp_path, state(2))
+    loaded = checkpoint.load_latest(tmp_path)
+    assert loaded is not None and loaded.step == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path / "absent") is None
