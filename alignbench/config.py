@@ -282,7 +282,13 @@ def _assign(
 
 
 def suggest_key(key: str, options: Mapping[str, Option]) -> str:
-    """Suggest full keys, also for a key whose namespace is missing or wrong."""
-    leaves = {known.rpartition(".")[2]: known for known in options}
-    near = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.6)
-    return suggest(key, options) if not near else f" Did you mean {leaves[near[0]]}?"
+    """Suggest full keys: of the same namespace first, then of any; also for a name cut short."""
+    namespace, _, leaf = key.rpartition(".")
+    own = [known for known in options if known.startswith(f"{namespace}.")]
+    for candidates in filter(None, (own, list(options))):
+        leaves = {known.rpartition(".")[2]: known for known in candidates}
+        near = [name for name in leaves if name.startswith(leaf)]
+        near = near or difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)
+        if near:
+            return f" Did you mean {leaves[near[0]]}?"
+    return ""

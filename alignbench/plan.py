@@ -56,6 +56,8 @@ class Plan:
     world_size: int
     sequences_per_image: int
     estimate: Estimate
+    evaluates: bool = True
+    """False with `--no-eval`."""
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -82,6 +84,7 @@ class Plan:
             "accumulation": self.accumulation,
             "weights": {role: status.as_dict() for role, status in self.weights.items()},
             "estimate": asdict(self.estimate),
+            "evaluates": self.evaluates,
             "problems": [asdict(problem) for problem in self.problems],
         }
 
@@ -130,6 +133,7 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         world_size=world_size,
         sequences_per_image=sequences,
         estimate=estimate(config, model, method),
+        evaluates=evaluates,
         problems=problems,
     )
 
@@ -172,10 +176,11 @@ def _protocol(
         for kind, names in {"evaluators": card.evaluators, "datasets": [card.reference.dataset]}.items():
             for name in names:
                 if name not in catalogue.found[kind]:
+                    reason = catalogue.planned.get(kind, {}).get(name, "no card has this name")
                     problems.append(
                         Problem(
                             f"protocol {config.protocol}",
-                            f"{kind[:-1]} {name!r} is not in this version",
+                            f"{kind[:-1]} {name!r} is not in this version: {reason}",
                             "train only with --no-eval, then score the exported weights elsewhere",
                         )
                     )

@@ -71,7 +71,7 @@ class Facts:
         plan = job.plan
         card = job.catalogue.dataset(plan.config.dataset)
         built = RunRecord(
-            schema=record.SCHEMA,
+            schema=1,
             status=status,
             id=plan.id,
             kind="method" if plan.method else "base",

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,7 +42,6 @@ class Job:
     """The run folder."""
     command: str
     """What the user typed."""
-    evaluates: bool = True
     checkpoint_every: int = 20
     workers: int = 0
     """Threads that decode images in the background; 0: none."""
@@ -84,7 +83,7 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
     try:
         if job.plan.method is not None:
             _train(job, facts, parallel, progress)
-        if job.evaluates and parallel.is_main:
+        if job.plan.evaluates and parallel.is_main:
             _evaluate(job, facts, parallel.device, progress)
     except Interrupted as stopped:
         facts.write("partial", job)
@@ -180,7 +179,7 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
     module = backbone.policy if plan.method.updates == "policy" else backbone.tokenizer.decoder
     facts.trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     train = plan.config.train
-    optimizer = torch.optim.AdamW(
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
         parameter_groups(module, train.weight_decay),
         lr=train.lr,
         betas=(train.beta1, train.beta2),
@@ -270,7 +269,7 @@ def _evaluate(job: Job, facts: run_facts.Facts, device: torch.device, progress: 
     )
     evaluators = evaluation.build_evaluators(job.catalogue, plan.protocol, device)
     pictures = []
-    subjects = ["base"] if plan.method is None else ["base", "method"]
+    subjects: tuple[Literal["base", "method"], ...] = ("base", "method") if plan.method else ("base",)
     for subject in subjects:
         backbone = build_model(plan, device)
         weights = facts.weights

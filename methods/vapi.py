@@ -175,7 +175,8 @@ class VaPi:
         probabilities = (logits / self.config.temperature).softmax(dim=-1)
         shape = (self.config.group_size, logits.shape[1])
         uniforms = torch.from_numpy(randomness.uniforms(self.seed, "vapi-sample", step, index, shape))
-        drawn = randomness.inverse_cdf(probabilities, uniforms.to(logits.device).transpose(1, 2))
+        uniforms = uniforms.to(logits.device).transpose(1, 2).contiguous()
+        drawn = randomness.inverse_cdf(probabilities, uniforms)
         return drawn.transpose(1, 2).contiguous(), torch.special.entr(probabilities).sum(dim=-1).mean()
 
     def _reference_logprobs(self, condition: api.Condition, context: Tensor, tokens: Tensor) -> Tensor | None:

@@ -134,6 +134,13 @@ class Catalogue:
                     cards[path.stem] = Found(path, origin)
         return found
 
+    @functools.cached_property
+    def planned(self) -> dict[str, dict[str, str]]:
+        """{kind: {name: reason}} of what built-in cards mention and this version does not have."""
+        text = (Path(__file__).parent / "planned.toml").read_text(encoding="utf-8")
+        planned: dict[str, dict[str, str]] = tomllib.loads(text)["planned"]
+        return planned
+
     def names(self, kind: str) -> list[str]:
         return sorted(self.found[kind])
 
@@ -144,6 +151,10 @@ class Catalogue:
             UserError: unknown name, with the nearest ones; or a broken card.
         """
         known = self.found[kind]
+        if name not in known and name in self.planned.get(kind, {}):
+            raise UserError(
+                f"{SINGULAR[kind]} {name!r} is not in this version: {self.planned[kind][name]}"
+            )
         if name not in known:
             raise UserError(
                 f"no {SINGULAR[kind]} named {name!r}.{suggest(name, known)} See: alignbench list {kind}"

@@ -5,6 +5,7 @@ Cards hold facts and names only. Reading them imports no implementation.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -50,6 +51,8 @@ class Option(_Table):
             value = float(value)
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             raise ValueError(f"{value!r} is not {_TYPE_NAMES[wanted]}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{value!r} is not a finite number")
         if self.choices and value not in self.choices:
             raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices))}")
         if self.minimum is not None and isinstance(value, int | float) and value < self.minimum:

@@ -65,7 +65,9 @@ def test_the_framework_names_no_method_or_evaluator() -> None:
     framework = [path for path in (ROOT / "alignbench").glob("*.py")]
     for path in framework:
         for name in imports(path):
-            assert not name.startswith(("alignbench.methods", "alignbench.evaluators")), f"{path.name}: {name}"
+            assert not name.startswith(("alignbench.methods", "alignbench.evaluators")), (
+                f"{path.name}: {name}"
+            )
 
 
 def test_light_modules_load_no_torch() -> None:

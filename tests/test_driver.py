@@ -68,7 +68,9 @@ def test_one_step_is_adamw_on_the_mean_over_all_images(tmp_path: Path, parallel:
     with torch.no_grad():
         experience = method.collect(batch, 0).experience
     method.loss(experience).value.backward()
-    expected_norm = math.sqrt(sum(float(p.grad.square().sum()) for p in reference.parameters() if p.grad is not None))
+    expected_norm = math.sqrt(
+        sum(float(p.grad.square().sum()) for p in reference.parameters() if p.grad is not None)
+    )
     torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
     for group in optimizer.param_groups:
         group["lr"] = 0.05 * 1 / 2  # first of two warm-up steps

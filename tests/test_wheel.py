@@ -40,13 +40,17 @@ def test_everything_of_the_tree_is_in_it(names: set[str]) -> None:
     expected = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "alignbench").glob("**/*.py")
-        if not any(part in ("methods", "evaluators", "registry") for part in path.relative_to(ROOT).parts[1:2])
+        if not any(
+            part in ("methods", "evaluators", "registry") for part in path.relative_to(ROOT).parts[1:2]
+        )
     }
     for folder in ("methods", "evaluators", "registry"):
         files = [*(ROOT / folder).glob("**/*.py"), *(ROOT / folder).glob("**/*.toml")]
         expected |= {f"alignbench/{path.relative_to(ROOT)}" for path in files}
     expected |= {
-        str(path.relative_to(ROOT)) for path in (ROOT / "alignbench" / "weights").glob("*/*") if path.is_file()
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "alignbench" / "weights").glob("*/*")
+        if path.is_file()
     }
     assert "alignbench/registry/methods/vapi.toml" in expected
     assert expected - names == set()

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -116,23 +117,30 @@ class Level(nn.Module):
     """The blocks of one resolution, and the change to the next one where there is one."""
 
     def __init__(
-        self, widths: Sequence[int], groups: int, *, attention: bool, resample: tuple[str, nn.Module] | None
+        self,
+        widths: Sequence[int],
+        groups: int,
+        *,
+        attention: bool,
+        resample: Literal["downsample", "upsample"] | None,
     ) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
         self.res = nn.ModuleList(ResBlock(before, after, groups) for before, after in pairs)
         attentions = [SpatialAttention(after, groups) for _, after in pairs] if attention else []
         self.attn = nn.ModuleList(attentions)
-        self.resample_name = None if resample is None else resample[0]
-        if resample is not None:
-            self.add_module(*resample)
+        self.resample = resample
+        if resample == "downsample":
+            self.downsample = Downsample(widths[-1])
+        elif resample == "upsample":
+            self.upsample = Upsample(widths[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.res):
             x = block(x)
             if len(self.attn) > 0:
                 x = self.attn[index](x)
-        return x if self.resample_name is None else self.get_submodule(self.resample_name)(x)
+        return x if self.resample is None else self.get_submodule(self.resample)(x)
 
 
 class Encoder(nn.Module):
@@ -146,7 +154,7 @@ class Encoder(nn.Module):
         before = config.base_channels
         for index, width in enumerate(widths):
             last = index == len(widths) - 1
-            resample = None if last else ("downsample", Downsample(width))
+            resample: Literal["downsample"] | None = None if last else "downsample"
             chain = [before] + [width] * config.res_blocks
             levels.append(Level(chain, groups, attention=last, resample=resample))
             before = width
@@ -174,7 +182,8 @@ class Decoder(nn.Module):
         self.mid = _middle(before, groups)
         levels = []
         for index, width in enumerate(widths):
-            resample = None if index == len(widths) - 1 else ("upsample", Upsample(width))
+            last = index == len(widths) - 1
+            resample: Literal["upsample"] | None = None if last else "upsample"
             chain = [before] + [width] * (config.res_blocks + 1)
             levels.append(Level(chain, groups, attention=index == 0, resample=resample))
             before = width

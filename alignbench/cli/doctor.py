@@ -16,6 +16,7 @@ from rich.table import Table
 from alignbench import __version__, hub
 from alignbench.config import resolve
 from alignbench.environment import version_of
+from alignbench.errors import UserError
 from alignbench.plan import make_plan
 from alignbench.registry.catalogue import Catalogue
 
@@ -84,8 +85,10 @@ def _device() -> dict[str, str]:
 
 def _model(catalogue: Catalogue, method: str, name: str) -> dict[str, str]:
     """Whether weights are here and the first reason why a run cannot start."""
-    config = resolve(catalogue, method=method, model=name)
-    plan = make_plan(catalogue, config)
+    try:
+        plan = make_plan(catalogue, resolve(catalogue, method=method, model=name))
+    except UserError as error:
+        return {"weights": "", "runs": f"no: {error.what}"}
     present = all(status.ok for status in plan.weights.values())
     reasons = [f"{problem.where}: {problem.what}" for problem in plan.problems]
     more = f" (+{len(reasons) - 1} more)" if len(reasons) > 1 else ""

@@ -78,7 +78,6 @@ def run(
         catalogue,
         folder,
         command=shlex.join(["alignbench", *sys.argv[1:]]),
-        evaluates=evaluates,
         checkpoint_every=checkpoint_every,
         workers=default_workers(plan.model.image_size) if workers is None else workers,
     )
@@ -116,7 +115,8 @@ def show_record(record: RunRecord, catalogue: Catalogue, folder: Path, *, as_jso
 
     for table in leaderboard.tables([record], catalogue.metric_facts()):
         console.print(terminal.rich_table(table))
-    console.print(f"{folder}/report.md · {folder}/samples.png · {folder}/run.json", highlight=False)
+    files = [folder / name for name in ("report.md", "samples.png", "run.json")]
+    console.print(" · ".join(str(file) for file in files if file.exists()), highlight=False, soft_wrap=True)
 
 
 def show_plan(plan: planning.Plan, problems: list[planning.Problem], *, as_json: bool) -> None:
@@ -154,17 +154,25 @@ def plan_lines(plan: planning.Plan) -> list[str]:
         ]
     chosen = ", ".join(f"{key}={value}" for key, value in config.section("data").items() if value)
     lines.append(f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}")
-    protocol = plan.protocol
-    lines.append(
-        f"  evaluate   {config.protocol} @ {plan.protocol_digest[7:15]}: {len(protocol.settings)} settings × "
-        f"{len(protocol.seeds)} seeds × {protocol.samples:,} samples, before and after"
-    )
+    lines.append(f"  evaluate   {_evaluation(plan)}")
     parts = ", ".join(f"{name} {size:.2g}" for name, size in plan.estimate.parts.items() if size)
     lines.append(
         f"  estimate   {plan.estimate.train_gib:.2g} GiB per device ({parts}) · "
         f"{plan.estimate.disk_gib:.2g} GiB disk"
     )
     return lines
+
+
+def _evaluation(plan: planning.Plan) -> str:
+    """What will be sampled and scored."""
+    if not plan.evaluates:
+        return "no"
+    protocol = plan.protocol
+    return (
+        f"{plan.config.protocol} @ {plan.protocol_digest[7:15]}: {len(protocol.settings)} settings × "
+        f"{len(protocol.seeds)} seeds × {protocol.samples:,} samples"
+        f"{', before and after' if plan.method else ''}"
+    )
 
 
 def problem_lines(problems: list[planning.Problem]) -> list[str]:

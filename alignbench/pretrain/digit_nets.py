@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from alignbench import randomness
 from alignbench.nets import digits
+from alignbench.pretrain.augment import augment
 from alignbench.pretrain.fitting import Budget, Progress, Split, fit
 
 LABEL_SMOOTHING = 0.1
@@ -21,7 +22,7 @@ def train(
         net = digits.build(name)
 
     def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = net.logits(data.images[rows])
+        logits = net.logits(augment(data.images[rows]))
         return {"loss": F.cross_entropy(logits, data.labels[rows], label_smoothing=LABEL_SMOOTHING)}
 
     losses = fit(net, losses_of, size=len(data), budget=budget, seed=seed, stage=name, progress=progress)

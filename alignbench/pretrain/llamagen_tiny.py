@@ -34,8 +34,8 @@ EVALUATOR_NET = "digits-features-a"
 REWARD_NET = "digits-features-b"
 
 BUDGETS: Mapping[str, Budget] = {
-    EVALUATOR_NET: Budget(steps=400, batch=64, lr=4e-3, weight_decay=0.05),
-    REWARD_NET: Budget(steps=400, batch=64, lr=4e-3, weight_decay=0.05),
+    EVALUATOR_NET: Budget(steps=600, batch=64, lr=4e-3, weight_decay=0.05),
+    REWARD_NET: Budget(steps=600, batch=64, lr=4e-3, weight_decay=0.05),
     tokenizer.STAGE: Budget(steps=800, batch=64, lr=3e-3, weight_decay=0.3),
     policy.STAGE: Budget(steps=1200, batch=64, lr=3e-3, weight_decay=0.2),
 }

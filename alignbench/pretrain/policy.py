@@ -9,6 +9,7 @@ from alignbench.api import ClassLabels
 from alignbench.backbones.gpt import GPT, token_loss
 from alignbench.backbones.llamagen import gpt_config
 from alignbench.backbones.vq import VQModel
+from alignbench.pretrain.augment import augment
 from alignbench.pretrain.fitting import Budget, Progress, Split, fit
 from alignbench.registry.schema import ModelCard
 
@@ -18,15 +19,15 @@ STAGE = "policy"
 def train(
     card: ModelCard, data: Split, tokenizer: VQModel, *, budget: Budget, seed: int, progress: Progress
 ) -> tuple[GPT, dict[str, float]]:
-    """Return the trained policy and its training losses; images are tokenised once."""
+    """Return the trained policy and its training losses; an image is tokenised anew each time."""
     with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{STAGE}/init"):
         model = GPT(gpt_config(card))
-    with torch.no_grad():
-        tokens = tokenizer.encode(data.images)
 
     def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = model(ClassLabels(data.labels[rows]), tokens[rows, :-1])
-        return {"loss": token_loss(logits, tokens[rows])}
+        with torch.no_grad():
+            tokens = tokenizer.encode(augment(data.images[rows]))
+        logits = model(ClassLabels(data.labels[rows]), tokens[:, :-1])
+        return {"loss": token_loss(logits, tokens)}
 
     losses = fit(model, losses_of, size=len(data), budget=budget, seed=seed, stage=STAGE, progress=progress)
     return model.requires_grad_(False), losses

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def rich_table(table: Table) -> RenderableType:
-    """Return one table with its verdict below."""
+    """Return one table, narrow enough for 80 columns, with its verdict below; files hold the rest."""
     from rich.console import Group
     from rich.text import Text
 
-    return Group(_grid(table), *(Text(f"· {sentence.replace('**', '')}") for sentence in verdict(table)))
+    sentences = [sentence.replace("**", "").split(" Other metrics")[0] for sentence in verdict(table)]
+    return Group(_grid(table), *(Text(f"· {sentence}") for sentence in sentences))
 
 
 def rich_unranked(unranked: Sequence[Unranked]) -> RenderableType:
@@ -36,23 +37,23 @@ def _grid(table: Table) -> RenderableType:
     from rich.text import Text
 
     title = f"{table.protocol.title} · {table.model} · {short(table.protocol.digest)}"
-    grid = Grid(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
-    grid.add_column("rank", justify="right")
-    grid.add_column("row", overflow="fold")
-    grid.add_column("setting", overflow="fold")
+    names = [row.name for row in table.rows]
+    plain = len({row.title for row in table.rows}) == len(set(names))
+    grid = Grid(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    grid.add_column("#", justify="right")
+    grid.add_column("model")
+    grid.add_column("sampling")
     for column in table.columns:
-        grid.add_column(Text(f"{column.title} {column.arrow}"), justify="right")
-    grid.add_column("n")
-    for header in ("train s", "device"):
-        grid.add_column(header)
+        grid.add_column(Text(f"{column.title}\n{column.arrow}"), justify="right")
     for row in table.rows:
-        spent = dict(zip(cells.COST_HEADERS, cells.cost(row), strict=True))
         values = [
-            Text(cells.metric(row, column), style="bold" if cells.is_best(row, column) else "")
+            # The half-width on a line of its own: six metrics then fit a narrow terminal.
+            Text(
+                cells.metric(row, column).replace(" ±", "\n±"),
+                style="bold" if cells.is_best(row, column) else "",
+            )
             for column in table.columns
         ]
-        label = f"{row.name}, control" if row.kind == "control" else row.name
-        words = [cells.rank(row), label, row.setting.title]
-        tail = [cells.unit(row), spent["train s"], spent["device"]]
-        grid.add_row(*map(Text, words), *values, *map(Text, tail))
+        words = [cells.rank(row), row.title if plain else row.name, row.setting.title]
+        grid.add_row(*map(Text, words), *values)
     return grid

@@ -27,10 +27,12 @@ class Expected:
 
     def input(self, name: str) -> Tensor:
         """Return an input tensor and list it as such; `InputMissing` if it is not there."""
+        known = name in self._seen
         tensor = self._take(name)
         if tensor is None:
             raise InputMissing(name)
-        self._report.info(self._row(name), "input")
+        if not known:
+            self._report.info(self._row(name), "input")
         return tensor
 
     def close(self, name: str, actual: Tensor, *, otherwise: tuple[Tensor, str] | None = None) -> None:

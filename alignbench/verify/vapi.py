@@ -59,9 +59,7 @@ def _check_file(golden: Golden, file_name: str, report: Report) -> set[str]:
     return sections
 
 
-def _judge_broken(
-    rest: set[str], file_name: str, prefix: str, error: Exception, report: Report
-) -> set[str]:
+def _judge_broken(rest: set[str], file_name: str, prefix: str, error: Exception, report: Report) -> set[str]:
     """Miss every result of a case that cannot be computed; returns their names."""
     if isinstance(error, Missing):
         note = f"{error} is missing"

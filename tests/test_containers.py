@@ -1,0 +1,146 @@
+"""Reading weight files in all their containers, and refusing what does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from alignbench.backbones.containers import file_sha256, load_strict, read_state_dict
+from alignbench.errors import UserError
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.0, -2.0])}
+OTHER = {"a.weight": torch.zeros(2, 3), "b": torch.zeros(2)}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": state, "optimizer": {"state": {0: {"step": 3}}}, "steps": 5},
+        lambda state: {"module": state},
+        lambda state: {"state_dict": state},
+        lambda state: {"model": state, "ema": OTHER, "module": OTHER, "state_dict": OTHER},
+        lambda state: {"module.a.weight": state["a.weight"], "_orig_mod.module.b": state["b"]},
+        lambda state: {
+            **state,
+            "freqs_cis": torch.ones(3),
+            "layers.0.attention.kv_cache.k_cache": torch.ones(2),
+        },
+    ],
+    ids=["bare", "model", "module", "state_dict", "model first", "prefixes", "strays"],
+)
+def test_every_container_gives_the_same_weights(tmp_path: Path, wrap: Callable[..., object]):
+    path = tmp_path / "weights.pt"
+    torch.save(wrap(STATE), path)
+    assert same(read_state_dict(path), STATE)
+
+
+def test_order_of_lookup_can_be_chosen(tmp_path: Path):
+    path = tmp_path / "vq.pt"
+    torch.save({"ema": OTHER, "model": STATE}, path)
+    assert same(read_state_dict(path), STATE)
+    assert same(read_state_dict(path, containers=("ema", "model", "state_dict")), OTHER)
+
+
+def test_safetensors(tmp_path: Path):
+    path = tmp_path / "weights.safetensors"
+    save_file(STATE, path)
+    assert same(read_state_dict(path), STATE)
+    assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def text(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 40)
+
+
+@pytest.mark.parametrize("damage", [truncated, text, empty, noise, Path.unlink])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_damaged_files_are_named(tmp_path: Path, suffix: str, damage: Callable[[Path], None]):
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch.save(STATE, path)
+    else:
+        save_file(STATE, path)
+    damage(path)
+    with pytest.raises(UserError) as caught:
+        read_state_dict(path)
+    assert str(path) in caught.value.what and caught.value.fix
+    assert "\n" not in str(caught.value)
+
+
+class Unsafe:
+    """Would run code when unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.write_text, (Path("unpickled"), "x"))
+
+
+@pytest.mark.parametrize(
+    "content", [Unsafe(), {"model": Unsafe()}, [1, 2], {"epoch": 3}, {}, torch.ones(2)], ids=str
+)
+def test_files_without_weights_are_refused(tmp_path: Path, content: object, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"weights\.pt"):
+        read_state_dict(path)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def net() -> nn.Module:
+    module = nn.Module()
+    module.a = nn.Linear(3, 2, bias=False)
+    module.b = nn.Parameter(torch.zeros(2))
+    with torch.no_grad():
+        module.a.weight.fill_(7.0)
+    return module
+
+
+def test_strict_loading_converts_to_the_modules_dtype():
+    module = net().double()
+    load_strict(module, {key: value.half() for key, value in STATE.items()}, name="x.pt")
+    assert torch.equal(module.a.weight, STATE["a.weight"].double()) and torch.equal(
+        module.b, STATE["b"].double()
+    )
+
+
+def test_strict_loading_lists_everything_that_differs_and_loads_nothing():
+    module = net()
+    state = {"b": torch.zeros(3), "extra": torch.zeros(1), **{f"more.{i}": torch.zeros(1) for i in range(9)}}
+    with pytest.raises(UserError) as caught:
+        load_strict(module, state, name="wrong.pt")
+    what = caught.value.what
+    assert "wrong.pt" in what
+    assert "1 missing (a.weight)" in what
+    assert "10 unexpected (extra, more.0" in what and "2 more" in what and "more.8" not in what
+    assert "1 of another shape (b [3] instead of [2])" in what
+    assert bool((module.a.weight == 7.0).all())
+
+
+def test_one_wrong_shape_leaves_the_other_tensors_alone():
+    module = net()
+    with pytest.raises(UserError):
+        load_strict(module, {**STATE, "b": torch.zeros(5)}, name="wrong.pt")
+    assert bool((module.a.weight == 7.0).all())

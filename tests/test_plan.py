@@ -1,0 +1,112 @@
+"""The plan: geometry, estimates, and every problem at once, before anything heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignbench.config import resolve
+from alignbench.errors import UserError
+from alignbench.plan import Plan, estimate, make_plan
+from alignbench.registry.catalogue import Catalogue
+
+
+def plan_of(model: str, *assignments: str, dataset: str | None = None, evaluates: bool = True) -> Plan:
+    catalogue = Catalogue.default()
+    config = resolve(catalogue, method="vapi", model=model, assignments=assignments, dataset=dataset)
+    return make_plan(catalogue, config, evaluates=evaluates)
+
+
+def test_the_default_has_no_problems() -> None:
+    plan = plan_of("llamagen-tiny")
+    assert plan.problems == []
+    assert plan.sequences_per_image == 8
+
+
+def test_the_paper_s_geometry() -> None:
+    plan = plan_of("llamagen-xxl")
+    values = plan.as_dict()
+    assert values["parameters"] == 1_410_972_672
+    assert values["images_per_step"] == 128
+    assert values["sequences_per_step"] == 1024
+    assert values["config"]["values"]["train.steps"] == 100
+
+
+def test_missing_things_are_listed_together_with_remedies() -> None:
+    plan = plan_of("llamagen-xxl")
+    texts = {problem.where: (problem.what, problem.fix) for problem in plan.problems}
+    assert {"weights/policy", "weights/tokenizer", "data imagenet"} <= set(texts)
+    assert "c2i_XXL_384.pt" in texts["weights/policy"][0]
+    assert "alignbench fetch llamagen-xxl" in texts["weights/policy"][1]
+    assert texts["data imagenet"][1] == "--set data.root=PATH"
+
+
+def test_an_impossible_size_is_answered_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    (problem,) = plan_of("llamagen-tiny").problems
+    assert problem.what == "32 images cannot be shared by 5 devices"
+    assert problem.fix == "--set train.images_per_step=30 or 35"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert plan_of("llamagen-tiny").problems == []
+    assert plan_of("llamagen-tiny", "train.micro_batch=3").accumulation == 3
+
+
+def test_the_digest_is_the_identity_of_the_run() -> None:
+    base = plan_of("llamagen-tiny")
+    assert plan_of("llamagen-tiny").id == base.id
+    assert plan_of("llamagen-tiny", "train.lr=0.002").digest == base.digest  # the recipe's own value
+    assert plan_of("llamagen-tiny", "train.lr=0.003").digest != base.digest
+    assert plan_of("llamagen-tiny", "protocol.samples=7").digest != base.digest
+    assert plan_of("llamagen-tiny", evaluates=False).digest != base.digest
+
+
+def test_changing_a_protocol_changes_its_digest() -> None:
+    assert (
+        plan_of("llamagen-tiny", "protocol.samples=7").protocol_digest
+        != plan_of("llamagen-tiny").protocol_digest
+    )
+    fewer = plan_of("llamagen-tiny", "protocol.settings=t1,cfg2", "protocol.seeds=4,5")
+    assert fewer.protocol_digest == plan_of("llamagen-tiny").protocol_digest
+    assert list(fewer.protocol.settings) == ["t1", "cfg2"] and fewer.protocol.seeds == [4, 5]
+    with pytest.raises(UserError, match=r"no setting named 't2'"):
+        plan_of("llamagen-tiny", "protocol.settings=t2")
+    with pytest.raises(UserError, match=r"not of the form 0,1,2"):
+        plan_of("llamagen-tiny", "protocol.seeds=a")
+
+
+def test_a_model_without_a_backbone_is_said_so() -> None:
+    with pytest.raises(UserError, match="dataset 'text-images' is not in this version"):
+        plan_of("janus-pro-1b")
+    plan = plan_of("janus-pro-1b", dataset="imagenet", evaluates=False)
+    assert "this version has no janus backbone" in {problem.what for problem in plan.problems}
+
+
+def test_weights_on_disk_are_accepted(tmp_path: Path) -> None:
+    for name in ("policy.safetensors", "tokenizer.pt"):
+        (tmp_path / name).write_bytes(b"x" * 10)
+    plan = plan_of(
+        "llamagen-xxl",
+        f"model.policy={tmp_path}/policy.safetensors",
+        f"model.tokenizer={tmp_path}/tokenizer.pt",
+        f"data.root={tmp_path}",
+        evaluates=False,
+    )
+    assert plan.problems == []
+
+
+def test_random_weights_need_no_files() -> None:
+    plan = plan_of("llamagen-xxl", "model.weights=random", dataset="synthetic", evaluates=False)
+    assert plan.random_weights and plan.problems == []
+
+
+def test_memory_estimate_by_hand() -> None:
+    plan = plan_of("llamagen-xxl")
+    parts = plan.estimate.parts
+    trained, tokenizer = 1_410_972_672, 71_883_403
+    assert parts["weights, gradients, optimiser"] == pytest.approx((16 * trained + 4 * tokenizer) / 2**30)
+    assert parts["logits"] == pytest.approx(8 * 576 * 16384 * 12 / 2**30)
+    assert plan.estimate.train_gib == pytest.approx(sum(parts.values()))
+    recomputed = plan_of("llamagen-xxl", "train.recompute=true")
+    assert recomputed.estimate.parts["activations"] < parts["activations"] / 10
+    assert estimate(plan.config, plan.model, plan.method) == plan.estimate

@@ -1,0 +1,172 @@
+"""Distances against plain loops and against the lpips package."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from alignbench.errors import UserError
+from alignbench.nets import digits
+from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.rewards import perceptual
+from alignbench.rewards.perceptual import PerceptualDistance, lpips_distance, require_trunk
+from alignbench.rewards.pixel import PixelDistance, PixelLoss, pixel_distance
+
+CATALOGUE = Catalogue([("built-in", Path(__file__).parent.parent / "registry")])
+
+
+def images(count: int, side: int = 8, seed: int = 0) -> Tensor:
+    numbers = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, side, side, generator=numbers) * 2.4 - 1.2
+
+
+def digits_distance() -> PerceptualDistance:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return PerceptualDistance(digits.build("digits-features-b").eval().requires_grad_(False).features)
+
+
+# --- pixels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_pixel_distance_is_a_plain_mean_without_clamping(loss: PixelLoss) -> None:
+    decoded, reference = images(6).double(), images(2, seed=1).double()
+    result = pixel_distance(decoded, reference, loss, repeats=3)
+    for sample in range(6):
+        difference = decoded[sample].numpy() - reference[sample // 3].numpy()
+        expected = np.mean(difference**2) if loss == "mse" else np.mean(np.abs(difference))
+        assert result[sample].item() == pytest.approx(expected, abs=1e-15)
+
+
+def test_pixel_distance_is_differentiable() -> None:
+    decoded = images(2).requires_grad_()
+    PixelDistance("mse")(decoded, images(2, seed=1)).sum().backward()
+    expected = 2 * (decoded.detach() - images(2, seed=1)) / decoded[0].numel()
+    assert decoded.grad is not None and torch.allclose(decoded.grad, expected)
+
+
+# --- what all distances share ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance", [PixelDistance("mse"), PixelDistance("l1"), digits_distance()])
+class TestEveryDistance:
+    def test_identical_images_score_zero_and_others_more(self, distance: Any) -> None:
+        batch = images(3)
+        assert torch.equal(distance(batch, batch), torch.zeros(3))
+        assert (distance(batch, images(3, seed=1)) > 0.01).all()
+
+    def test_prepared_references_give_the_same_as_repeated_ones(self, distance: Any) -> None:
+        decoded, reference = images(6), images(2, seed=1)
+        shared = distance.distance(decoded, distance.prepare(reference), repeats=3)
+        plain = distance(decoded, reference.repeat_interleave(3, dim=0))
+        assert shared.shape == (6,) and shared.dtype == torch.float32
+        assert torch.allclose(shared, plain, rtol=0, atol=1e-6)
+
+    def test_a_score_does_not_depend_on_the_rest_of_the_batch(self, distance: Any) -> None:
+        decoded, reference = images(4), images(4, seed=1)
+        alone = torch.cat([distance(decoded[i : i + 1], reference[i : i + 1]) for i in range(4)])
+        assert torch.allclose(distance(decoded, reference), alone, rtol=0, atol=1e-6)
+
+
+def test_cards_of_distances_build_what_they_promise() -> None:
+    for name in ("pixel-mse", "pixel-l1", "perceptual-digits"):
+        card = CATALOGUE.reward(name)
+        assert (card.direction, card.scope, card.differentiable) == ("lower", "distance", True)
+        distance = import_target(card.target)(card, torch.device("cpu"))
+        side = max(8, card.min_size)
+        assert torch.equal(distance(images(1, side), images(1, side)), torch.zeros(1))
+    for name in ("lpips-vgg", "lpips-alex"):
+        assert callable(import_target(CATALOGUE.reward(name).target))
+
+
+def test_digits_reward_and_digits_evaluator_use_different_networks() -> None:
+    networks = CATALOGUE.reward("perceptual-digits").networks
+    assert networks == ["digits-features-b"]
+
+
+# --- LPIPS ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["alex", "vgg"])
+def random_lpips(request: pytest.FixtureRequest) -> Any:
+    """The package's model on a random trunk: no download, real heads."""
+    import lpips
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return lpips.LPIPS(net=request.param, pnet_rand=True, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_lpips_equals_the_package_on_the_same_trunk(random_lpips: Any) -> None:
+    decoded, reference = images(4, side=48), images(2, side=48, seed=1)
+    repeated = reference.repeat_interleave(2, dim=0)
+    with torch.no_grad():
+        expected = random_lpips(decoded, repeated).flatten()
+        ours = lpips_distance(random_lpips)
+        plain = ours(decoded, repeated)
+        shared = ours.distance(decoded, ours.prepare(reference), repeats=2)
+    assert expected.min().item() > 1e-4
+    for result in (plain, shared):
+        assert (result - expected).abs().max().item() <= 1e-6 * max(1.0, expected.max().item())
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_lpips_stays_in_eval_mode(random_lpips: Any) -> None:
+    random_lpips.train()  # its heads would now drop half of the channels
+    ours = lpips_distance(random_lpips)
+    first, again = (ours(images(1, side=48), images(1, side=48, seed=1)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not any(part.training for part in random_lpips.modules())
+    assert not any(part.requires_grad for part in random_lpips.parameters())
+
+
+def test_dead_pixels_pass_finite_gradients() -> None:
+    distance = PerceptualDistance(lambda batch: [batch.relu()])
+    batch = images(1).requires_grad_()
+    with torch.no_grad():
+        batch[0, :, 2, 3] = -1.0  # zero in all channels after the ReLU
+    distance(batch, images(1, seed=1)).sum().backward()
+    assert batch.grad is not None and batch.grad.isfinite().all()
+    assert batch.grad.abs().max().item() > 0
+
+
+@pytest.mark.parametrize("name", ["lpips-vgg", "lpips-alex"])
+def test_a_missing_trunk_is_named_with_its_place_and_the_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch home"))
+    card = CATALOGUE.reward(name)
+    with pytest.raises(UserError) as caught:
+        import_target(card.target)(card, torch.device("cpu"))
+    place = tmp_path / "torch home" / card.files[0].removeprefix("$TORCH_HOME/")
+    assert str(place) in caught.value.what
+    assert caught.value.fix.startswith("curl ")
+    assert f"'{place}' https://download.pytorch.org/models/{place.name}" in caught.value.fix
+
+
+def test_a_damaged_trunk_is_refused_and_a_whole_one_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    content = b"weights" * 1000
+    name = f"trunk-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (folder / name).write_bytes(content)
+    assert require_trunk(name) == folder / name
+    (folder / name).write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"damaged: 6,999 bytes"):
+        require_trunk(name)
+
+
+def test_trunk_names_carry_the_start_of_a_digest() -> None:
+    for name in perceptual.TRUNKS.values():
+        assert int(Path(name).stem.rpartition("-")[2], 16) > 0
