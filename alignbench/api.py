@@ -183,8 +183,6 @@ class Rollout:
 class Tokenizer(Protocol):
     """A frozen VQ tokenizer: pixels to codes and back."""
 
-    decoder: nn.Module
-    """What tokenizer-decoder post-training updates: [N, D, h, w] code vectors to [N, 3, H, W] pixels."""
     num_codes: int
     code_dim: int
     downsample: int
@@ -199,6 +197,10 @@ class Tokenizer(Protocol):
 
     def codebook(self) -> Tensor:
         """[V, D] float32 rows as the decoder sees them (unit length where the tokenizer normalises)."""
+        ...
+
+    def trainable_decoder(self) -> nn.Module:
+        """What tokenizer-decoder post-training updates: all that turns code vectors into pixels."""
         ...
 
     def decode_embeddings(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:

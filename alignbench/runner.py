@@ -176,7 +176,7 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
     )
     backbone = build_model(plan, parallel.device)
     method = build_method(job, backbone, parallel.device)
-    module = backbone.policy if plan.method.updates == "policy" else backbone.tokenizer.decoder
+    module = backbone.policy if plan.method.updates == "policy" else backbone.tokenizer.trainable_decoder()
     facts.trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     train = plan.config.train
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
@@ -188,9 +188,7 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
     )
     module, optimizer = parallel.wrap(module, optimizer)
     if plan.method.updates == "policy":
-        backbone.policy = module
-    else:
-        backbone.tokenizer.decoder = module
+        backbone.policy = module  # so that `backbone.logits` goes through the wrapper
     with (
         _stop_on_interrupt(progress) as stop,
         Stream(

@@ -119,7 +119,7 @@ def _clean_once(caption: str) -> str:
     except ImportError as error:
         raise UserError(
             f"cleaning captions needs {error.name}, which is not installed",
-            fix="pip install 'alignbench[text]'",
+            fix="pip install ftfy beautifulsoup4",
         ) from error
     caption = urllib.parse.unquote_plus(caption).strip().lower()
     caption = _substitute(caption, _BEFORE_MARKUP)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from alignbench.errors import EXIT_FAILED, UserError, suggest
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
+from alignbench.verify.report import Report, Row
 
 PRETRAINABLE = {"llamagen-tiny": "alignbench.pretrain.llamagen_tiny:pretrain"}
 
@@ -69,26 +70,23 @@ def verify(
         console.print_json(json.dumps(rows))
     else:
         for name, report in reports.items():
-            table = Table("tensor", "max error", "tolerance", "verdict", title=name, box=None, pad_edge=False)
+            console.print(name, style="bold", markup=False)
             for row in report.rows:
-                if failures and row.verdict in ("ok", "info"):
-                    continue
-                numbers = ["" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
-                note = f"{row.verdict} {row.note}".strip()
-                table.add_row(row.name.replace("[", r"\["), *numbers, note.replace("[", r"\["))
-            console.print(table)
-            console.print(report_line(report), highlight=False)
+                if not (failures and row.verdict in ("ok", "info")):
+                    console.print(report_row(row), highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{name}: {report_counts(report)}", highlight=False, markup=False)
     bad = [name for name, report in reports.items() if not report.ok]
     if bad:
         raise UserError(f"{', '.join(bad)}: not reproduced", exit_code=EXIT_FAILED)
 
 
-def report_line(report: object) -> str:
+def report_row(row: Row) -> str:
+    """Name, largest error, tolerance, verdict and note in aligned columns."""
+    numbers = ["-" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
+    return f"{row.name:<72} {numbers[0]:>9} {numbers[1]:>9}  {row.verdict:<7} {row.note}".rstrip()
+
+
+def report_counts(report: Report) -> str:
     """Counts of verdicts in one line."""
-    from collections import Counter
-
-    from alignbench.verify.report import Report
-
-    assert isinstance(report, Report)
     counts = Counter(row.verdict for row in report.rows)
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())

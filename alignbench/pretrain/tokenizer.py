@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from alignbench import api, randomness
 from alignbench.backbones.llamagen import vq_config
 from alignbench.backbones.vq import VQModel
-from alignbench.pretrain.augment import augment
 from alignbench.pretrain.fitting import Budget, Progress, Split, fit
 from alignbench.registry.schema import ModelCard
 
@@ -40,7 +39,7 @@ def train(
         model = VQModel(replace(vq_config(card), usage_window=USAGE_WINDOW))
 
     def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        images = augment(data.images[rows])
+        images = data.images[rows]
         rebuilt, codebook, commitment, entropy, usage = model.train_losses(images)
         mse = F.mse_loss(rebuilt, images)
         distance = perceptual(rebuilt, images).mean()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from alignbench.errors import UserError
+from alignbench.errors import EXIT_FAILED, UserError
 from alignbench.verify.report import Report
 
 CHECKS = {
@@ -48,5 +48,6 @@ def verify(folder: Path) -> dict[str, Report]:
         raise UserError(
             f"{folder} holds no golden set that this version can check",
             fix=f"known sets: {', '.join(CHECKS)}; see docs/golden.md for their files",
+            exit_code=EXIT_FAILED,
         )
     return reports
