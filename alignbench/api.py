@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -252,11 +252,59 @@ class Backbone(Protocol):
         ...
 
 
-class Reward(Protocol):
-    """Scores decoded images; larger is better unless its card says otherwise."""
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """Images to be scored, with everything a reward may look at. Rows of one group follow each other."""
 
-    def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
-        """[N, 3, H, W] images and references in [-1, 1], not clamped → [N] float32."""
+    images: Tensor
+    """[N, 3, H, W] float32 RGB, 0 black, 1 white. Decoders may leave that range; a reward whose network
+    cannot take that clamps for itself."""
+    group: Tensor
+    """[N] int64, equal for samples of one image or prompt."""
+    labels: Tensor | None = None
+    """[N] int64 class ids of class-conditional samples."""
+    texts: tuple[str, ...] = ()
+    """Caption or class name of each image; empty if there is none."""
+    reference: Tensor | None = None
+    """[N, 3, H, W] the real image behind each sample, in the same range; only where there is one."""
+    metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """{name: one value per image}."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a reward says."""
+
+    values: Tensor
+    """[N] float32, raw: larger or smaller is better as the card's direction says."""
+    valid: Tensor
+    """[N] bool; False where scoring failed. Such a value is ignored, never taken for 0."""
+
+
+class Reward(Protocol):
+    """Scores images. The same object serves training and evaluation.
+
+    A reward may change no random state and must give an image the same score in any company.
+    """
+
+    def score(self, request: ScoreRequest) -> Scores:
+        """Score every image of a request."""
+        ...
+
+
+@runtime_checkable
+class Distance(Protocol):
+    """A reward that compares with a reference and can look at each reference once for many images.
+
+    Smaller is better. Differentiable with respect to the images if its card says so.
+    """
+
+    def prepare(self, reference: Tensor) -> Any:
+        """Return whatever `distance` needs to know of [B, 3, H, W] references in [-1, 1]."""
+        ...
+
+    def distance(self, images: Tensor, prepared: Any, *, repeats: int) -> Tensor:
+        """[B·repeats, 3, H, W] images in [-1, 1], image-major, not clamped → [B·repeats]."""
         ...
 
 

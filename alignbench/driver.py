@@ -166,11 +166,11 @@ class Driver:
     def _update(self, collected: list[Collected], step: int) -> tuple[dict[str, float], float]:
         """Take one optimiser step on everything collected; return this rank's numbers and the norm."""
         seen: list[tuple[Mapping[str, Tensor], int]] = []
-        for position, part in enumerate(collected):
-            with self.parallel.accumulate(self.module, last=position == len(collected) - 1):
-                loss = self.method.loss(part.experience)
-                self.parallel.backward(loss.value * (part.images / self.config.images_per_step))
+        for part in collected:
+            loss = self.method.loss(part.experience)
+            self.parallel.backward(loss.value * (part.images / self.config.images_per_step))
             seen.append(({"loss": loss.value.detach(), **loss.metrics}, part.images))
+        self.parallel.reduce_gradients(self.module)
         norm = float(self.parallel.clip(self.module, self.config.grad_clip))
         if not math.isfinite(norm):
             raise RunFailed(

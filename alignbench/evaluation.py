@@ -20,8 +20,9 @@ from alignbench import __version__, grid
 from alignbench.api import Backbone, Evaluator, ImageSet
 from alignbench.config import digest_of
 from alignbench.files import write_atomic
-from alignbench.progress import Progress
-from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.progress import Progress, Stage
+from alignbench.registry import members
+from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import ProtocolCard
 from alignbench.sampling import ImageDecoder, Sampler, TokenImages, labels_of
 
@@ -48,7 +49,8 @@ def build_evaluators(
     for name in protocol.evaluators:
         card = catalogue.evaluator(name)
         options = {key: option.default for key, option in card.options.items()}
-        built[name] = import_target(card.target)(card, options, device)
+        built[name] = members.load(catalogue, "evaluators", name)(card, options, device)
+        members.require(f"evaluator {name!r}", built[name], members.OBJECT_MEMBERS["evaluators"])
     return built
 
 
@@ -102,33 +104,33 @@ class Evaluation:
     def run(self, progress: Progress) -> list[Score]:
         """Return the scores of every setting, seed and evaluator, computing those that are missing."""
         sampler = Sampler(self._sampled_backbone(), self.protocol, self.num_classes, self.device)
-        return [
-            self._score(sampler, evaluator, setting, seed, progress)
+        sets = [
+            (evaluator, setting, seed)
             for evaluator in self.evaluators
             for setting in self.protocol.settings
             for seed in self.protocol.seeds
         ]
+        with progress.stage(f"evaluate {self.subject}", len(sets) * len(sampler.shards())) as stage:
+            return [self._score(sampler, *address, stage) for address in sets]
 
-    def _score(self, sampler: Sampler, evaluator: str, setting: str, seed: int, progress: Progress) -> Score:
+    def _score(self, sampler: Sampler, evaluator: str, setting: str, seed: int, stage: Stage) -> Score:
         path = self.folder / "metrics" / f"{self.subject}-{setting}-seed-{seed}-{evaluator}.json"
         shared = self._cache_path(evaluator, setting, seed)
         stored = _read(path) or (_read(shared) if shared else None)
         if stored is not None:
             # The setting's name is not part of its identity: another protocol card may call it otherwise.
             score = Score(**{**stored, "setting": setting})
+            stage.advance(len(sampler.shards()))
         else:
-            score = self._compute(sampler, evaluator, setting, seed, progress)
+            score = self._compute(sampler, evaluator, setting, seed, stage)
         for place in filter(None, (path, shared)):
             if not place.exists():
                 write_atomic(place, json.dumps(asdict(score), indent=1) + "\n")
         return score
 
-    def _compute(
-        self, sampler: Sampler, evaluator: str, setting: str, seed: int, progress: Progress
-    ) -> Score:
+    def _compute(self, sampler: Sampler, evaluator: str, setting: str, seed: int, stage: Stage) -> Score:
         folder = self.samples_folder(setting, seed)
-        title = f"sample {self.subject} {setting} seed {seed}"
-        sample_seconds = sampler.fill(folder, self.protocol.settings[setting], seed, progress, title)
+        sample_seconds = sampler.fill(folder, self.protocol.settings[setting], seed, stage)
         images = self.images(setting, seed)
         started = time.monotonic()
         metrics = self.evaluators[evaluator].score(images, self.reference)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
     Raises:
         UserError: another process works in it, it holds another run, or it cannot be made.
     """
+    if os.environ.get("RANK", "0") != "0":  # the first rank holds the folder for all
+        yield
+        return
     check_folder(folder, plan)
     try:
         folder.mkdir(parents=True, exist_ok=True)

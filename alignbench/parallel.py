@@ -1,14 +1,15 @@
 """The devices of a run, behind a few functions. The only module with collectives, and the only one that
 imports accelerate.
 
-One process works without a process group; under `accelerate launch` or `torchrun` the same code uses DDP.
+One process works without a process group; under `accelerate launch` or `torchrun` every rank holds the whole
+module and gradients are added up once per optimiser step, after the last micro-batch. That costs one exchange
+per step however many micro-batches there are, and works whichever of the module's methods a loss calls.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from alignbench.errors import UserError
 
+BUCKET = 25_000_000
+"""Numbers exchanged at once."""
 SMALL = 2_000_000
 """Parameters below which one thread is faster than several (overhead-bound tensors)."""
 
@@ -72,24 +75,40 @@ class Parallel:
     def wrap(
         self, module: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Prepare what is trained: device, autocast, gradient averaging over ranks."""
-        return self._accelerator.prepare(module, optimizer)
+        """Prepare what is trained: device, autocast around its forward, fp32 outputs."""
+        return self.wrap_frozen(module), self._accelerator.prepare_optimizer(optimizer)
+
+    def wrap_frozen(self, module: nn.Module) -> nn.Module:
+        """Prepare a network for its forwards alone: device, autocast, fp32 outputs."""
+        # evaluation_mode: no DistributedDataParallel; `reduce_gradients` does its work.
+        prepared: nn.Module = self._accelerator.prepare_model(module, evaluation_mode=True)
+        return prepared
 
     def unwrap(self, module: nn.Module) -> nn.Module:
         return self._accelerator.unwrap_model(module)
 
-    @contextlib.contextmanager
-    def accumulate(self, module: nn.Module, *, last: bool) -> Iterator[None]:
-        """Hold gradient exchange back until the last micro-batch of a step."""
-        with contextlib.nullcontext() if last else self._accelerator.no_sync(module):
-            yield
-
     def backward(self, loss: Tensor) -> None:
-        """Backpropagate this rank's share of the global mean.
+        """Backpropagate this rank's share of the global mean; gradients add up on the parameters."""
+        self._accelerator.backward(loss)
 
-        DDP averages gradients over ranks while shares add up over all ranks, hence the factor.
+    def reduce_gradients(self, module: nn.Module) -> None:
+        """Add gradients over ranks, in pieces of about `BUCKET` numbers.
+
+        A parameter without a gradient on one rank takes part with zeros, so that all ranks exchange alike.
         """
-        self._accelerator.backward(loss * self.world_size)
+        if self.world_size == 1:
+            return
+        bucket: list[Tensor] = []
+        for parameter in module.parameters():
+            if not parameter.requires_grad:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter.grad)
+            if sum(gradient.numel() for gradient in bucket) >= BUCKET:
+                _add_over_ranks(bucket)
+                bucket = []
+        _add_over_ranks(bucket)
 
     def clip(self, module: nn.Module, norm: float) -> Tensor:
         """Clip gradients to a global norm (0: only measure) and return the norm before clipping."""
@@ -110,3 +129,13 @@ class Parallel:
         self._accelerator.end_training()
         self._accelerator.free_memory()
         type(self._accelerator.state)._reset_state(reset_partial_state=self.world_size == 1)
+
+
+def _add_over_ranks(gradients: list[Tensor]) -> None:
+    """All-reduce a list of gradients as one flat tensor."""
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(piece.view_as(gradient))

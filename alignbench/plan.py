@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignbench import hub
+from alignbench import hub, plugins
 from alignbench.config import RunConfig, digest_of, protocol_digest
 from alignbench.errors import UserError, suggest
 from alignbench.registry.catalogue import Catalogue
@@ -59,6 +59,8 @@ class Plan:
     evaluates: bool = True
     """False with `--no-eval`."""
     problems: list[Problem] = field(default_factory=list)
+    plugins: tuple[plugins.Code, ...] = ()
+    """Files outside alignbench that the run's code comes from."""
 
     @property
     def random_weights(self) -> bool:
@@ -86,6 +88,7 @@ class Plan:
             "estimate": asdict(self.estimate),
             "evaluates": self.evaluates,
             "problems": [asdict(problem) for problem in self.problems],
+            "plugins": [asdict(code) for code in self.plugins],
         }
 
 
@@ -113,12 +116,14 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         problems += _weight_problems(config.model, weights)
     problems += _data_problems(catalogue, config, model)
     problems += _geometry_problems(config, world_size)
+    code = plugins.foreign_code(catalogue, _cards_used(catalogue, config, method, protocol))
     digest = digest_of(
         {
             "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
             "protocol": protocol.model_dump(mode="json") if protocol else None,
             "weights": {role: status.sha256 for role, status in weights.items()},
             "evaluates": evaluates,
+            **({"plugins": sorted(file.sha256 for file in code)} if code else {}),
         }
     )
     return Plan(
@@ -135,7 +140,21 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         estimate=estimate(config, model, method),
         evaluates=evaluates,
         problems=problems,
+        plugins=code,
     )
+
+
+def _cards_used(
+    catalogue: Catalogue, config: RunConfig, method: MethodCard | None, protocol: ProtocolCard
+) -> list[tuple[str, str]]:
+    """(kind, name) of every card with code behind it that a run depends on."""
+    used = [("models", config.model), ("datasets", config.dataset), ("datasets", protocol.reference.dataset)]
+    used += [("evaluators", name) for name in protocol.evaluators]
+    if method is not None and config.method is not None:
+        used.append(("methods", config.method))
+        named = " ".join(str(config.section("method")[option]) for option in method.reward_options)
+        used += [("rewards", name) for name in catalogue.names("rewards") if name in named]
+    return used
 
 
 def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCard:

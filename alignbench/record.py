@@ -176,6 +176,13 @@ class Result(_Table):
         return self
 
 
+class PluginInfo(_Table):
+    """A file outside alignbench that the run's code came from."""
+
+    path: str
+    sha256: Digest
+
+
 class EnvironmentInfo(_Table):
     """Where the run happened."""
 
@@ -218,6 +225,8 @@ class RunRecord(_Table):
     finished: Time | None
     config: dict[str, JsonValue]
     """The whole resolved configuration."""
+    plugins: list[PluginInfo] = []
+    """Files of `--plugin`, and modules behind cards that are not built in."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> RunRecord:
@@ -249,6 +258,8 @@ def now() -> str:
 def dumps(record: RunRecord) -> str:
     """Return the canonical text of a record: what `write` writes."""
     values = record.model_dump(mode="json", by_alias=True)
+    if not record.plugins:
+        del values["plugins"]  # records older than this field keep their bytes
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

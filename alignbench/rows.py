@@ -52,6 +52,8 @@ def identity(record: RunRecord) -> str:
         else None,
         "optimizer": record.train.optimizer if record.train else None,
     }
+    if record.plugins:
+        content["plugins"] = sorted(plugin.sha256 for plugin in record.plugins)
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -15,6 +15,7 @@ from alignbench.record import (
     DataInfo,
     MethodInfo,
     ModelInfo,
+    PluginInfo,
     ProtocolRef,
     RecipeInfo,
     Result,
@@ -38,6 +39,8 @@ class Facts:
     """Everything that goes into `run.json` and is not in the plan."""
 
     started: str
+    is_main: bool
+    """Only the first rank writes."""
     weights: dict[str, str]
     """{role: digest} of the files the run starts from."""
     data: DataInfo | None = None
@@ -47,14 +50,14 @@ class Facts:
     results: list[Result] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, job: Job) -> Facts:
+    def begin(cls, job: Job, *, is_main: bool) -> Facts:
         """Note the time and hash the weights."""
         weights = {
             role: f"sha256:{hub.verify(status)}"
             for role, status in job.plan.weights.items()
             if not job.plan.random_weights
         }
-        return cls(started=_first_start(job), weights=weights)
+        return cls(_first_start(job), is_main, weights)
 
     def add_scores(
         self, subject: Literal["base", "method"], scores: list[Score], reference: str, job: Job
@@ -99,8 +102,10 @@ class Facts:
             started=self.started,
             finished=record.now() if status == "complete" else None,
             config=plan.config.as_dict(),
+            plugins=[PluginInfo(path=code.path, sha256=code.sha256) for code in plan.plugins],
         )
-        record.write(built, job.out)
+        if self.is_main:
+            record.write(built, job.out)
         return built
 
     def _train_info(self, plan: Plan) -> TrainInfo | None:

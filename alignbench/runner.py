@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from alignbench import evaluation, folder, grid, hub, report, run_facts
-from alignbench.api import Backbone, Method
+from alignbench.api import Backbone, Method, Updates
 from alignbench.data import ImageDataset, open_dataset
 from alignbench.data.reference import DatasetImages
 from alignbench.data.stream import Stream
@@ -27,6 +28,7 @@ from alignbench.parallel import Parallel, choose_threads
 from alignbench.plan import Plan
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, DataInfo, RunRecord, read
+from alignbench.registry import members
 from alignbench.registry.catalogue import Catalogue, import_target
 
 DEFAULT_OUT = Path("runs")
@@ -78,8 +80,8 @@ def run(job: Job, progress: Progress) -> RunRecord:
 
 def _carry_out(job: Job, progress: Progress) -> RunRecord:
     choose_threads(job.plan.model.policy.parameters)
-    facts = run_facts.Facts.begin(job)
     parallel = Parallel(job.plan.config.train.precision)
+    facts = run_facts.Facts.begin(job, is_main=parallel.is_main)
     try:
         if job.plan.method is not None:
             _train(job, facts, parallel, progress)
@@ -105,7 +107,8 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
     finally:
         parallel.close()
     record = facts.write("complete", job)
-    (job.out / "report.md").write_text(report.report_markdown(record, job.catalogue.metric_facts()))
+    if parallel.is_main:
+        (job.out / "report.md").write_text(report.report_markdown(record, job.catalogue.metric_facts()))
     return record
 
 
@@ -145,8 +148,9 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     Raises:
         UserError: the method's class lacks what the interface needs, or its options contradict each other.
     """
-    assert job.plan.method is not None
-    target = import_target(job.plan.method.target)
+    name = job.plan.config.method
+    assert name is not None
+    target = members.load_method(job.catalogue, name)
 
     def reward(name: str) -> Any:
         card = job.catalogue.reward(name)
@@ -160,6 +164,14 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     config = target.Config(**job.plan.config.section("method"))
     method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)
     return method
+
+
+def trained_module(backbone: Backbone, updates: Updates) -> nn.Module:
+    """Return what a method trains; afterwards gradients reach that and nothing else of the backbone."""
+    decoder = backbone.tokenizer.trainable_decoder()
+    backbone.policy.requires_grad_(updates == "policy")
+    decoder.requires_grad_(updates == "decoder")
+    return backbone.policy if updates == "policy" else decoder
 
 
 def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progress) -> None:
@@ -176,7 +188,7 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
     )
     backbone = build_model(plan, parallel.device)
     method = build_method(job, backbone, parallel.device)
-    module = backbone.policy if plan.method.updates == "policy" else backbone.tokenizer.trainable_decoder()
+    module = trained_module(backbone, plan.method.updates)
     facts.trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     train = plan.config.train
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
@@ -187,8 +199,8 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
         fused=parallel.device.type == "cuda",
     )
     module, optimizer = parallel.wrap(module, optimizer)
-    if plan.method.updates == "policy":
-        backbone.policy = module  # so that `backbone.logits` goes through the wrapper
+    # So that `backbone.logits` computes in the precision of the run, whatever is trained.
+    backbone.policy = module if plan.method.updates == "policy" else parallel.wrap_frozen(backbone.policy)
     with (
         _stop_on_interrupt(progress) as stop,
         Stream(

@@ -22,7 +22,7 @@ from alignbench import randomness
 from alignbench.api import Backbone, ClassLabels, Sampling
 from alignbench.backbones.pixels import resize_bicubic, to_uint8
 from alignbench.files import write_atomic
-from alignbench.progress import Progress
+from alignbench.progress import Stage
 from alignbench.registry.schema import ProtocolCard, Setting
 
 SHARD = 256
@@ -88,21 +88,18 @@ class Sampler:
         total = self.protocol.samples
         return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
-    def fill(self, folder: Path, setting: Setting, seed: int, progress: Progress, title: str) -> float:
+    def fill(self, folder: Path, setting: Setting, seed: int, stage: Stage) -> float:
         """Make the missing shards of one sample set; return the seconds it took."""
         folder.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        shards = self.shards()
-        missing = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]
-        if not missing:
-            return 0.0
-        with progress.stage(title, len(shards), done=len(shards) - len(missing)) as stage:
-            for number in missing:
-                ids = shards[number]
+        seconds = 0.0
+        for number, ids in enumerate(self.shards()):
+            if not shard_path(folder, number).exists():
+                started = time.monotonic()
                 tokens, labels = self.generate(setting, seed, ids)
                 write_shard(shard_path(folder, number), np.asarray(ids), labels, tokens)
-                stage.advance()
-        return time.monotonic() - started
+                seconds += time.monotonic() - started
+            stage.advance()
+        return seconds
 
 
 def shard_path(folder: Path, number: int) -> Path:

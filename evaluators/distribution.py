@@ -51,8 +51,7 @@ class DigitsDistribution:
         self._references: dict[str, Features] = {}
 
     def score(self, samples: ImageSet, reference: ImageSet) -> list[Metric]:
-        """Return `fd-digits`, `fd-pixels`, `is-digits`, `precision`, `recall` and, if the samples carry labels,
-        `class-accuracy`.
+        """Return all metrics of the card; `class-accuracy` only if the samples carry labels.
 
         Args:
             samples: the generated images.
@@ -86,13 +85,11 @@ class DigitsDistribution:
         Raises:
             UserError: a feature is not finite.
         """
-        pixels, penultimate, logits = [], [], []
+        parts = []
         for batch in images.images():
             scaled = batch.double() / 127.5 - 1
-            pixels.append(digits.canonical_digits(scaled).flatten(start_dim=1))
-            for part, kept in zip(self._net(scaled), (penultimate, logits), strict=True):
-                kept.append(part)
-        found = Features(torch.cat(pixels), torch.cat(penultimate), torch.cat(logits))
+            parts.append((digits.canonical_digits(scaled).flatten(start_dim=1), *self._net(scaled)))
+        found = Features(*(torch.cat(batches) for batches in zip(*parts, strict=True)))
         if not all(part.isfinite().all() for part in (found.pixels, found.penultimate, found.logits)):
             raise UserError(f"image set {images.digest}: the digit network's features are not finite")
         return found
@@ -100,14 +97,13 @@ class DigitsDistribution:
     def _require(self, what: str, present: int, minimum: int) -> None:
         if present < minimum:
             raise UserError(
-                f"{present} {what}: {self.neighbours} neighbours and {self.splits} splits need at least {minimum}",
+                f"{present} {what}: {self.neighbours} neighbours and {self.splits} splits "
+                f"need at least {minimum}",
                 fix="score more images",
             )
 
 
-def build(
-    card: EvaluatorCard, options: Mapping[str, Scalar], device: torch.device
-) -> DigitsDistribution:
+def build(card: EvaluatorCard, options: Mapping[str, Scalar], device: torch.device) -> DigitsDistribution:
     """Build the evaluator from its card's options.
 
     `device` is unused: the network has 37 kB, and on the CPU the number is the same on every machine.

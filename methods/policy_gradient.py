@@ -33,8 +33,8 @@ class Surrogate(NamedTuple):
     """Scalar: share of (kept) tokens whose ratio is off 1 by more than the clip range."""
 
 
-def group_advantages(rewards: Tensor, *, valid: Tensor | None = None) -> Tensor:
-    """Normalise rewards within each group: (r − mean) / (unbiased std + 1e-8).
+def group_advantages(rewards: Tensor, *, valid: Tensor | None = None, epsilon: float = STD_EPSILON) -> Tensor:
+    """Normalise rewards within each group: (r − mean) / (unbiased std + epsilon).
 
     Computed in float64. A group whose spread is at most 1e-6 of its mean gives exactly 0: there the
     float32 formula returns rounding error divided by 1e-8 (about 0.6 for every sample), not a signal.
@@ -42,6 +42,7 @@ def group_advantages(rewards: Tensor, *, valid: Tensor | None = None) -> Tensor:
     Args:
         rewards: [B, G] float.
         valid: [B, G] bool; False scores are left out of the statistics and get advantage 0.
+        epsilon: 1e-8 in VA-π, 1e-4 in AR-GRPO.
 
     Returns:
         [B, G] in the dtype of `rewards`. Groups with fewer than two valid scores are 0.
@@ -55,7 +56,7 @@ def group_advantages(rewards: Tensor, *, valid: Tensor | None = None) -> Tensor:
     highest = scores.where(valid, -torch.inf).amax(dim=-1, keepdim=True)
     lowest = scores.where(valid, torch.inf).amin(dim=-1, keepdim=True)
     flat = (count < 2) | (highest - lowest <= RELATIVE_SPREAD * mean.abs())
-    return (centred / (std + STD_EPSILON)).masked_fill(flat, 0.0).to(rewards.dtype)
+    return (centred / (std + epsilon)).masked_fill(flat, 0.0).to(rewards.dtype)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:

@@ -1,7 +1,8 @@
-"""Find and read cards: the built-in ones, those of installed plug-ins, and those in `ALIGNBENCH_PATH`.
+"""Find and read cards: the built-in ones, those of installed plug-ins, those in `ALIGNBENCH_PATH`, and those
+that the classes of a `--plugin` file carry.
 
-A folder is the kind, a file name the name. Only the cards asked for are read; no implementation is
-imported, so a broken plug-in cannot break a listing.
+A folder is the kind, a file name the name. Only the cards asked for are read; no implementation of an
+installed plug-in is imported, so a broken plug-in cannot break a listing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -31,6 +33,7 @@ from alignbench.registry.schema import (
     PublishedCard,
     RecipeCard,
     RewardCard,
+    SweepCard,
 )
 
 if sys.version_info >= (3, 11):
@@ -47,6 +50,7 @@ SINGULAR = {
     "recipes": "recipe",
     "protocols": "protocol",
     "published": "published table set",
+    "sweeps": "sweep",
 }
 
 CardT = TypeVar("CardT", bound=Card)
@@ -80,7 +84,7 @@ def import_target(target: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise UserError(f"{target}: module {module_name} has no {attribute!r}")
@@ -93,25 +97,47 @@ class Found:
 
     path: Path
     origin: str
-    """`built-in`, the plug-in's name, or `ALIGNBENCH_PATH`."""
+    """`built-in`, the plug-in's name, `ALIGNBENCH_PATH` or `--plugin`."""
+    card: Card | None = None
+    """Of a class in a `--plugin` file; None where `path` is the card itself."""
+
+
+@dataclass(frozen=True)
+class PluginFile:
+    """A Python file given with `--plugin`, imported; see `alignbench.plugins`."""
+
+    path: Path
+    sha256: str
+    """`sha256:` plus hex, of the file."""
+    cards: Mapping[str, Mapping[str, Card]]
+    """{kind: {name: card}}."""
 
 
 class Catalogue:
-    """All cards by kind and name."""
+    """All cards by kind and name.
 
-    def __init__(self, roots: list[tuple[str, Path]]) -> None:
+    Args:
+        roots: (who brings it, folder) in the order they are looked through.
+        files: plug-in files of this process.
+    """
+
+    def __init__(self, roots: list[tuple[str, Path]], files: Sequence[PluginFile] = ()) -> None:
         self.roots = roots
+        self.files = tuple(files)
 
     @classmethod
     def default(cls) -> Catalogue:
-        """Built-in cards, then plug-ins (entry-point group `alignbench`), then `ALIGNBENCH_PATH`."""
+        """Built-in cards, then plug-ins (entry-point group `alignbench`), then `ALIGNBENCH_PATH`.
+
+        Modules that lie in a folder of `ALIGNBENCH_PATH` can be imported afterwards; they shadow nothing.
+        """
         roots = [("built-in", Path(__file__).parent)]
         for point in sorted(entry_points(group="alignbench"), key=lambda point: point.name):
-            spec = importlib.util.find_spec(point.value.partition(":")[0])
-            if spec is not None and spec.submodule_search_locations:
-                roots += [(point.name, Path(place) / "registry") for place in spec.submodule_search_locations]
-        for folder in filter(None, os.environ.get("ALIGNBENCH_PATH", "").split(os.pathsep)):
-            roots.append(("ALIGNBENCH_PATH", Path(folder).expanduser()))
+            roots += [(point.name, folder / "registry") for folder in _package_folders(point.value)]
+        for text in filter(None, os.environ.get("ALIGNBENCH_PATH", "").split(os.pathsep)):
+            folder = Path(text).expanduser().absolute()
+            make_importable(folder)
+            roots.append(("ALIGNBENCH_PATH", folder))
         return cls(roots)
 
     @functools.cached_property
@@ -132,6 +158,16 @@ class Catalogue:
                             fix="rename one of the files",
                         )
                     cards[path.stem] = Found(path, origin)
+        for file in self.files:
+            for kind, brought in file.cards.items():
+                for name, card in brought.items():
+                    if name in found[kind]:
+                        raise UserError(
+                            f"two {SINGULAR[kind]} cards are named {name!r}: "
+                            f"{found[kind][name].path} and {file.path}",
+                            fix=f'give the class in {file.path} another name in its card: "name"',
+                        )
+                    found[kind][name] = Found(file.path, "--plugin", card)
         return found
 
     @functools.cached_property
@@ -159,10 +195,25 @@ class Catalogue:
             raise UserError(
                 f"no {SINGULAR[kind]} named {name!r}.{suggest(name, known)} See: alignbench list {kind}"
             )
-        return read_card(known[name].path, kind)
+        return known[name].card or read_card(known[name].path, kind)
 
-    def all(self, kind: str) -> dict[str, Card]:
-        return {name: self.card(kind, name) for name in self.names(kind)}
+    def usable(self, kind: str) -> tuple[dict[str, Card], list[str]]:
+        """Return all cards of a kind that can be read, and why others cannot.
+
+        A broken card of a plug-in must not break what does not need it; a built-in one is our own mistake.
+
+        Raises:
+            UserError: a broken built-in card.
+        """
+        cards, problems = {}, []
+        for name in self.names(kind):
+            try:
+                cards[name] = self.card(kind, name)
+            except UserError as error:
+                if self.found[kind][name].origin == "built-in":
+                    raise
+                problems.append(str(error))
+        return cards, problems
 
     # Typed access, one line each, so that callers need no casts.
     def model(self, name: str) -> ModelCard:
@@ -189,6 +240,9 @@ class Catalogue:
     def published(self, name: str) -> PublishedCard:
         return cast(PublishedCard, self.card("published", name))
 
+    def sweep(self, name: str) -> SweepCard:
+        return cast(SweepCard, self.card("sweeps", name))
+
     def published_cards(self) -> dict[str, PublishedCard]:
         return {name: self.published(name) for name in self.names("published")}
 
@@ -200,8 +254,8 @@ class Catalogue:
         """
         facts: dict[str, MetricFact] = {}
         owner: dict[str, str] = {}
-        for name in self.names("evaluators"):
-            for metric, fact in self.evaluator(name).metrics.items():
+        for name, card in self.usable("evaluators")[0].items():
+            for metric, fact in cast(EvaluatorCard, card).metrics.items():
                 if metric in facts:
                     raise UserError(
                         f"metric {metric!r} is defined by two evaluator cards: {owner[metric]} and {name}",
@@ -211,19 +265,42 @@ class Catalogue:
         return facts
 
     def recipe_for(self, method: str, model: str) -> str | None:
-        """Return the name of the one recipe for (method, model), or None.
+        """Return the name of the default recipe for (method, model), or None.
 
         Raises:
-            UserError: more than one recipe claims the pair.
+            UserError: more than one recipe claims the pair, or a broken recipe comes from where the method
+                comes from.
         """
-        names = [
-            name
-            for name in self.names("recipes")
-            if (recipe := self.recipe(name)).method == method and model in recipe.models
-        ]
+        names = []
+        for name in self.names("recipes"):
+            try:
+                recipe = self.recipe(name)
+            except UserError:
+                if self.found["recipes"][name].origin in ("built-in", self.found["methods"][method].origin):
+                    raise  # never the method's defaults instead of a recipe with a slip of the pen
+                continue
+            if recipe.default and recipe.method == method and model in recipe.models:
+                names.append(name)
         if len(names) > 1:
             raise UserError(
                 f"{len(names)} recipes for {method} on {model}: {', '.join(names)}",
                 fix=f"choose one with --recipe, e.g. --recipe {names[0]}",
             )
         return names[0] if names else None
+
+
+def make_importable(folder: Path) -> None:
+    """Let modules of a folder be imported, after everything that is installed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _package_folders(name: str) -> list[Path]:
+    """Folders of a package that an entry point names, without importing any of it."""
+    top, *inner = name.partition(":")[0].split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return []
+    places = spec.submodule_search_locations if spec else None
+    return [Path(place, *inner) for place in places or []]

@@ -175,19 +175,44 @@ class MethodCard(Card):
 
 
 class RewardCard(Card):
-    """A score of decoded images that training can use."""
+    """A score of decoded images that training can use.
+
+    The target is called as `target(device, **options)`, with every option of the card, and returns an
+    `api.Reward` (scope `distance`: an `api.Distance` too) that gives raw scores.
+    """
 
     target: Target
     networks: list[str] = []
-    """Frozen networks inside; a metric computed with one of them is marked in tables."""
+    """Frozen networks inside; a metric computed with one of them is marked in tables. `{option}` stands for the
+    option's value."""
     direction: Literal["higher", "lower"]
     differentiable: bool
     scope: Literal["distance", "image"]
-    """`distance` compares with the reference image; `image` looks at the image alone."""
+    """`distance` compares with the reference image; `image` looks at the image alone (and at its text or label)."""
+    needs: list[Literal["text", "label"]] = []
+    """What a request must bring beside the image."""
+    options: dict[str, Option] = {}
+    """Changed inside the specification: `clip-score(model=openai/clip-vit-base-patch32)`."""
+    batch: int = Field(default=64, ge=1)
+    """Images scored at once unless the specification says `batch=`; bounds memory."""
+    packages: list[str] = []
+    """Modules it imports that a plain installation lacks."""
+    extra: str = ""
+    """The extra that brings them: `pip install 'alignbench[EXTRA]'`."""
     files: list[str] = []
     """Files it needs that pip does not bring."""
     min_size: int = 1
     """Smallest image side it accepts."""
+
+    @model_validator(mode="after")
+    def _networks_name_options(self) -> RewardCard:
+        defaults = {key: option.default for key, option in self.options.items()}
+        for name in self.networks:
+            try:
+                name.format_map(defaults)
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"networks: {name!r} names no option of the card") from error
+        return self
 
 
 class RecipeCard(Card):
@@ -199,6 +224,51 @@ class RecipeCard(Card):
     """Where the values come from: table, script, sweep."""
     values: dict[str, Scalar]
     """Dotted keys as `--set` takes them, e.g. `method.group_size`."""
+    default: bool = True
+    """False: used only when `--recipe` names it. Each method and model has one default recipe at most."""
+
+
+class SweepRow(_Table):
+    """One line of a sweep's plan: a named change of its base, and its own part of the grid."""
+
+    title: str
+    method: str = ""
+    """Instead of the sweep's."""
+    recipe: str = ""
+    """Instead of the sweep's."""
+    values: dict[str, Scalar] = {}
+    grid: dict[str, list[Scalar]] = {}
+    """{dotted key: values to try}; crossed with the sweep's grid."""
+
+
+class SweepCard(Card):
+    """Ordinary runs that belong in one table: rows × grid × seeds."""
+
+    model: str
+    method: str = ""
+    """May be left out if every row or the grid names one."""
+    recipe: str = ""
+    """Empty: the one for method and model."""
+    data: str = ""
+    """Empty: the model's."""
+    protocol: str = ""
+    """Empty: the model's. Tuning belongs on a validation split."""
+    source: str
+    """Where the design comes from: table, figure, own choice."""
+    metric: str
+    """What the best configuration is chosen by."""
+    setting: str
+    """Sampling setting of the protocol that the table shows."""
+    choose: Literal["all", "row"] = "all"
+    """`all`: one best configuration; `row`: one for each row, as for tuning several methods."""
+    seeds: list[int] = Field(min_length=1)
+    """Training seeds."""
+    values: dict[str, Scalar] = {}
+    """Dotted keys as `--set` takes them, the same for every run."""
+    grid: dict[str, list[Scalar]] = {}
+    """{dotted key, `method` or `recipe`: values to try}."""
+    rows: list[SweepRow] = []
+    """Empty: one row without changes."""
 
 
 # --- data and evaluation --------------------------------------------------------------------------
@@ -320,4 +390,5 @@ KINDS: dict[str, type[Card]] = {
     "recipes": RecipeCard,
     "protocols": ProtocolCard,
     "published": PublishedCard,
+    "sweeps": SweepCard,
 }

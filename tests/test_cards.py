@@ -133,8 +133,10 @@ def test_recipe_sets_known_keys_to_allowed_values(name: str) -> None:
         assert MODELS[model_name].condition in CATALOGUE.method(recipe.method).conditions
 
 
-def test_one_recipe_at_most_for_each_pair() -> None:
-    pairs = [(recipe.method, model) for recipe in RECIPES.values() for model in recipe.models]
+def test_one_default_recipe_at_most_for_each_pair() -> None:
+    everything = {(recipe.method, model) for recipe in RECIPES.values() for model in recipe.models}
+    pairs = [(card.method, model) for card in RECIPES.values() if card.default for model in card.models]
+    assert set(pairs) == everything, "a pair with recipes has one that is used without --recipe"
     assert len(pairs) == len(set(pairs))
     without = {"llamagen-xl-t2i-512", "janus-pro-7b"}
     assert {model for method, model in pairs if method == "vapi"} == set(MODELS) - without

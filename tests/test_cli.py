@@ -113,16 +113,18 @@ def test_the_command_line_surface_is_frozen() -> None:
 SURFACE = {
     "run": [
         "--checkpoint-every", "--data", "--dry-run", "--eval", "--json", "--method", "--model", "--out",
-        "--protocol", "--recipe", "--resume", "--seed", "--set", "--steps", "--workers", "-m",
+        "--plugin", "--protocol", "--recipe", "--resume", "--seed", "--set", "--steps", "--workers", "-m",
     ],
-    "evaluate": ["--dry-run", "--json", "--model", "--out", "--protocol", "--set"],
+    "evaluate": ["--dry-run", "--json", "--model", "--out", "--plugin", "--protocol", "--set"],
     "sample": [
         "--cfg", "--classes", "--model", "--number", "--out", "--run", "--seed", "--set", "--temperature",
         "--top-k", "--top-p", "-n",
     ],
     "leaderboard": ["--check", "--out", "runs"],
-    "list": ["--json", "kind"],
-    "show": ["--json", "name"],
+    "list": ["--json", "--plugin", "kind"],
+    "show": ["--json", "--plugin", "name"],
+    "new": ["--out", "kind", "name"],
+    "sweep": ["--dry-run", "--json", "--out", "--plugin", "--set", "sweep"],
     "doctor": ["--json", "--method"],
     "fetch": ["--dry-run", "model"],
     "pretrain": ["--out", "--seed", "model"],

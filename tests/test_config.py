@@ -30,7 +30,7 @@ def test_precedence_is_default_recipe_flag(catalogue: Catalogue) -> None:
     assert origins["method.noise"] == (0.5, "--set")  # a bare key that only one namespace has
     assert origins["train.steps"] == (7, "--steps")
     assert origins["train.lr"] == (1e-6, "recipe vapi-llamagen-xxl")
-    assert origins["train.warmup_steps"][1] == "default"
+    assert origins["train.updates_per_collect"] == (1, "default")
     assert set(config.changed()) == {"method.clip_range", "method.noise", "train.steps"}
     assert config.train.steps == 7
 

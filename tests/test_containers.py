@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,25 @@ def test_every_container_gives_the_same_weights(tmp_path: Path, wrap: Callable[.
     path = tmp_path / "weights.pt"
     torch.save(wrap(STATE), path)
     assert same(read_state_dict(path), STATE)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_training_checkpoint_with_its_optimizer_and_arguments(tmp_path: Path, zipped: bool):
+    module = net()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    module.a(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    checkpoint = {
+        "model": STATE,
+        "optimizer": optimizer.state_dict(),
+        "steps": 7,
+        "args": argparse.Namespace(lr=1e-4, ema=False, gpt_ckpt=None, betas=[0.9, 0.95]),
+        "ema": OTHER,
+    }
+    path = tmp_path / "0000007.pt"
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=zipped)
+    assert same(read_state_dict(path), STATE)
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
 def test_order_of_lookup_can_be_chosen(tmp_path: Path):
@@ -107,6 +127,14 @@ def test_files_without_weights_are_refused(tmp_path: Path, content: object, monk
     with pytest.raises(UserError, match=r"weights\.pt"):
         read_state_dict(path)
     assert not (tmp_path / "unpickled").exists()
+
+
+def test_what_could_run_code_is_named(tmp_path: Path):
+    path = tmp_path / "weights.pt"
+    torch.save({"model": STATE, "folder": Path("x")}, path)
+    with pytest.raises(UserError, match=r"more than weights: loading pathlib\.\w+") as caught:
+        read_state_dict(path)
+    assert "truncated" not in str(caught.value)
 
 
 def net() -> nn.Module:

@@ -165,10 +165,10 @@ def test_names_are_those_of_the_card_and_say_digits() -> None:
 
 
 def test_all_values_match_a_direct_computation() -> None:
-    samples, reference = strokes(60, 0), strokes(50, 1)
+    samples, reference = strokes(160, 0), strokes(150, 1)
     net = digits.load("digits-features-a").double()
     labels = net.logits(samples.double() / 127.5 - 1).argmax(dim=1)
-    labels[:15] = (labels[:15] + 1) % 10
+    labels[:40] = (labels[:40] + 1) % 10
     found = scores(Memory("s", samples, labels), Memory("r", reference), splits=1)
     logits = net.logits(samples.double() / 127.5 - 1).numpy()
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -187,10 +187,16 @@ def test_same_images_score_zero_and_one() -> None:
     assert "class-accuracy" not in found
 
 
+def test_a_few_of_the_real_images_are_precise_but_miss_the_rest() -> None:
+    images = strokes(80, 2)
+    found = scores(Memory("s", images[:12]), Memory("r", images))
+    assert found["precision"] == 1 > 0.9 > found["recall"] >= 12 / 80
+
+
 def test_pixel_repeated_copies_and_other_batches_score_the_same() -> None:
-    reference = Memory("r", strokes(40, 1))
-    small = scores(Memory("s", strokes(50, 0)), reference)
-    large = scores(Memory("s", strokes(50, 0, side=32), batch=7), reference)
+    reference = Memory("r", strokes(140, 1))  # more rows than the 64 pixels: regular covariances
+    small = scores(Memory("s", strokes(150, 0)), reference)
+    large = scores(Memory("s", strokes(150, 0, side=32), batch=7), reference)
     assert small == pytest.approx(large, rel=1e-9)
 
 
@@ -228,5 +234,5 @@ def test_features_that_are_not_finite_are_an_error() -> None:
     judge = evaluator()
     with torch.no_grad():
         judge._net.dense.bias[0] = torch.nan
-    with pytest.raises(UserError, match="image set s.*not finite"):
+    with pytest.raises(UserError, match=r"image set s.*not finite"):
         judge.features(Memory("s", strokes(5, 0)))

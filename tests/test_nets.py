@@ -105,7 +105,10 @@ def _package(folder: Path, *, data: bytes | None, sha256: str) -> None:
 
 
 def test_changed_and_missing_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for case, data, words in [("changed", b"x", "sha256 is .* the manifest says 00"), ("gone", None, "missing")]:
+    for case, data, words in [
+        ("changed", b"x", "sha256 is .* the manifest says 00"),
+        ("gone", None, "missing"),
+    ]:
         _package(tmp_path / case, data=data, sha256="00")
         monkeypatch.setattr(importlib.resources, "files", lambda _, root=tmp_path / case: root)
         with pytest.raises(UserError, match=words):

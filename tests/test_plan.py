@@ -55,8 +55,9 @@ def test_an_impossible_size_is_answered_with_the_nearest(monkeypatch: pytest.Mon
 def test_the_digest_is_the_identity_of_the_run() -> None:
     base = plan_of("llamagen-tiny")
     assert plan_of("llamagen-tiny").id == base.id
-    assert plan_of("llamagen-tiny", "train.lr=0.002").digest == base.digest  # the recipe's own value
-    assert plan_of("llamagen-tiny", "train.lr=0.003").digest != base.digest
+    own = base.config.train.lr  # the recipe's
+    assert plan_of("llamagen-tiny", f"train.lr={own}").digest == base.digest
+    assert plan_of("llamagen-tiny", f"train.lr={2 * own}").digest != base.digest
     assert plan_of("llamagen-tiny", "protocol.samples=7").digest != base.digest
     assert plan_of("llamagen-tiny", evaluates=False).digest != base.digest
 
@@ -78,8 +79,12 @@ def test_changing_a_protocol_changes_its_digest() -> None:
 def test_a_model_without_a_backbone_is_said_so() -> None:
     with pytest.raises(UserError, match="dataset 'text-images' is not in this version"):
         plan_of("janus-pro-1b")
-    plan = plan_of("janus-pro-1b", dataset="imagenet", evaluates=False)
-    assert "this version has no janus backbone" in {problem.what for problem in plan.problems}
+    catalogue = Catalogue.default()
+    config = resolve(
+        catalogue, method="vapi", model="janus-pro-1b", dataset="imagenet", protocol="imagenet256-adm"
+    )
+    plan = make_plan(catalogue, config, evaluates=False)
+    assert "this version has no janus-pro backbone" in {problem.what for problem in plan.problems}
 
 
 def test_weights_on_disk_are_accepted(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from alignbench.backbones.llamagen import build
-from alignbench.progress import Progress
+from alignbench.progress import Progress, Stage
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import ProtocolCard
 from alignbench.sampling import ImageDecoder, Sampler, TokenImages, labels_of, shard_path
 
-QUIET = Progress(quiet=True)
+STAGE = Stage(Progress(quiet=True), "sample", total=1, done=0)
 CPU = torch.device("cpu")
 
 
@@ -52,18 +52,18 @@ def test_only_missing_shards_are_made(sampler: Sampler, tmp_path: Path) -> None:
     setting = smaller.protocol.settings["t1"]
     assert [len(ids) for ids in smaller.shards()] == [300]
     assert [len(ids) for ids in with_protocol(sampler, samples=600, batch=100).shards()] == [300, 300]
-    smaller.fill(tmp_path, setting, 0, QUIET, "sample")
+    smaller.fill(tmp_path, setting, 0, STAGE)
     whole = TokenImages(tmp_path, ImageDecoder(smaller.backbone, smaller.protocol, CPU))
     shard_path(tmp_path, 0).unlink()
     (tmp_path / "half.tmp").write_bytes(b"torn")
-    smaller.fill(tmp_path, setting, 0, QUIET, "sample")
+    smaller.fill(tmp_path, setting, 0, STAGE)
     again = TokenImages(tmp_path, ImageDecoder(smaller.backbone, smaller.protocol, CPU))
     assert again.digest == whole.digest and len(again) == 300
-    assert smaller.fill(tmp_path, setting, 0, QUIET, "sample") == 0.0
+    assert smaller.fill(tmp_path, setting, 0, STAGE) == 0.0
 
 
 def test_decoded_images_have_the_protocol_s_size(sampler: Sampler, tmp_path: Path) -> None:
-    sampler.fill(tmp_path, sampler.protocol.settings["t1"], 0, QUIET, "sample")
+    sampler.fill(tmp_path, sampler.protocol.settings["t1"], 0, STAGE)
     images = TokenImages(tmp_path, ImageDecoder(sampler.backbone, sampler.protocol, CPU))
     batches = list(images.images())
     assert torch.cat(batches).shape == (40, 3, 8, 8) and batches[0].dtype == torch.uint8

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from alignbench.backbones.pixels import to_uint8
 from alignbench.backbones.transformer import rope_table
 from alignbench.errors import UserError
-from alignbench.verify.expected import Expected
+from alignbench.verify.expected import ROUNDING_LIMIT, Alternative, Expected
 from alignbench.verify.llamagen import FILES, check
 from alignbench.verify.llamagen_networks import _grid
-from alignbench.verify.report import Report
+from alignbench.verify.llamagen_rounding import Evaluations
+from alignbench.verify.report import ABSOLUTE, RELATIVE, Report, Row
 
 DATA = Path(__file__).parent / "data" / "llamagen"
 
@@ -171,3 +174,83 @@ def test_grid_that_is_not_square_is_read_off_the_rotation_table(tmp_path: Path):
     save_file({"rope_table": rope_table((2, 6), 16, 1)}, path)
     config = {"block_size": 12, "dim": 32, "n_head": 2, "cls_token_num": 1, "rope_base": 10000}
     assert _grid(config, Expected(path, Report())) == (2, 6)
+
+
+# --- where float32 rounding decides ----------------------------------------------------------------
+
+
+def judged(folder: Path, expected: torch.Tensor, actual: torch.Tensor, other: Alternative) -> Row:
+    save_file({"x": expected}, folder / "x.safetensors")
+    report = Report()
+    Expected(folder / "x.safetensors", report).close("x", actual, otherwise=lambda: other)
+    (row,) = report.rows
+    return row
+
+
+def amplified(gain: float) -> Evaluations[nn.Linear]:
+    """One output of a linear layer, times a large number; its value itself is of order one."""
+    layer = nn.Linear(256, 2, bias=False)
+    numbers = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(2, 256, generator=numbers))
+        layer.weight[1] = layer.weight[0]
+        layer.weight[1, 0] += 1.0 / gain
+    inputs = torch.ones(256)
+
+    def compute(layer: nn.Linear) -> dict[str, torch.Tensor]:
+        first, second = layer(inputs.to(layer.weight.dtype))
+        return {"x": gain * (second - first).detach().reshape(1)}
+
+    return Evaluations(layer, compute)
+
+
+def test_rounding_is_measured_where_it_matters():
+    tame, wild = amplified(1.0).exact("x"), amplified(1e4).exact("x")
+    assert tame.value == pytest.approx(1.0, abs=1e-6) and wild.value == pytest.approx(1.0, abs=1e-2)
+    assert 0 < tame.rounding < 1e-4 < wild.rounding
+    assert tame.value.dtype == torch.float64
+    assert amplified(1e4).exact_norm("x").rounding == wild.rounding  # one entry: its size is its norm
+
+
+@pytest.mark.parametrize(
+    ("error", "rounding", "verdict"),
+    [
+        (0.9e-5, 0.0, "ok"),
+        (1e-4, 0.0, "MISS"),
+        (1e-4, 0.9e-4, "MISS"),
+        (1e-4, 1.1e-4, "ok"),
+        (1.1 * ROUNDING_LIMIT, 1.0, "MISS"),
+        (float("nan"), 1.0, "MISS"),
+    ],
+)
+def test_rounding_excuses_no_more_than_was_measured(
+    tmp_path: Path, error: float, rounding: float, verdict: str
+):
+    exact = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    other = Alternative(exact, "in float64", rounding)
+    row = judged(tmp_path, exact + torch.tensor([0.0, error]).double(), torch.zeros(2), other)
+    assert row.verdict == verdict
+    assert ("rounding" in row.note) == (verdict == "ok" and rounding > 0)
+
+
+def test_another_shape_is_not_excused(tmp_path: Path):
+    other = Alternative(torch.ones(3), "in float64", 1.0)
+    assert judged(tmp_path, torch.ones(2), torch.ones(3), other).verdict == "MISS"
+
+
+def test_pixels_may_be_off_only_on_an_edge(tmp_path: Path):
+    edge = (1.0 - 128.0) / 127.5  # the least value shown as 1
+    images = torch.tensor([edge, edge, 0.5, -3.0]).reshape(1, 1, 2, 2)
+    shown = to_uint8(torch.tensor([edge + 1e-4, edge - 1e-4, 0.5, -3.0])).reshape(1, 2, 2, 1)
+    assert shown.flatten().tolist() == [1, 0, 191, 0]
+    assert 1e-4 > ABSOLUTE + 3.0 * RELATIVE  # what is moved here is beyond the tolerance
+    path = tmp_path / "x.safetensors"
+    wrong = shown.clone()
+    wrong[0, 1, 0, 0] += 1
+    save_file({"shown": shown, "wrong": wrong, "other": shown[:, :1].contiguous()}, path)
+    report = Report()
+    expected = Expected(path, report)
+    for name in ("shown", "wrong", "other", "absent"):
+        expected.pixels(name, images)
+    assert [row.verdict for row in report.rows] == ["ok", "MISS", "MISS", "MISSING"]
+    assert report.rows[1].error == 1.0

@@ -5,8 +5,10 @@ Nothing is ever loaded by half: a file whose keys or shapes do not match is refu
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,12 +105,19 @@ def _read_torch(path: Path) -> Any:
     # A file that is no checkpoint makes torch's readers fail in any of these ways.
     failures = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeError)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # LlamaGen's training scripts save their parsed arguments beside the weights: plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (*failures, AttributeError, IndexError, TypeError) as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
+    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return UserError(
+            f"{path} holds more than weights: loading {refused[1]} from a file could run code",
+            fix="where you trust the file, save its state dict alone and use that",
+        )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
     return UserError(
         f"{path} cannot be read as weights ({reason})",

@@ -11,7 +11,7 @@ it is dropped, which changes no token.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,44 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
         remove[..., 0] = False
         logits = logits.masked_fill(remove.scatter(-1, order, remove), -torch.inf)
     return logits
+
+
+def sampled_logits(
+    policy: Callable[[Condition, Tensor], Tensor],
+    condition: Condition,
+    null: Condition,
+    tokens: Tensor,
+    sampling: Sampling,
+) -> Tensor:
+    """Teacher-forced logits of the distributions that `generate` drew given tokens from; differentiable.
+
+    A code that was drawn stays in its distribution even if rounding, or an update since, has moved it over
+    the edge of the top-k or top-p set: its log-probability is finite.
+
+    Args:
+        policy: `(condition, context) → logits`.
+        condition: N rows.
+        null: N null conditions; only used with guidance.
+        tokens: [N, T] int64.
+        sampling: how they were drawn.
+
+    Returns:
+        [N, T, V] after guidance, temperature and filters; removed codes are -inf.
+    """
+    context = tokens[:, :-1]
+    if sampling.cfg_scale > 1.0:
+        both = policy(_stack(condition, null), torch.cat([context, context]))
+        logits, without = both.chunk(2)
+        guided = without + sampling.cfg_scale * (logits - without)
+        if sampling.cfg_interval >= 0:
+            place = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
+            guided = torch.where(place <= sampling.cfg_interval + 1, guided, logits)
+        logits = guided
+    else:
+        logits = policy(condition, context)
+    drawn = tokens[..., None]
+    unfiltered = logits.gather(-1, drawn) / max(sampling.temperature, MIN_TEMPERATURE)
+    return filter_logits(logits, sampling).scatter(-1, drawn, unfiltered)
 
 
 def generate(gpt: GPT, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alignbench.api import Condition, Rollout, Sampling
 from alignbench.backbones.containers import load_strict, read_state_dict
-from alignbench.backbones.generate import generate
+from alignbench.backbones.generate import generate, sampled_logits
 from alignbench.backbones.gpt import GPT, INIT_STD, GPTConfig
 from alignbench.backbones.vq import VQConfig, VQModel
 from alignbench.errors import UserError
@@ -45,6 +45,14 @@ class LlamaGen:
     def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
         """See `api.Backbone.generate`."""
         return generate(unwrap(self.policy), condition, uniforms, sampling)
+
+    def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
+        """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].
+
+        After guidance, temperature and filters; see `generate.sampled_logits`.
+        """
+        null = unwrap(self.policy).null(condition)
+        return sampled_logits(self.policy, condition, null, tokens, sampling)
 
     def reference(self) -> LlamaGen:
         """See `api.Backbone.reference`."""

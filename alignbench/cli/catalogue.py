@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from alignbench import plugins
+from alignbench.cli.run import PLUGIN_HELP
 from alignbench.config import MODEL_OPTIONS, PROTOCOL_OPTIONS, TRAIN_OPTIONS
 from alignbench.errors import UserError, suggest
-from alignbench.registry.catalogue import SINGULAR, Catalogue
+from alignbench.registry.catalogue import SINGULAR
 from alignbench.registry.schema import Card, Option
 
 
@@ -19,14 +22,19 @@ def list_cards(
     kind: str | None = typer.Argument(
         None, help="models, methods, evaluators, rewards, datasets, recipes, …"
     ),
+    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """List what exists, of one kind or of all."""
-    catalogue = Catalogue.default()
+    catalogue = plugins.catalogue(plugin)
     if kind is not None and kind not in SINGULAR:
         raise UserError(f"no kind named {kind!r}.{suggest(kind, SINGULAR)} Kinds: {', '.join(SINGULAR)}")
     kinds = [kind] if kind else list(SINGULAR)
-    cards = {name: catalogue.all(name) for name in kinds}
+    cards = {}
+    for name in kinds:
+        cards[name], problems = catalogue.usable(name)
+        for problem in problems:
+            Console(stderr=True).print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
     console = Console()
     if as_json:
         listed = {
@@ -44,6 +52,7 @@ def list_cards(
 
 def show(
     name: str = typer.Argument(help="Name of any card, or `train`, `model`, `protocol` for common keys."),
+    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show one model, method, recipe, protocol, … with every fact its card holds."""
@@ -53,7 +62,7 @@ def show(
         options = {key: option.model_dump() for key, option in common[name].items()}
         console.print_json(json.dumps(options)) if as_json else _print_options(console, name, common[name])
         return
-    catalogue = Catalogue.default()
+    catalogue = plugins.catalogue(plugin)
     kinds = [kind for kind, members in catalogue.found.items() if name in members]
     if not kinds:
         known = [key for members in catalogue.found.values() for key in members]

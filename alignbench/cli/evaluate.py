@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from alignbench import plan as planning
-from alignbench.cli.run import DEFAULT_OUT, plan_lines, refuse, show_plan, show_record
+from alignbench import plugins
+from alignbench.cli.run import DEFAULT_OUT, PLUGIN_HELP, plan_lines, refuse, show_plan, show_record
 from alignbench.config import resolve
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
@@ -23,11 +24,12 @@ def evaluate(
         [], "--set", metavar="KEY=VALUE", help="e.g. model.policy=PATH for other weights; repeatable."
     ),
     out: Path | None = typer.Option(None, "--out", help="Run folder; default: runs/<id>."),
+    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print the plan or the record as JSON."),
 ) -> None:
     """Sample a model under a protocol and score it: a base row for the leaderboard."""
-    catalogue = Catalogue.default()
+    catalogue = plugins.catalogue(plugin)
     config = resolve(catalogue, method=None, model=model, protocol=protocol, assignments=assignments)
     plan = planning.make_plan(catalogue, config)
     if dry_run:

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from alignbench import plan as planning
+from alignbench import plugins
 from alignbench.config import resolve
 from alignbench.errors import UserError
 from alignbench.progress import Progress
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from alignbench.record import RunRecord
 
 DEFAULT_OUT = Path("runs")
+PLUGIN_HELP = "Python file whose classes carry cards, or a folder of cards; repeatable."
 
 
 def run(
@@ -46,11 +48,12 @@ def run(
     workers: int | None = typer.Option(
         None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
     ),
+    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print the plan or the record as JSON."),
 ) -> None:
     """Post-train a model with a method, evaluate it before and after, and write the run folder."""
-    catalogue = Catalogue.default()
+    catalogue = plugins.catalogue(plugin)
     config = resolve(
         catalogue,
         method=method,
@@ -81,11 +84,12 @@ def run(
         checkpoint_every=checkpoint_every,
         workers=default_workers(plan.model.image_size) if workers is None else workers,
     )
-    progress = Progress()
+    progress = Progress(quiet=os.environ.get("RANK", "0") != "0")
     for line in plan_lines(plan):
         progress.say(line)
     record = runner.run(job, progress)
-    show_record(record, catalogue, folder, as_json=as_json)
+    if not progress.quiet:
+        show_record(record, catalogue, folder, as_json=as_json)
 
 
 def default_workers(image_size: int) -> int:

@@ -1,7 +1,8 @@
 """Small random changes of training images, so that about a thousand digits are not learnt by heart.
 
 Without them the policy's cross-entropy on training images is half of that on validation images, and
-post-training on the same images has nothing left to explore. LlamaGen's recipe varies its images too, by crops.
+post-training on the same images has nothing left to explore. LlamaGen's recipe varies images too, by
+crops.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def augment(images: Tensor) -> Tensor:
     zoom = 1 + SCALE * size
     step = SHIFT * 2 / side  # the grid's coordinates span [-1, 1]
     rows = [cos / zoom, -sin / zoom, step * right, sin / zoom, cos / zoom, step * down]
-    grid = F.affine_grid(torch.stack(rows, dim=1).unflatten(1, (2, 3)), list(images.shape), align_corners=False)
+    matrices = torch.stack(rows, dim=1).unflatten(1, (2, 3))  # [N, 2, 3]
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     # Shifted by 1 so that the zeros beyond the border are black.
     moved = F.grid_sample(images + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False) - 1
     noise = (torch.rand(count, 1, side, side) - 0.5) * GREY_STEP

@@ -11,7 +11,7 @@ from alignbench.pretrain.augment import augment
 from alignbench.pretrain.fitting import Budget, Progress, Split, fit
 
 LABEL_SMOOTHING = 0.1
-"""Keeps the logits of real images away from certainty, so that the class score still tells good from better."""
+"""Keeps logits of real images away from certainty, so that the class score tells good from better."""
 
 
 def train(

@@ -41,7 +41,8 @@ class Budget:
     lr: float
     """Peak; reached after `warmup` steps, then a cosine to 0."""
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
+    beta1: float = 0.9
+    beta2: float = 0.95
     warmup: int = 20
     grad_clip: float = 1.0
 
@@ -58,7 +59,10 @@ def one_thread() -> Iterator[None]:
 
 
 def batches(seed: int, stage: str, *, size: int, budget: Budget) -> Iterator[Tensor]:
-    """Yield [batch] int64 row numbers for each step; epochs are permutations, a short last batch is dropped."""
+    """Yield [batch] int64 row numbers for each step.
+
+    Epochs are permutations; what does not fill a batch at the end of one is left out.
+    """
     per_epoch = size // budget.batch
     if per_epoch == 0:
         raise ValueError(f"{stage}: {size} images do not fill a batch of {budget.batch}")
@@ -102,7 +106,7 @@ def fit(
         Each named scalar, averaged over the last `TAIL` steps.
     """
     optimizer = torch.optim.AdamW(
-        net.parameters(), lr=budget.lr, betas=budget.betas, weight_decay=budget.weight_decay
+        net.parameters(), lr=budget.lr, betas=(budget.beta1, budget.beta2), weight_decay=budget.weight_decay
     )
     net.train()
     tail: list[dict[str, float]] = []

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save as to_safetensors
@@ -41,14 +41,7 @@ BUDGETS: Mapping[str, Budget] = {
 }
 """What the shipped weights were made with."""
 
-
 NetT = TypeVar("NetT", bound=nn.Module)
-
-
-class Trained(Protocol[NetT]):
-    """A stage's `train` with its own arguments filled in."""
-
-    def __call__(self, *, budget: Budget, seed: int, progress: Progress) -> tuple[NetT, dict[str, float]]: ...
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,9 @@ def pretrain(
         OSError: the folder cannot be written.
     """
     sets = {split: _open(split) for split in ("train", "validation")}
+    train, validation = _split(sets["train"]), _split(sets["validation"])
     with one_thread():
-        made = _train_all(*(_split(sets[name]) for name in ("train", "validation")), budgets, seed, progress)
+        made = _train_all(train, validation, budgets, seed, progress)
     manifest = {
         "schema": 1,
         "model": MODEL,
@@ -118,25 +112,30 @@ def _train_all(
     card = Catalogue.default().model(MODEL)
     made: dict[str, Made] = {}
 
-    def timed(stage: str, trained: Trained[NetT], validate: Callable[[NetT], dict[str, float]]) -> NetT:
+    def run(
+        stage: str,
+        train_stage: Callable[..., tuple[NetT, dict[str, float]]],
+        validate: Callable[[NetT], dict[str, float]],
+    ) -> NetT:
         started = time.monotonic()
-        net, losses = trained(budget=budgets[stage], seed=seed, progress=progress)
+        net, losses = train_stage(budget=budgets[stage], seed=seed, progress=progress)
         seconds = time.monotonic() - started
         made[stage] = Made(net, budgets[stage], seconds, losses, validate(net))
         return net
 
-    for name in (EVALUATOR_NET, REWARD_NET):
-        net = timed(name, partial(digit_nets.train, name, train), lambda net: digit_nets.validate(net, validation))
-    perceptual = PerceptualDistance(net.features)
-    vq = timed(
-        tokenizer.STAGE,
-        partial(tokenizer.train, card, train, perceptual),
-        lambda vq: tokenizer.validate(vq, validation),
+    _, critic = (
+        run(name, partial(digit_nets.train, name, train), partial(digit_nets.validate, data=validation))
+        for name in (EVALUATOR_NET, REWARD_NET)
     )
-    timed(
+    vq = run(
+        tokenizer.STAGE,
+        partial(tokenizer.train, card, train, PerceptualDistance(critic.features)),
+        partial(tokenizer.validate, data=validation),
+    )
+    run(
         policy.STAGE,
         partial(policy.train, card, train, vq),
-        lambda gpt: policy.validate(gpt, vq, validation),
+        partial(policy.validate, tokenizer=vq, data=validation),
     )
     return made
 

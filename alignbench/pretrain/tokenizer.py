@@ -23,7 +23,7 @@ USAGE_WINDOW = 4096
 
 
 def train(
-    card: ModelCard, data: Split, perceptual: api.Reward, *, budget: Budget, seed: int, progress: Progress
+    card: ModelCard, data: Split, perceptual: api.Distance, *, budget: Budget, seed: int, progress: Progress
 ) -> tuple[VQModel, dict[str, float]]:
     """Return the trained tokenizer, frozen, and its training losses.
 
@@ -42,7 +42,7 @@ def train(
         images = data.images[rows]
         rebuilt, codebook, commitment, entropy, usage = model.train_losses(images)
         mse = F.mse_loss(rebuilt, images)
-        distance = perceptual(rebuilt, images).mean()
+        distance = perceptual.distance(rebuilt, perceptual.prepare(images), repeats=1).mean()
         loss = mse + PERCEPTUAL_WEIGHT * distance + codebook + commitment + entropy
         parts = {"mse": mse, "perceptual": distance, "codebook": codebook, "usage": usage}
         return {"loss": loss, **parts}

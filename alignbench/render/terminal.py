@@ -39,17 +39,28 @@ def _grid(table: Table) -> RenderableType:
     title = f"{table.protocol.title} · {table.model} · {short(table.protocol.digest)}"
     names = [row.name for row in table.rows]
     plain = len({row.title for row in table.rows}) == len(set(names))
-    grid = Grid(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    units = sorted({cells.unit(row) for row in table.rows} - {""})
+    caption = Text(f"± is half of a 95 % interval over {' or '.join(units)}") if units else None
+    grid = Grid(
+        title=Text(title),
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        padding=0,
+        pad_edge=False,
+    )
     grid.add_column("#", justify="right")
     grid.add_column("model")
     grid.add_column("sampling")
     for column in table.columns:
-        grid.add_column(Text(f"{column.title}\n{column.arrow}"), justify="right")
+        width = max(map(len, column.title.split()))
+        grid.add_column(Text(f"{column.title}\n{column.arrow}"), justify="right", min_width=width)
     for row in table.rows:
         values = [
             # The half-width on a line of its own: six metrics then fit a narrow terminal.
             Text(
-                cells.metric(row, column).replace(" ±", "\n±"),
+                cells.metric(row, column).replace(" ± ", "\n±"),
                 style="bold" if cells.is_best(row, column) else "",
             )
             for column in table.columns

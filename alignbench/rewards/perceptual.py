@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignbench.errors import UserError
-from alignbench.registry.schema import RewardCard
+from alignbench.nets import digits
+from alignbench.rewards.requests import FromReference
 
 FeatureMaps = Callable[[Tensor], Sequence[Tensor]]
 """[N, 3, H, W] in [-1, 1] → one [N, C, h, w] map a layer."""
@@ -49,21 +50,32 @@ def layer_distance(images: Tensor, reference: Tensor, weights: Tensor | None, *,
     return (channels if weights is None else channels * weights).sum(dim=-1).flatten()
 
 
-class PerceptualDistance:
-    """Sum of `layer_distance` over the layers of a network (arXiv:1801.03924); lower is better.
+class PerceptualDistance(FromReference):
+    """Sum of `layer_distance` over the layers of a network (arXiv:1801.03924); smaller is better.
 
     Args:
         features: the network, frozen and in eval mode.
         weights: [C] for each layer, or None for ones.
+        module: what holds the network's weights, so that it can be moved; None: nothing has to be.
     """
 
-    def __init__(self, features: FeatureMaps, weights: Sequence[Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        features: FeatureMaps,
+        weights: Sequence[Tensor] | None = None,
+        *,
+        module: nn.Module | None = None,
+    ) -> None:
         self.features = features
         self.weights = weights
+        self.module = module
 
-    def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
-        """[N, 3, H, W] images and references in [-1, 1], not clamped → [N]; differentiable."""
-        return self.distance(images, self.prepare(reference), repeats=1)
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
+        if self.module is not None:
+            self.module.to(device)
+        if self.weights is not None:
+            self.weights = [weight.to(device) for weight in self.weights]
 
     def prepare(self, reference: Tensor) -> list[Tensor]:
         """[B, 3, H, W] → unit features of each layer, for any number of calls of `distance`."""
@@ -87,25 +99,24 @@ def lpips_distance(model: Any) -> PerceptualDistance:
     """
     model = model.eval().requires_grad_(False)
     heads = [head.model[-1].weight.flatten() for head in model.lins]
-    return PerceptualDistance(lambda images: model.net(model.scaling_layer(images)), heads)
+    return PerceptualDistance(lambda images: model.net(model.scaling_layer(images)), heads, module=model)
 
 
-def build_lpips_vgg(card: RewardCard, device: torch.device | str) -> PerceptualDistance:
+def build_lpips_vgg(device: torch.device) -> PerceptualDistance:
     return _build_lpips("vgg", device)
 
 
-def build_lpips_alex(card: RewardCard, device: torch.device | str) -> PerceptualDistance:
+def build_lpips_alex(device: torch.device) -> PerceptualDistance:
     return _build_lpips("alex", device)
 
 
-def build_digits(card: RewardCard, device: torch.device | str) -> PerceptualDistance:
+def build_digits(device: torch.device) -> PerceptualDistance:
     """The same arithmetic on `digits-features-b`, with a weight of 1 for every channel."""
-    from alignbench.nets import digits
+    net = digits.load("digits-features-b", device)
+    return PerceptualDistance(net.features, module=net)
 
-    return PerceptualDistance(digits.load("digits-features-b", device).features)
 
-
-def _build_lpips(net: Literal["vgg", "alex"], device: torch.device | str) -> PerceptualDistance:
+def _build_lpips(net: Literal["vgg", "alex"], device: torch.device) -> PerceptualDistance:
     """LPIPS v0.1 with spatial mean, from torchvision's trunk and the heads in the `lpips` package.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignbench.registry.schema import RewardCard
+from alignbench.rewards.requests import FromReference
 
 PixelLoss = Literal["mse", "l1"]
 
@@ -29,15 +29,11 @@ def pixel_distance(images: Tensor, reference: Tensor, loss: PixelLoss, *, repeat
     return size.mean(dim=(2, 3, 4)).flatten()
 
 
-class PixelDistance:
-    """`pixel_distance` as a reward object; lower is better."""
+class PixelDistance(FromReference):
+    """`pixel_distance` as a reward; smaller is better."""
 
     def __init__(self, loss: PixelLoss) -> None:
         self.loss: PixelLoss = loss
-
-    def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
-        """[N, 3, H, W] images and references → [N]."""
-        return pixel_distance(images, reference, self.loss)
 
     def prepare(self, reference: Tensor) -> Tensor:
         return reference
@@ -47,9 +43,9 @@ class PixelDistance:
         return pixel_distance(images, prepared, self.loss, repeats=repeats)
 
 
-def build_mse(card: RewardCard, device: torch.device | str) -> PixelDistance:
+def build_mse(device: torch.device) -> PixelDistance:
     return PixelDistance("mse")
 
 
-def build_l1(card: RewardCard, device: torch.device | str) -> PixelDistance:
+def build_l1(device: torch.device) -> PixelDistance:
     return PixelDistance("l1")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +17,17 @@ from alignbench.backbones.captions import left_pad
 from alignbench.backbones.containers import load_strict, read_state_dict
 from alignbench.backbones.generate import Trace, generate_steps
 from alignbench.backbones.gpt import GPT, GPTConfig, ffn_hidden, token_loss
-from alignbench.backbones.pixels import to_uint8
 from alignbench.backbones.transformer import rope_table, text_mask
 from alignbench.backbones.vq import Quantised, Quantizer, VQConfig, VQModel
 from alignbench.errors import UserError
 from alignbench.verify.expected import Expected
+from alignbench.verify.llamagen_rounding import Evaluations, Module
 from alignbench.verify.report import Report
 
 SCALE = r"cfg(?P<scale>\d+(?:p\d+)?)"
 """A guidance scale in a tensor name, 7.5 written 7p5."""
-STRAY_PIXELS = 1e-3
-"""Share of the 8-bit pixels of a decoded image that may be off by one."""
 MASK_MULTIPLE = 8
 """LlamaGen rounds the side of its sampling mask up to a multiple of this."""
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -152,15 +148,15 @@ def _check_gradients(
     Some are small sums of many large terms, whose float32 rounding differs by as much as the tolerance from
     one processor or thread count to the next; float64 settles those.
     """
-    single = _gradients(module, loss)
-    double = _gradients(copy.deepcopy(module).double(), loss)
-    note = "in float64"
-    for name in single:
-        exact = double[name].norm().reshape(1)
-        expected.close(f"grad_norm/{name}", single[name].norm().reshape(1), otherwise=(exact, note))
+    gradients = Evaluations(module, partial(_gradients, loss=loss))
+    for name, gradient in gradients.single.items():
+        norm = gradient.norm().reshape(1)
+        expected.close(f"grad_norm/{name}", norm, otherwise=partial(gradients.exact_norm, name))
     for match in expected.matching(r"grad/(.*)", at_least=at_least):
-        if match[1] in single:
-            expected.close(match.string, single[match[1]], otherwise=(double[match[1]], note))
+        name = match[1]
+        if name in gradients.single:
+            otherwise = partial(gradients.exact, name)
+            expected.close(match.string, gradients.single[name], otherwise=otherwise)
 
 
 def _gradients(module: Module, loss: Callable[[Module], Tensor]) -> dict[str, Tensor]:
@@ -250,7 +246,8 @@ def _check_encoding(expected: Expected, vq: VQModel, image: Tensor) -> None:
     expected.close("latent", latent)
     expected.equal("indices", quantised.tokens.flatten())
     expected.close("quant", quantised.embeddings)
-    expected.close("recon", vq.decode_map(quantised.embeddings))
+    decoded = Evaluations(vq, lambda vq: {"recon": vq.decode_map(quantised.embeddings)})
+    expected.close("recon", decoded.single["recon"], otherwise=partial(decoded.exact, "recon"))
     plain = Quantizer(replace(vq.config, l2_norm=False))
     plain.load_state_dict(vq.quantize.state_dict())
     unnormalised: Quantised = plain(latent)
@@ -262,12 +259,13 @@ def _check_decoding(expected: Expected, vq: VQModel, grid: tuple[int, int]) -> N
     codes = expected.input("codes")
     entries = vq.quantize.lookup(codes)
     channels_last = entries.unflatten(1, grid)
-    decoded = vq.decode(codes, grid)
+    images = Evaluations(vq, lambda vq: {"codes_decoded": vq.decode(codes, grid)})
+    decoded = images.single["codes_decoded"]
     expected.close("codes_entry_flat", entries)
     expected.close("codes_entry_nhwc", channels_last)
     expected.close("codes_entry_nchw", channels_last.permute(0, 3, 1, 2))
-    expected.close("codes_decoded", decoded)
-    expected.equal("codes_decoded_uint8", to_uint8(decoded).permute(0, 2, 3, 1), stray=STRAY_PIXELS)
+    expected.close("codes_decoded", decoded, otherwise=partial(images.exact, "codes_decoded"))
+    expected.pixels("codes_decoded_uint8", decoded)
 
 
 def _check_training(expected: Expected, vq: VQModel, image: Tensor) -> None:

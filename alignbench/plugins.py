@@ -1,0 +1,191 @@
+"""`--plugin FILE.py`: classes that carry their card, registered for this process and named in the record.
+
+A class (or a function, where a kind's target is one) with an attribute `card` is registered under the kind
+that its card names; the rest of the card has the keys of the TOML form, without `target`. `--plugin FOLDER`
+adds a folder of cards, as `ALIGNBENCH_PATH` does. Under torchrun every rank gets the same arguments and imports
+the same file. Imports no torch; the file may.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from alignbench.errors import UserError, suggest
+from alignbench.registry.catalogue import SINGULAR, Catalogue, PluginFile, make_importable
+from alignbench.registry.members import CLASS_MEMBERS, check_method, require
+from alignbench.registry.schema import KINDS, Card, MethodCard
+
+KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
+"""{what a class's card calls its kind: the kind}."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A file outside alignbench that a run depends on."""
+
+    path: str
+    sha256: str
+    """`sha256:` plus hex."""
+
+
+def catalogue(given: Sequence[Path] = ()) -> Catalogue:
+    """Return the default catalogue with what `--plugin` gave.
+
+    Args:
+        given: Python files and folders of cards.
+
+    Raises:
+        UserError: a file that is missing, fails to import, holds nothing, or lacks a required member; the
+            message names the file and the reason.
+    """
+    default = Catalogue.default()
+    roots, files = list(default.roots), []
+    for path in (item.expanduser().absolute() for item in given):
+        if path.is_dir():
+            make_importable(path)
+            roots += [("--plugin", path)] if path not in [root for _, root in roots] else []
+        else:
+            files.append(read(path))
+    return Catalogue(roots, files)
+
+
+def read(path: Path) -> PluginFile:
+    """Import a plug-in file and check what it brings.
+
+    Raises:
+        UserError: see `catalogue`.
+    """
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(f"--plugin {path}: not a Python file, nor a folder of cards")
+    digest = _sha256(path)
+    module = _import(path, digest)
+    cards: dict[str, dict[str, Card]] = {}
+    for thing in _carriers(module):
+        kind, name, card = _card(path, module, thing)
+        if name in cards.setdefault(kind, {}):
+            raise UserError(f"--plugin {path}: two {SINGULAR[kind]} cards are named {name!r}")
+        cards[kind][name] = card
+    if not cards:
+        raise UserError(
+            f"--plugin {path}: none of its classes has a card",
+            fix='give the class an attribute card = {"kind": "method", "title": …}; see docs/plugins.md',
+        )
+    return PluginFile(path, digest, cards)
+
+
+def foreign_code(catalogue: Catalogue, used: Iterable[tuple[str, str]]) -> tuple[Code, ...]:
+    """Return the plug-in files of this process, and the modules behind cards that are not built in.
+
+    Of an installed plug-in or a folder of cards this is the file a card points at, not what it imports.
+
+    Args:
+        catalogue: where the cards are.
+        used: (kind, name) of the cards a run depends on; unknown names are passed over.
+    """
+    found = {str(file.path): Code(str(file.path), file.sha256) for file in catalogue.files}
+    for kind, name in used:
+        known = catalogue.found[kind].get(name)
+        if known is None or known.origin == "built-in" or known.card is not None:
+            continue
+        card: Any = catalogue.card(kind, name)
+        path = _module_file(card.target) if card.target else None
+        if path is not None:
+            found[str(path)] = Code(str(path), _sha256(path))
+    return tuple(found[name] for name in sorted(found))
+
+
+def _import(path: Path, digest: str) -> ModuleType:
+    """Import a file under a name of its own, so that `module:Class` finds it afterwards."""
+    name = f"alignbench_plugin_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{digest[7:15]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up while it runs
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise UserError(f"--plugin {where}: cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _carriers(module: ModuleType) -> list[Any]:
+    """Classes and functions of the module itself that carry a card."""
+    return [
+        thing
+        for thing in vars(module).values()
+        if (inspect.isclass(thing) or inspect.isfunction(thing))
+        and thing.__module__ == module.__name__
+        and "card" in vars(thing)
+    ]
+
+
+def _card(path: Path, module: ModuleType, thing: Any) -> tuple[str, str, Card]:
+    """Check one card and its carrier; return (kind, name, card)."""
+    what = f"--plugin {path}: {thing.__name__}"
+    if not isinstance(thing.card, dict):
+        raise UserError(f"{what}.card is not a dictionary")
+    values = dict(thing.card)
+    word = values.pop("kind", None)
+    if word not in KIND_OF:
+        raise UserError(
+            f"{what}.card: kind is {word!r}.{suggest(str(word), KIND_OF)}",
+            fix=f'say "kind": one of {", ".join(KIND_OF)}',
+        )
+    kind = KIND_OF[word]
+    name = values.pop("name", None) or _kebab(thing.__name__)
+    try:
+        card = KINDS[kind].model_validate({**values, "target": f"{module.__name__}:{thing.__name__}"})
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc'])) or '(card)'}: {item['msg']}" for item in error.errors()
+        ]
+        raise UserError(f"{what}.card: {'; '.join(problems)}") from error
+    if isinstance(card, MethodCard):
+        check_method(what, thing, card)
+    elif inspect.isclass(thing):
+        require(what, thing, CLASS_MEMBERS[kind])
+    return kind, name, card
+
+
+def _kebab(name: str) -> str:
+    """`BestOfN` → `best-of-n`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).replace("_", "-").lower()
+
+
+def _module_file(target: str) -> Path | None:
+    """The source file of `module:attribute`, without importing it; None if it cannot be told."""
+    top, *inner = target.partition(":")[0].split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not inner:
+        candidates = [Path(spec.origin)] if spec.origin else []
+    else:
+        places = [Path(place, *inner) for place in spec.submodule_search_locations or []]
+        candidates = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _sha256(path: Path) -> str:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"

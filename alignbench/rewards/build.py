@@ -1,0 +1,175 @@
+"""Build rewards from specifications: options, placement, texts, batches, masks, transforms and direction.
+
+What comes out is an `api.Reward` whose scores are such that *larger is better*, whatever the card's direction; if
+the card is a distance, it is an `api.Distance` too, whose distances are such that smaller is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignbench import api
+from alignbench.errors import UserError
+from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.rewards import placement, remote, requests, transforms
+from alignbench.rewards.resolve import Resolved, require_packages, resolve
+
+
+def build(
+    text: str,
+    catalogue: Catalogue,
+    device: torch.device,
+    *,
+    class_names: Sequence[str] = (),
+    image_size: int,
+) -> api.Reward:
+    """Build a reward.
+
+    Args:
+        text: specification, `name(option=value, …)|transform(number, …)|…`.
+        catalogue: where the cards are.
+        device: of the images, and of the reward unless `placement` says otherwise.
+        class_names: name of each class, for rewards that read a text; empty: requests bring their own texts.
+        image_size: side of the images it will see.
+
+    Returns:
+        A reward; a card of scope `distance` that is not remote gives an `api.Distance` too.
+
+    Raises:
+        UserError: unknown reward, option or transform, a missing package or weight file, images too small, or
+            a server that does not answer.
+    """
+    resolved = resolve(text, catalogue)
+    transforms.check(resolved.spec.transforms)
+    if resolved.card.min_size > image_size:
+        raise UserError(
+            f"reward {resolved.name!r} needs images of at least {resolved.card.min_size} px; "
+            f"these have {image_size} px"
+        )
+    placed = place(resolved, device)
+    is_distance = resolved.card.scope == "distance" and placed.device is not None
+    return (BuiltDistance if is_distance else BuiltReward)(resolved, placed, tuple(class_names))
+
+
+def place(resolved: Resolved, device: torch.device) -> placement.Placed:
+    """Make the object that gives raw scores, where its placement says."""
+    where = str(resolved.common["placement"])
+    if placement.is_remote(where):
+        client = remote.connect(
+            where,
+            resolved.name,
+            timeout=float(resolved.common["timeout"]),
+            retries=int(resolved.common["retries"]),
+        )
+        return placement.Placed(client, None)
+    build_on, compute_on, lent = placement.devices(where, device)
+    return placement.Placed(build_raw(resolved, build_on), compute_on, lent)
+
+
+def build_raw(resolved: Resolved, device: torch.device) -> Any:
+    """Call the card's target.
+
+    Raises:
+        UserError: a missing package, or whatever the reward misses.
+    """
+    require_packages(resolved.name, resolved.card)
+    return import_target(resolved.card.target)(device, **resolved.options)
+
+
+@dataclass(frozen=True)
+class BuiltReward:
+    """A reward as methods and evaluators use it; see `build`."""
+
+    resolved: Resolved
+    placed: placement.Placed
+    class_names: tuple[str, ...]
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether scores carry gradients with respect to the images; weights on loan give none."""
+        return (
+            self.resolved.card.differentiable
+            and transforms.smooth(self.resolved.spec.transforms)
+            and self.placed.device is not None
+            and not self.placed.lent
+        )
+
+    def score(self, request: api.ScoreRequest) -> api.Scores:
+        """Score a request of any size: transformed, larger is better, NaN where not valid.
+
+        Raises:
+            ValueError: images of another form or range.
+            UserError: the request lacks what the reward needs.
+        """
+        requests.check(self.resolved.name, request)
+        request = self._complete(request)
+        size = int(self.resolved.common["batch"])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
+            parts = [self._score_batch(part) for part in requests.split(request, size)]
+        if not parts:
+            return requests.all_valid(request.images.new_empty(0))
+        values = torch.cat([part.values for part in parts])
+        valid = torch.cat([part.valid for part in parts]) & values.detach().isfinite()
+        values = transforms.apply(self.resolved.spec.transforms, values)
+        values = -values if self.resolved.card.direction == "lower" else values
+        return api.Scores(values.masked_fill(~valid, torch.nan), valid)
+
+    def _score_batch(self, request: api.ScoreRequest) -> api.Scores:
+        home = request.images.device
+        if self.placed.device is not None:
+            request = requests.move(request, self.placed.device)
+        if not self.differentiable:
+            request = replace(request, images=request.images.detach())
+        with self.placed.ready() as raw:
+            scores = raw.score(request)
+        return api.Scores(scores.values.float().to(home), scores.valid.to(home))
+
+    def _complete(self, request: api.ScoreRequest) -> api.ScoreRequest:
+        """Check that the request has what the reward needs; write texts from class names where it has none."""
+        card, name = self.resolved.card, self.resolved.name
+        if card.scope == "distance" and request.reference is None:
+            raise UserError(
+                f"reward {name!r} compares with the real image behind a sample, and there is none here",
+                fix="choose a reward of scope image: alignbench list rewards",
+            )
+        if "label" in card.needs and request.labels is None:
+            raise UserError(f"reward {name!r} needs class labels, and these samples have none")
+        if "text" not in card.needs or request.texts:
+            return request
+        if request.labels is None or not self.class_names:
+            lacking = "captions" if request.labels is None else "captions, and their classes no names"
+            raise UserError(f"reward {name!r} reads a text, and these samples have no {lacking}")
+        prompt = str(self.resolved.common["class_prompt"])
+        texts = tuple(prompt.format(self.class_names[label]) for label in request.labels.tolist())
+        return replace(request, texts=texts)
+
+
+class BuiltDistance(BuiltReward):
+    """A `BuiltReward` that compares with references and can look at each of them once."""
+
+    def prepare(self, reference: Tensor) -> Any:
+        """See `api.Distance.prepare`."""
+        with self.placed.ready() as raw:
+            return raw.prepare(reference.to(self.placed.device))  # type: ignore[attr-defined]
+
+    def distance(self, images: Tensor, prepared: Any, *, repeats: int) -> Tensor:
+        """See `api.Distance.distance`; transformed, not batched, and never masked.
+
+        Raises:
+            UserError: gradients are asked of a chain or a placement that has none.
+        """
+        if torch.is_grad_enabled() and images.requires_grad and not self.differentiable:
+            raise UserError(
+                f"reward {self.resolved.text!r} passes no gradient on",
+                fix="leave out quantise, levels and placement=offload, or choose a differentiable reward",
+            )
+        with self.placed.ready() as raw:
+            distance = raw.distance  # type: ignore[attr-defined]
+            values = distance(images.to(self.placed.device), prepared, repeats=repeats)
+        values = transforms.apply(self.resolved.spec.transforms, values.to(images.device))
+        return values if self.resolved.card.direction == "lower" else -values

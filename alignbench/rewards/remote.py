@@ -1,0 +1,193 @@
+"""Rewards in another process or on another machine, over HTTP.
+
+    python -m alignbench.rewards hpsv2.1 --port 8731        # where the reward's packages and weights are
+    --set method.rewards='hpsv2.1(placement=http://that-machine:8731)|scale(5)@1'
+
+The server gives raw scores; transforms and direction stay with the client. There is no authentication: bind it
+to an address that only trusted machines reach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+
+from alignbench import api
+from alignbench.errors import UserError
+from alignbench.rewards import requests, wire
+
+MAX_BYTES = 2**31
+"""Largest request or answer that is read."""
+FIRST_PAUSE = 0.5
+"""Seconds before the first retry; doubled before each further one."""
+CONTENT_TYPE = "application/octet-stream"
+
+_log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """The server says that the request itself is wrong: trying again cannot help."""
+
+
+class RemoteReward:
+    """The client: an `api.Reward` whose scores come from a server.
+
+    A request that fails, hangs, or is answered with rubbish is tried again; when all attempts are spent its images
+    are masked, and a warning says why. Scores carry no gradient.
+
+    Args:
+        url: http://HOST:PORT.
+        name: reward it should serve.
+        timeout: seconds an attempt may take in all.
+        retries: attempts after the first.
+        sleep: waits between attempts.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        timeout: float,
+        retries: int,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url, self.name, self.timeout, self.retries, self._sleep = url, name, timeout, retries, sleep
+
+    def score(self, request: api.ScoreRequest) -> api.Scores:
+        """Score one batch.
+
+        Raises:
+            UserError: the server refuses the request, saying why.
+        """
+        body, count, device = wire.dump_request(request), len(request.images), request.images.device
+        problem = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                self._sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+            try:
+                scores = wire.load_scores(exchange(self.url, "POST", body, timeout=self.timeout), count)
+                return api.Scores(scores.values.to(device), scores.valid.to(device))
+            except Refused as error:
+                raise UserError(f"reward {self.name!r} at {self.url} refuses a request: {error}") from error
+            except (OSError, http.client.HTTPException, wire.Malformed) as error:
+                problem = f"{type(error).__name__}: {error}"
+        _log.warning(
+            "reward %s at %s failed %d times, the last one with %s; %d images are left unscored",
+            self.name, self.url, self.retries + 1, problem, count,
+        )  # fmt: skip
+        nothing = torch.full((count,), torch.nan, device=device)
+        return api.Scores(nothing, torch.zeros_like(nothing, dtype=torch.bool))
+
+
+def connect(url: str, name: str, *, timeout: float, retries: int) -> RemoteReward:
+    """Return a client after asking the server what it serves.
+
+    Raises:
+        UserError: nobody answers there, or with another reward.
+    """
+    fix = f"start it there: python -m alignbench.rewards {name} --host ADDRESS --port PORT"
+    try:
+        served = json.loads(exchange(url, "GET", b"", timeout=timeout))["reward"]
+    except (Refused, OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"reward {name!r}: no reward server answers at {url} ({type(error).__name__}: {error})", fix=fix
+        ) from error
+    if served != name:
+        raise UserError(f"the server at {url} serves reward {served!r}, not {name!r}", fix=fix)
+    return RemoteReward(url, name, timeout=timeout, retries=retries)
+
+
+def exchange(url: str, verb: str, body: bytes, *, timeout: float) -> bytes:
+    """One request, one answer, within `timeout` seconds for everything together.
+
+    Raises:
+        Refused: status 4xx.
+        OSError, http.client.HTTPException: anything else that is not status 200 in time.
+    """
+    deadline = time.monotonic() + timeout
+    address = urllib.parse.urlsplit(url)
+    make = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    connection = make(address.hostname or "", address.port, timeout=timeout)
+    connection.connect()
+    # A socket's own time-out starts anew with every byte; this cuts off a server that dribbles.
+    cut = threading.Timer(timeout, _shut, [connection.sock])
+    cut.daemon = True
+    cut.start()
+    try:
+        connection.request(verb, address.path or "/", body, {"Content-Type": CONTENT_TYPE})
+        answer = connection.getresponse()
+        data = answer.read(MAX_BYTES)
+    finally:
+        cut.cancel()
+        connection.close()
+    if time.monotonic() > deadline:
+        raise TimeoutError(f"no whole answer within {timeout:g} s")
+    if 400 <= answer.status < 500:
+        raise Refused(data[:500].decode(errors="replace"))
+    if answer.status != 200:
+        raise OSError(f"status {answer.status}: {data[:200].decode(errors='replace')}")
+    return data
+
+
+def _shut(open_socket: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        open_socket.shutdown(socket.SHUT_RDWR)
+
+
+# --- server ---------------------------------------------------------------------------------------
+
+
+def serve(reward: api.Reward, host: str, port: int, *, name: str) -> ThreadingHTTPServer:
+    """Return a server for a reward, bound but not started: call `serve_forever`, later `shutdown`.
+
+    GET tells the reward's name; POST takes a request of `wire` and gives scores. Requests are scored one after
+    another. Port 0 takes a free one, see `server_address`.
+    """
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200, json.dumps({"reward": name}).encode())
+
+        def do_POST(self) -> None:
+            length = self.headers.get("Content-Length", "")
+            if not length.isdecimal() or int(length) > MAX_BYTES:
+                self._answer(400, b"no Content-Length, or too much")
+                return
+            try:
+                request = wire.load_request(self.rfile.read(int(length)))
+                requests.check(name, request)
+            except ValueError as error:
+                self._answer(400, str(error).encode())
+                return
+            try:
+                with lock, torch.no_grad():
+                    scores = reward.score(request)
+            except Exception as error:
+                _log.exception("scoring failed")
+                self._answer(500, f"{type(error).__name__}: {error}".encode())
+            else:
+                self._answer(200, wire.dump_scores(scores))
+
+        def _answer(self, status: int, data: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", CONTENT_TYPE)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            _log.info(format, *args)
+
+    return ThreadingHTTPServer((host, port), Handler)

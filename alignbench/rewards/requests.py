@@ -1,0 +1,98 @@
+"""Handling of score requests: taking rows, checking what a reward was given, the common part of distances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignbench import api
+
+RANGE = (-1.0, 2.0)
+"""A decoder may leave [0, 1] by as much as its width. Bytes leave it by more, and so do pictures in [-1, 1] as
+soon as one of their pixels is black."""
+
+
+def rows(request: api.ScoreRequest, part: slice) -> api.ScoreRequest:
+    """Return some images of a request with everything that belongs to them."""
+    return api.ScoreRequest(
+        images=request.images[part],
+        group=request.group[part],
+        labels=None if request.labels is None else request.labels[part],
+        texts=request.texts[part],
+        reference=None if request.reference is None else request.reference[part],
+        metadata={name: values[part] for name, values in request.metadata.items()},
+    )
+
+
+def split(request: api.ScoreRequest, size: int) -> Iterator[api.ScoreRequest]:
+    """Cut into consecutive pieces of at most `size` images."""
+    for start in range(0, len(request.images), size):
+        yield rows(request, slice(start, start + size))
+
+
+def move(request: api.ScoreRequest, device: torch.device) -> api.ScoreRequest:
+    """Return the request with its tensors on a device."""
+    return api.ScoreRequest(
+        images=request.images.to(device),
+        group=request.group.to(device),
+        labels=None if request.labels is None else request.labels.to(device),
+        texts=request.texts,
+        reference=None if request.reference is None else request.reference.to(device),
+        metadata=request.metadata,
+    )
+
+
+def check_images(name: str, what: str, images: Tensor) -> None:
+    """Raise ValueError, naming the reward, unless images are [N, 3, H, W] float32, roughly within [0, 1]."""
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"reward {name}: {what} must be [N, 3, H, W], not {list(images.shape)}")
+    if images.dtype != torch.float32:
+        raise ValueError(f"reward {name}: {what} must be float32 in [0, 1], not {images.dtype}")
+    if images.numel():
+        low, high = (float(edge) for edge in images.detach().aminmax())
+        if not (RANGE[0] < low and high < RANGE[1]):
+            raise ValueError(
+                f"reward {name}: {what} must be in [0, 1] (0 black, 1 white); these span {low:g} … {high:g}"
+            )
+
+
+def check(name: str, request: api.ScoreRequest) -> None:
+    """Raise ValueError, naming the reward, unless a request's parts fit each other and the interface."""
+    check_images(name, "images", request.images)
+    count = len(request.images)
+    if request.reference is not None:
+        check_images(name, "reference images", request.reference)
+        if request.reference.shape != request.images.shape:
+            raise ValueError(f"reward {name}: images and reference images differ in shape")
+    sizes = {"group": len(request.group), **{key: len(part) for key, part in request.metadata.items()}}
+    if request.labels is not None:
+        sizes["labels"] = len(request.labels)
+    if request.texts:
+        sizes["texts"] = len(request.texts)
+    wrong = [f"{len_} {key}" for key, len_ in sizes.items() if len_ != count]
+    if wrong:
+        raise ValueError(f"reward {name}: {count} images came with {', '.join(wrong)}")
+
+
+class FromReference:
+    """Gives distances (`api.Distance`) the call of a reward: each image against its own reference image."""
+
+    def prepare(self, reference: Tensor) -> Any:
+        raise NotImplementedError
+
+    def distance(self, images: Tensor, prepared: Any, *, repeats: int) -> Tensor:
+        raise NotImplementedError
+
+    def score(self, request: api.ScoreRequest) -> api.Scores:
+        """Raw distances in [-1, 1] units, smaller is better; the request must have reference images."""
+        assert request.reference is not None, "a distance needs reference images"
+        prepared = self.prepare(2 * request.reference - 1)
+        return all_valid(self.distance(2 * request.images - 1, prepared, repeats=1))
+
+
+def all_valid(values: Tensor) -> api.Scores:
+    """Scores none of which failed."""
+    return api.Scores(values, torch.ones_like(values, dtype=torch.bool))

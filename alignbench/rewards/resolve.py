@@ -1,0 +1,102 @@
+"""What a reward specification means: its card and the values of its options. Loads no weights and no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from alignbench.errors import UserError, suggest
+from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.schema import Option, RewardCard, Scalar
+from alignbench.specs import Spec, parse_spec
+
+PLACEMENTS = "same, offload, a device such as cuda:1 or cpu, or http://HOST:PORT"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A specification with nothing left open."""
+
+    text: str
+    spec: Spec
+    card: RewardCard
+    options: dict[str, Scalar]
+    """Of the card: what its target is called with."""
+    common: dict[str, Scalar]
+    """Those every reward has; see `common_options`."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def networks(self) -> list[str]:
+        """Frozen networks inside."""
+        return [network.format_map(self.options) for network in self.card.networks]
+
+
+def common_options(card: RewardCard) -> dict[str, Option]:
+    """Options that every reward has beside those of its card."""
+    options = {
+        "batch": Option(default=card.batch, minimum=1, doc="Images scored at once."),
+        "placement": Option(default="same", doc=f"Where it is computed: {PLACEMENTS}."),
+        "timeout": Option(default=60.0, minimum=0.01, doc="Seconds a remote batch may take."),
+        "retries": Option(default=2, minimum=0, doc="Further attempts after a remote failure."),
+    }
+    if "text" in card.needs:
+        options["class_prompt"] = Option(
+            default="a photo of {}", doc="Text of an image that has a class and no caption; {} is the class name."
+        )
+    return options
+
+
+def resolve(text: str, catalogue: Catalogue) -> Resolved:
+    """Look a specification up.
+
+    Raises:
+        UserError: unknown reward or option, or a value the option does not take.
+    """
+    spec = parse_spec(text)
+    card = catalogue.reward(spec.name)
+    common = common_options(card)
+    both = {**common, **card.options}
+    values = {key: option.default for key, option in both.items()}
+    for key, written in spec.options.items():
+        if key not in both:
+            raise UserError(
+                f"reward {text!r}: {spec.name} has no option {key!r}.{suggest(key, both)}",
+                fix=f"it has {', '.join(both)}",
+            )
+        values[key] = _value(both[key], written, f"reward {text!r}: {key}")
+    if "class_prompt" in common and str(values["class_prompt"]).count("{}") != 1:
+        raise UserError(f"reward {text!r}: class_prompt must hold {{}} once, where the class name goes")
+    return Resolved(
+        text,
+        spec,
+        card,
+        options={key: values[key] for key in card.options},
+        common={key: values[key] for key in common},
+    )
+
+
+def require_packages(name: str, card: RewardCard) -> None:
+    """Raise UserError if a module that the card names is not installed; nothing is imported."""
+    missing = [package for package in card.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        fix = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {' '.join(missing)}"
+        raise UserError(f"reward {name!r} needs {' and '.join(missing)}, not installed here", fix=fix)
+
+
+def _value(option: Option, written: str, where: str) -> Scalar:
+    value: Scalar = written
+    try:
+        if isinstance(option.default, bool):
+            value = {"true": True, "false": False}.get(written, written)
+        elif isinstance(option.default, int | float):
+            value = int(written) if isinstance(option.default, int) else float(written)
+    except ValueError:
+        pass  # left as text, which `check` refuses with the reason
+    try:
+        return option.check(value)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None

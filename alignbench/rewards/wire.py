@@ -1,0 +1,106 @@
+"""Score requests and scores as bytes: NumPy's .npz, never pickle; texts and metadata as JSON inside it.
+
+Images arrive exactly as they were sent: as bytes where every value is a multiple of 1/255, as float32 otherwise.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench import api
+
+
+class Malformed(ValueError):
+    """Bytes that are not what they should be."""
+
+
+def pack_images(images: Tensor) -> np.ndarray[Any, Any]:
+    """[N, 3, H, W] float32 → uint8 if nothing is lost by that, else float32."""
+    images = images.detach().cpu().contiguous()
+    coarse = (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return coarse.numpy() if torch.equal(_unpack(coarse), images) else images.numpy()
+
+
+def unpack_images(array: np.ndarray[Any, Any]) -> Tensor:
+    """Reverse `pack_images`."""
+    if array.ndim != 4 or array.dtype not in (np.uint8, np.float32):
+        raise Malformed(f"images are {array.dtype} {list(array.shape)}")
+    return _unpack(torch.from_numpy(array.copy()))
+
+
+def _unpack(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def dump_request(request: api.ScoreRequest) -> bytes:
+    """Raises TypeError if the metadata is no JSON."""
+    words = {
+        "texts": list(request.texts),
+        "metadata": {name: list(values) for name, values in request.metadata.items()},
+    }
+    arrays = {"images": pack_images(request.images), "group": request.group.cpu().numpy()}
+    if request.labels is not None:
+        arrays["labels"] = request.labels.cpu().numpy()
+    if request.reference is not None:
+        arrays["reference"] = pack_images(request.reference)
+    return _dump({**arrays, "json": np.frombuffer(json.dumps(words).encode(), dtype=np.uint8)})
+
+
+def load_request(data: bytes) -> api.ScoreRequest:
+    """Raises Malformed."""
+    arrays = _load(data)
+    try:
+        words = json.loads(arrays["json"].tobytes())
+        return api.ScoreRequest(
+            images=unpack_images(arrays["images"]),
+            group=_integers(arrays["group"]),
+            labels=_integers(arrays["labels"]) if "labels" in arrays else None,
+            texts=tuple(str(text) for text in words["texts"]),
+            reference=unpack_images(arrays["reference"]) if "reference" in arrays else None,
+            metadata=dict(words["metadata"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Malformed(f"not a score request: {type(error).__name__}: {error}") from error
+
+
+def dump_scores(scores: api.Scores) -> bytes:
+    return _dump(
+        {"values": scores.values.detach().float().cpu().numpy(), "valid": scores.valid.cpu().numpy()}
+    )
+
+
+def load_scores(data: bytes, count: int) -> api.Scores:
+    """Return `count` scores on the CPU; raises Malformed."""
+    arrays = _load(data)
+    if set(arrays) != {"values", "valid"}:
+        raise Malformed(f"not scores: it holds {', '.join(sorted(arrays)) or 'nothing'}")
+    values, valid = arrays["values"], arrays["valid"]
+    if (values.shape, valid.shape) != ((count,), (count,)) or values.dtype != np.float32 or valid.dtype != bool:
+        raise Malformed(f"{values.dtype} {values.shape} and {valid.dtype} {valid.shape} for {count} images")
+    return api.Scores(torch.from_numpy(values.copy()), torch.from_numpy(valid.copy()))
+
+
+def _integers(array: np.ndarray[Any, Any]) -> Tensor:
+    if array.ndim != 1 or array.dtype != np.int64:
+        raise Malformed(f"{array.dtype} {list(array.shape)} where [N] int64 belongs")
+    return torch.from_numpy(array.copy())
+
+
+def _dump(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
+
+
+def _load(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds on damaged input
+        raise Malformed(f"not an .npz archive: {type(error).__name__}: {error}") from error

@@ -1,0 +1,164 @@
+"""Straight-through post-training of the policy (the STE baseline of VA-π, arXiv:2512.19680, App. C.1).
+
+The policy's prediction l of each token, given the real image's tokens before it, becomes one hard token that
+is decoded and compared with the image. Backward, the choice counts as its softmax:
+
+    y_soft = softmax(l / τ),  y_hard = one-hot of argmax l,  y = y_soft + stopgrad(y_hard − y_soft)
+    z = y · codebook,  Î = D(z),  loss = w · MSE(Î, I) + λ_p · L_p(Î, I) + β · cross-entropy of x*
+
+so that the image terms have dL/dl = (1/τ) · y_soft ∘ (g − ⟨y_soft, g⟩), g = codebook · dL/dz. Tokenizer and
+decoder stay frozen.
+
+Deviation: the cross-entropy is an option that the paper's equation lacks and its released program leaves at
+weight 0; with it the method has the same regularisation as VA-π.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench import api, randomness
+from alignbench.errors import UserError
+from alignbench.methods.dropout import dropout_logits
+from alignbench.methods.image_loss import ImageLoss
+from alignbench.methods.modes import eval_logits
+from alignbench.methods.policy_gradient import prior_cross_entropy
+from alignbench.methods.straight_through import straight_through
+
+RAW_CODEBOOK = "quantize.embedding.weight"
+"""Official name of the codebook before normalisation."""
+SMALLEST = 2.0**-54
+"""Stands for a uniform number of 0; half a step of the generator."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """B images and their tokens; everything else happens in the update."""
+
+    condition: api.Condition
+    images: Tensor
+    """[B, 3, H, W] in [-1, 1]."""
+    targets: Tensor
+    """[B, T] int64, x*."""
+    step: int
+    index: tuple[int, ...]
+    """Sample numbers of the images."""
+
+
+class StraightThrough:
+    """The method. `updates` and the three calls are those of `api.Method`.
+
+    Args:
+        config: see `Config`.
+        backbone: generator whose policy is trained.
+        reward: gives the reward object of a card; those named here must be differentiable distances.
+        seed: of the run; noise and dropout are functions of (seed, step, sample number).
+
+    Raises:
+        UserError: no image term has a weight, a reward will not do, or the tokenizer has no raw codebook.
+    """
+
+    updates: api.Updates = "policy"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Options; the method's card holds their defaults and documentation."""
+
+        estimator: Literal["argmax", "gumbel"]
+        temperature: float
+        codebook: Literal["normalised", "raw"]
+        pixel_weight: float
+        pixel_loss: Literal["mse", "l1"]
+        perceptual_weight: float
+        perceptual: str
+        prior_weight: float
+        dropout: bool
+
+    def __init__(
+        self, config: Config, *, backbone: api.Backbone, reward: Callable[[str], api.Reward], seed: int
+    ) -> None:
+        self.config, self.backbone, self.seed = config, backbone, seed
+        parts = {
+            "pixel": (f"pixel-{config.pixel_loss}", config.pixel_weight),
+            "perceptual": (config.perceptual, config.perceptual_weight),
+        }
+        self.image_loss = ImageLoss(parts, reward)
+        self.codebook = backbone.tokenizer.codebook() if config.codebook == "normalised" else _raw(backbone)
+
+    @torch.no_grad()
+    def collect(self, batch: api.Batch, step: int) -> api.Collected:
+        """Tokenise images. The one sequence of each image is made, and compared, in `loss`."""
+        targets = self.backbone.tokenizer.encode(batch.images)
+        index = tuple(batch.index.tolist())
+        return api.Collected(
+            Experience(batch.condition, batch.images, targets, step, index),
+            images=len(batch),
+            sequences=len(batch),
+            reward_calls=self.image_loss.calls(len(batch)),
+        )
+
+    def loss(self, experience: object) -> api.Loss:
+        """Image and cross-entropy terms of one micro-batch, averaged over its images.
+
+        Memory holds one [B, T, V] tensor of logits with its gradient (and one of noise for `gumbel`), and
+        the decoder's activations for B images: `train.micro_batch` bounds both.
+        """
+        assert isinstance(experience, Experience)
+        logits = self._logits(experience)
+        noise = self._noise(experience, logits) if self.config.estimator == "gumbel" else None
+        embeddings, tokens = straight_through(
+            logits, self.codebook.to(logits), self.config.temperature, gumbel_noise=noise
+        )
+        decoded = self.backbone.tokenizer.decode_embeddings(embeddings, self.backbone.grid)
+        value, metrics = self.image_loss(decoded, experience.images)
+        if self.config.prior_weight:
+            prior = prior_cross_entropy(logits, experience.targets).mean()
+            value = value + self.config.prior_weight * prior
+            metrics["prior_loss"] = prior.detach()
+        metrics["accuracy"] = (tokens == experience.targets).to(value.dtype).mean()
+        return api.Loss(value, metrics)
+
+    def _logits(self, experience: Experience) -> Tensor:
+        """Predictions given the clean tokens x*_{<t}: [B, T, V]."""
+        context = experience.targets[:, :-1]
+        if not self.config.dropout:
+            return eval_logits(self.backbone, experience.condition, context)
+        return dropout_logits(
+            self.backbone,
+            experience.condition,
+            context,
+            seed=self.seed,
+            purpose="ste-dropout",
+            step=experience.step,
+            index=experience.index,
+        )
+
+    def _noise(self, experience: Experience, logits: Tensor) -> Tensor:
+        """Standard Gumbel numbers −log(−log u), [B, T, V]; a function of (seed, step, sample number)."""
+        noise = torch.empty_like(logits, requires_grad=False)
+        for row, number in enumerate(experience.index):  # float64 for one image at a time
+            shape = (logits.shape[1], logits.shape[2])
+            uniform = randomness.uniforms(self.seed, "ste-gumbel", experience.step, [number], shape)[0]
+            uniform = np.maximum(uniform, SMALLEST)  # 0 would give −inf, a code that cannot be drawn
+            noise[row] = torch.from_numpy(-np.log(-np.log(uniform)))
+        return noise
+
+
+def _raw(backbone: api.Backbone) -> Tensor:
+    """The codebook as stored, [V, D].
+
+    Deviation: the paper embeds through the codebook; the released program takes the stored rows, which the
+    tokenizer itself scales to unit length before it decodes them.
+    """
+    state = backbone.export()["tokenizer"]
+    if RAW_CODEBOOK not in state:
+        raise UserError(
+            f"this model's tokenizer stores no {RAW_CODEBOOK}", fix="set method.codebook=normalised"
+        )
+    return state[RAW_CODEBOOK].detach().float()

@@ -1,0 +1,96 @@
+"""What an implementation must have, by kind of its card, and how it is loaded so that a lack is named.
+
+Looks at names only; imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from alignbench.errors import UserError, suggest
+from alignbench.registry.catalogue import SINGULAR, Catalogue, import_target
+from alignbench.registry.schema import MethodCard
+
+CLASS_MEMBERS: dict[str, tuple[str, ...]] = {
+    "methods": ("Config", "updates", "collect", "loss"),
+    "rewards": ("score",),
+    "evaluators": ("score",),
+    "models": ("logits", "generate", "reference", "export"),
+    "datasets": ("__len__", "load"),
+}
+"""What a class has before anything of it is built. `api` and `data.ImageDataset` say what they do."""
+
+OBJECT_MEMBERS: dict[str, tuple[str, ...]] = {
+    "methods": CLASS_MEMBERS["methods"],
+    "rewards": CLASS_MEMBERS["rewards"],
+    "evaluators": CLASS_MEMBERS["evaluators"],
+    "models": (*CLASS_MEMBERS["models"], "tokenizer", "policy", "num_tokens", "grid", "image_size"),
+    "datasets": (*CLASS_MEMBERS["datasets"], "num_classes", "class_names", "labels", "digest", "skipped"),
+}
+
+
+def require(what: str, thing: object, members: tuple[str, ...]) -> None:
+    """Make sure that a class or an object has some members.
+
+    Args:
+        what: how a message names it.
+        thing: the class or object.
+        members: names.
+
+    Raises:
+        UserError: naming everything it lacks.
+    """
+    missing = [name for name in members if not hasattr(thing, name)]
+    if missing:
+        raise UserError(f"{what} lacks {', '.join(missing)}", fix="docs/plugins.md says what each kind needs")
+
+
+def load_method(catalogue: Catalogue, name: str) -> Any:
+    """Import the class of a method card.
+
+    Raises:
+        UserError: naming method, card and reason: a failing import, a missing member, a contradiction.
+    """
+    card = catalogue.method(name)
+    what = f"method {name!r} ({catalogue.found['methods'][name].path})"
+    try:
+        target = import_target(card.target)
+    except UserError as error:
+        raise UserError(f"{what}: {error.what}") from error
+    check_method(what, target, card)
+    return target
+
+
+def load(catalogue: Catalogue, kind: str, name: str) -> Any:
+    """Import the target of a reward, evaluator, model or dataset card.
+
+    Raises:
+        UserError: naming card and reason.
+    """
+    card: Any = catalogue.card(kind, name)
+    try:
+        return import_target(card.target)
+    except UserError as error:
+        what = f"{SINGULAR[kind]} {name!r} ({catalogue.found[kind][name].path})"
+        raise UserError(f"{what}: {error.what}") from error
+
+
+def check_method(what: str, target: Any, card: MethodCard) -> None:
+    """Make sure that a method's class has what the driver calls and takes the options of its card.
+
+    Raises:
+        UserError: naming what is missing or contradicts.
+    """
+    require(what, target, CLASS_MEMBERS["methods"])
+    if target.updates != card.updates:
+        raise UserError(f"{what}: the class updates {target.updates!r}, its card says {card.updates!r}")
+    if not is_dataclass(target.Config):
+        raise UserError(f"{what}: Config is not a dataclass")
+    known = [field.name for field in fields(target.Config)]
+    for name in card.options:
+        if name not in known:
+            raise UserError(f"{what}: option {name!r} of the card is no field of Config.{suggest(name, known)}")
+    for name in known:
+        if name not in card.options:
+            raise UserError(f"{what}: Config.{name} is no option of the card.{suggest(name, card.options)}")
