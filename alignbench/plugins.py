@@ -2,8 +2,8 @@
 
 A class (or a function, where a kind's target is one) with an attribute `card` is registered under the kind
 that its card names; the rest of the card has the keys of the TOML form, without `target`. `--plugin FOLDER`
-adds a folder of cards, as `ALIGNBENCH_PATH` does. Under torchrun every rank gets the same arguments and imports
-the same file. Imports no torch; the file may.
+adds a folder of cards, as `ALIGNBENCH_PATH` does. Under torchrun every rank gets the same arguments and
+imports the same file. Imports no torch; the file may.
 """
 
 from __future__ import annotations

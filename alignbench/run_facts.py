@@ -24,6 +24,8 @@ from alignbench.record import (
     TrainInfo,
 )
 from alignbench.registry.catalogue import Catalogue
+from alignbench.rewards.resolve import resolve
+from alignbench.specs import parse_terms
 
 if TYPE_CHECKING:
     from alignbench.runner import Job
@@ -167,9 +169,9 @@ def _reward_networks(job: Job) -> list[str]:
     plan = job.plan
     if plan.method is None:
         return []
-    names = [str(plan.config.section("method")[option]) for option in plan.method.reward_options]
-    known = [name for name in names if name in job.catalogue.found["rewards"]]
-    return sorted({network for name in known for network in job.catalogue.reward(name).networks})
+    texts = [str(plan.config.section("method")[option]) for option in plan.method.reward_options]
+    specs = [spec for text in texts if text != "none" for spec, _ in parse_terms(text)]
+    return sorted({network for spec in specs for network in resolve(spec, job.catalogue).networks})
 
 
 def _result(

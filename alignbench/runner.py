@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignbench import evaluation, folder, grid, hub, report, run_facts
-from alignbench.api import Backbone, Method, Updates
+from alignbench.api import Backbone, Method, Reward, Updates
 from alignbench.data import ImageDataset, open_dataset
 from alignbench.data.reference import DatasetImages
 from alignbench.data.stream import Stream
@@ -30,6 +30,8 @@ from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, DataInfo, RunRecord, read
 from alignbench.registry import members
 from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.rewards.build import build as build_reward
+from alignbench.rewards.class_names import class_names
 
 DEFAULT_OUT = Path("runs")
 
@@ -152,14 +154,14 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     assert name is not None
     target = members.load_method(job.catalogue, name)
 
-    def reward(name: str) -> Any:
-        card = job.catalogue.reward(name)
-        if card.min_size > job.plan.model.image_size:
-            raise UserError(
-                f"reward {name!r} needs images of at least {card.min_size} px, "
-                f"{job.plan.config.model} makes {job.plan.model.image_size} px"
-            )
-        return import_target(card.target)(card, device)
+    def reward(spec: str) -> Reward:
+        return build_reward(
+            spec,
+            job.catalogue,
+            device,
+            class_names=lambda: class_names(job.catalogue.dataset(job.plan.config.dataset)),
+            image_size=job.plan.model.image_size,
+        )
 
     config = target.Config(**job.plan.config.section("method"))
     method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)

@@ -19,6 +19,7 @@ left in both presets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -31,6 +32,7 @@ from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
 from alignbench.methods.modes import eval_logits, mode
 from alignbench.methods.reward_terms import combine_normalised, combine_raw, parse_terms
+from alignbench.specs import parse_spec
 
 FAITHFUL_EPSILON = 1e-4
 """Added to a group's standard deviation by the published program."""
@@ -114,8 +116,9 @@ class ArGrpo:
                 "method.preset=fixed needs a backbone that scores tokens under guidance and filters",
                 fix="set method.cfg_scale=1, method.top_k=0 and method.top_p=1, or method.preset=faithful",
             )
-        self.weights = dict(parse_terms(config.rewards))
-        self.rewards = {name: reward(name) for name in self.weights}
+        terms = parse_terms(config.rewards)
+        self.weights = [weight for _, weight in terms]
+        self.rewards = {spec: reward(spec) for spec, _ in terms}
         self.reference = backbone.reference() if config.kl_weight else None
 
     @torch.no_grad()
@@ -143,7 +146,7 @@ class ArGrpo:
             images=len(batch),
             sequences=len(rollout.tokens),
             tokens=rollout.tokens.numel(),
-            reward_calls=dict.fromkeys(self.rewards, len(rollout.tokens)),
+            reward_calls=Counter(parse_spec(spec).name for spec in self.rewards for _ in rollout.tokens),
         )
 
     def loss(self, experience: object) -> api.Loss:
@@ -158,7 +161,7 @@ class ArGrpo:
         surrogate = policy_gradient.clipped_surrogate(
             new, experience.logprobs, experience.advantages, self.config.clip_range, NO_CLIP
         )
-        value = policy = surrogate.sequence_loss.where(experience.valid, 0.0).mean()
+        value = policy = surrogate.sequence_loss.mean()  # advantages are 0 where there is no score
         metrics = {
             "policy_loss": policy,
             "clip_fraction": surrogate.clip_fraction,
@@ -190,18 +193,18 @@ class ArGrpo:
             labels=condition.ids if isinstance(condition, api.ClassLabels) else None,
             texts=condition.text if isinstance(condition, api.TextFeatures) else (),
         )
-        scores = {name: reward.score(request) for name, reward in self.rewards.items()}
-        values = [score.values.view(len(index), -1) for score in scores.values()]
-        valid = [score.valid.view(len(index), -1) for score in scores.values()]
+        scores = [reward.score(request) for reward in self.rewards.values()]
+        values = [score.values.view(len(index), -1) for score in scores]
+        valid = [score.valid.view(len(index), -1) for score in scores]
         advantages, both = self._advantages(values, valid)
-        mean, std, _ = statistics(*combine_raw(values, valid, list(self.weights.values())))
+        mean, std, _ = statistics(*combine_raw(values, valid, self.weights))
         metrics = {
             "reward": mean,
             "reward_std": std,
             "flat_groups": (advantages == 0).all(dim=1).float().mean(),
             "invalid_groups": (~both.any(dim=1)).float().mean(),
         }
-        for name, value, mask in zip(scores, values, valid, strict=True):
+        for name, value, mask in zip(short_names(list(self.rewards)), values, valid, strict=True):
             mean, std, flat = statistics(value, mask)
             metrics[f"reward/{name}"], metrics[f"reward_std/{name}"], metrics[f"flat/{name}"] = (
                 mean,
@@ -213,14 +216,13 @@ class ArGrpo:
 
     def _advantages(self, values: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Scores [B, G] of each reward → (advantages [B, G], valid [B, G]: every reward gave a score)."""
-        weights = list(self.weights.values())
         if self.config.preset == "faithful":
-            mixed = combine_raw(values, valid, weights)
+            mixed = combine_raw(values, valid, self.weights)
             advantages = policy_gradient.group_advantages(
                 mixed.values, valid=mixed.valid, epsilon=FAITHFUL_EPSILON
             )
         else:
-            mixed = combine_normalised(values, valid, weights)
+            mixed = combine_normalised(values, valid, self.weights)
             advantages = mixed.values
         return advantages.where(mixed.valid, 0.0), mixed.valid
 
@@ -260,6 +262,12 @@ class ArGrpo:
 def _is_plain(sampling: api.Sampling) -> bool:
     """Whether samples follow the conditional model itself, up to the temperature."""
     return sampling.cfg_scale == 1.0 and sampling.top_k == 0 and sampling.top_p == 1.0
+
+
+def short_names(specs: Sequence[str]) -> list[str]:
+    """What the log calls each reward: its card, or the whole specification where a card is used twice."""
+    cards = [parse_spec(spec).name for spec in specs]
+    return [card if cards.count(card) == 1 else spec for spec, card in zip(specs, cards, strict=True)]
 
 
 def statistics(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

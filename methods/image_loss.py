@@ -9,6 +9,7 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
+from alignbench.methods.reconstruction import as_distance
 
 
 class ImageLoss:
@@ -68,10 +69,4 @@ def _distance(part: str, card: str, reward: Callable[[str], api.Reward]) -> api.
             f"method.{part} is 'none' but method.{part}_weight is not 0",
             fix=f"set method.{part}_weight=0 or name a reward: alignbench list rewards",
         )
-    built = reward(card)
-    if not isinstance(built, api.Distance):
-        raise UserError(
-            f"reward {card!r} does not compare images with an original, so it cannot be method.{part}",
-            fix="name a reward of scope distance: alignbench list rewards",
-        )
-    return built
+    return as_distance(card, reward(card))

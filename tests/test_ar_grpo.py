@@ -19,6 +19,8 @@ from alignbench.errors import UserError
 from alignbench.methods.ar_grpo import ArGrpo, Experience, statistics
 from alignbench.methods.reward_terms import parse_terms
 from alignbench.registry.catalogue import Catalogue
+from alignbench.rewards import transforms
+from alignbench.rewards.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = Catalogue([("built-in", ROOT / "registry")])
@@ -437,6 +439,15 @@ def test_costs_are_counted() -> None:
     assert collected.reward_calls == {"bright": 12, "top": 12}
 
 
+def test_a_card_used_twice_is_called_twice_and_logged_apart() -> None:
+    both = "bright|scale(5), top, bright|levels(-1,0,1)"
+    method = make(rewards=both, reward=lambda spec: rewards(spec.split("|")[0]))
+    collected = method.collect(batch(), step=0)
+    assert collected.reward_calls == {"bright": 24, "top": 12}
+    logged = {name for name in collected.metrics if name.startswith("reward/")}
+    assert logged == {"reward/bright|scale(5)", "reward/top", "reward/bright|levels(-1,0,1)"}
+
+
 def test_statistics_by_hand() -> None:
     values = torch.tensor([[1.0, 2.0, 6.0], [5.0, NAN, NAN], [4.0, 4.0, NAN]])
     mean, std, flat = (number.item() for number in statistics(values, ~values.isnan()))
@@ -511,11 +522,36 @@ def test_fixed_with_guidance_needs_a_backbone_that_can_score_it() -> None:
         assert method.loss(method.collect(batch(), 0).experience).value.isfinite()
 
 
-def test_recipes_name_rewards_that_exist() -> None:
-    recipes = [CATALOGUE.recipe(name) for name in CATALOGUE.names("recipes")]
-    ours = [recipe for recipe in recipes if recipe.method == "ar-grpo"]
-    assert ours
-    for recipe in ours:
-        for spec, weight in parse_terms(str(recipe.values["method.rewards"])):
-            assert spec.split("|")[0].split("(")[0] in CATALOGUE.names("rewards"), spec
-            assert weight > 0
+RECIPES = {
+    name: recipe
+    for name in CATALOGUE.names("recipes")
+    if (recipe := CATALOGUE.recipe(name)).method == "ar-grpo"
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_name_rewards_that_exist(name: str) -> None:
+    terms = parse_terms(str(RECIPES[name].values["method.rewards"]))
+    for spec, weight in terms:
+        resolved = resolve(spec, CATALOGUE)
+        transforms.check(resolved.spec.transforms)
+        assert resolved.card.scope == "image" and weight == 1.0
+    assert len(terms) == (1 if name == "ar-grpo-llamagen-tiny" else 7)
+
+
+def test_large_recipes_hold_the_published_settings() -> None:
+    """Numbers of the released scripts, written out once more."""
+    common = {"preset": "faithful", "group_size": 8, "clip_range": 0.2, "temperature": 1.0, "top_k": 0}
+    class_run = {"kl_weight": 0.1, "cfg_scale": 2.0, "steps": 400, "images_per_step": 4, "lr": 1e-5}
+    text_run = {"kl_weight": 1.0, "cfg_scale": 4.0, "steps": 600, "images_per_step": 8, "lr": 1e-5}
+    for name, own in {"llamagen-xl": class_run, "llamagen-xl-t2i": text_run}.items():
+        values = {key.split(".")[1]: value for key, value in RECIPES[f"ar-grpo-{name}"].values.items()}
+        expected = {**common, **own, "weight_decay": 0.0, "grad_clip": 1.0, "schedule": "constant"}
+        assert {key: values[key] for key in expected} == expected
+
+
+def test_the_published_map_of_a_cosine() -> None:
+    spec = parse_terms(str(RECIPES["ar-grpo-llamagen-xl"].values["method.rewards"]))[1][0]
+    chain = resolve(spec, CATALOGUE).spec.transforms
+    cosines = torch.tensor([-0.1, 0.0, 0.29, 0.3, 0.59, 0.6, 0.99])
+    assert transforms.apply(chain, cosines).tolist() == [-1.0, 0.5, 0.5, 1.0, 1.0, 1.5, 1.5]

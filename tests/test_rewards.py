@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignbench import api
 from alignbench.errors import UserError
 from alignbench.nets import digits
 from alignbench.registry.catalogue import Catalogue, import_target
@@ -24,6 +25,11 @@ CATALOGUE = Catalogue([("built-in", Path(__file__).parent.parent / "registry")])
 def images(count: int, side: int = 8, seed: int = 0) -> Tensor:
     numbers = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, side, side, generator=numbers) * 2.4 - 1.2
+
+
+def apart(distance: api.Distance, decoded: Tensor, reference: Tensor) -> Tensor:
+    """Distance of each image to its own reference."""
+    return distance.distance(decoded, distance.prepare(reference), repeats=1)
 
 
 def digits_distance() -> PerceptualDistance:
@@ -47,7 +53,7 @@ def test_pixel_distance_is_a_plain_mean_without_clamping(loss: PixelLoss) -> Non
 
 def test_pixel_distance_is_differentiable() -> None:
     decoded = images(2).requires_grad_()
-    PixelDistance("mse")(decoded, images(2, seed=1)).sum().backward()
+    apart(PixelDistance("mse"), decoded, images(2, seed=1)).sum().backward()
     expected = 2 * (decoded.detach() - images(2, seed=1)) / decoded[0].numel()
     assert decoded.grad is not None and torch.allclose(decoded.grad, expected)
 
@@ -59,29 +65,29 @@ def test_pixel_distance_is_differentiable() -> None:
 class TestEveryDistance:
     def test_identical_images_score_zero_and_others_more(self, distance: Any) -> None:
         batch = images(3)
-        assert torch.equal(distance(batch, batch), torch.zeros(3))
-        assert (distance(batch, images(3, seed=1)) > 0.01).all()
+        assert torch.equal(apart(distance, batch, batch), torch.zeros(3))
+        assert (apart(distance, batch, images(3, seed=1)) > 0.01).all()
 
     def test_prepared_references_give_the_same_as_repeated_ones(self, distance: Any) -> None:
         decoded, reference = images(6), images(2, seed=1)
         shared = distance.distance(decoded, distance.prepare(reference), repeats=3)
-        plain = distance(decoded, reference.repeat_interleave(3, dim=0))
+        plain = apart(distance, decoded, reference.repeat_interleave(3, dim=0))
         assert shared.shape == (6,) and shared.dtype == torch.float32
         assert torch.allclose(shared, plain, rtol=0, atol=1e-6)
 
     def test_a_score_does_not_depend_on_the_rest_of_the_batch(self, distance: Any) -> None:
         decoded, reference = images(4), images(4, seed=1)
-        alone = torch.cat([distance(decoded[i : i + 1], reference[i : i + 1]) for i in range(4)])
-        assert torch.allclose(distance(decoded, reference), alone, rtol=0, atol=1e-6)
+        alone = torch.cat([apart(distance, decoded[i : i + 1], reference[i : i + 1]) for i in range(4)])
+        assert torch.allclose(apart(distance, decoded, reference), alone, rtol=0, atol=1e-6)
 
 
 def test_cards_of_distances_build_what_they_promise() -> None:
     for name in ("pixel-mse", "pixel-l1", "perceptual-digits"):
         card = CATALOGUE.reward(name)
         assert (card.direction, card.scope, card.differentiable) == ("lower", "distance", True)
-        distance = import_target(card.target)(card, torch.device("cpu"))
+        distance = import_target(card.target)(torch.device("cpu"))
         side = max(8, card.min_size)
-        assert torch.equal(distance(images(1, side), images(1, side)), torch.zeros(1))
+        assert torch.equal(apart(distance, images(1, side), images(1, side)), torch.zeros(1))
     for name in ("lpips-vgg", "lpips-alex"):
         assert callable(import_target(CATALOGUE.reward(name).target))
 
@@ -111,7 +117,7 @@ def test_lpips_equals_the_package_on_the_same_trunk(random_lpips: Any) -> None:
     with torch.no_grad():
         expected = random_lpips(decoded, repeated).flatten()
         ours = lpips_distance(random_lpips)
-        plain = ours(decoded, repeated)
+        plain = apart(ours, decoded, repeated)
         shared = ours.distance(decoded, ours.prepare(reference), repeats=2)
     assert expected.min().item() > 1e-4
     for result in (plain, shared):
@@ -122,7 +128,7 @@ def test_lpips_equals_the_package_on_the_same_trunk(random_lpips: Any) -> None:
 def test_lpips_stays_in_eval_mode(random_lpips: Any) -> None:
     random_lpips.train()  # its heads would now drop half of the channels
     ours = lpips_distance(random_lpips)
-    first, again = (ours(images(1, side=48), images(1, side=48, seed=1)) for _ in range(2))
+    first, again = (apart(ours, images(1, side=48), images(1, side=48, seed=1)) for _ in range(2))
     assert torch.equal(first, again)
     assert not any(part.training for part in random_lpips.modules())
     assert not any(part.requires_grad for part in random_lpips.parameters())
@@ -133,7 +139,7 @@ def test_dead_pixels_pass_finite_gradients() -> None:
     batch = images(1).requires_grad_()
     with torch.no_grad():
         batch[0, :, 2, 3] = -1.0  # zero in all channels after the ReLU
-    distance(batch, images(1, seed=1)).sum().backward()
+    apart(distance, batch, images(1, seed=1)).sum().backward()
     assert batch.grad is not None and batch.grad.isfinite().all()
     assert batch.grad.abs().max().item() > 0
 
@@ -145,7 +151,7 @@ def test_a_missing_trunk_is_named_with_its_place_and_the_command(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch home"))
     card = CATALOGUE.reward(name)
     with pytest.raises(UserError) as caught:
-        import_target(card.target)(card, torch.device("cpu"))
+        import_target(card.target)(torch.device("cpu"))
     place = tmp_path / "torch home" / card.files[0].removeprefix("$TORCH_HOME/")
     assert str(place) in caught.value.what
     assert caught.value.fix.startswith("curl ")

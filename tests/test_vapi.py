@@ -19,6 +19,7 @@ from alignbench.methods.policy_gradient import corrupt, group_advantages
 from alignbench.methods.vapi import Experience, VaPi
 from alignbench.registry.catalogue import Catalogue
 from alignbench.rewards.pixel import PixelDistance
+from alignbench.rewards.requests import FromReference
 
 ROOT = Path(__file__).parent.parent
 CLASSES, CODES, TOKENS, WIDTH = 3, 7, 4, 8
@@ -101,11 +102,14 @@ class ToyBackbone:
         raise NotImplementedError
 
 
-class PlainL1:
-    """A reward object that knows nothing of shared references."""
+class PlainL1(FromReference):
+    """A distance that repeats each reference."""
 
-    def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
-        return (images - reference).abs().mean(dim=(1, 2, 3))
+    def prepare(self, reference: Tensor) -> Tensor:
+        return reference
+
+    def distance(self, images: Tensor, prepared: Tensor, *, repeats: int) -> Tensor:
+        return (images - prepared.repeat_interleave(repeats, dim=0)).abs().mean(dim=(1, 2, 3))
 
 
 class CountingMSE(PixelDistance):

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from alignbench import __version__
-from alignbench.cli import board, catalogue, doctor, evaluate, run, weights
+from alignbench.cli import board, catalogue, doctor, evaluate, new, run, sweep, weights
 from alignbench.errors import UserError
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ app.command("doctor")(doctor.doctor)
 app.command("fetch")(weights.fetch)
 app.command("pretrain")(weights.pretrain)
 app.command("verify")(weights.verify)
+app.command("new")(new.new)
+app.command("sweep")(sweep.sweep)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ the card is a distance, it is an `api.Distance` too, whose distances are such th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ def build(
     catalogue: Catalogue,
     device: torch.device,
     *,
-    class_names: Sequence[str] = (),
+    class_names: Callable[[], Sequence[str]] = tuple,
     image_size: int,
 ) -> api.Reward:
     """Build a reward.
@@ -34,7 +34,8 @@ def build(
         text: specification, `name(option=value, …)|transform(number, …)|…`.
         catalogue: where the cards are.
         device: of the images, and of the reward unless `placement` says otherwise.
-        class_names: name of each class, for rewards that read a text; empty: requests bring their own texts.
+        class_names: gives the name of each class; called only for rewards that read a text. Without names such
+            rewards need requests that bring their own texts.
         image_size: side of the images it will see.
 
     Returns:
@@ -51,9 +52,10 @@ def build(
             f"reward {resolved.name!r} needs images of at least {resolved.card.min_size} px; "
             f"these have {image_size} px"
         )
+    names = tuple(class_names()) if "text" in resolved.card.needs else ()
     placed = place(resolved, device)
     is_distance = resolved.card.scope == "distance" and placed.device is not None
-    return (BuiltDistance if is_distance else BuiltReward)(resolved, placed, tuple(class_names))
+    return (BuiltDistance if is_distance else BuiltReward)(resolved, placed, names)
 
 
 def place(resolved: Resolved, device: torch.device) -> placement.Placed:

@@ -103,11 +103,11 @@ def lpips_distance(model: Any) -> PerceptualDistance:
 
 
 def build_lpips_vgg(device: torch.device) -> PerceptualDistance:
-    return _build_lpips("vgg", device)
+    return lpips_distance(load_lpips("vgg").to(device))
 
 
 def build_lpips_alex(device: torch.device) -> PerceptualDistance:
-    return _build_lpips("alex", device)
+    return lpips_distance(load_lpips("alex").to(device))
 
 
 def build_digits(device: torch.device) -> PerceptualDistance:
@@ -116,7 +116,7 @@ def build_digits(device: torch.device) -> PerceptualDistance:
     return PerceptualDistance(net.features, module=net)
 
 
-def _build_lpips(net: Literal["vgg", "alex"], device: torch.device) -> PerceptualDistance:
+def load_lpips(net: Literal["vgg", "alex"]) -> Any:
     """LPIPS v0.1 with spatial mean, from torchvision's trunk and the heads in the `lpips` package.
 
     Raises:
@@ -127,8 +127,7 @@ def _build_lpips(net: Literal["vgg", "alex"], device: torch.device) -> Perceptua
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package calls torchvision in a deprecated way
-        model = lpips.LPIPS(net=net, version="0.1", spatial=False, verbose=False)
-    return lpips_distance(model.to(device))
+        return lpips.LPIPS(net=net, version="0.1", spatial=False, verbose=False)
 
 
 def require_trunk(name: str) -> Path:

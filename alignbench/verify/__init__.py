@@ -1,1 +1,1 @@
-"""Check our arithmetic against numbers made by the official implementations: `alignbench verify --golden DIR`."""
+"""Check our arithmetic against numbers of the official implementations: `alignbench verify --golden DIR`."""

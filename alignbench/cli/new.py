@@ -1,0 +1,97 @@
+"""`alignbench new`: a skeleton that runs and passes its tests as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+import typer
+from rich.console import Console
+
+from alignbench.errors import UserError, suggest
+from alignbench.registry.catalogue import Catalogue
+
+KINDS = ("method",)
+FILES = {
+    "module.py.tmpl": "{module}.py",
+    "card.toml.tmpl": "methods/{name}.toml",
+    "recipe.toml.tmpl": "recipes/{name}-llamagen-tiny.toml",
+    "test.py.tmpl": "test_{module}.py",
+}
+"""{template: file of the skeleton}."""
+
+
+def new(
+    kind: str = typer.Argument(help="What to make: method."),
+    name: str = typer.Argument(help="Its name: small letters, digits, - or _."),
+    out: Path | None = typer.Option(None, "--out", help="Folder to write to; default: ./NAME."),
+) -> None:
+    """Write a working method of your own: module, card, recipe and test."""
+    if kind not in KINDS:
+        raise UserError(f"no skeleton for {kind!r}.{suggest(kind, KINDS)} Skeletons: {', '.join(KINDS)}")
+    check_name(name, Catalogue.default())
+    folder = out or Path(name)
+    written = write(name, folder)
+    console = Console()
+    for path in written:
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+    command = f"alignbench run --plugin {folder} --method {name} --model llamagen-tiny"
+    console.print(f"run it: {command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"test it: python -m pytest {written[-1]}", highlight=False, markup=False, soft_wrap=True)
+
+
+def check_name(name: str, catalogue: Catalogue) -> None:
+    """Make sure that a name can be one of a card and of a module, and that both are free.
+
+    Raises:
+        UserError: saying which of these fails.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
+        raise UserError(
+            f"{name!r} cannot be a method's name: small letters, digits and single - or _ between them",
+            fix="alignbench new method my-method",
+        )
+    module = name.replace("-", "_")
+    if keyword.iskeyword(module):
+        raise UserError(f"{name!r} is a word of Python", fix=f"alignbench new method {name}-method")
+    known = [*catalogue.names("methods"), *catalogue.planned.get("methods", {})]
+    if name in known:
+        raise UserError(f"a method named {name!r} exists already: alignbench show {name}")
+    if importlib.util.find_spec(module) is not None:
+        raise UserError(
+            f"a module named {module!r} can be imported already and would be taken for the method's",
+            fix=f"alignbench new method {name}-method",
+        )
+
+
+def write(name: str, folder: Path) -> list[Path]:
+    """Write the skeleton and return its files.
+
+    Raises:
+        UserError: one of the files exists, or the folder cannot be written.
+    """
+    module = name.replace("-", "_")
+    words = {
+        "name": name,
+        "module": module,
+        "class_name": "".join(word.capitalize() for word in module.split("_")),
+        "title": " ".join(word.capitalize() for word in module.split("_")),
+        "test_file": f"test_{module}.py",
+    }
+    source = resources.files("alignbench") / "templates" / "method"
+    paths = {template: folder / path.format(**words) for template, path in FILES.items()}
+    for path in paths.values():
+        if path.exists():
+            raise UserError(f"{path} exists already", fix="choose another folder with --out")
+    try:
+        for template, path in paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = Template((source / template).read_text(encoding="utf-8")).substitute(words)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    return list(paths.values())

@@ -1,0 +1,132 @@
+"""`alignbench sweep`: a grid of ordinary runs, and one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import typer
+from rich.console import Console
+
+from alignbench import plan as planning
+from alignbench import plugins
+from alignbench import sweep as sweeps
+from alignbench.cli.run import PLUGIN_HELP, default_workers, problem_lines
+from alignbench.errors import EXIT_FAILED, UserError
+from alignbench.progress import Progress
+from alignbench.registry.catalogue import Catalogue, read_card
+from alignbench.registry.schema import SweepCard
+
+DEFAULT_OUT = Path("sweeps")
+EMBEDDED = "llamagen-tiny"
+
+
+def sweep(
+    sweep: str = typer.Argument(help="Name of a sweep, or a TOML file; see: list sweeps."),
+    assignments: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Change one value of every run; repeatable."
+    ),
+    out: Path | None = typer.Option(
+        None, "--out", help="Folder of the runs and the table; default: sweeps/NAME."
+    ),
+    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print the runs with their commands and stop."),
+    as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
+) -> None:
+    """Run a grid of settings and seeds, skip what is done, and write one table."""
+    catalogue = plugins.catalogue(plugin)
+    name, card = _find(catalogue, sweep)
+    folder = out or DEFAULT_OUT / name
+    planned = sweeps.make(
+        catalogue,
+        name,
+        card,
+        out=folder,
+        assignments=assignments,
+        plugins=[path.absolute() for path in plugin],
+    )
+    disk = planning.disk_problem(folder, sum(r.plan.estimate.disk_gib for r in planned.runs if not r.done))
+    problems = [*planned.problems, *filter(None, [disk])]
+    if dry_run:
+        console = Console(soft_wrap=True)
+        for line in [*product_lines(planned), *run_lines(planned), *problem_lines(problems)]:
+            console.print(line, highlight=False, markup=False)
+        raise typer.Exit(2 if problems else 0)
+    if problems:
+        raise UserError(f"sweep {name} cannot run: " + "\n".join(problem_lines(problems)))
+    _carry_out(planned, catalogue, as_json=as_json)
+
+
+def _find(catalogue: Catalogue, wanted: str) -> tuple[str, SweepCard]:
+    """Name and card of a file or of a shipped sweep; a name without a model means the embedded one."""
+    path = Path(wanted)
+    if path.suffix == ".toml":
+        return path.stem, cast(SweepCard, read_card(path, "sweeps"))
+    tiny = f"{wanted}-{EMBEDDED}"
+    name = tiny if wanted not in catalogue.found["sweeps"] and tiny in catalogue.found["sweeps"] else wanted
+    return name, catalogue.sweep(name)
+
+
+def _carry_out(planned: sweeps.Sweep, catalogue: Catalogue, *, as_json: bool) -> None:
+    from alignbench import sweep_table
+
+    facts = catalogue.metric_facts()
+    progress = Progress()
+    for line in product_lines(planned):
+        progress.say(line)
+    failures = sweeps.carry_out(
+        planned,
+        catalogue,
+        progress,
+        workers=default_workers(planned.runs[0].plan.model.image_size),
+        after=lambda failed: sweep_table.write(planned, facts, failed),
+    )
+    sweep_table.write(planned, facts, failures)
+    name = "sweep.json" if as_json else "sweep.md"
+    Console().print(
+        (planned.out / name).read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True
+    )
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(planned.runs)} runs failed; the table is in {planned.out / 'sweep.md'}",
+            exit_code=EXIT_FAILED,
+        )
+
+
+def product_lines(planned: sweeps.Sweep) -> list[str]:
+    """How much work it is."""
+    runs, seeds = planned.runs, planned.card.seeds
+    steps = sum(run.plan.config.train.steps for run in runs)
+    images = sum(run.plan.config.train.steps * run.plan.config.train.images_per_step for run in runs)
+    sequences = sum(
+        run.plan.config.train.steps * run.plan.config.train.images_per_step * run.plan.sequences_per_image
+        for run in runs
+    )
+    disk = sum(run.plan.estimate.disk_gib for run in runs)
+    finished = [record for run in runs if (record := run.record()) and record.status == "complete"]
+    left = len(runs) - len(finished)
+    lines = [
+        f"sweep {planned.name}: {len(runs)} runs = {len(planned.configurations)} configurations × "
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})",
+        f"  work       {steps:,} optimiser steps · {images:,} images · {sequences:,} sequences · "
+        f"{disk:.2g} GiB disk",
+        f"  done       {len(finished)} of {len(runs)}",
+    ]
+    if finished and left:
+        seconds = [
+            (record.train.seconds if record.train else 0.0)
+            + sum(result.sample_seconds + result.evaluate_seconds for result in record.results)
+            for record in finished
+        ]
+        mean = sum(seconds) / len(seconds)
+        lines.append(f"  estimate   {left} × {mean:.0f} s (mean of those done) = {left * mean / 60:.0f} min")
+    return lines
+
+
+def run_lines(planned: sweeps.Sweep) -> list[str]:
+    """Every run with the command that does it alone."""
+    lines = []
+    for run in planned.runs:
+        lines.append(f"  {'done ' if run.done else 'to do'}  {run.configuration.title}, seed {run.seed}")
+        lines.append(f"         {run.command}")
+    return lines

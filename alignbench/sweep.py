@@ -1,0 +1,296 @@
+"""A sweep: ordinary runs that belong in one table, planned together and carried out one after another.
+
+Every run has its own folder, named by its plan's digest, under the sweep's folder; what is done is not done
+again. A run that fails is listed with its reason and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import shlex
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignbench import plan as planning
+from alignbench.config import parse_assignments, resolve
+from alignbench.errors import EXIT_PARTIAL, UserError, suggest
+from alignbench.files import write_atomic
+from alignbench.progress import Progress
+from alignbench.record import FILE_NAME, RunRecord, read
+from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.schema import Scalar, SweepCard, SweepRow
+
+NAMES = ("method", "recipe")
+"""Grid keys that are names of cards, not settings."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One line of the table: everything but the seed."""
+
+    row: str
+    """Title of its row; empty where the sweep has none."""
+    point: Mapping[str, Scalar]
+    """Its place in the grid."""
+    method: str
+    recipe: str
+    """Empty: the one for method and model."""
+    values: Mapping[str, Scalar]
+    """Settings as `--set` takes them."""
+
+    @property
+    def title(self) -> str:
+        """How tables name it."""
+        return " · ".join(filter(None, [self.row, *(f"{key} = {text(v)}" for key, v in self.point.items())]))
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep."""
+
+    configuration: Configuration
+    seed: int
+    plan: planning.Plan
+    folder: Path
+    command: str
+    """Does this run alone, for example under torchrun or on another machine that shares the folder."""
+
+    def record(self) -> RunRecord | None:
+        """What the folder's record says; None if there is none."""
+        return read(self.folder) if (self.folder / FILE_NAME).exists() else None
+
+    @property
+    def done(self) -> bool:
+        record = self.record()
+        return record is not None and record.status == "complete"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A planned sweep."""
+
+    name: str
+    card: SweepCard
+    protocol: str
+    configurations: tuple[Configuration, ...]
+    runs: tuple[SweepRun, ...]
+    """Seed by seed, so that the table is whole early."""
+    given: Mapping[str, str]
+    """Settings of every run from the command line."""
+    out: Path
+
+    @property
+    def problems(self) -> list[planning.Problem]:
+        """Problems of all runs, each once."""
+        return list(dict.fromkeys(problem for run in self.runs for problem in run.plan.problems))
+
+
+def text(value: Scalar) -> str:
+    """A value as `--set` takes it."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if _is_short(value) else str(value)
+
+
+def _is_short(value: Scalar) -> bool:
+    """A float that its short form gives back."""
+    return isinstance(value, float) and float(f"{value:g}") == value
+
+
+def configurations(card: SweepCard, given: Mapping[str, str] | None = None) -> list[Configuration]:
+    """Cross rows and grid.
+
+    Args:
+        card: the design.
+        given: settings for every run, from the command line.
+
+    Raises:
+        UserError: a key that is set in two places, an empty axis, or a configuration without a method.
+    """
+    given = given or {}
+    made = []
+    for row in card.rows or [SweepRow(title="")]:
+        axes = {**card.grid, **row.grid}
+        _check_row(card, row, given)
+        for choice in itertools.product(*axes.values()):
+            point = dict(zip(axes, choice, strict=True))
+            settings = {key: value for key, value in point.items() if key not in NAMES}
+            method = str(point.get("method", row.method or card.method))
+            if not method:
+                raise UserError(f"sweep {card.title!r}: row {row.title!r} names no method")
+            made.append(
+                Configuration(
+                    row=row.title,
+                    point=point,
+                    method=method,
+                    recipe=str(point.get("recipe", row.recipe or card.recipe)),
+                    values={**card.values, **row.values, **settings, **given},
+                )
+            )
+    return made
+
+
+def _check_row(card: SweepCard, row: SweepRow, given: Mapping[str, str]) -> None:
+    where = f"sweep {card.title!r}, row {row.title!r}" if row.title else f"sweep {card.title!r}"
+    places = [card.grid, row.grid, row.values]
+    for key in {*card.grid, *row.grid, *row.values}:
+        if sum(key in place for place in places) > 1:
+            raise UserError(f"{where}: {key} is set twice")
+        if key in given:
+            raise UserError(
+                f"--set {key}: {where} varies it", fix="write a sweep of your own: docs/sweeps.md"
+            )
+        if key not in NAMES and "." not in key:
+            raise UserError(f"{where}: {key!r} is neither a dotted key nor one of {', '.join(NAMES)}")
+    for key, values in [*card.grid.items(), *row.grid.items()]:
+        if not values:
+            raise UserError(f"{where}: the axis {key} has no values")
+
+
+def make(
+    catalogue: Catalogue,
+    name: str,
+    card: SweepCard,
+    *,
+    out: Path,
+    assignments: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+) -> Sweep:
+    """Plan every run of a sweep.
+
+    Raises:
+        UserError: names, keys or values that no run could have, naming the configuration; a metric or setting
+            that the protocol lacks.
+    """
+    given = parse_assignments(assignments)
+    lines = configurations(card, given)
+    runs = []
+    for seed in card.seeds:
+        for line in lines:
+            try:
+                runs.append(_plan_run(catalogue, card, line, seed, out, plugins))
+            except UserError as error:
+                raise UserError(
+                    f"sweep {name}, {line.title or line.method}: {error.what}", fix=error.fix
+                ) from error
+    _check_choice(catalogue, name, card, runs[0].plan)
+    protocol = runs[0].plan.config.protocol
+    return Sweep(name, card, protocol, tuple(lines), tuple(runs), given, out)
+
+
+def _plan_run(
+    catalogue: Catalogue, card: SweepCard, line: Configuration, seed: int, out: Path, plugins: Sequence[Path]
+) -> SweepRun:
+    changes = [f"{key}={text(value)}" for key, value in line.values.items()]
+    config = resolve(
+        catalogue,
+        method=line.method,
+        model=card.model,
+        dataset=card.data or None,
+        recipe=line.recipe or None,
+        protocol=card.protocol or None,
+        assignments=changes,
+        seed=seed,
+    )
+    plan = planning.make_plan(catalogue, config)
+    folder = out / plan.id
+    words = ["alignbench", "run", "--method", line.method, "--model", card.model, "--seed", str(seed)]
+    named = {"--data": card.data, "--recipe": line.recipe, "--protocol": card.protocol}
+    for flag, value in named.items():
+        words += [flag, value] if value else []
+    for flag, many in (("--set", changes), ("--plugin", list(map(str, plugins)))):
+        for item in many:
+            words += [flag, item]
+    return SweepRun(line, seed, plan, folder, shlex.join([*words, "--out", str(folder)]))
+
+
+def _check_choice(catalogue: Catalogue, name: str, card: SweepCard, plan: planning.Plan) -> None:
+    """Make sure that what the best is chosen by will be measured."""
+    facts = catalogue.metric_facts()
+    if card.metric not in facts and not plan.problems:  # a full-size protocol may name planned evaluators
+        raise UserError(f"sweep {name}: no metric named {card.metric!r}.{suggest(card.metric, facts)}")
+    if card.setting not in plan.protocol.settings:
+        raise UserError(
+            f"sweep {name}: protocol {plan.config.protocol} has no setting {card.setting!r}."
+            f"{suggest(card.setting, plan.protocol.settings)}"
+        )
+
+
+# --- carrying out ---------------------------------------------------------------------------------
+
+
+def carry_out(
+    sweep: Sweep,
+    catalogue: Catalogue,
+    progress: Progress,
+    *,
+    workers: int = 0,
+    after: Callable[[Mapping[str, str]], None] = lambda failures: None,
+) -> dict[str, str]:
+    """Do what is not done yet.
+
+    Args:
+        sweep: the planned sweep; it must have no problems.
+        catalogue: where its cards are.
+        progress: told what happens.
+        workers: threads that decode images.
+        after: called after every run with the failures so far.
+
+    Returns:
+        {run id: reason} of the runs that failed.
+
+    Raises:
+        UserError: interrupted (exit status 3); started under torchrun.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "a sweep runs in one process",
+            fix=f"alignbench sweep {sweep.name} --dry-run prints the command of each run: start those with "
+            "torchrun, then the sweep again for the table",
+        )
+    failures: dict[str, str] = {}
+    for number, run in enumerate(sweep.runs, start=1):
+        title = f"[{number}/{len(sweep.runs)}] {run.configuration.title}, seed {run.seed}"
+        if run.done:
+            progress.say(f"{title}: done before, {run.plan.id}")
+            continue
+        progress.say(title)
+        reason = _carry_out_one(run, catalogue, progress, workers)
+        if reason:
+            failures[run.plan.id] = reason
+            progress.say(f"{title}: failed: {reason}")
+        after(failures)
+    return failures
+
+
+def _carry_out_one(run: SweepRun, catalogue: Catalogue, progress: Progress, workers: int) -> str:
+    """Do one run; return why it failed, or nothing."""
+    from alignbench import runner
+
+    _forget_memory()
+    job = runner.Job(run.plan, catalogue, run.folder, command=run.command, workers=workers)
+    try:
+        runner.run(job, progress)
+    except UserError as error:
+        if error.exit_code == EXIT_PARTIAL:
+            raise
+        return str(error)
+    except Exception as error:  # one broken configuration must not cost the others
+        write_atomic(run.folder / "traceback.txt", traceback.format_exc())
+        return f"{type(error).__name__}: {error} (see {run.folder / 'traceback.txt'})"
+    return ""
+
+
+def _forget_memory() -> None:
+    """Let the next run's peak memory be its own, as far as the system can forget the past."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():  # Linux: 5 resets the largest resident size
+        reset.write_text("5")

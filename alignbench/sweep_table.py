@@ -1,0 +1,228 @@
+"""The table of a sweep: each configuration's mean and interval over seeds, and which is best."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alignbench import __version__
+from alignbench.config import digest_of
+from alignbench.files import write_atomic
+from alignbench.record import RunRecord
+from alignbench.registry.schema import MetricFact
+from alignbench.statistics import Interval, difference, nested_interval, units
+from alignbench.sweep import Configuration, Sweep, SweepRun, text
+
+
+@dataclass(frozen=True)
+class Line:
+    """One configuration, measured."""
+
+    configuration: Configuration
+    runs: tuple[SweepRun, ...]
+    seeds: tuple[int, ...]
+    """Training seeds that are complete."""
+    values: Mapping[str, list[list[float]]]
+    """{metric: one list for each of these seeds, one value per sampling seed}."""
+    train_seconds: float | None
+    best: bool = False
+    tied: bool = False
+    """Not the best, but the best does not beat it significantly (Welch's t, 95 %)."""
+
+    @property
+    def complete(self) -> bool:
+        return len(self.seeds) == len(self.runs)
+
+    def interval(self, metric: str) -> Interval | None:
+        """Mean and interval; None where a seed lacks the metric."""
+        return nested_interval(self.values[metric]) if self.values.get(metric) else None
+
+
+def measure(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[Line]:
+    """Read the records of a sweep and mark the best configurations; unfinished ones are never best."""
+    lines = []
+    for configuration in sweep.configurations:
+        runs = tuple(run for run in sweep.runs if run.configuration is configuration)
+        found = {run.seed: record for run in runs if (record := run.record()) and record.status == "complete"}
+        measured = [_metrics(record, "method", sweep.card.setting) for record in found.values()]
+        shared = set.intersection(*map(set, measured)) if measured else set()
+        values = {metric: [one[metric] for one in measured] for metric in facts if metric in shared}
+        seconds = [record.train.seconds for record in found.values() if record.train]
+        mean = sum(seconds) / len(seconds) if seconds else None
+        lines.append(Line(configuration, runs, tuple(found), values, mean))
+    if sweep.card.metric not in facts:
+        return lines
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(line.configuration.row if sweep.card.choose == "row" else "", []).append(line)
+    marked = {
+        id(line): mark
+        for members in groups.values()
+        for line, mark in _marks(members, sweep.card.metric, facts[sweep.card.metric].direction)
+    }
+    return [replace(line, **marked.get(id(line), {})) for line in lines]
+
+
+def _marks(lines: Sequence[Line], metric: str, direction: str) -> list[tuple[Line, dict[str, bool]]]:
+    candidates = [line for line in lines if line.complete and line.values.get(metric)]
+    if not candidates:
+        return []
+    sign = 1.0 if direction == "lower" else -1.0
+    means = {id(line): nested_interval(line.values[metric]).mean for line in candidates}
+    best = min(candidates, key=lambda line: sign * means[id(line)])
+    top, _ = units(best.values[metric])
+    marks = [(best, {"best": True})]
+    for line in candidates:
+        if line is not best and not difference(units(line.values[metric])[0], top).significant:
+            marks.append((line, {"tied": True}))
+    return marks
+
+
+def _metrics(record: RunRecord, subject: str, setting: str) -> dict[str, list[float]]:
+    """{metric: one value per sampling seed} at one setting; metrics with a missing value are left out."""
+    return {
+        metric: [value for value in values if value is not None]
+        for result in record.results
+        if result.subject == subject and result.setting.name == setting
+        for metric, values in result.metrics.items()
+        if None not in values
+    }
+
+
+def base(sweep: Sweep) -> dict[str, list[float]]:
+    """The untouched model at the same setting, from the first finished run; empty if there is none."""
+    for run in sweep.runs:
+        record = run.record()
+        if record is not None and record.status == "complete":
+            return _metrics(record, "base", sweep.card.setting)
+    return {}
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def write(sweep: Sweep, facts: Mapping[str, MetricFact], failures: Mapping[str, str]) -> None:
+    """Write `sweep.md` and `sweep.json` into the sweep's folder."""
+    lines = measure(sweep, facts)
+    write_atomic(sweep.out / "sweep.md", markdown(sweep, lines, facts, failures))
+    content = as_dict(sweep, lines, failures)
+    write_atomic(sweep.out / "sweep.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def as_dict(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON form of a sweep's result."""
+    return {
+        "schema": 1,
+        "alignbench": __version__,
+        "name": sweep.name,
+        "title": sweep.card.title,
+        "source": sweep.card.source,
+        "digest": "sha256:" + digest_of(sweep.card.model_dump(mode="json")),
+        "model": sweep.card.model,
+        "protocol": {"name": sweep.protocol, "digest": sweep.runs[0].plan.protocol_digest},
+        "setting": sweep.card.setting,
+        "metric": sweep.card.metric,
+        "choose": sweep.card.choose,
+        "given": dict(sweep.given),
+        "base": base(sweep),
+        "configurations": [_line_dict(line) for line in lines],
+        "failures": dict(failures),
+    }
+
+
+def _line_dict(line: Line) -> dict[str, Any]:
+    intervals = {metric: interval for metric in line.values if (interval := line.interval(metric))}
+    return {
+        "title": line.configuration.title,
+        "row": line.configuration.row,
+        "method": line.configuration.method,
+        "recipe": line.runs[0].plan.config.recipe,
+        "point": dict(line.configuration.point),
+        "values": dict(line.configuration.values),
+        "best": line.best,
+        "tied": line.tied,
+        "train_seconds": line.train_seconds,
+        "runs": {str(run.seed): run.plan.id for run in line.runs},
+        "finished_seeds": list(line.seeds),
+        "measured": line.values,
+        "intervals": {
+            metric: {"mean": one.mean, "low": one.low, "high": one.high, "n": one.n, "over": one.kind}
+            for metric, one in intervals.items()
+        },
+    }
+
+
+def markdown(
+    sweep: Sweep, lines: Sequence[Line], facts: Mapping[str, MetricFact], failures: Mapping[str, str]
+) -> str:
+    """The table as Markdown."""
+    untouched = base(sweep)
+    shown = [metric for metric in facts if metric in untouched or any(metric in x.values for x in lines)]
+    shown.sort(key=lambda metric: metric != sweep.card.metric)
+    arrows = {"lower": "↓", "higher": "↑"}
+    heads = [f"{facts[metric].title} {arrows[facts[metric].direction]}" for metric in shown]
+    rows = [["configuration", *heads, "seeds", "train s"]]
+    if untouched:
+        cells = [_cell(nested_interval([untouched[m]]), facts[m]) if m in untouched else "" for m in shown]
+        rows.append(["*base*", *cells, "–", "–"])
+    for line in lines:
+        seconds = "" if line.train_seconds is None else f"{line.train_seconds:.1f}"
+        name = line.configuration.title or line.configuration.method
+        name = f"**{name}**" if line.best else f"{name} =" if line.tied else name
+        cells = [_cell(line.interval(metric), facts[metric]) for metric in shown]
+        rows.append([name, *cells, f"{len(line.seeds)} of {len(line.runs)}", seconds])
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    table.insert(1, "|" + " :-- |" + " --: |" * (len(rows[0]) - 1))
+    return "\n".join([*_header(sweep, facts), "", *table, "", *_notes(sweep, lines, failures)]) + "\n"
+
+
+def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
+    card, plan = sweep.card, sweep.runs[0].plan
+    metric = facts[card.metric].title if card.metric in facts else card.metric
+    setting = plan.protocol.settings[card.setting].title
+    changes = [word for key, value in sweep.given.items() for word in ("--set", f"{key}={value}")]
+    command = ["alignbench", "sweep", sweep.name, *changes]
+    return [
+        f"# {card.title}",
+        "",
+        *([card.summary, ""] if card.summary else []),
+        f"Source: {card.source}. Model {plan.model.title}; protocol {sweep.protocol} @ "
+        f"{plan.protocol_digest[7:15]}, {plan.protocol.samples:,} images, sampling seeds "
+        f"{', '.join(map(str, plan.protocol.seeds))}, shown at {setting}; chosen by {metric}.",
+        "",
+        f"Made by `{shlex.join(command)}`. ± is a 95 % Student interval over training seeds, or over "
+        "sampling seeds where there is one training seed. Bold is the best mean "
+        f"{'of its row' if card.choose == 'row' else 'of all'}, = a configuration that it does not beat "
+        "significantly (Welch's t, 95 %, no correction for the number of comparisons).",
+    ]
+
+
+def _notes(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> list[str]:
+    notes = [f"- {note}" for note in sweep.card.notes]
+    if sweep.card.choose == "row":
+        trials: dict[str, int] = {}
+        for line in lines:
+            trials[line.configuration.row] = trials.get(line.configuration.row, 0) + 1
+        equal = len(set(trials.values())) == 1
+        counts = (
+            f"{next(iter(trials.values()))} each"
+            if equal
+            else ", ".join(f"{k} {v}" for k, v in trials.items())
+        )
+        notes.append(f"- Configurations tried: {counts}.")
+        for line in (line for line in lines if line.best):
+            point = ", ".join(f"{key} = {text(value)}" for key, value in line.configuration.point.items())
+            notes.append(f"- Chosen for {line.configuration.row}: {point}.")
+    notes += [f"- Failed: {name}: {reason}" for name, reason in failures.items()]
+    return notes
+
+
+def _cell(interval: Interval | None, fact: MetricFact) -> str:
+    if interval is None:
+        return ""
+    half = interval.half_width
+    spread = "" if half is None else f" ± {half:.{fact.digits}f}"
+    return f"{interval.mean:.{fact.digits}f}{spread}"
