@@ -122,6 +122,7 @@ def build_model(plan: Plan, device: torch.device) -> Backbone:
     build = import_target(str(plan.model.target))
     files = None if plan.random_weights else {role: status.path for role, status in plan.weights.items()}
     backbone: Backbone = build(plan.model, files, seed=0, device=device)
+    members.require(f"model {plan.config.model!r}", backbone, members.OBJECT_MEMBERS["models"])
     return backbone
 
 
@@ -304,7 +305,8 @@ def _evaluate(job: Job, facts: run_facts.Facts, device: torch.device, progress: 
         facts.add_scores(subject, evaluated.run(progress), reference.digest, job)
         facts.write("partial", job)
         pictures.append(_picture(job, evaluated, subject))
-    real = next(reference.images())[: len(pictures[0][1])]
+    first = next(reference.images())
+    real = first[grid.choose(reference.labels()[: len(first)].tolist())]
     grid.write_grid(job.out / "samples.png", [*pictures, ("real images", real)])
 
 
