@@ -243,6 +243,10 @@ class Backbone(Protocol):
         """
         ...
 
+    def recompute(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass of `logits`, for memory, or keep them."""
+        ...
+
     def reference(self) -> Backbone:
         """Return a frozen twin that shares the tokenizer and holds a copy of the present policy."""
         ...

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from alignbench.errors import RunFailed
@@ -72,7 +73,7 @@ def save(root: Path, state: State) -> Path:
         sync(temporary)
         temporary.rename(final)
         sync(root)
-    except (OSError, RuntimeError) as error:  # safetensors and torch report a full disk in their own ways
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, in the words of each library
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunFailed(
             f"checkpoint {final} cannot be written: {error}",
@@ -109,7 +110,8 @@ def load_latest(root: Path) -> State | None:
             totals=marker["totals"],
         )
     except Exception as error:
+        reason = str(error).split("\n")[0].split(". ")[0]  # torch goes on for several sentences
         raise RunFailed(
-            f"checkpoint {folder} is damaged: {error}",
+            f"checkpoint {folder} is damaged: {reason}",
             fix=f"remove {folder} and run the same command again",
         ) from error

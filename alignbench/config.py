@@ -22,9 +22,9 @@ TRAIN_OPTIONS: dict[str, Option] = {
     "steps": Option(default=100, minimum=0, doc="Optimiser steps."),
     "images_per_step": Option(default=128, minimum=1, doc="Images per optimiser step, over all devices."),
     "micro_batch": Option(default=8, minimum=1, doc="Images per forward and backward on one device."),
-    "lr": Option(default=1e-6, minimum=0.0, doc="Peak learning rate of AdamW."),
-    "beta1": Option(default=0.9, minimum=0.0, maximum=1.0, doc="AdamW β₁."),
-    "beta2": Option(default=0.999, minimum=0.0, maximum=1.0, doc="AdamW β₂."),
+    "lr": Option(default=1e-6, minimum=0.0, maximum=1e30, doc="Peak learning rate of AdamW."),
+    "beta1": Option(default=0.9, minimum=0.0, maximum=0.999999, doc="AdamW β₁."),
+    "beta2": Option(default=0.999, minimum=0.0, maximum=0.999999, doc="AdamW β₂."),
     "eps": Option(default=1e-8, minimum=0.0, doc="AdamW ε."),
     "weight_decay": Option(default=1e-4, minimum=0.0, doc="Decay of matrices; norms and biases have none."),
     "grad_clip": Option(default=1.0, minimum=0.0, doc="Largest gradient norm; 0 switches clipping off."),
@@ -213,7 +213,7 @@ def resolve(
     options = known_options(catalogue, method, dataset)
     values = {key: Origin(option.default, "default") for key, option in options.items()}
     recipe = _apply_recipe(catalogue, values, options, method, model, recipe)
-    given = parse_assignments(assignments)
+    given = {complete_key(key, options): text for key, text in parse_assignments(assignments).items()}
     if steps is not None and "train.steps" in given:
         raise UserError("--steps and --set train.steps were both given", fix="give one of them")
     for key, text in given.items():
@@ -260,16 +260,16 @@ def _apply_recipe(
     return name
 
 
+def complete_key(key: str, options: Mapping[str, Option]) -> str:
+    """Complete a key without a dot when only one namespace has it (`clip_range` → `method.clip_range`)."""
+    owners = [known for known in options if known.rpartition(".")[2] == key]
+    return owners[0] if "." not in key and len(owners) == 1 else key
+
+
 def _assign(
     values: dict[str, Origin], options: Mapping[str, Option], key: str, text: str, *, source: str
 ) -> None:
-    """Check one command-line value and store it.
-
-    A key without a dot is completed when only one namespace has it (`clip_range` → `method.clip_range`).
-    """
-    if key not in options and "." not in key:
-        owners = [known for known in options if known.rpartition(".")[2] == key]
-        key = owners[0] if len(owners) == 1 else key
+    """Check one command-line value and store it."""
     if key not in options:
         raise UserError(
             f"no setting named {key!r}.{suggest_key(key, options)}",

@@ -25,6 +25,7 @@ from alignbench import checkpoint
 from alignbench.api import Batch, Collected, Method
 from alignbench.config import TrainConfig
 from alignbench.errors import RunFailed
+from alignbench.files import write_atomic
 from alignbench.parallel import Parallel
 from alignbench.progress import Progress
 
@@ -131,7 +132,7 @@ class Driver:
         with self.progress.stage("train", self.config.steps, done=first) as stage:
             for step in range(first, self.config.steps):
                 started = time.monotonic()
-                numbers = self._step(step)
+                numbers = self._guarded_step(step)
                 seconds = time.monotonic() - started
                 self.totals.seconds += seconds
                 self._log(step, numbers, seconds)
@@ -140,11 +141,24 @@ class Driver:
                 done = step + 1
                 if stopping or done == self.config.steps or done % self.checkpoint_every == 0:
                     self._save(done)
-                if stopping and done < self.config.steps:
+                if stopping:
                     raise Interrupted(done)
         return self.totals
 
     # --- one step ---
+
+    def _guarded_step(self, step: int) -> dict[str, float]:
+        """Do a step; a device that is too small is a failed run that names the knob."""
+        try:
+            return self._step(step)
+        except RuntimeError as error:  # the CPU's allocator has no exception of its own
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            size = self.config.micro_batch
+            smaller = f"train.micro_batch={size // 2}" if size > 1 else "train.recompute=true"
+            raise RunFailed(
+                f"step {step + 1}: out of memory with train.micro_batch = {size}", fix=f"--set {smaller}"
+            ) from error
 
     def _step(self, step: int) -> dict[str, float]:
         """Collect, then update `updates_per_collect` times; return this step's numbers over all ranks."""
@@ -212,9 +226,15 @@ class Driver:
         if state is None:
             self._truncate_logs(0)
             return 0
-        self.parallel.unwrap(self.module).load_state_dict(state.module)
-        self.optimizer.load_state_dict(state.optimizer)
-        self.totals = Totals(**state.totals)
+        try:
+            self.parallel.unwrap(self.module).load_state_dict(state.module)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.totals = Totals(**state.totals)
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:
+            raise RunFailed(
+                f"{self.folder / 'checkpoints'}: step {state.step} is of another model or version",
+                fix="remove it and run the same command again",
+            ) from error
         self.totals.resumed += 1
         self._truncate_logs(state.step)
         left = self.config.steps - state.step
@@ -234,14 +254,18 @@ class Driver:
         self.parallel.barrier()
 
     def _log(self, step: int, numbers: Mapping[str, float], seconds: float) -> None:
-        """Append one line to each log. Times are kept apart so that equal runs give equal metrics."""
+        """Append one line to each log. Times are kept apart so that equal runs give equal metrics.
+
+        A number that is not finite becomes null: JSON has no NaN.
+        """
         if not self.parallel.is_main:
             return
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         for name, line in {
-            "metrics.jsonl": {"step": step + 1, **numbers},
+            "metrics.jsonl": {"step": step + 1, **finite},
             "timing.jsonl": {"step": step + 1, "seconds": round(seconds, 4)},
         }.items():
-            with (self.folder / name).open("a") as file:
+            with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def _truncate_logs(self, step: int) -> None:
@@ -250,9 +274,19 @@ class Driver:
             return
         for name in ("metrics.jsonl", "timing.jsonl"):
             path = self.folder / name
-            lines = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+            kept = [line for line in lines if 0 < _step_of(line) <= step]
+            write_atomic(path, "".join(f"{line}\n" for line in kept))
+            if len(kept) < step:
+                self.progress.say(f"{path} lacks {step - len(kept)} of the {step} finished steps")
+
+
+def _step_of(line: str) -> int:
+    """The step that a line of a log is about; 0 for a torn one."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
+        return 0
 
 
 def peak_memory_gib(device: torch.device) -> float:

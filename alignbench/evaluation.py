@@ -7,9 +7,10 @@ folder, addressed by everything they depend on, so that comparing ten methods ev
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class Score:
     evaluator: str
     setting: str
     seed: int
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
+    """None: could not be computed."""
     images: int
     samples_digest: str
     sample_seconds: float
@@ -119,13 +121,18 @@ class Evaluation:
         stored = _read(path) or (_read(shared) if shared else None)
         if stored is not None:
             # The setting's name is not part of its identity: another protocol card may call it otherwise.
-            score = Score(**{**stored, "setting": setting})
+            score = replace(stored, setting=setting)
             stage.advance(len(sampler.shards()))
         else:
             score = self._compute(sampler, evaluator, setting, seed, stage)
-        for place in filter(None, (path, shared)):
-            if not place.exists():
-                write_atomic(place, json.dumps(asdict(score), indent=1) + "\n")
+        text = json.dumps(asdict(score), indent=1) + "\n"
+        if _read(path) is None:
+            write_atomic(path, text)
+        if shared is not None and _read(shared) is None:
+            try:
+                write_atomic(shared, text)
+            except OSError as error:  # only other runs would have gained from it
+                stage.say(f"{shared} cannot be written: {error.strerror}")
         return score
 
     def _compute(self, sampler: Sampler, evaluator: str, setting: str, seed: int, stage: Stage) -> Score:
@@ -138,7 +145,7 @@ class Evaluation:
             evaluator=evaluator,
             setting=setting,
             seed=seed,
-            metrics={metric.name: metric.value for metric in metrics},
+            metrics={m.name: m.value if math.isfinite(m.value) else None for m in metrics},
             images=len(images),
             samples_digest=images.digest,
             sample_seconds=sample_seconds,
@@ -171,10 +178,12 @@ class Evaluation:
         return self.cache / f"{digest_of(address)[:32]}.json"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Read a result file, or None if there is none or it is not whole."""
+def _read(path: Path) -> Score | None:
+    """Read a result file, or None if there is none or it is not whole: then the result is made again."""
     try:
-        stored: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        score = Score(**json.loads(path.read_text(encoding="utf-8")))
+        numbers = [value for value in score.metrics.values() if value is not None]
+        sound = all(isinstance(value, float | int) and math.isfinite(value) for value in numbers)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    return stored
+    return score if sound else None

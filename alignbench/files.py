@@ -22,3 +22,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that a killed process left in a folder nobody else is working in."""
+    for path in folder.rglob(".*"):
+        # The second form is safetensors' own.
+        if (path.name.endswith(".tmp") or path.name.startswith(".tmp")) and path.is_file():
+            path.unlink(missing_ok=True)

@@ -10,12 +10,15 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from alignbench.errors import UserError
-from alignbench.files import write_atomic
+from alignbench.errors import EXIT_FAILED, UserError
+from alignbench.files import remove_leftovers, write_atomic
 from alignbench.plan import Plan
+
+PLAN = "plan.json"
 
 
 def check_folder(folder: Path, plan: Plan) -> None:
@@ -28,19 +31,36 @@ def check_folder(folder: Path, plan: Plan) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file", fix="choose another folder with --out")
-    held = folder / "plan.json"
+    held = folder / PLAN
     if held.exists():
         try:
-            other = json.loads(held.read_text())
-        except json.JSONDecodeError:
+            other = json.loads(held.read_text(encoding="utf-8"))
+            digest, name = other["digest"], other["id"]
+        except (OSError, ValueError, LookupError, TypeError):
             raise UserError(f"{held} is not readable", fix="choose another folder with --out") from None
-        if other["digest"] != plan.digest:
+        if digest != plan.digest:
             raise UserError(
-                f"{folder} already holds another run, {other['id']}",
+                f"{folder} already holds another run, {name}{_difference(other, plan)}",
                 fix="choose another folder with --out, or leave --out away",
             )
-    elif any(entry.name != ".lock" for entry in folder.iterdir()):
+    # A process killed before it wrote the plan leaves the lock and a temporary file.
+    elif any(entry.name != ".lock" and not entry.name.startswith(f".{PLAN}.") for entry in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run", fix="choose another folder with --out")
+
+
+def _difference(other: Mapping[str, Any], plan: Plan) -> str:
+    """Name the first values in which a held plan differs; nothing if its form is another version's."""
+    theirs, ours = other.get("config"), plan.config.as_dict()
+    if not isinstance(theirs, dict) or not isinstance(theirs.get("values"), dict):
+        return ""
+    theirs, ours = {**theirs, **theirs["values"]}, {**ours, **ours["values"]}
+    changed = [
+        f"{key} = {theirs[key]} there, {value} here"
+        for key, value in ours.items()
+        if key not in ("values", "recipe") and key in theirs and theirs[key] != value
+    ]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f" ({'; '.join(changed[:3])}{more})" if changed else ""
 
 
 @contextlib.contextmanager
@@ -58,16 +78,27 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made: {error}", fix="choose another folder with --out"
-        ) from error
+        raise _unwritable(folder, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f"another process is working in {folder}", fix="wait for it, or choose --out"
             ) from None
-        if not (folder / "plan.json").exists():
-            write_atomic(folder / "plan.json", json.dumps(plan.as_dict(), indent=1) + "\n")
+        check_folder(folder, plan)  # again: another process may have come first
+        remove_leftovers(folder)
+        if not (folder / PLAN).exists():
+            try:
+                write_atomic(folder / PLAN, json.dumps(plan.as_dict(), indent=1) + "\n")
+            except OSError as error:
+                raise _unwritable(folder, error) from error
         yield
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{folder} cannot be written: {(error.strerror or str(error)).lower()}",
+        fix="choose another folder with --out",
+        exit_code=EXIT_FAILED,
+    )

@@ -124,6 +124,10 @@ class Parallel:
     def barrier(self) -> None:
         self._accelerator.wait_for_everyone()
 
+    def release(self) -> None:
+        """Let go of what was wrapped, so that its memory is free for what follows."""
+        self._accelerator.free_memory()
+
     def close(self) -> None:
         """Leave the process group and forget accelerate's process-wide state."""
         self._accelerator.end_training()

@@ -16,6 +16,8 @@ from alignbench.config import RunConfig, digest_of, protocol_digest
 from alignbench.errors import UserError, suggest
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import MethodCard, ModelCard, ProtocolCard
+from alignbench.rewards.resolve import resolve
+from alignbench.specs import parse_terms
 
 GIB = 2**30
 
@@ -112,6 +114,7 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
     problems += _model_problems(config, model, method)
+    problems += _reward_problems(catalogue, config, method)
     if section["weights"] == "pretrained":
         problems += _weight_problems(config.model, weights)
     problems += _data_problems(catalogue, config, model)
@@ -171,6 +174,8 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
             changes["seeds"] = [int(text) for text in str(options["seeds"]).split(",")]
         except ValueError:
             raise UserError(f"protocol.seeds: {options['seeds']!r} is not of the form 0,1,2") from None
+        if len(set(changes["seeds"])) < len(changes["seeds"]):
+            raise UserError(f"protocol.seeds: {options['seeds']!r} names a seed twice")
     if options["settings"]:
         chosen = {}
         for name in str(options["settings"]).split(","):
@@ -217,6 +222,18 @@ def _model_problems(config: RunConfig, model: ModelCard, method: MethodCard | No
     return problems
 
 
+def _reward_problems(catalogue: Catalogue, config: RunConfig, method: MethodCard | None) -> list[Problem]:
+    problems = []
+    for option in method.reward_options if method else []:
+        text = str(config.section("method")[option])
+        try:
+            for spec, _ in parse_terms(text) if text != "none" else []:
+                resolve(spec, catalogue)
+        except UserError as error:
+            problems.append(Problem(f"method.{option}", error.what, error.fix))
+    return problems
+
+
 def _weight_problems(model: str, weights: dict[str, hub.FileStatus]) -> list[Problem]:
     unnamed = [
         Problem(f"weights/{role}", f"the card of {model} names no file", f"--set model.{role}=PATH")
@@ -242,6 +259,8 @@ def _data_problems(catalogue: Catalogue, config: RunConfig, model: ModelCard) ->
                 f"gives {card.condition} conditions, {config.model} needs {model.condition}",
             )
         )
+    if config.section("data").get("path") == "":
+        problems.append(Problem(f"data {config.dataset}", "no data set was named", "--set data.path=PATH"))
     root = config.section("data").get("root")
     if root == "":
         problems.append(Problem(f"data {config.dataset}", "no folder was given", "--set data.root=PATH"))

@@ -31,6 +31,10 @@ class Stage:
             progress.bar.add_task(name, total=total, completed=done, note="") if progress.bar else None
         )
 
+    def say(self, text: str) -> None:
+        """Write one line beside the bar."""
+        self._progress.say(text)
+
     def advance(self, count: int = 1, numbers: Mapping[str, float] | None = None) -> None:
         """Report `count` more units, with a few numbers worth seeing."""
         self._done += count

@@ -71,11 +71,16 @@ class Facts:
         for (setting, evaluator), members in groups.items():
             self.results.append(_result(job, subject, setting, evaluator, members, reference))
 
-    def write(self, status: Literal["complete", "partial", "failed"], job: Job) -> RunRecord:
-        """Write `run.json` and return it."""
+    def write(self, status: Literal["complete", "partial", "failed"], job: Job) -> None:
+        """Write `run.json`."""
+        if self.is_main:
+            record.write(self.build(status, job), job.out)
+
+    def build(self, status: Literal["complete", "partial", "failed"], job: Job) -> RunRecord:
+        """Make the record of what is known."""
         plan = job.plan
         card = job.catalogue.dataset(plan.config.dataset)
-        built = RunRecord(
+        return RunRecord(
             schema=1,
             status=status,
             id=plan.id,
@@ -106,9 +111,6 @@ class Facts:
             config=plan.config.as_dict(),
             plugins=[PluginInfo(path=code.path, sha256=code.sha256) for code in plan.plugins],
         )
-        if self.is_main:
-            record.write(built, job.out)
-        return built
 
     def _train_info(self, plan: Plan) -> TrainInfo | None:
         if plan.method is None or self.totals is None:

@@ -5,33 +5,38 @@ Every stage leaves its result in the run folder and finds it there when the same
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import signal
-import types
-from collections.abc import Callable
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 
 from alignbench import evaluation, folder, grid, hub, report, run_facts
 from alignbench.api import Backbone, Method, Reward, Updates
+from alignbench.backbones.containers import load_strict, read_state_dict
 from alignbench.data import ImageDataset, open_dataset
 from alignbench.data.reference import DatasetImages
 from alignbench.data.stream import Stream
 from alignbench.driver import Driver, Interrupted, parameter_groups
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
+from alignbench.files import write_atomic
 from alignbench.parallel import Parallel, choose_threads
 from alignbench.plan import Plan
 from alignbench.progress import Progress
-from alignbench.record import FILE_NAME, DataInfo, RunRecord, read
+from alignbench.record import FILE_NAME, DataInfo, RunRecord, read, write
 from alignbench.registry import members
 from alignbench.registry.catalogue import Catalogue, import_target
 from alignbench.rewards.build import build as build_reward
 from alignbench.rewards.class_names import class_names
+from alignbench.rewards.placement import Placed
+from alignbench.stopping import StopOnSignal
 
 DEFAULT_OUT = Path("runs")
 
@@ -64,20 +69,36 @@ def run(job: Job, progress: Progress) -> RunRecord:
     if job.plan.problems:
         raise UserError("; ".join(f"{item.where}: {item.what}" for item in job.plan.problems))
     with folder.opened(job.out, job.plan):
-        finished = job.out / FILE_NAME
-        if finished.exists() and (record := read(finished)).status == "complete":
+        record = _record_so_far(job, progress)
+        if record is not None and record.status == "complete":
             progress.say(f"{job.out} is complete; nothing to do")
             return record
         progress.say(f"run {job.plan.id} → {job.out}")
         try:
             return _carry_out(job, progress)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise RunFailed(
-                    f"no space left on the disk of {job.out}",
-                    fix="free some and run the same command again; finished work is kept",
-                ) from error
-            raise
+            if error.strerror is None:  # not the operating system's
+                raise
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "no space left" if full else f"{error.strerror.lower()}: {error.filename or ''}"
+            raise RunFailed(
+                f"{job.out}: {reason.removesuffix(': ')}",
+                fix=f"{'free some' if full else 'mend that'} and run the same command again; "
+                "finished work is kept",
+            ) from error
+
+
+def _record_so_far(job: Job, progress: Progress) -> RunRecord | None:
+    """Read `run.json`; one that cannot be read is put aside and made again."""
+    path = job.out / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except UserError as error:
+        progress.say(f"{error.what}; it is made again, the old one is kept as {FILE_NAME}.old")
+        path.replace(path.with_name(f"{FILE_NAME}.old"))
+        return None
 
 
 def _carry_out(job: Job, progress: Progress) -> RunRecord:
@@ -87,31 +108,45 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
     try:
         if job.plan.method is not None:
             _train(job, facts, parallel, progress)
+            parallel.release()
         if job.plan.evaluates and parallel.is_main:
             _evaluate(job, facts, parallel.device, progress)
     except Interrupted as stopped:
-        facts.write("partial", job)
+        _note("partial", facts, job)
         raise UserError(
             f"interrupted after step {stopped.step}; everything so far is kept in {job.out}",
             fix="run the same command again to continue",
             exit_code=EXIT_PARTIAL,
         ) from None
     except KeyboardInterrupt:
-        facts.write("partial", job)
+        _note("partial", facts, job)
         raise UserError(
             f"interrupted; finished work is kept in {job.out}",
             fix="run the same command again to continue",
             exit_code=EXIT_PARTIAL,
         ) from None
     except RunFailed:
-        facts.write("failed", job)
+        _note("failed", facts, job)
         raise
+    except UserError as error:
+        if facts.totals is None:
+            raise
+        _note("failed", facts, job)
+        raise RunFailed(error.what, fix=error.fix) from error  # after training: not "nothing was started"
     finally:
         parallel.close()
-    record = facts.write("complete", job)
+    record = facts.build("complete", job)
     if parallel.is_main:
-        (job.out / "report.md").write_text(report.report_markdown(record, job.catalogue.metric_facts()))
+        # The report comes first: where the record says complete, nothing is missing.
+        write_atomic(job.out / "report.md", report.report_markdown(record, job.catalogue.metric_facts()))
+        write(record, job.out)
     return record
+
+
+def _note(status: Literal["partial", "failed"], facts: run_facts.Facts, job: Job) -> None:
+    """Say in `run.json` how a run ended; a full disk must not hide why it did."""
+    with contextlib.suppress(RunFailed):
+        facts.write(status, job)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -140,8 +175,10 @@ def open_training_data(job: Job, progress: Progress) -> ImageDataset:
     )
     for skipped in dataset.skipped[:5]:
         progress.say(f"left out {skipped.path}: {skipped.reason}")
-    if len(dataset.skipped) > 5:
-        progress.say(f"left out {len(dataset.skipped)} unreadable images in all; see run.json")
+    if dataset.skipped:
+        listed = job.out / "left-out.txt"
+        write_atomic(listed, "".join(f"{skipped.path}: {skipped.reason}\n" for skipped in dataset.skipped))
+        progress.say(f"left out {len(dataset.skipped)} unreadable images in all; see {listed}")
     return dataset
 
 
@@ -155,6 +192,8 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     assert name is not None
     target = members.load_method(job.catalogue, name)
 
+    shared: dict[tuple[object, ...], Placed] = {}
+
     def reward(spec: str) -> Reward:
         return build_reward(
             spec,
@@ -162,6 +201,7 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
             device,
             class_names=lambda: class_names(job.catalogue.dataset(job.plan.config.dataset)),
             image_size=job.plan.model.image_size,
+            shared=shared,
         )
 
     config = target.Config(**job.plan.config.section("method"))
@@ -190,7 +230,7 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
         skipped=len(dataset.skipped),
     )
     backbone = build_model(plan, parallel.device)
-    method = build_method(job, backbone, parallel.device)
+    backbone.recompute(plan.config.train.recompute)
     module = trained_module(backbone, plan.method.updates)
     facts.trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     train = plan.config.train
@@ -204,8 +244,10 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
     module, optimizer = parallel.wrap(module, optimizer)
     # So that `backbone.logits` computes in the precision of the run, whatever is trained.
     backbone.policy = module if plan.method.updates == "policy" else parallel.wrap_frozen(backbone.policy)
+    # After wrapping: a frozen reference is a copy and must compute in the same precision.
+    method = build_method(job, backbone, parallel.device)
     with (
-        _stop_on_interrupt(progress) as stop,
+        StopOnSignal(progress) as stop,
         Stream(
             dataset, seed=plan.config.seed, images_per_step=train.images_per_step, workers=job.workers
         ) as stream,
@@ -224,42 +266,34 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
         )
         try:
             facts.totals = driver.train()
+            if stop():  # after the last step
+                raise Interrupted(train.steps)
         except (Interrupted, RunFailed):
             facts.totals = driver.totals
             raise
     if parallel.is_main:
-        export.parent.mkdir(parents=True, exist_ok=True)
-        state = backbone.export()[_role(plan)]
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, export)
+        _save_export(backbone.export()[_role(plan)], export)
         facts.exports = {_role(plan): f"sha256:{hub.file_sha256(export)}"}
     parallel.barrier()
+
+
+def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write trained weights so that the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary)
+    except SafetensorError as error:
+        raise RunFailed(
+            f"{path} cannot be written: {error}", fix="free some space and run the same command again"
+        ) from error
+    temporary.replace(path)
 
 
 def _role(plan: Plan) -> str:
     """Which file a method changes."""
     assert plan.method is not None
     return "policy" if plan.method.updates == "policy" else "tokenizer"
-
-
-class _stop_on_interrupt:
-    """Turn the first Ctrl-C into a request to stop after the present step; the second one is immediate."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._asked = False
-
-    def __enter__(self) -> Callable[[], bool]:
-        self._before = signal.signal(signal.SIGINT, self._handle)
-        return lambda: self._asked
-
-    def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        self._progress.say("stopping after this step; Ctrl-C again stops at once")
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -281,6 +315,7 @@ def _evaluate(job: Job, facts: run_facts.Facts, device: torch.device, progress: 
         )
     )
     evaluators = evaluation.build_evaluators(job.catalogue, plan.protocol, device)
+    shared = None if plan.random_weights else _shared_results(job, progress)
     pictures = []
     subjects: tuple[Literal["base", "method"], ...] = ("base", "method") if plan.method else ("base",)
     for subject in subjects:
@@ -300,7 +335,7 @@ def _evaluate(job: Job, facts: run_facts.Facts, device: torch.device, progress: 
             num_classes=plan.model.num_classes or 1,
             device=device,
             folder=job.out,
-            cache=job.cache / "evaluations" if subject == "base" and not plan.random_weights else None,
+            cache=shared if subject == "base" else None,
         )
         facts.add_scores(subject, evaluated.run(progress), reference.digest, job)
         facts.write("partial", job)
@@ -308,6 +343,23 @@ def _evaluate(job: Job, facts: run_facts.Facts, device: torch.device, progress: 
     first = next(reference.images())
     real = first[grid.choose(reference.labels()[: len(first)].tolist())]
     grid.write_grid(job.out / "samples.png", [*pictures, ("real images", real)])
+
+
+def _shared_results(job: Job, progress: Progress) -> Path | None:
+    """Folder where results of untouched models are kept for other runs; None if it cannot be written."""
+    place = job.cache / "evaluations"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        writable = os.access(place, os.W_OK)
+    except OSError:
+        writable = False
+    if writable:
+        return place
+    progress.say(
+        f"{place} cannot be written: every run scores the base anew "
+        "→ set ALIGNBENCH_CACHE to a folder you can write to"
+    )
+    return None
 
 
 def load_export(run: Path, backbone: Backbone) -> None:
@@ -321,10 +373,7 @@ def load_export(run: Path, backbone: Backbone) -> None:
         raise UserError(f"{run} has no exported weights", fix="name the folder of a run that has trained")
     for file in files:
         module: Any = backbone.policy if file.stem == "policy" else backbone.tokenizer
-        try:
-            module.load_state_dict(load_file(file))
-        except RuntimeError as error:
-            raise UserError(f"{file} does not fit the model: {str(error).splitlines()[0]}") from error
+        load_strict(module, read_state_dict(file), name=str(file))
 
 
 def _picture(job: Job, evaluated: evaluation.Evaluation, subject: str) -> tuple[str, torch.Tensor]:

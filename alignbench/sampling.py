@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,9 @@ import torch
 from torch import Tensor
 
 from alignbench import randomness
-from alignbench.api import Backbone, ClassLabels, Sampling
+from alignbench.api import Backbone, ClassLabels, Rollout, Sampling
 from alignbench.backbones.pixels import resize_bicubic, to_uint8
+from alignbench.errors import RunFailed
 from alignbench.files import write_atomic
 from alignbench.progress import Stage
 from alignbench.registry.schema import ProtocolCard, Setting
@@ -79,6 +82,7 @@ class Sampler:
             drawn = self.backbone.generate(
                 condition, torch.from_numpy(uniforms[rows]).to(self.device), sampling_of(setting)
             )
+            check_probabilities(drawn)
             tokens.append(drawn.tokens.cpu().numpy().astype(np.int32))
         return np.concatenate(tokens)[: len(ids)], labels[: len(ids)]
 
@@ -102,6 +106,19 @@ class Sampler:
         return seconds
 
 
+def check_probabilities(drawn: Rollout) -> None:
+    """Refuse tokens drawn from probabilities that are not numbers: they would look like any others.
+
+    Raises:
+        RunFailed: there are some.
+    """
+    if drawn.logprobs.isnan().any():
+        raise RunFailed(
+            "the model's token probabilities are not numbers",
+            fix="its weights are broken or overflow: train again with a lower train.lr, or check the files",
+        )
+
+
 def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.npz"
 
@@ -111,6 +128,19 @@ def write_shard(path: Path, ids: np.ndarray, labels: np.ndarray, tokens: np.ndar
     buffer = io.BytesIO()
     np.savez_compressed(buffer, ids=ids, labels=labels, tokens=tokens)
     write_atomic(path, buffer.getvalue())
+
+
+def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens, labels) of one file.
+
+    Raises:
+        RunFailed: it cannot be read any more.
+    """
+    try:
+        with np.load(path) as shard:
+            return shard["tokens"], shard["labels"]
+    except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+        raise RunFailed(f"{path} is damaged", fix="remove it and run the same command again") from error
 
 
 @dataclass(frozen=True)
@@ -143,9 +173,9 @@ class TokenImages:
 
     def __init__(self, folder: Path, decoder: ImageDecoder) -> None:
         self._decoder = decoder
-        shards = [np.load(file) for file in sorted(folder.glob("shard-*.npz"))]
-        self._tokens = torch.from_numpy(np.concatenate([shard["tokens"] for shard in shards])).long()
-        self._labels = torch.from_numpy(np.concatenate([shard["labels"] for shard in shards]))
+        tokens, labels = zip(*map(read_shard, sorted(folder.glob("shard-*.npz"))), strict=True)
+        self._tokens = torch.from_numpy(np.concatenate(tokens)).long()
+        self._labels = torch.from_numpy(np.concatenate(labels))
         content = hashlib.sha256(self._tokens.numpy().tobytes() + self._labels.numpy().tobytes())
         self.digest = f"sha256:{content.hexdigest()}"
 

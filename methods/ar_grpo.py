@@ -119,6 +119,7 @@ class ArGrpo:
         terms = parse_terms(config.rewards)
         self.weights = [weight for _, weight in terms]
         self.rewards = {spec: reward(spec) for spec, _ in terms}
+        self.calls = Counter(parse_spec(spec).name for spec, _ in terms)
         self.reference = backbone.reference() if config.kl_weight else None
 
     @torch.no_grad()
@@ -146,7 +147,7 @@ class ArGrpo:
             images=len(batch),
             sequences=len(rollout.tokens),
             tokens=rollout.tokens.numel(),
-            reward_calls=Counter(parse_spec(spec).name for spec in self.rewards for _ in rollout.tokens),
+            reward_calls={card: times * len(rollout.tokens) for card, times in self.calls.items()},
         )
 
     def loss(self, experience: object) -> api.Loss:
@@ -206,11 +207,7 @@ class ArGrpo:
         }
         for name, value, mask in zip(short_names(list(self.rewards)), values, valid, strict=True):
             mean, std, flat = statistics(value, mask)
-            metrics[f"reward/{name}"], metrics[f"reward_std/{name}"], metrics[f"flat/{name}"] = (
-                mean,
-                std,
-                flat,
-            )
+            metrics |= {f"reward/{name}": mean, f"reward_std/{name}": std, f"flat/{name}": flat}
             metrics[f"invalid/{name}"] = (~mask).float().mean()
         return advantages, both, metrics
 

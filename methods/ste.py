@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,11 +141,12 @@ class StraightThrough:
     def _noise(self, experience: Experience, logits: Tensor) -> Tensor:
         """Standard Gumbel numbers −log(−log u), [B, T, V]; a function of (seed, step, sample number)."""
         noise = torch.empty_like(logits, requires_grad=False)
+        shape = (logits.shape[1], logits.shape[2])
         for row, number in enumerate(experience.index):  # float64 for one image at a time
-            shape = (logits.shape[1], logits.shape[2])
-            uniform = randomness.uniforms(self.seed, "ste-gumbel", experience.step, [number], shape)[0]
-            uniform = np.maximum(uniform, SMALLEST)  # 0 would give −inf, a code that cannot be drawn
-            noise[row] = torch.from_numpy(-np.log(-np.log(uniform)))
+            numbers = randomness.uniforms(self.seed, "ste-gumbel", experience.step, [number], shape)[0]
+            # 0 would give −inf, a code that cannot be drawn.
+            uniform = torch.from_numpy(numbers).to(logits.device).clamp_(min=SMALLEST)
+            noise[row] = -(-uniform.log()).log()
         return noise
 
 

@@ -183,12 +183,12 @@ class RewardCard(Card):
 
     target: Target
     networks: list[str] = []
-    """Frozen networks inside; a metric computed with one of them is marked in tables. `{option}` stands for the
-    option's value."""
+    """Frozen networks inside; a metric computed with one of them is marked in tables. `{option}` stands for
+    the option's value."""
     direction: Literal["higher", "lower"]
     differentiable: bool
     scope: Literal["distance", "image"]
-    """`distance` compares with the reference image; `image` looks at the image alone (and at its text or label)."""
+    """`distance` compares with the reference image; `image` looks at the image, and at what it `needs`."""
     needs: list[Literal["text", "label"]] = []
     """What a request must bring beside the image."""
     options: dict[str, Option] = {}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import string
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+
+from alignbench.rewards import perceptual
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -155,15 +161,26 @@ def save_vlm(folder: Path) -> str:
     return f"path={folder},min_mass=0,precision=fp32"
 
 
-def save_nothing(folder: Path) -> str:
-    return ""
+def random_lpips(patch: pytest.MonkeyPatch) -> None:
+    """LPIPS with its real heads on a random trunk."""
+    import lpips
+
+    @functools.cache  # VGG-16 takes a second to make
+    def load(net: str) -> Any:
+        with seeded(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package calls torchvision in a deprecated way
+            return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+
+    patch.setattr(perceptual, "load_lpips", load)
 
 
-TINY: dict[str, Callable[[Path], str]] = {
-    "aesthetic": save_aesthetic,
-    "clip-score": save_clip,
-    "hpsv2.1": save_hps,
-    "pickscore": save_clip,
-    "vlm-judge": save_vlm,
+TINY: dict[str, Callable[[Path, pytest.MonkeyPatch], str | None]] = {
+    "aesthetic": lambda folder, patch: save_aesthetic(folder),
+    "clip-score": lambda folder, patch: save_clip(folder),
+    "hpsv2.1": lambda folder, patch: save_hps(folder),
+    "lpips-alex": lambda folder, patch: random_lpips(patch),
+    "lpips-vgg": lambda folder, patch: random_lpips(patch),
+    "pickscore": lambda folder, patch: save_clip(folder),
+    "vlm-judge": lambda folder, patch: save_vlm(folder),
 }
-"""{card: saves its network and returns the options that use it}, for rewards whose weights are not here."""
+"""{card: makes its network where the real weights are not here, and returns the options that use it}."""

@@ -54,6 +54,10 @@ class LlamaGen:
         null = unwrap(self.policy).null(condition)
         return sampled_logits(self.policy, condition, null, tokens, sampling)
 
+    def recompute(self, enabled: bool) -> None:
+        """See `api.Backbone.recompute`."""
+        unwrap(self.policy).recompute = enabled
+
     def reference(self) -> LlamaGen:
         """See `api.Backbone.reference`."""
         twin = copy.deepcopy(unwrap(self.policy)).eval().requires_grad_(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignbench import plugins
+from alignbench.cli.output import print_json
 from alignbench.cli.run import PLUGIN_HELP
 from alignbench.config import MODEL_OPTIONS, PROTOCOL_OPTIONS, TRAIN_OPTIONS
 from alignbench.errors import UserError, suggest
@@ -41,7 +41,7 @@ def list_cards(
             name: {key: {"title": card.title, "summary": card.summary} for key, card in members.items()}
             for name, members in cards.items()
         }
-        console.print_json(json.dumps(listed))
+        print_json(listed)
         return
     for name, members in cards.items():
         table = Table(title=name, title_justify="left", box=None, show_header=False, pad_edge=False)
@@ -60,7 +60,7 @@ def show(
     common = {"train": TRAIN_OPTIONS, "model": MODEL_OPTIONS, "protocol": PROTOCOL_OPTIONS}
     if name in common:
         options = {key: option.model_dump() for key, option in common[name].items()}
-        console.print_json(json.dumps(options)) if as_json else _print_options(console, name, common[name])
+        print_json(options) if as_json else _print_options(console, name, common[name])
         return
     catalogue = plugins.catalogue(plugin)
     kinds = [kind for kind, members in catalogue.found.items() if name in members]
@@ -70,7 +70,7 @@ def show(
     for kind in kinds:
         card = catalogue.card(kind, name)
         if as_json:
-            console.print_json(json.dumps({"kind": kind, "name": name, **card.model_dump(mode="json")}))
+            print_json({"kind": kind, "name": name, **card.model_dump(mode="json")})
         else:
             _print_card(console, kind, name, card, str(catalogue.found[kind][name].path))
 

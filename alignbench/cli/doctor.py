@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignbench import __version__, hub
+from alignbench.cli.output import print_json
 from alignbench.config import resolve
 from alignbench.environment import version_of
 from alignbench.errors import UserError
@@ -42,7 +42,7 @@ def doctor(
     facts = gather(method)
     console = Console()
     if as_json:
-        console.print_json(json.dumps(facts))
+        print_json(facts)
         return
     for section in ("versions", "device", "environment"):
         console.print(section, style="bold")

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from alignbench import __version__
 from alignbench.cli import board, catalogue, doctor, evaluate, new, run, sweep, weights
-from alignbench.errors import UserError
+from alignbench.errors import EXIT_FAILED, EXIT_PARTIAL, UserError
+
+
+class Commands(TyperGroup):
+    """The sub-commands; Ctrl-C ends all of them in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a sub-command.
+
+        Raises:
+            UserError: it was interrupted where it keeps nothing of its own (exit status 3).
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise UserError("interrupted", fix="run the same command again", exit_code=EXIT_PARTIAL) from None
+
 
 app = typer.Typer(
+    cls=Commands,
     name="alignbench",
     help="Post-train autoregressive image generators with interchangeable methods and compare them fairly.",
     no_args_is_help=True,
@@ -50,11 +71,22 @@ app.command("sweep")(sweep.sweep)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every expected error ends in one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without π or → is no reason to stop
     try:
         app(args=arguments)
     except UserError as error:
-        Console(stderr=True).print(f"alignbench: {error}", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _complain(str(error), error.exit_code)
+    except OSError as error:
+        if error.strerror is None or (error.filename is None and error.errno != errno.ENOSPC):
+            raise
+        _complain(": ".join(filter(None, (error.filename, error.strerror.lower()))), EXIT_FAILED)
+
+
+def _complain(text: str, exit_code: int) -> NoReturn:
+    Console(stderr=True).print(f"alignbench: {text}", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -14,8 +13,10 @@ from rich.console import Console
 
 from alignbench import plan as planning
 from alignbench import plugins
+from alignbench.cli.output import print_json
 from alignbench.config import resolve
 from alignbench.errors import UserError
+from alignbench.folder import check_folder
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
 
@@ -72,6 +73,7 @@ def run(
         show_plan(plan, problems, as_json=as_json)
         raise typer.Exit(2 if problems else 0)
     refuse(plan, problems)
+    check_folder(folder, plan)
     if not resume and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} already holds this run", fix="leave --no-resume away, or choose --out")
     from alignbench import runner
@@ -112,7 +114,7 @@ def show_record(record: RunRecord, catalogue: Catalogue, folder: Path, *, as_jso
     """Print the before/after table, or the record itself."""
     console = Console()
     if as_json:
-        console.print_json(record.model_dump_json(by_alias=True))
+        print_json(record.model_dump(mode="json", by_alias=True))
         return
     from alignbench import leaderboard
     from alignbench.render import terminal
@@ -128,7 +130,7 @@ def show_plan(plan: planning.Plan, problems: list[planning.Problem], *, as_json:
     console = Console(soft_wrap=True)
     if as_json:
         values = {**plan.as_dict(), "problems": [vars(problem) for problem in problems]}
-        console.print_json(json.dumps(values))
+        print_json(values)
         return
     for line in [*plan_lines(plan), *problem_lines(problems)]:
         console.print(line, highlight=False, markup=False)

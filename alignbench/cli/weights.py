@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
+from alignbench.cli.output import print_json
 from alignbench.errors import EXIT_FAILED, UserError, suggest
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
@@ -50,7 +50,7 @@ def pretrain(
             progress.say(" · ".join(filter(None, (f"{stage} {done}/{total}", note))))
 
     manifest = import_target(PRETRAINABLE[model])(out, seed=seed, progress=report)
-    Console().print_json(json.dumps(manifest))
+    print_json(manifest)
 
 
 def verify(
@@ -67,7 +67,7 @@ def verify(
     console = Console()
     if as_json:
         rows = {name: [vars(row) for row in report.rows] for name, report in reports.items()}
-        console.print_json(json.dumps(rows))
+        print_json(rows)
     else:
         for name, report in reports.items():
             console.print(name, style="bold", markup=False)

@@ -16,6 +16,7 @@ import numpy as np
 
 from alignbench.errors import UserError, suggest
 from alignbench.registry.catalogue import import_target
+from alignbench.registry.members import OBJECT_MEMBERS, require
 from alignbench.registry.schema import DatasetCard, Scalar
 
 ProgressCallback = Callable[[int, int], None]
@@ -99,6 +100,7 @@ def open_dataset(
         cache_dir=cache_dir,
         progress=progress,
     )
+    require(f"dataset {card.title!r} ({card.target})", opened, OBJECT_MEMBERS["datasets"])
     return cast(ImageDataset, opened)
 
 

@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         resolved = resolve(given.reward, Catalogue.default())
         if resolved.spec.transforms or resolved.common["placement"] != "same":
             raise UserError(
-                "a server gives raw scores from where it runs", fix="write transforms and placement at the client"
+                "a server gives raw scores from where it runs",
+                fix="write transforms and placement at the client",
             )
         reward = build_raw(resolved, torch.device(given.device))
         server = serve(reward, given.host, given.port, name=resolved.name)

@@ -1,12 +1,13 @@
 """Build rewards from specifications: options, placement, texts, batches, masks, transforms and direction.
 
-What comes out is an `api.Reward` whose scores are such that *larger is better*, whatever the card's direction; if
-the card is a distance, it is an `api.Distance` too, whose distances are such that smaller is better.
+What comes out is an `api.Reward` whose scores are such that *larger is better*, whatever the card's
+direction; if the card is a distance, it is an `api.Distance` too, whose distances are such that smaller is
+better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,9 @@ from alignbench.registry.catalogue import Catalogue, import_target
 from alignbench.rewards import placement, remote, requests, transforms
 from alignbench.rewards.resolve import Resolved, require_packages, resolve
 
+PLACING = ("placement", "timeout", "retries")
+"""Common options that `place` reads."""
+
 
 def build(
     text: str,
@@ -27,6 +31,7 @@ def build(
     *,
     class_names: Callable[[], Sequence[str]] = tuple,
     image_size: int,
+    shared: MutableMapping[tuple[object, ...], placement.Placed] | None = None,
 ) -> api.Reward:
     """Build a reward.
 
@@ -34,9 +39,11 @@ def build(
         text: specification, `name(option=value, …)|transform(number, …)|…`.
         catalogue: where the cards are.
         device: of the images, and of the reward unless `placement` says otherwise.
-        class_names: gives the name of each class; called only for rewards that read a text. Without names such
-            rewards need requests that bring their own texts.
+        class_names: gives the name of each class; called only for rewards that read a text. Without names
+            such rewards need requests that bring their own texts.
         image_size: side of the images it will see.
+        shared: what was placed before. Specifications that differ in nothing but transforms, batch and texts
+            share one copy of their network.
 
     Returns:
         A reward; a card of scope `distance` that is not remote gives an `api.Distance` too.
@@ -53,7 +60,11 @@ def build(
             f"these have {image_size} px"
         )
     names = tuple(class_names()) if "text" in resolved.card.needs else ()
-    placed = place(resolved, device)
+    shared = {} if shared is None else shared
+    key = (resolved.name, *resolved.options.values(), *map(resolved.common.get, PLACING))
+    if key not in shared:
+        shared[key] = place(resolved, device)
+    placed = shared[key]
     is_distance = resolved.card.scope == "distance" and placed.device is not None
     return (BuiltDistance if is_distance else BuiltReward)(resolved, placed, names)
 
@@ -132,7 +143,7 @@ class BuiltReward:
         return api.Scores(scores.values.float().to(home), scores.valid.to(home))
 
     def _complete(self, request: api.ScoreRequest) -> api.ScoreRequest:
-        """Check that the request has what the reward needs; write texts from class names where it has none."""
+        """Check that the request has what the reward needs; write texts from class names if it has none."""
         card, name = self.resolved.card, self.resolved.name
         if card.scope == "distance" and request.reference is None:
             raise UserError(

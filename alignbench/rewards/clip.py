@@ -1,4 +1,4 @@
-"""Rewards on CLIP models of the transformers library: CLIP score, PickScore and the LAION aesthetic predictor."""
+"""Rewards on CLIP models of the transformers library: CLIP score, PickScore, LAION aesthetic predictor."""
 
 from __future__ import annotations
 
@@ -42,10 +42,12 @@ class Clip:
     def __init__(self, model: Path, processor: Path, device: torch.device, *, texts: bool) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-        self.model = CLIPModel.from_pretrained(model, dtype=torch.float32, local_files_only=True)
-        self.model.to(device).eval().requires_grad_(False)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(processor, local_files_only=True) if texts else None
-        pictures = CLIPImageProcessor.from_pretrained(processor, local_files_only=True)
+        network: Any = CLIPModel.from_pretrained(model, dtype=torch.float32, local_files_only=True)
+        self.model: Any = network.to(device).eval().requires_grad_(False)
+        self.tokenizer: Any = (
+            AutoTokenizer.from_pretrained(processor, local_files_only=True) if texts else None
+        )
+        pictures: Any = CLIPImageProcessor.from_pretrained(processor, local_files_only=True)
         side = self.model.config.vision_config.image_size
         self.preprocess = Preprocess(side, pictures.image_mean, pictures.image_std)
 
@@ -115,9 +117,7 @@ class Aesthetic:
 
 
 def build_clip_score(device: torch.device, *, model: str, revision: str, path: str) -> TextMatch:
-    folder = hub_folder(
-        "clip-score", model, revision, path, [*MODEL_FILES, *IMAGE_FILES, *TEXT_FILES]
-    )
+    folder = hub_folder("clip-score", model, revision, path, [*MODEL_FILES, *IMAGE_FILES, *TEXT_FILES])
     return TextMatch(Clip(folder, folder, device, texts=True), scaled=False)
 
 

@@ -45,7 +45,7 @@ def hub_folder(reward: str, repo: str, revision: str, given: str, files: Sequenc
     folder = store / "snapshots" / commit
     if not folder.is_dir():
         raise UserError(
-            f"reward {reward!r} needs {', '.join(names)} of {repo} at {revision}, and {store} has no such snapshot",
+            f"reward {reward!r} needs {', '.join(names)} of {repo} at {revision}; not in {store}",
             fix=fix,
         )
     return _with_files(reward, f"{repo} at {revision} in {folder}", folder, files, fix)
@@ -55,7 +55,8 @@ def _with_files(reward: str, place: str, folder: Path, files: Sequence[str], fix
     for alternatives in files:
         if not any((folder / name).is_file() for name in alternatives.split("|")):
             raise UserError(
-                f"reward {reward!r} needs {alternatives.replace('|', ' or ')}, which is not in {place}", fix=fix
+                f"reward {reward!r} needs {alternatives.replace('|', ' or ')}, which is not in {place}",
+                fix=fix,
             )
     return folder
 

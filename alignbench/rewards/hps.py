@@ -62,7 +62,9 @@ def build(device: torch.device, *, model: str, revision: str, path: str, checkpo
     config = _architecture(folder, open_clip.get_model_config(ARCHITECTURE))
     network = open_clip.CLIP(**config)
     try:
-        state = torch.load(folder / checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        state = torch.load(folder / checkpoint, map_location="cpu", weights_only=True, mmap=True)[
+            "state_dict"
+        ]
         network.load_state_dict(state)
     except Exception as error:  # torch.load raises whatever the damaged bytes suggest
         reason = str(error).splitlines()[0]

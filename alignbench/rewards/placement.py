@@ -1,4 +1,4 @@
-"""Where a reward is computed: beside the policy, lent to the device for each call, or on a device of its own."""
+"""Where a reward is computed: beside the policy, there on loan, or on a device of its own."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ def devices(placement: str, device: torch.device) -> tuple[torch.device, torch.d
         torch.empty(1, device=own)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"placement {placement!r} cannot be used: {str(error).splitlines()[0]}", fix=f"choose {PLACEMENTS}"
+            f"placement {placement!r} cannot be used: {str(error).splitlines()[0]}",
+            fix=f"choose {PLACEMENTS}",
         ) from error
     return own, own, False

@@ -3,8 +3,8 @@
     python -m alignbench.rewards hpsv2.1 --port 8731        # where the reward's packages and weights are
     --set method.rewards='hpsv2.1(placement=http://that-machine:8731)|scale(5)@1'
 
-The server gives raw scores; transforms and direction stay with the client. There is no authentication: bind it
-to an address that only trusted machines reach.
+The server gives raw scores; transforms and direction stay with the client. There is no authentication: bind
+it to an address that only trusted machines reach.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Refused(Exception):
 class RemoteReward:
     """The client: an `api.Reward` whose scores come from a server.
 
-    A request that fails, hangs, or is answered with rubbish is tried again; when all attempts are spent its images
-    are masked, and a warning says why. Scores carry no gradient.
+    A request that fails, hangs, or is answered with rubbish is tried again; when all attempts are spent its
+    images are masked, and a warning says why. Scores carry no gradient.
 
     Args:
         url: http://HOST:PORT.
@@ -151,8 +151,8 @@ def _shut(open_socket: socket.socket) -> None:
 def serve(reward: api.Reward, host: str, port: int, *, name: str) -> ThreadingHTTPServer:
     """Return a server for a reward, bound but not started: call `serve_forever`, later `shutdown`.
 
-    GET tells the reward's name; POST takes a request of `wire` and gives scores. Requests are scored one after
-    another. Port 0 takes a free one, see `server_address`.
+    GET tells the reward's name; POST takes a request of `wire` and gives scores. Requests are scored one
+    after another. Port 0 takes a free one, see `server_address`.
     """
     lock = threading.Lock()
 

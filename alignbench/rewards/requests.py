@@ -11,8 +11,8 @@ from torch import Tensor
 from alignbench import api
 
 RANGE = (-1.0, 2.0)
-"""A decoder may leave [0, 1] by as much as its width. Bytes leave it by more, and so do pictures in [-1, 1] as
-soon as one of their pixels is black."""
+"""A decoder may leave [0, 1] by as much as its width. Bytes leave it by more, and so do pictures in [-1, 1]
+as soon as one of their pixels is black."""
 
 
 def rows(request: api.ScoreRequest, part: slice) -> api.ScoreRequest:

@@ -1,4 +1,4 @@
-"""What a reward specification means: its card and the values of its options. Loads no weights and no torch."""
+"""What a reward specification means: its card and the values of its options. Loads no torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def common_options(card: RewardCard) -> dict[str, Option]:
     }
     if "text" in card.needs:
         options["class_prompt"] = Option(
-            default="a photo of {}", doc="Text of an image that has a class and no caption; {} is the class name."
+            default="a photo of {}",
+            doc="Text of an image that has a class and no caption; {} is the class name.",
         )
     return options
 

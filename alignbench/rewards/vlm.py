@@ -95,7 +95,7 @@ def build(
     folder = hub_folder("vlm-judge", model, revision, path, FILES)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    network = AutoModelForImageTextToText.from_pretrained(
+    network: Any = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=DTYPES[precision], local_files_only=True
     )
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)

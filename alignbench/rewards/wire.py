@@ -1,6 +1,6 @@
 """Score requests and scores as bytes: NumPy's .npz, never pickle; texts and metadata as JSON inside it.
 
-Images arrive exactly as they were sent: as bytes where every value is a multiple of 1/255, as float32 otherwise.
+Images arrive exactly as they were sent: as bytes where every value is a multiple of 1/255, or as float32.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ def load_scores(data: bytes, count: int) -> api.Scores:
     if set(arrays) != {"values", "valid"}:
         raise Malformed(f"not scores: it holds {', '.join(sorted(arrays)) or 'nothing'}")
     values, valid = arrays["values"], arrays["valid"]
-    if (values.shape, valid.shape) != ((count,), (count,)) or values.dtype != np.float32 or valid.dtype != bool:
+    if (
+        (values.shape, valid.shape) != ((count,), (count,))
+        or values.dtype != np.float32
+        or valid.dtype != bool
+    ):
         raise Malformed(f"{values.dtype} {values.shape} and {valid.dtype} {valid.shape} for {count} images")
     return api.Scores(torch.from_numpy(values.copy()), torch.from_numpy(valid.copy()))
 
