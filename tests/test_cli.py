@@ -32,10 +32,16 @@ def alignbench(*arguments: str, cwd: Path | None = None) -> subprocess.Completed
             ["run", "--method", "vapi", "--model", "lamagen-xxl"],
             "alignbench: no model named 'lamagen-xxl'. Did you mean llamagen-xxl",
         ),
-        ([*TINY, "--set", "method.clip=0.1"], "alignbench: no setting named 'method.clip'. Did you mean method.clip_range?"),
+        (
+            [*TINY, "--set", "method.clip=0.1"],
+            "alignbench: no setting named 'method.clip'. Did you mean method.clip_range?",
+        ),
         ([*TINY, "--set", "train.steps=many"], "alignbench: train.steps: 'many' is not a whole number"),
         ([*TINY, "--set", "model.policy=/nowhere/x.pt"], "/nowhere/x.pt"),
-        ([*TINY, "--data", "folder", "--set", "data.root=/nowhere"], "/nowhere is not a folder → --set data.root=PATH"),
+        (
+            [*TINY, "--data", "folder", "--set", "data.root=/nowhere"],
+            "/nowhere is not a folder → --set data.root=PATH",
+        ),
         (["list", "model"], "alignbench: no kind named 'model'. Did you mean models?"),
         (["show", "llamagen-xxxl"], "Did you mean llamagen-xxl"),
         (["leaderboard", "/nowhere"], "/nowhere does not exist"),

@@ -41,7 +41,10 @@ def test_precedence_is_default_recipe_flag(catalogue: Catalogue) -> None:
         ({"method": "vappi"}, "no method named 'vappi'. Did you mean vapi? See: alignbench list methods"),
         ({"model": "lamagen-xxl"}, "no model named 'lamagen-xxl'. Did you mean llamagen-xxl"),
         ({"dataset": "digits9"}, "no dataset named 'digits9'. Did you mean digits8?"),
-        ({"assignments": ["method.clip_rang=1"]}, "no setting named 'method.clip_rang'. Did you mean method.clip_range?"),
+        (
+            {"assignments": ["method.clip_rang=1"]},
+            "no setting named 'method.clip_rang'. Did you mean method.clip_range?",
+        ),
         ({"assignments": ["clip_rng=1"]}, "Did you mean method.clip_range?"),
         ({"assignments": ["train.lrr=1"]}, "Did you mean train.lr?"),
         ({"assignments": ["train.steps"]}, "not of the form key=value"),
@@ -94,9 +97,8 @@ def test_two_cards_of_one_name_are_an_error(tmp_path: Path) -> None:
 def test_a_broken_card_names_file_key_and_reason(tmp_path: Path) -> None:
     (tmp_path / "rewards").mkdir()
     file = tmp_path / "rewards" / "bad.toml"
-    file.write_text(
-        'title = "x"\ntarget = "a:b"\ndirection = "sideways"\ndifferentiable = true\nscope = "image"\nwat = 1\n'
-    )
+    lines = ['title = "x"', 'target = "a:b"', 'direction = "sideways"', "differentiable = true"]
+    file.write_text("\n".join([*lines, 'scope = "image"', "wat = 1"]))
     with pytest.raises(UserError) as caught:
         Catalogue([("here", tmp_path)]).reward("bad")
     assert str(file) in str(caught.value)

@@ -32,7 +32,8 @@ def test_the_driver_gives_the_same_at_one_and_two_ranks(tmp_path: Path) -> None:
 
 def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     arguments = [
-        "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny", "--steps", "4", "--no-eval",
+        "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny", "--steps", "4",
+        "--no-eval",
         "--set", "train.micro_batch=16",
     ]  # fmt: skip
     for ranks, start in ((1, [sys.executable]), (2, TORCHRUN)):
