@@ -16,6 +16,7 @@ from alignbench.errors import UserError
 from alignbench.parallel import choose_threads
 from alignbench.plan import Plan
 from alignbench.runner import build_model, load_export
+from alignbench.sampling import check_probabilities
 
 BATCH = 64
 
@@ -42,14 +43,17 @@ def draw(
         out: folder for `00000.png` … and `grid.png`.
 
     Raises:
-        UserError: class ids the model does not have, or a run without an export.
+        UserError: class ids the model does not have, a run without an export, or more images of an earlier
+            call in the folder than would be replaced.
+        RunFailed: the model's probabilities are not numbers.
     """
+    labels = _labels(classes, plan.model.num_classes or 1, number)
     choose_threads(plan.model.policy.parameters)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = build_model(plan, device)
     if run is not None:
         load_export(run, backbone)
-    labels = _labels(classes, plan.model.num_classes or 1, number)
+    _refuse_other_images(out, number)
     images = torch.cat([_images(backbone, labels, seed, ids, sampling, device) for ids in _chunks(number)])
     out.mkdir(parents=True, exist_ok=True)
     for image_id, image in enumerate(images):
@@ -57,6 +61,17 @@ def draw(
     path = out / "grid.png"
     grid.write_grid(path, [(f"{plan.config.model}, seed {seed}", images)])
     return path
+
+
+def _refuse_other_images(out: Path, number: int) -> None:
+    others = sorted(
+        path.name for path in out.glob("*.png") if path.stem.isdigit() and int(path.stem) >= number
+    )
+    if others:
+        raise UserError(
+            f"{out} holds {len(others)} images that {number} new ones would not replace, e.g. {others[0]}",
+            fix="remove them, or choose another folder with --out",
+        )
 
 
 def _chunks(number: int) -> list[range]:
@@ -86,4 +101,5 @@ def _images(
     uniforms = randomness.uniforms(seed, "sample-token", 0, ids, (backbone.num_tokens,))
     condition = ClassLabels(torch.from_numpy(np.asarray([labels[i] for i in ids])).to(device))
     rollout = backbone.generate(condition, torch.from_numpy(uniforms).to(device), sampling)
+    check_probabilities(rollout)
     return to_uint8(backbone.tokenizer.decode(rollout.tokens, backbone.grid)).cpu()

@@ -119,7 +119,7 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         problems += _weight_problems(config.model, weights)
     problems += _data_problems(catalogue, config, model)
     problems += _geometry_problems(config, world_size)
-    code = plugins.foreign_code(catalogue, _cards_used(catalogue, config, method, protocol))
+    code = plugins.foreign_code(catalogue, plugins.cards_used(catalogue, config, protocol))
     digest = digest_of(
         {
             "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
@@ -145,19 +145,6 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         problems=problems,
         plugins=code,
     )
-
-
-def _cards_used(
-    catalogue: Catalogue, config: RunConfig, method: MethodCard | None, protocol: ProtocolCard
-) -> list[tuple[str, str]]:
-    """(kind, name) of every card with code behind it that a run depends on."""
-    used = [("models", config.model), ("datasets", config.dataset), ("datasets", protocol.reference.dataset)]
-    used += [("evaluators", name) for name in protocol.evaluators]
-    if method is not None and config.method is not None:
-        used.append(("methods", config.method))
-        named = " ".join(str(config.section("method")[option]) for option in method.reward_options)
-        used += [("rewards", name) for name in catalogue.names("rewards") if name in named]
-    return used
 
 
 def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCard:

@@ -22,10 +22,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from alignbench.config import RunConfig
 from alignbench.errors import UserError, suggest
 from alignbench.registry.catalogue import SINGULAR, Catalogue, PluginFile, make_importable
 from alignbench.registry.members import CLASS_MEMBERS, check_method, require
-from alignbench.registry.schema import KINDS, Card, MethodCard
+from alignbench.registry.schema import KINDS, Card, MethodCard, ProtocolCard
 
 KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 """{what a class's card calls its kind: the kind}."""
@@ -83,6 +84,18 @@ def read(path: Path) -> PluginFile:
             fix='give the class an attribute card = {"kind": "method", "title": …}; see docs/plugins.md',
         )
     return PluginFile(path, digest, cards)
+
+
+def cards_used(catalogue: Catalogue, config: RunConfig, protocol: ProtocolCard) -> list[tuple[str, str]]:
+    """(kind, name) of every card with code behind it that a run depends on."""
+    used = [("models", config.model), ("datasets", config.dataset), ("datasets", protocol.reference.dataset)]
+    used += [("evaluators", name) for name in protocol.evaluators]
+    if config.method is not None:
+        used.append(("methods", config.method))
+        options = config.section("method")
+        named = [str(options[option]) for option in catalogue.method(config.method).reward_options]
+        used += [("rewards", word) for word in re.findall(r"[\w.-]+", " ".join(named))]
+    return used
 
 
 def foreign_code(catalogue: Catalogue, used: Iterable[tuple[str, str]]) -> tuple[Code, ...]:

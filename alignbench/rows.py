@@ -37,7 +37,7 @@ def identity(record: RunRecord) -> str:
     flat = values if isinstance(values, dict) else {}
     rest = {key: value for key, value in record.config.items() if key not in {"seed", "recipe", "values"}}
     rest.pop("protocol", None)  # how a run is evaluated is the table's business
-    content = {
+    content: dict[str, Any] = {
         "config": rest,
         "values": {
             key: value

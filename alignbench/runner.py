@@ -368,6 +368,8 @@ def load_export(run: Path, backbone: Backbone) -> None:
     Raises:
         UserError: the folder has no export, or it is of another model.
     """
+    if not run.is_dir():
+        raise UserError(f"{run} is not a run folder", fix="name the folder of a run that has trained")
     files = sorted((run / "export").glob("*.safetensors"))
     if not files:
         raise UserError(f"{run} has no exported weights", fix="name the folder of a run that has trained")

@@ -90,13 +90,11 @@ class Sweep:
 
 
 def text(value: Scalar) -> str:
-    """A value as `--set` takes it."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if _is_short(value) else str(value)
-
-
-def _is_short(value: Scalar) -> bool:
-    """A float that its short form gives back."""
-    return isinstance(value, float) and float(f"{value:g}") == value
+    """A value as `--set` takes it, floats in their short form where that loses nothing."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)
 
 
 def configurations(card: SweepCard, given: Mapping[str, str] | None = None) -> list[Configuration]:
@@ -134,7 +132,7 @@ def configurations(card: SweepCard, given: Mapping[str, str] | None = None) -> l
 
 def _check_row(card: SweepCard, row: SweepRow, given: Mapping[str, str]) -> None:
     where = f"sweep {card.title!r}, row {row.title!r}" if row.title else f"sweep {card.title!r}"
-    places = [card.grid, row.grid, row.values]
+    places: list[Mapping[str, object]] = [card.grid, row.grid, row.values]
     for key in {*card.grid, *row.grid, *row.values}:
         if sum(key in place for place in places) > 1:
             raise UserError(f"{where}: {key} is set twice")

@@ -55,30 +55,28 @@ def measure(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[Line]:
         lines.append(Line(configuration, runs, tuple(found), values, mean))
     if sweep.card.metric not in facts:
         return lines
-    groups: dict[str, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(line.configuration.row if sweep.card.choose == "row" else "", []).append(line)
-    marked = {
-        id(line): mark
-        for members in groups.values()
-        for line, mark in _marks(members, sweep.card.metric, facts[sweep.card.metric].direction)
-    }
-    return [replace(line, **marked.get(id(line), {})) for line in lines]
+    groups: dict[str, list[int]] = {}
+    for number, line in enumerate(lines):
+        groups.setdefault(line.configuration.row if sweep.card.choose == "row" else "", []).append(number)
+    for members in groups.values():
+        candidates = {
+            n: lines[n] for n in members if lines[n].complete and lines[n].values.get(sweep.card.metric)
+        }
+        if candidates:
+            best, tied = _choose(candidates, sweep.card.metric, facts[sweep.card.metric].direction)
+            for number in candidates:
+                lines[number] = replace(lines[number], best=number == best, tied=number in tied)
+    return lines
 
 
-def _marks(lines: Sequence[Line], metric: str, direction: str) -> list[tuple[Line, dict[str, bool]]]:
-    candidates = [line for line in lines if line.complete and line.values.get(metric)]
-    if not candidates:
-        return []
+def _choose(candidates: Mapping[int, Line], metric: str, direction: str) -> tuple[int, set[int]]:
+    """The number of the best line, and of those that it does not beat; single values cannot be tested."""
     sign = 1.0 if direction == "lower" else -1.0
-    means = {id(line): nested_interval(line.values[metric]).mean for line in candidates}
-    best = min(candidates, key=lambda line: sign * means[id(line)])
-    top, _ = units(best.values[metric])
-    marks = [(best, {"best": True})]
-    for line in candidates:
-        if line is not best and not difference(units(line.values[metric])[0], top).significant:
-            marks.append((line, {"tied": True}))
-    return marks
+    best = min(candidates, key=lambda n: sign * nested_interval(candidates[n].values[metric]).mean)
+    top, _ = units(candidates[best].values[metric])
+    others = {n: units(line.values[metric])[0] for n, line in candidates.items() if n != best}
+    compared = {n: difference(values, top) for n, values in others.items()}
+    return best, {n for n, found in compared.items() if found.tested and not found.significant}
 
 
 def _metrics(record: RunRecord, subject: str, setting: str) -> dict[str, list[float]]:
@@ -196,7 +194,8 @@ def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
         f"Made by `{shlex.join(command)}`. ± is a 95 % Student interval over training seeds, or over "
         "sampling seeds where there is one training seed. Bold is the best mean "
         f"{'of its row' if card.choose == 'row' else 'of all'}, = a configuration that it does not beat "
-        "significantly (Welch's t, 95 %, no correction for the number of comparisons).",
+        "significantly (Welch's t, 95 %, no correction for the number of comparisons; single values are not "
+        "tested).",
     ]
 
 

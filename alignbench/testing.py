@@ -85,7 +85,7 @@ def _gradients(parts: _Parts, pieces: list[Batch], step: int = 0) -> tuple[Tenso
     for piece, found in zip(pieces, collected, strict=True):
         loss = parts.method.loss(found.experience)
         share = loss.value * (len(piece) / len(parts.batch))
-        share.backward()  # type: ignore[no-untyped-call]
+        share.backward()
         total += share.detach()
     named = parts.module.named_parameters()
     return total, {name: value.grad.clone() for name, value in named if value.grad is not None}

@@ -188,9 +188,7 @@ class Catalogue:
         """
         known = self.found[kind]
         if name not in known and name in self.planned.get(kind, {}):
-            raise UserError(
-                f"{SINGULAR[kind]} {name!r} is not in this version: {self.planned[kind][name]}"
-            )
+            raise UserError(f"{SINGULAR[kind]} {name!r} is not in this version: {self.planned[kind][name]}")
         if name not in known:
             raise UserError(
                 f"no {SINGULAR[kind]} named {name!r}.{suggest(name, known)} See: alignbench list {kind}"

@@ -90,9 +90,7 @@ def check_method(what: str, target: Any, card: MethodCard) -> None:
     known = [field.name for field in fields(target.Config)]
     for name in card.options:
         if name not in known:
-            raise UserError(
-                f"{what}: the card's {name!r} is no field of Config.{suggest(name, known)}"
-            )
+            raise UserError(f"{what}: the card's {name!r} is no field of Config.{suggest(name, known)}")
     for name in known:
         if name not in card.options:
             raise UserError(f"{what}: Config.{name} is no option of the card.{suggest(name, card.options)}")

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from alignbench import plugins
+from alignbench import plugins, rows
 from alignbench.config import resolve
 from alignbench.errors import UserError
 from alignbench.plan import make_plan
-from alignbench.record import read
+from alignbench.record import PluginInfo, read
 from alignbench.registry import members
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.catalogue import SINGULAR, Catalogue
 
 ROOT = Path(__file__).parent.parent
 SHORT = [
@@ -123,39 +123,123 @@ def test_an_edited_file_is_another_run_and_a_moved_one_is_not(tmp_path: Path) ->
     assert plan_digest(file(tmp_path, METHOD + "\n# edited\n")) != first
 
 
+def test_a_leaderboard_pools_only_runs_of_the_same_code() -> None:
+    stored = read(ROOT / "tests" / "data" / "records" / "vapi-llamagen-tiny-s0-11111111.json")
+
+    def identity(path: str, digit: str) -> str:
+        info = PluginInfo(path=path, sha256=f"sha256:{digit * 64}")
+        return rows.identity(stored.model_copy(update={"plugins": [info]}))
+
+    assert identity("/here/a.py", "1") == identity("/there/a.py", "1")
+    assert identity("/here/a.py", "1") != identity("/here/a.py", "2")
+    assert identity("/here/a.py", "1") != rows.identity(stored)
+
+
 def test_without_plugins_nothing_changes_in_a_plan() -> None:
     config = resolve(Catalogue.default(), method="vapi", model="llamagen-tiny")
     assert make_plan(Catalogue.default(), config).plugins == ()
 
 
-def test_all_kinds_in_one_file(tmp_path: Path) -> None:
-    source = """
-class Half:
-    card = {"kind": "reward", "title": "Half", "direction": "higher", "differentiable": False,
-            "scope": "image"}
-    def score(self, request): ...
+OTHERS = '''
+"""A reward, an evaluator, a data set and a model in one file."""
+import numpy as np
+import torch
+from alignbench import api
+from alignbench.backbones import llamagen
+
+
+class Bright:
+    card = {"kind": "reward", "title": "Bright", "summary": "Mean pixel.", "direction": "higher",
+            "differentiable": False, "scope": "image"}
+
+    def __init__(self, device): ...
+
+    def score(self, request):
+        values = request.images.mean(dim=(1, 2, 3))
+        return api.Scores(values, torch.ones_like(values, dtype=torch.bool))
+
 
 class Count:
-    card = {"kind": "evaluator", "title": "Count", "name": "how-many",
+    card = {"kind": "evaluator", "name": "how-many", "title": "Count", "summary": "Images.",
             "metrics": {"count": {"title": "Count", "direction": "higher", "digits": 0}}}
-    def score(self, samples, reference): ...
+
+    def __init__(self, card, options, device): ...
+
+    def score(self, samples, reference):
+        return [api.Metric("count", float(len(samples)), len(samples))]
+
 
 class Squares:
-    card = {"kind": "dataset", "title": "Squares", "condition": "class", "splits": ["all"],
-            "train_split": "all"}
-    def __len__(self): ...
-    def load(self, index): ...
+    card = {"kind": "dataset", "title": "Squares", "summary": "Grey squares.", "condition": "class",
+            "splits": ["all"], "train_split": "all"}
+    num_classes, class_names, skipped, digest = 10, tuple("0123456789"), (), "sha256:" + "0" * 64
+    labels = np.arange(20) % 10
 
-def build(card, files, *, seed, device=None): ...
-build.card = {**MODEL, "kind": "model", "name": "other-tiny"}
-"""
+    def __init__(self, *, split, image_size, num_classes, options, workers, cache_dir, progress):
+        self.size = image_size
+
+    def __len__(self):
+        return 20
+
+    def load(self, index):
+        return np.full((self.size, self.size, 3), 12 * index, dtype=np.uint8), int(self.labels[index])
+
+
+def build(card, files, *, seed, device=None):
+    return llamagen.build(card, files, seed=seed, device=device)
+
+
+build.card = {**MODEL, "kind": "model", "name": "other-tiny", "title": "Other"}
+'''
+
+
+def others(folder: Path) -> Path:
     model = Catalogue.default().model("llamagen-tiny").model_dump(mode="json", exclude={"target"})
-    plugin = file(tmp_path, f"MODEL = {model!r}\n{source}")
-    catalogue = plugins.catalogue([plugin])
-    assert "half" in catalogue.names("rewards") and "squares" in catalogue.names("datasets")
-    assert catalogue.model("other-tiny").target and "count" in catalogue.metric_facts()
-    built = members.load(catalogue, "evaluators", "how-many")
-    assert built.__name__ == "Count" and catalogue.found["evaluators"]["how-many"].path == plugin
+    return file(folder, f"MODEL = {model!r}\n{OTHERS}", "others.py")
+
+
+def test_reward_and_data_set_of_a_file_train(tmp_path: Path) -> None:
+    done = alignbench(
+        "run", "--method", "ar-grpo", "--set", "method.rewards=bright@1", "--data", "squares", "--no-eval",
+        *SHORT, "--plugin", str(others(tmp_path)), out=tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = read(tmp_path / "run")
+    assert record.data is not None and record.data.name == "squares" and record.data.count == 20
+    assert record.train is not None and set(record.train.reward_calls) == {"bright"}
+
+
+def test_model_and_evaluator_of_a_file_are_used(tmp_path: Path) -> None:
+    protocol = Catalogue.default().found["protocols"]["digits8"].path.read_text(encoding="utf-8")
+    protocol = protocol.replace('["distribution-digits"]', '["how-many"]').replace('"fd-digits"', '"count"')
+    (tmp_path / "cards" / "protocols").mkdir(parents=True)
+    (tmp_path / "cards" / "protocols" / "counted.toml").write_text(protocol, encoding="utf-8")
+    done = alignbench(
+        "evaluate", "--model", "other-tiny", "--protocol", "counted", "--set", "protocol.samples=30",
+        "--set", "protocol.settings=t1", "--set", "protocol.seeds=0", "--plugin", str(others(tmp_path)),
+        "--plugin", str(tmp_path / "cards"), out=tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = read(tmp_path / "run")
+    assert [one.metrics for one in record.results] == [
+        {"count": [30.0]}
+    ] and record.model.name == "other-tiny"
+    assert "Count" in done.stdout
+
+
+def test_what_is_built_must_have_its_members(tmp_path: Path) -> None:
+    source = """
+def build(device):
+    return object()
+
+build.card = {"kind": "reward", "title": "Empty", "name": "empty", "direction": "higher",
+              "differentiable": False, "scope": "image"}
+"""
+    done = alignbench(
+        "run", "--method", "ar-grpo", "--set", "method.rewards=empty", "--no-eval", *SHORT,
+        "--plugin", str(file(tmp_path, source)), out=tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 2 and "reward 'empty'" in done.stderr and "lacks score" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -187,6 +271,13 @@ def test_a_broken_file_ends_in_one_line(tmp_path: Path) -> None:
     done = alignbench("run", "--method", "mine", "--plugin", broken, *SHORT)
     assert done.returncode == 2 and "Traceback" not in done.stderr and broken in done.stderr
     assert alignbench("list", "methods", "--plugin", str(tmp_path / "none.py")).returncode == 2
+
+
+def test_the_documentation_lists_every_member() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    for kind, names in members.OBJECT_MEMBERS.items():
+        assert all(f"`{name}`" in rows[SINGULAR[kind]] for name in names), kind
 
 
 # --- an installed package -------------------------------------------------------------------------
@@ -229,6 +320,20 @@ def test_a_package_that_cannot_be_imported_breaks_only_itself(tmp_path: Path) ->
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "method 'theirs-method'" in done.stderr and "RuntimeError: half installed" in done.stderr
+
+
+def test_an_entry_point_may_name_an_inner_package_or_nothing_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = package(tmp_path / "site")
+    (site / "theirs" / "inner").mkdir()
+    (site / "theirs" / "registry").rename(site / "theirs" / "inner" / "registry")
+    entries = "[alignbench]\ninner = theirs.inner\ngone = not_there_any_more\n"
+    (site / "theirs-1.0.dist-info" / "entry_points.txt").write_text(entries)
+    (site / "theirs" / "__init__.py").write_text("raise RuntimeError('half installed')")
+    monkeypatch.syspath_prepend(str(site))
+    found = Catalogue.default().found["methods"]["theirs-method"]
+    assert found.origin == "inner" and found.path.is_relative_to(site / "theirs" / "inner")
 
 
 def test_a_package_method_without_a_member_is_named(tmp_path: Path) -> None:

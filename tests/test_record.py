@@ -197,6 +197,7 @@ SECTIONS = {
     "ProtocolRef": "`results[]`",
     "SettingRef": "`results[]`",
     "EnvironmentInfo": "`environment`",
+    "PluginInfo": "`plugins[]`",
 }
 
 

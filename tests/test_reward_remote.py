@@ -42,8 +42,10 @@ def running(server: socketserver.BaseServer) -> Iterator[str]:
         thread.join()
 
 
-def served(reward: Any, name: str = "toy") -> contextlib.AbstractContextManager[str]:
-    return running(serve(reward, "127.0.0.1", 0, name=name))
+def served(
+    reward: Any, name: str = "toy", options: dict[str, Any] | None = None
+) -> contextlib.AbstractContextManager[str]:
+    return running(serve(reward, "127.0.0.1", 0, name=name, options=options or {}))
 
 
 class Script(socketserver.ThreadingTCPServer):
@@ -256,7 +258,7 @@ def test_a_remote_placement_keeps_transforms_and_direction_at_home(tmp_path: Pat
 
 def test_a_batch_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     cards = catalogue(tmp_path, "NotHere")
-    name = says("200 OK", b'{"reward": "toy"}')
+    name = says("200 OK", b'{"reward": "toy", "options": {}}')
     first, last = (says("200 OK", good([value] * 2, [True] * 2)) for value in (1.0, 3.0))
     server = Script(name, first, BAD["fails"], last)
     with running(server) as url:
@@ -297,7 +299,7 @@ def test_the_command_serves_a_reward_until_interrupted(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(remote, "ThreadingHTTPServer", Once)
     rewards_main(["pixel-mse", "--port", "0", "--device", "cpu"])
-    assert answers == [b'{"reward": "pixel-mse"}']
+    assert answers == [b'{"reward": "pixel-mse", "options": {}}']
 
 
 @pytest.mark.parametrize("spec", ["pixel-msee", "pixel-mse|scale(2)", "pixel-mse(placement=offload)"])
@@ -306,6 +308,19 @@ def test_the_command_refuses_what_it_cannot_serve(spec: str, capsys: pytest.Capt
         rewards_main([spec])
     assert stopped.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_both_sides_must_agree_on_the_options(tmp_path: Path) -> None:
+    options = "".join(
+        f'[options.{name}]\ndefault = "{default}"\ndoc = "."\n'
+        for name, default in {"question": "Sharp?", "path": ""}.items()
+    )
+    cards = catalogue(tmp_path, "NotHere", more=options)
+    there = {"question": "Nice?", "path": "/weights"}
+    with served(Brightness(CPU), options=there) as url:
+        assert build(f"toy(question=Nice?,placement={url})", cards, CPU, image_size=8)
+        with pytest.raises(UserError, match=r"with question = 'Nice\?', not 'Sharp\?'"):
+            build(f"toy(placement={url})", cards, CPU, image_size=8)
 
 
 def test_a_remote_distance_scores_and_is_no_distance(tmp_path: Path) -> None:

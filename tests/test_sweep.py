@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from alignbench.errors import UserError
 from alignbench.plan import make_plan
 from alignbench.progress import Progress
 from alignbench.record import RunRecord, read
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.catalogue import Catalogue, read_card
 from alignbench.registry.schema import SweepCard
+from alignbench.statistics import Interval
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = Catalogue.default()
@@ -36,8 +38,9 @@ SMALL = {
 
 def card(**changes: Any) -> SweepCard:
     base = {
-        "title": "Small", "source": "a test", "model": "llamagen-tiny", "method": "ntp", "metric": "fd-digits",
-        "setting": "t1", "seeds": [0, 1], "values": SMALL, "grid": {"train.lr": [1e-4, 1e-3]},
+        "title": "Small", "source": "a test", "model": "llamagen-tiny", "method": "ntp",
+        "metric": "fd-digits", "setting": "t1", "seeds": [0, 1], "values": SMALL,
+        "grid": {"train.lr": [1e-4, 1e-3]},
     }  # fmt: skip
     return SweepCard.model_validate({**base, **changes})
 
@@ -266,6 +269,14 @@ def test_choose_row_marks_one_in_each_row_and_counts_the_trials(tmp_path: Path) 
     )
 
 
+def test_single_values_are_ordered_and_not_called_ties(tmp_path: Path) -> None:
+    made = plan(tmp_path, seeds=[0])
+    fake(made, {(0, 0): [38.63], (1, 0): [7.65]})
+    lines = sweep_table.measure(made, CATALOGUE.metric_facts())
+    assert [(line.best, line.tied) for line in lines] == [(False, False), (True, False)]
+    assert lines[1].interval("fd-digits") == Interval(7.65, None, None, 1, "sampling seeds")
+
+
 # --- shipped sweeps -------------------------------------------------------------------------------
 
 
@@ -293,7 +304,10 @@ def switches(name: str) -> list[dict[str, Any]]:
     return [{key: v for key, v in line.values.items() if key.startswith("method.")} for line in lines]
 
 
-@pytest.mark.parametrize(("figure", "large"), [("table4", "llamagen-xxl"), ("fig4", "llamagen-xxl"), ("table5", "llamagen-xl-t2i")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("figure", "large"),
+    [("table4", "llamagen-xxl"), ("fig4", "llamagen-xxl"), ("table5", "llamagen-xl-t2i")],
+)
 def test_both_variants_switch_the_same(figure: str, large: str) -> None:
     assert switches(f"{figure}-llamagen-tiny") == switches(f"{figure}-{large}")
 
@@ -328,6 +342,20 @@ def test_every_method_gets_the_same_number_of_trials_on_the_validation_split() -
     assert sorted(trials) == methods
     assert {len(members) for members in trials.values()} == {5}
     assert all(list(line.point) == ["train.lr"] for line in lines)
+
+
+def test_the_documented_file_and_counts(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    file = tmp_path / "doc.toml"
+    file.write_text(block, encoding="utf-8")
+    documented = cast(SweepCard, read_card(file, "sweeps"))
+    assert len(sweep.make(CATALOGUE, "doc", documented, out=tmp_path).runs) == 12
+    for names, numbers in re.findall(r"^\| (`.*?`) \|.*\| ([\d, ]+) \|$", text, flags=re.MULTILINE):
+        for name, number in zip(names.replace("`", "").split(", "), numbers.split(", "), strict=True):
+            one = CATALOGUE.sweep(name)
+            assert len(sweep.configurations(one)) * len(one.seeds) == int(number), name
+    assert all(f"`{name}`" in text for name in CATALOGUE.names("sweeps"))
 
 
 def test_a_name_without_a_model_means_the_embedded_one() -> None:

@@ -49,9 +49,11 @@ def test_everything_of_the_tree_is_in_it(names: set[str]) -> None:
         expected |= {f"alignbench/{path.relative_to(ROOT)}" for path in files}
     expected |= {
         str(path.relative_to(ROOT))
-        for path in (ROOT / "alignbench" / "weights").glob("*/*")
+        for folder in ("weights", "templates")
+        for path in (ROOT / "alignbench" / folder).glob("*/*")
         if path.is_file()
     }
+    assert "alignbench/templates/method/module.py.tmpl" in expected
     assert "alignbench/registry/methods/vapi.toml" in expected
     assert expected - names == set()
 

@@ -12,7 +12,9 @@ from rich.console import Console
 from alignbench import plan as planning
 from alignbench import plugins
 from alignbench.cli.run import DEFAULT_OUT, PLUGIN_HELP, plan_lines, refuse, show_plan, show_record
-from alignbench.config import resolve
+from alignbench.config import RunConfig, resolve
+from alignbench.errors import UserError
+from alignbench.folder import check_folder
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
 
@@ -31,14 +33,16 @@ def evaluate(
     """Sample a model under a protocol and score it: a base row for the leaderboard."""
     catalogue = plugins.catalogue(plugin)
     config = resolve(catalogue, method=None, model=model, protocol=protocol, assignments=assignments)
+    only(config, "model", "protocol")
     plan = planning.make_plan(catalogue, config)
     if dry_run:
         show_plan(plan, plan.problems, as_json=as_json)
         raise typer.Exit(2 if plan.problems else 0)
     refuse(plan, plan.problems)
+    folder = out or DEFAULT_OUT / plan.id
+    check_folder(folder, plan)
     from alignbench import runner
 
-    folder = out or DEFAULT_OUT / plan.id
     job = runner.Job(plan, catalogue, folder, command=shlex.join(["alignbench", *sys.argv[1:]]))
     progress = Progress()
     for line in plan_lines(plan):
@@ -62,6 +66,7 @@ def sample(
     """Draw images from a model, or from what a run made of it, into PNG files and a grid."""
     catalogue = Catalogue.default()
     config = resolve(catalogue, method=None, model=model, assignments=assignments)
+    only(config, "model")
     plan = planning.make_plan(catalogue, config, evaluates=False)
     refuse(plan, plan.problems)
     from alignbench import drawing
@@ -72,3 +77,14 @@ def sample(
         plan, run=run, number=number, seed=seed, classes=labels, sampling=sampling, out=out
     )
     Console().print(f"{number} images in {out}, all of them in {written}", highlight=False, soft_wrap=True)
+
+
+def only(config: RunConfig, *sections: str) -> None:
+    """Refuse values that nothing would read.
+
+    Raises:
+        UserError: naming the first such key.
+    """
+    for key in config.changed():
+        if key.partition(".")[0] not in sections:
+            raise UserError(f"{key} changes nothing here", fix="leave it out")

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 fix="write transforms and placement at the client",
             )
         reward = build_raw(resolved, torch.device(given.device))
-        server = serve(reward, given.host, given.port, name=resolved.name)
+        server = serve(reward, given.host, given.port, name=resolved.name, options=resolved.options)
     except (UserError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     host, port = server.server_address[:2]

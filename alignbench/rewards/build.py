@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
+from alignbench.registry import members
 from alignbench.registry.catalogue import Catalogue, import_target
 from alignbench.rewards import placement, remote, requests, transforms
 from alignbench.rewards.resolve import Resolved, require_packages, resolve
@@ -76,6 +77,7 @@ def place(resolved: Resolved, device: torch.device) -> placement.Placed:
         client = remote.connect(
             where,
             resolved.name,
+            resolved.options,
             timeout=float(resolved.common["timeout"]),
             retries=int(resolved.common["retries"]),
         )
@@ -88,10 +90,18 @@ def build_raw(resolved: Resolved, device: torch.device) -> Any:
     """Call the card's target.
 
     Raises:
-        UserError: a missing package, or whatever the reward misses.
+        UserError: a missing package, code that does not import or has no `score`, or whatever the reward
+            misses.
     """
     require_packages(resolved.name, resolved.card)
-    return import_target(resolved.card.target)(device, **resolved.options)
+    what = f"reward {resolved.name!r}"
+    try:
+        target = import_target(resolved.card.target)
+    except UserError as error:
+        raise UserError(f"{what}: {error.what}") from error
+    raw = target(device, **resolved.options)
+    members.require(f"{what} ({resolved.card.target})", raw, members.OBJECT_MEMBERS["rewards"])
+    return raw
 
 
 @dataclass(frozen=True)

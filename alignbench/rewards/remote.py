@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
@@ -90,21 +90,37 @@ class RemoteReward:
         return api.Scores(nothing, torch.zeros_like(nothing, dtype=torch.bool))
 
 
-def connect(url: str, name: str, *, timeout: float, retries: int) -> RemoteReward:
+def connect(
+    url: str, name: str, options: Mapping[str, object], *, timeout: float, retries: int
+) -> RemoteReward:
     """Return a client after asking the server what it serves.
 
+    Args:
+        url: http://HOST:PORT.
+        name: reward it should serve.
+        options: of the card, which the server must agree with; empty texts (paths) are its own business.
+        timeout: see `RemoteReward`.
+        retries: see `RemoteReward`.
+
     Raises:
-        UserError: nobody answers there, or with another reward.
+        UserError: nobody answers there, or with another reward or other options.
     """
     fix = f"start it there: python -m alignbench.rewards {name} --host ADDRESS --port PORT"
     try:
-        served = json.loads(exchange(url, "GET", b"", timeout=timeout))["reward"]
+        answer = json.loads(exchange(url, "GET", b"", timeout=timeout))
+        served, settings = answer["reward"], dict(answer["options"])
     except (Refused, OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"reward {name!r}: no reward server answers at {url} ({type(error).__name__}: {error})", fix=fix
         ) from error
     if served != name:
         raise UserError(f"the server at {url} serves reward {served!r}, not {name!r}", fix=fix)
+    for key, wanted in options.items():
+        if wanted != "" and settings.get(key) != wanted:
+            raise UserError(
+                f"the server at {url} serves {name} with {key} = {settings.get(key)!r}, not {wanted!r}",
+                fix="give both sides the same options",
+            )
     return RemoteReward(url, name, timeout=timeout, retries=retries)
 
 
@@ -148,17 +164,19 @@ def _shut(open_socket: socket.socket) -> None:
 # --- server ---------------------------------------------------------------------------------------
 
 
-def serve(reward: api.Reward, host: str, port: int, *, name: str) -> ThreadingHTTPServer:
+def serve(
+    reward: api.Reward, host: str, port: int, *, name: str, options: Mapping[str, object]
+) -> ThreadingHTTPServer:
     """Return a server for a reward, bound but not started: call `serve_forever`, later `shutdown`.
 
-    GET tells the reward's name; POST takes a request of `wire` and gives scores. Requests are scored one
-    after another. Port 0 takes a free one, see `server_address`.
+    GET tells name and options of the reward; POST takes a request of `wire` and gives scores. Requests are
+    scored one after another. Port 0 takes a free one, see `server_address`.
     """
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(200, json.dumps({"reward": name}).encode())
+            self._answer(200, json.dumps({"reward": name, "options": dict(options)}).encode())
 
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")

@@ -208,7 +208,9 @@ def test_placements_change_no_score(case: Case, reward: BuiltReward) -> None:
     expected = reward.score(given).values
     for where in ("offload", "cpu"):
         assert close(case.build(f"placement={where}").score(given).values, expected)
-    with running(serve(reward.placed.raw, "127.0.0.1", 0, name=case.name)) as url:
+    with running(
+        serve(reward.placed.raw, "127.0.0.1", 0, name=case.name, options=reward.resolved.options)
+    ) as url:
         assert close(case.build(f"placement={url}").score(given).values, expected)
 
 
