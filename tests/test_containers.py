@@ -118,7 +118,9 @@ class Unsafe:
 
 
 @pytest.mark.parametrize(
-    "content", [Unsafe(), {"model": Unsafe()}, [1, 2], {"epoch": 3}, {}, torch.ones(2)], ids=str
+    "content",
+    [Unsafe(), {"model": Unsafe()}, [1, 2], {"epoch": 3}, {}, torch.ones(2)],
+    ids=["object", "object-inside", "list", "no-weights", "empty", "tensor"],
 )
 def test_files_without_weights_are_refused(tmp_path: Path, content: object, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -71,6 +72,8 @@ app.command("sweep")(sweep.sweep)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every expected error ends in one line on standard error."""
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]  # a terminal that does not know its width; rich would print nothing
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without π or → is no reason to stop

@@ -15,4 +15,4 @@ def print_json(value: Any) -> None:
     """
     console = Console()
     strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
-    console.print_json(data=strict, ensure_ascii=not console.encoding.startswith("utf"))
+    console.print_json(data=strict, highlight=False, ensure_ascii=not console.encoding.startswith("utf"))
