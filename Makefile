@@ -11,7 +11,7 @@ demo: $(DEMO)/.installed
 	$(DEMO)/bin/alignbench run --method vapi --model llamagen-tiny
 
 test: $(DEV)/.installed
-	$(DEV)/bin/python -m pytest
+	$(DEV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(DEV)/.installed
 	$(DEV)/bin/ruff check .

@@ -129,7 +129,7 @@ class RunConfig:
 def digest_of(content: Any) -> str:
     """SHA-256 of the canonical JSON of plain data."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # a path may hold any bytes
 
 
 def protocol_digest(card: ProtocolCard) -> str:

@@ -11,11 +11,11 @@ from PIL import Image
 
 from alignbench import grid, randomness
 from alignbench.api import Backbone, ClassLabels, Sampling
+from alignbench.assembly import build_model, load_export
 from alignbench.backbones.pixels import to_uint8
 from alignbench.errors import UserError
 from alignbench.parallel import choose_threads
 from alignbench.plan import Plan
-from alignbench.runner import build_model, load_export
 from alignbench.sampling import check_probabilities
 
 BATCH = 64

@@ -7,6 +7,7 @@ checkpoints/step-000120/  export/policy.safetensors  samples/…  metrics/…
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignbench.errors import EXIT_FAILED, UserError
+from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, UserError
 from alignbench.files import remove_leftovers, write_atomic
 from alignbench.plan import Plan
 
@@ -100,5 +101,5 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"{folder} cannot be written: {(error.strerror or str(error)).lower()}",
         fix="choose another folder with --out",
-        exit_code=EXIT_FAILED,
+        exit_code=EXIT_FAILED if error.errno == errno.ENOSPC else EXIT_NOT_RUNNABLE,
     )

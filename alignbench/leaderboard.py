@@ -247,7 +247,7 @@ def _differences(files: Mapping[str, str], out_dir: Path) -> dict[str, str]:
         elif path.read_bytes() != text.encode():
             found[name] = "differs from what its records give"
     for path in sorted(out_dir.glob("*.md")):
-        if path.name not in files and path.read_text(encoding="utf-8").startswith(markdown.MARKER):
+        if path.name not in files and path.read_bytes().startswith(markdown.MARKER.encode()):
             found[path.name] = "no record supports it"
     for path in sorted((out_dir / "records").glob("*.json")):
         if f"records/{path.name}" not in files:

@@ -302,7 +302,7 @@ def read(place: Path) -> RunRecord:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is not readable JSON: {error}", fix="run the same command again to make it anew"
+            f"{path} is not readable JSON: {error}", fix="remove it, or make its run again"
         ) from error
     return _parse(values, path)
 

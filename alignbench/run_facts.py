@@ -28,7 +28,7 @@ from alignbench.rewards.resolve import resolve
 from alignbench.specs import parse_terms
 
 if TYPE_CHECKING:
-    from alignbench.runner import Job
+    from alignbench.job import Job
 
 
 def weights_digest(weights: dict[str, str]) -> str:

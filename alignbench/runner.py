@@ -9,55 +9,33 @@ import contextlib
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
 
 from alignbench import evaluation, folder, grid, hub, report, run_facts
-from alignbench.api import Backbone, Method, Reward, Updates
-from alignbench.backbones.containers import load_strict, read_state_dict
-from alignbench.data import ImageDataset, open_dataset
+from alignbench.assembly import (
+    build_method,
+    build_model,
+    load_export,
+    open_training_data,
+    role_of,
+    trained_module,
+)
+from alignbench.data import open_dataset
 from alignbench.data.reference import DatasetImages
 from alignbench.data.stream import Stream
 from alignbench.driver import Driver, Interrupted, parameter_groups
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
 from alignbench.files import write_atomic
+from alignbench.job import Job
 from alignbench.parallel import Parallel, choose_threads
-from alignbench.plan import Plan
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, DataInfo, RunRecord, read, write
-from alignbench.registry import members
-from alignbench.registry.catalogue import Catalogue, import_target
-from alignbench.rewards.build import build as build_reward
-from alignbench.rewards.class_names import class_names
-from alignbench.rewards.placement import Placed
 from alignbench.stopping import StopOnSignal
-
-DEFAULT_OUT = Path("runs")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A plan and how to carry it out; nothing here changes a result."""
-
-    plan: Plan
-    catalogue: Catalogue
-    out: Path
-    """The run folder."""
-    command: str
-    """What the user typed."""
-    checkpoint_every: int = 20
-    workers: int = 0
-    """Threads that decode images in the background; 0: none."""
-
-    @property
-    def cache(self) -> Path:
-        return hub.cache_root()
 
 
 def run(job: Job, progress: Progress) -> RunRecord:
@@ -152,75 +130,10 @@ def _note(status: Literal["partial", "failed"], facts: run_facts.Facts, job: Job
 # --- training -------------------------------------------------------------------------------------
 
 
-def build_model(plan: Plan, device: torch.device) -> Backbone:
-    """Build the model as it is before training."""
-    build = import_target(str(plan.model.target))
-    files = None if plan.random_weights else {role: status.path for role, status in plan.weights.items()}
-    backbone: Backbone = build(plan.model, files, seed=0, device=device)
-    members.require(f"model {plan.config.model!r}", backbone, members.OBJECT_MEMBERS["models"])
-    return backbone
-
-
-def open_training_data(job: Job, progress: Progress) -> ImageDataset:
-    """Open the training split and say what was left out."""
-    card = job.catalogue.dataset(job.plan.config.dataset)
-    dataset = open_dataset(
-        card,
-        split=card.train_split,
-        image_size=job.plan.model.image_size,
-        num_classes=job.plan.model.num_classes,
-        options=job.plan.config.section("data"),
-        workers=job.workers,
-        cache_dir=job.cache / "data",
-    )
-    for skipped in dataset.skipped[:5]:
-        progress.say(f"left out {skipped.path}: {skipped.reason}")
-    if dataset.skipped:
-        listed = job.out / "left-out.txt"
-        write_atomic(listed, "".join(f"{skipped.path}: {skipped.reason}\n" for skipped in dataset.skipped))
-        progress.say(f"left out {len(dataset.skipped)} unreadable images in all; see {listed}")
-    return dataset
-
-
-def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
-    """Build the method from its card and the resolved options.
-
-    Raises:
-        UserError: the method's class lacks what the interface needs, or its options contradict each other.
-    """
-    name = job.plan.config.method
-    assert name is not None
-    target = members.load_method(job.catalogue, name)
-
-    shared: dict[tuple[object, ...], Placed] = {}
-
-    def reward(spec: str) -> Reward:
-        return build_reward(
-            spec,
-            job.catalogue,
-            device,
-            class_names=lambda: class_names(job.catalogue.dataset(job.plan.config.dataset)),
-            image_size=job.plan.model.image_size,
-            shared=shared,
-        )
-
-    config = target.Config(**job.plan.config.section("method"))
-    method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)
-    return method
-
-
-def trained_module(backbone: Backbone, updates: Updates) -> nn.Module:
-    """Return what a method trains; afterwards gradients reach that and nothing else of the backbone."""
-    decoder = backbone.tokenizer.trainable_decoder()
-    backbone.policy.requires_grad_(updates == "policy")
-    decoder.requires_grad_(updates == "decoder")
-    return backbone.policy if updates == "policy" else decoder
-
-
 def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progress) -> None:
     plan = job.plan
     assert plan.method is not None
-    export = job.out / "export" / f"{_role(plan)}.safetensors"
+    export = job.out / "export" / f"{role_of(plan)}.safetensors"
     dataset = open_training_data(job, progress)
     facts.data = DataInfo(
         name=plan.config.dataset,
@@ -272,8 +185,8 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
             facts.totals = driver.totals
             raise
     if parallel.is_main:
-        _save_export(backbone.export()[_role(plan)], export)
-        facts.exports = {_role(plan): f"sha256:{hub.file_sha256(export)}"}
+        _save_export(backbone.export()[role_of(plan)], export)
+        facts.exports = {role_of(plan): f"sha256:{hub.file_sha256(export)}"}
     parallel.barrier()
 
 
@@ -288,12 +201,6 @@ def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:
             f"{path} cannot be written: {error}", fix="free some space and run the same command again"
         ) from error
     temporary.replace(path)
-
-
-def _role(plan: Plan) -> str:
-    """Which file a method changes."""
-    assert plan.method is not None
-    return "policy" if plan.method.updates == "policy" else "tokenizer"
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -360,22 +267,6 @@ def _shared_results(job: Job, progress: Progress) -> Path | None:
         "→ set ALIGNBENCH_CACHE to a folder you can write to"
     )
     return None
-
-
-def load_export(run: Path, backbone: Backbone) -> None:
-    """Put a run's exported weights into a backbone.
-
-    Raises:
-        UserError: the folder has no export, or it is of another model.
-    """
-    if not run.is_dir():
-        raise UserError(f"{run} is not a run folder", fix="name the folder of a run that has trained")
-    files = sorted((run / "export").glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{run} has no exported weights", fix="name the folder of a run that has trained")
-    for file in files:
-        module: Any = backbone.policy if file.stem == "policy" else backbone.tokenizer
-        load_strict(module, read_state_dict(file), name=str(file))
 
 
 def _picture(job: Job, evaluated: evaluation.Evaluation, subject: str) -> tuple[str, torch.Tensor]:

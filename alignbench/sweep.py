@@ -266,9 +266,10 @@ def carry_out(
 def _carry_out_one(run: SweepRun, catalogue: Catalogue, progress: Progress, workers: int) -> str:
     """Do one run; return why it failed, or nothing."""
     from alignbench import runner
+    from alignbench.job import Job
 
     _forget_memory()
-    job = runner.Job(run.plan, catalogue, run.folder, command=run.command, workers=workers)
+    job = Job(run.plan, catalogue, run.folder, command=run.command, workers=workers)
     try:
         runner.run(job, progress)
     except UserError as error:

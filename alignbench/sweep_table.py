@@ -214,9 +214,23 @@ def _notes(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> 
         notes.append(f"- Configurations tried: {counts}.")
         for line in (line for line in lines if line.best):
             point = ", ".join(f"{key} = {text(value)}" for key, value in line.configuration.point.items())
-            notes.append(f"- Chosen for {line.configuration.row}: {point}.")
+            edge = ", ".join(_edges(line, lines))
+            remark = f", at the edge of what was tried ({edge})" if edge else ""
+            notes.append(f"- Chosen for {line.configuration.row}: {point}{remark}.")
     notes += [f"- Failed: {name}: {reason}" for name, reason in failures.items()]
     return notes
+
+
+def _edges(best: Line, lines: Sequence[Line]) -> list[str]:
+    """Numeric axes of its row on which a line is the smallest or largest: a wider grid might do better."""
+    row = [line.configuration.point for line in lines if line.configuration.row == best.configuration.row]
+    found = []
+    for key, value in best.configuration.point.items():
+        tried = {point[key] for point in row if key in point}
+        numeric = all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried)
+        if numeric and len(tried) > 1 and value in (min(tried), max(tried)):
+            found.append(key)
+    return found
 
 
 def _cell(interval: Interval | None, fact: MetricFact) -> str:

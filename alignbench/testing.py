@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignbench import runner
+from alignbench import assembly, runner
 from alignbench.api import Backbone, Batch, Method
 from alignbench.config import resolve
 from alignbench.data.stream import Stream
 from alignbench.errors import EXIT_PARTIAL, UserError
+from alignbench.job import Job
 from alignbench.plan import make_plan
 from alignbench.progress import Progress, Stage
 from alignbench.registry import members
@@ -39,7 +40,7 @@ class Case:
     assignments: tuple[str, ...] = ()
     """Further `key=value` settings."""
 
-    def job(self, out: Path) -> runner.Job:
+    def job(self, out: Path) -> Job:
         """A very short run into `out`, without evaluation."""
         config = resolve(
             self.catalogue,
@@ -48,7 +49,7 @@ class Case:
             assignments=[*(f"train.{text}" for text in SHORT), *self.assignments],
         )
         plan = make_plan(self.catalogue, config, evaluates=False)
-        return runner.Job(plan, self.catalogue, out, command="alignbench.testing", checkpoint_every=1)
+        return Job(plan, self.catalogue, out, command="alignbench.testing", checkpoint_every=1)
 
 
 MethodCheck = Callable[[Case, Path], None]
@@ -67,10 +68,10 @@ class _Parts:
 
 def _parts(case: Case, folder: Path) -> _Parts:
     job = case.job(folder)
-    backbone = runner.build_model(job.plan, CPU)
-    method = runner.build_method(job, backbone, CPU)
-    module = runner.trained_module(backbone, method.updates)
-    dataset = runner.open_training_data(job, Progress(quiet=True))
+    backbone = assembly.build_model(job.plan, CPU)
+    method = assembly.build_method(job, backbone, CPU)
+    module = assembly.trained_module(backbone, method.updates)
+    dataset = assembly.open_training_data(job, Progress(quiet=True))
     with Stream(dataset, seed=0, images_per_step=8, workers=0) as stream:
         batch = stream.batch(0, 0, 1)
     return _Parts(backbone, method, module, batch)

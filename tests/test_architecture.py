@@ -13,7 +13,17 @@ ROOT = Path(__file__).parent.parent
 
 FORBIDDEN = {
     # A method never sees a rank, an evaluator never sees a model, nothing imports the command line.
-    "methods": ("driver", "parallel", "evaluators", "evaluation", "backbones", "runner", "cli", "rewards"),
+    "methods": (
+        "driver",
+        "parallel",
+        "evaluators",
+        "evaluation",
+        "backbones",
+        "runner",
+        "assembly",
+        "cli",
+        "rewards",
+    ),
     "evaluators": ("methods", "driver", "parallel", "backbones", "runner", "cli", "rewards"),
     "alignbench/backbones": ("methods", "evaluators", "driver", "runner", "cli", "rewards", "data"),
     "alignbench/rewards": ("methods", "evaluators", "driver", "runner", "cli", "backbones"),

@@ -201,8 +201,9 @@ def test_a_sweep_is_not_for_several_processes(tmp_path: Path, monkeypatch: pytes
 
 def test_an_unexpected_error_costs_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from alignbench import runner
+    from alignbench.job import Job
 
-    def explode(job: runner.Job, progress: Progress) -> RunRecord:
+    def explode(job: Job, progress: Progress) -> RunRecord:
         raise MemoryError("no more")
 
     monkeypatch.setattr(runner, "run", explode)
@@ -257,16 +258,18 @@ def test_intervals_are_over_training_seeds_and_the_best_has_all_of_them(tmp_path
 
 def test_choose_row_marks_one_in_each_row_and_counts_the_trials(tmp_path: Path) -> None:
     rows = [{"title": "ntp"}, {"title": "noisy", "values": {"method.noise": 0.5}}]
-    made = plan(tmp_path, rows=rows, choose="row", seeds=[0])
-    fake(made, {(0, 0): [2.0, 2.1], (1, 0): [1.0, 1.1], (2, 0): [9.0, 9.1], (3, 0): [9.9, 9.8]})
+    made = plan(tmp_path, rows=rows, choose="row", seeds=[0], grid={"train.lr": [1e-4, 1e-3, 1e-2]})
+    fake(made, {
+        (0, 0): [2.0, 2.1], (1, 0): [1.0, 1.1], (2, 0): [3.0, 3.1],
+        (3, 0): [9.0, 9.1], (4, 0): [9.9, 9.8], (5, 0): [9.9, 9.9],
+    })  # fmt: skip
     facts = CATALOGUE.metric_facts()
     lines = sweep_table.measure(made, facts)
-    assert [line.best for line in lines] == [False, True, True, False]
+    assert [line.best for line in lines] == [False, True, False, True, False, False]
     markdown = sweep_table.markdown(made, lines, facts, {})
-    assert "Configurations tried: 2 each." in markdown
-    assert (
-        "Chosen for ntp: train.lr = 0.001." in markdown and "Chosen for noisy: train.lr = 0.0001." in markdown
-    )
+    assert "Configurations tried: 3 each." in markdown
+    assert "Chosen for ntp: train.lr = 0.001.\n" in markdown
+    assert "Chosen for noisy: train.lr = 0.0001, at the edge of what was tried (train.lr)." in markdown
 
 
 def test_single_values_are_ordered_and_not_called_ties(tmp_path: Path) -> None:

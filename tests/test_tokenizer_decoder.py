@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alignbench import api, runner
+from alignbench import api, assembly
 from alignbench.backbones.llamagen import build
 from alignbench.errors import UserError
 from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder
@@ -34,7 +34,7 @@ class TrainableToy(ToyTokenizer):
 def toy() -> ToyBackbone:
     backbone = ToyBackbone()
     backbone.tokenizer = TrainableToy()
-    runner.trained_module(backbone, "decoder")  # type: ignore[arg-type]
+    assembly.trained_module(backbone, "decoder")  # type: ignore[arg-type]
     return backbone
 
 
@@ -107,7 +107,7 @@ def test_gradient_agrees_with_finite_differences_on_the_real_decoder(perceptual:
     """LlamaGen's decoder at toy size in float64, along one random direction of all its parameters."""
     backbone = build(CATALOGUE.model("llamagen-tiny"), None)
     backbone.tokenizer.double()
-    module = runner.trained_module(backbone, "decoder")
+    module = assembly.trained_module(backbone, "decoder")
     method = make(backbone, pixel_weight=1.0, perceptual_weight=perceptual, perceptual="pixel-mse")
     numbers = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 8, 8, generator=numbers, dtype=torch.float64) * 2 - 1
@@ -136,12 +136,12 @@ def test_gradient_agrees_with_finite_differences_on_the_real_decoder(perceptual:
 
 def test_only_what_trains_has_gradients_switched_on() -> None:
     backbone = build(CATALOGUE.model("llamagen-tiny"), None)
-    runner.trained_module(backbone, "decoder")
+    assembly.trained_module(backbone, "decoder")
     on = {name for name, part in backbone.tokenizer.named_parameters() if part.requires_grad}
     decoder = {name for name, _ in backbone.tokenizer.named_parameters() if name.startswith("decoder.")}
     assert on == decoder | {"post_quant_conv.weight", "post_quant_conv.bias"}
     assert not any(part.requires_grad for part in backbone.policy.parameters())
-    runner.trained_module(backbone, "policy")
+    assembly.trained_module(backbone, "policy")
     assert all(part.requires_grad for part in backbone.policy.parameters())
     assert not any(part.requires_grad for part in backbone.tokenizer.parameters())
 
@@ -193,7 +193,7 @@ def test_run_trains_exports_and_evaluates_the_tokenizer(tmp_path: Path) -> None:
     assert record["train"]["reward_calls"] == {"pixel-mse": 128, "perceptual-digits": 128}
 
     card = next(file for file in CATALOGUE.model("llamagen-tiny").files if file.role == "tokenizer")
-    before = load_file(Path(runner.__file__).parent / card.path)
+    before = load_file(Path(assembly.__file__).parent / card.path)
     after = load_file(out / "export" / "tokenizer.safetensors")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -42,8 +42,9 @@ def evaluate(
     folder = out or DEFAULT_OUT / plan.id
     check_folder(folder, plan)
     from alignbench import runner
+    from alignbench.job import Job
 
-    job = runner.Job(plan, catalogue, folder, command=shlex.join(["alignbench", *sys.argv[1:]]))
+    job = Job(plan, catalogue, folder, command=shlex.join(["alignbench", *sys.argv[1:]]))
     progress = Progress()
     for line in plan_lines(plan):
         progress.say(line)

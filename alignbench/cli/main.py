@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from alignbench import __version__
 from alignbench.cli import board, catalogue, doctor, evaluate, new, run, sweep, weights
-from alignbench.errors import EXIT_FAILED, EXIT_PARTIAL, UserError
+from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, UserError
 
 
 class Commands(TyperGroup):
@@ -84,7 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.strerror is None or (error.filename is None and error.errno != errno.ENOSPC):
             raise
-        _complain(": ".join(filter(None, (error.filename, error.strerror.lower()))), EXIT_FAILED)
+        # A run words its own; what arrives here comes from before it, but for a full disk.
+        exit_code = EXIT_FAILED if error.errno == errno.ENOSPC else EXIT_NOT_RUNNABLE
+        _complain(": ".join(filter(None, (error.filename, error.strerror.lower()))), exit_code)
 
 
 def _complain(text: str, exit_code: int) -> NoReturn:

@@ -77,8 +77,9 @@ def run(
     if not resume and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} already holds this run", fix="leave --no-resume away, or choose --out")
     from alignbench import runner
+    from alignbench.job import Job
 
-    job = runner.Job(
+    job = Job(
         plan,
         catalogue,
         folder,

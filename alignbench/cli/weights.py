@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def pretrain(
             f"{model!r} cannot be pretrained here.{suggest(model, PRETRAINABLE)}",
             fix=f"alignbench pretrain {next(iter(PRETRAINABLE))}",
         )
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):  # rather than minutes later
+        raise UserError(f"{out} cannot be written", fix="choose another folder with --out")
     progress = Progress()
 
     def report(stage: str, done: int, total: int, note: str) -> None:

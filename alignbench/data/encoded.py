@@ -210,7 +210,8 @@ def open_encoded(
         first = min(reasons)
         raise UserError(
             f"{source.title}: none of {len(reasons)} images can be read; "
-            f"{_printable(source.names[first])}: {reasons[first]}"
+            f"{_printable(source.names[first])}: {reasons[first]}",
+            fix="give PNG, JPEG, WebP or BMP images",
         )
     return EncodedImages(source, content, reasons, image_size)
 
@@ -263,4 +264,7 @@ def _write_cache(path: Path, content: list[str]) -> None:
     try:
         write_atomic(path, json.dumps(content))
     except OSError as error:
-        raise UserError(f"{path}: the list of checked images cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"{path}: the list of checked images cannot be written: {error.strerror}",
+            fix="set ALIGNBENCH_CACHE to a folder you can write to",
+        ) from error

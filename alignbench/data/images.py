@@ -192,7 +192,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
+    raise UserError(
+        f"{error.filename}: the folder cannot be read: {error.strerror}", fix="make it readable, or remove it"
+    ) from error
 
 
 def _is_image_name(name: str) -> bool:

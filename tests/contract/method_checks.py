@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignbench import runner
+from alignbench import assembly
 from alignbench.api import Backbone, Batch, Collected, Method
 from alignbench.data import ImageDataset
 from alignbench.data.stream import Stream
 from alignbench.driver import Driver, parameter_groups
+from alignbench.job import Job
 from alignbench.parallel import Parallel
 from alignbench.progress import Progress
 from alignbench.testing import Case
@@ -43,7 +44,7 @@ ROUNDED = 1e-5
 class Subject:
     """A method, freshly built, with the images of one step."""
 
-    job: runner.Job
+    job: Job
     backbone: Backbone
     method: Method
     module: nn.Module
@@ -61,10 +62,10 @@ def build(case: Case, folder: Path, *, global_seed: int = 0) -> Subject:
     np.random.seed(global_seed)
     random.seed(global_seed)
     job = case.job(folder)
-    backbone = runner.build_model(job.plan, CPU)
-    method = runner.build_method(job, backbone, CPU)
-    module = runner.trained_module(backbone, method.updates)
-    return Subject(job, backbone, method, module, runner.open_training_data(job, Progress(quiet=True)))
+    backbone = assembly.build_model(job.plan, CPU)
+    method = assembly.build_method(job, backbone, CPU)
+    module = assembly.trained_module(backbone, method.updates)
+    return Subject(job, backbone, method, module, assembly.open_training_data(job, Progress(quiet=True)))
 
 
 @dataclass(frozen=True)
