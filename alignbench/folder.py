@@ -1,6 +1,6 @@
 """The run folder: one command, one folder, and two processes never in it at once.
 
-plan.json  run.json  report.md  samples.png  metrics.jsonl  timing.jsonl
+plan.json  inputs.json  run.json  report.md  samples.png  metrics.jsonl  timing.jsonl
 checkpoints/step-000120/  export/policy.safetensors  samples/…  metrics/…
 """
 
@@ -20,6 +20,7 @@ from alignbench.files import remove_leftovers, write_atomic
 from alignbench.plan import Plan
 
 PLAN = "plan.json"
+INPUTS = "inputs.json"
 
 
 def check_folder(folder: Path, plan: Plan) -> None:
@@ -28,6 +29,10 @@ def check_folder(folder: Path, plan: Plan) -> None:
     Raises:
         UserError: it holds another run, or something else.
     """
+    try:
+        os.fsencode(folder).decode()
+    except UnicodeDecodeError:  # safetensors would refuse it after the training
+        raise UserError(f"{folder}: the name is not UTF-8", fix="choose another folder with --out") from None
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -95,6 +100,31 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
             except OSError as error:
                 raise _unwritable(folder, error) from error
         yield
+
+
+def remember(folder: Path, name: str, value: Mapping[str, str]) -> None:
+    """Note what a run is made of when it starts, and refuse to continue it with something else.
+
+    Args:
+        folder: an opened run folder.
+        name: what the message calls it.
+        value: its digests.
+
+    Raises:
+        UserError: it is not what the run started with.
+    """
+    path = folder / INPUTS
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        raise UserError(f"{path} is not readable", fix="remove it, or choose another folder") from None
+    if known.get(name, value) != value:
+        raise UserError(
+            f"{name} changed since the run in {folder} began",
+            fix="put it back as it was, or start anew in another folder with --out",
+        )
+    if name not in known:
+        write_atomic(path, json.dumps({**known, name: value}, indent=1) + "\n")
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

@@ -75,7 +75,8 @@ def _record_so_far(job: Job, progress: Progress) -> RunRecord | None:
         return read(path)
     except UserError as error:
         progress.say(f"{error.what}; it is made again, the old one is kept as {FILE_NAME}.old")
-        path.replace(path.with_name(f"{FILE_NAME}.old"))
+        with contextlib.suppress(FileNotFoundError):  # another rank was first
+            path.replace(path.with_name(f"{FILE_NAME}.old"))
         return None
 
 
@@ -84,6 +85,8 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
     parallel = Parallel(job.plan.config.train.precision)
     facts = run_facts.Facts.begin(job, is_main=parallel.is_main)
     try:
+        if parallel.is_main:
+            folder.remember(job.out, "weights", facts.weights)
         if job.plan.method is not None:
             _train(job, facts, parallel, progress)
             parallel.release()
@@ -142,6 +145,8 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
         count=len(dataset),
         skipped=len(dataset.skipped),
     )
+    if parallel.is_main:
+        folder.remember(job.out, f"data set {plan.config.dataset}", {"images": dataset.digest})
     backbone = build_model(plan, parallel.device)
     backbone.recompute(plan.config.train.recompute)
     module = trained_module(backbone, plan.method.updates)

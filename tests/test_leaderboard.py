@@ -555,8 +555,8 @@ def test_the_terminal_shows_the_same_cells() -> None:
     text = console.export_text()
     for part in (
         "0.800",
-        "± 0.025",
-        "± 0.298†",
+        "±0.025",
+        "±0.298†",
         "3 training seeds",
         "better than base",
         "the run is partial",
