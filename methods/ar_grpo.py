@@ -31,7 +31,7 @@ from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
 from alignbench.methods.modes import eval_logits, mode
-from alignbench.methods.reward_terms import combine_normalised, combine_raw, parse_terms
+from alignbench.methods.reward_terms import combine_normalised, combine_raw, describe, parse_terms
 from alignbench.specs import parse_spec
 
 FAITHFUL_EPSILON = 1e-4
@@ -198,7 +198,7 @@ class ArGrpo:
         values = [score.values.view(len(index), -1) for score in scores]
         valid = [score.valid.view(len(index), -1) for score in scores]
         advantages, both = self._advantages(values, valid)
-        mean, std, _ = statistics(*combine_raw(values, valid, self.weights))
+        mean, std, _ = describe(*combine_raw(values, valid, self.weights))
         metrics = {
             "reward": mean,
             "reward_std": std,
@@ -206,7 +206,7 @@ class ArGrpo:
             "invalid_groups": (~both.any(dim=1)).float().mean(),
         }
         for name, value, mask in zip(short_names(list(self.rewards)), values, valid, strict=True):
-            mean, std, flat = statistics(value, mask)
+            mean, std, flat = describe(value, mask)
             metrics |= {f"reward/{name}": mean, f"reward_std/{name}": std, f"flat/{name}": flat}
             metrics[f"invalid/{name}"] = (~mask).float().mean()
         return advantages, both, metrics
@@ -265,16 +265,3 @@ def short_names(specs: Sequence[str]) -> list[str]:
     """What the log calls each reward: its card, or the whole specification where a card is used twice."""
     cards = [parse_spec(spec).name for spec in specs]
     return [card if cards.count(card) == 1 else spec for spec, card in zip(specs, cards, strict=True)]
-
-
-def statistics(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Describe [B, G] scores: mean, mean spread within a group, share of groups without spread.
-
-    Over valid scores only. NaN, not 0, where there is nothing to average: every rank logs the same names.
-    """
-    kept = values.double().masked_fill(~valid, torch.nan)
-    count = valid.sum(dim=1)
-    squares = (kept - kept.nanmean(dim=1, keepdim=True)).square().nansum(dim=1)
-    spread = (squares / (count - 1).clamp(min=1)).sqrt().masked_fill(count < 2, torch.nan)
-    flat = (policy_gradient.group_advantages(values, valid=valid) == 0).all(dim=1)
-    return kept.nanmean(), spread.nanmean(), flat.double().mean()

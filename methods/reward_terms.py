@@ -47,3 +47,16 @@ def combine_normalised(values: Sequence[Tensor], valid: Sequence[Tensor], weight
     """
     scaled = [group_advantages(part, valid=mask) for part, mask in zip(values, valid, strict=True)]
     return combine_raw(scaled, valid, weights)
+
+
+def describe(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Describe [B, G] scores: mean, mean spread within a group, share of groups without spread.
+
+    Over valid scores only. NaN, not 0, where there is nothing to average: every rank logs the same names.
+    """
+    kept = values.double().masked_fill(~valid, torch.nan)
+    count = valid.sum(dim=1)
+    squares = (kept - kept.nanmean(dim=1, keepdim=True)).square().nansum(dim=1)
+    spread = (squares / (count - 1).clamp(min=1)).sqrt().masked_fill(count < 2, torch.nan)
+    flat = (group_advantages(values, valid=valid) == 0).all(dim=1)
+    return kept.nanmean(), spread.nanmean(), flat.double().mean()

@@ -20,6 +20,7 @@ from alignbench.methods import policy_gradient
 from alignbench.methods.modes import eval_logits, mode
 from alignbench.methods.objective import Draws, Objective
 from alignbench.methods.reconstruction import Reconstruction
+from alignbench.methods.reward_terms import describe
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,10 @@ class VaPi:
             "reward_std": rewards.std(dim=1).mean(),
             "flat_groups": (advantages == 0).all(dim=1).float().mean(),
             "entropy": entropy,
-            **{part: values.mean() for part, values in distances.items()},
         }
+        for part, values in distances.items():
+            mean, std, flat = describe(values, torch.ones_like(values, dtype=torch.bool))
+            metrics |= {part: mean, f"reward_std/{part}": std, f"flat/{part}": flat}
         return api.Collected(
             replace(experience, draws=Draws(tokens, logprobs, advantages, reference)),
             metrics=metrics,

@@ -16,8 +16,8 @@ from alignbench import api, randomness
 from alignbench.backbones.generate import filter_logits
 from alignbench.backbones.llamagen import LlamaGen, build, unwrap
 from alignbench.errors import UserError
-from alignbench.methods.ar_grpo import ArGrpo, Experience, statistics
-from alignbench.methods.reward_terms import parse_terms
+from alignbench.methods.ar_grpo import ArGrpo, Experience
+from alignbench.methods.reward_terms import describe, parse_terms
 from alignbench.registry.catalogue import Catalogue
 from alignbench.rewards import transforms
 from alignbench.rewards.resolve import resolve
@@ -450,7 +450,7 @@ def test_a_card_used_twice_is_called_twice_and_logged_apart() -> None:
 
 def test_statistics_by_hand() -> None:
     values = torch.tensor([[1.0, 2.0, 6.0], [5.0, NAN, NAN], [4.0, 4.0, NAN]])
-    mean, std, flat = (number.item() for number in statistics(values, ~values.isnan()))
+    mean, std, flat = (number.item() for number in describe(values, ~values.isnan()))
     assert mean == pytest.approx(22 / 6)
     assert std == pytest.approx((7**0.5 + 0.0) / 2)
     assert flat == pytest.approx(2 / 3)
