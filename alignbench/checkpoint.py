@@ -103,6 +103,8 @@ def load_latest(root: Path) -> State | None:
     folder = folders[-1]
     try:
         marker = json.loads((folder / MARKER).read_text())
+        if folder != folder_of(root, marker["step"]):
+            raise ValueError(f"it says that it is of step {marker['step']}")
         return State(
             step=marker["step"],
             module=load_file(folder / "module.safetensors"),

@@ -17,10 +17,12 @@ from typing import Any
 
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, UserError
 from alignbench.files import remove_leftovers, write_atomic
+from alignbench.launch import is_first
 from alignbench.plan import Plan
 
 PLAN = "plan.json"
 INPUTS = "inputs.json"
+LOCK = ".lock"
 
 
 def check_folder(folder: Path, plan: Plan) -> None:
@@ -50,7 +52,7 @@ def check_folder(folder: Path, plan: Plan) -> None:
                 fix="choose another folder with --out, or leave --out away",
             )
     # A process killed before it wrote the plan leaves the lock and a temporary file.
-    elif any(entry.name != ".lock" and not entry.name.startswith(f".{PLAN}.") for entry in folder.iterdir()):
+    elif any(entry.name != LOCK and not entry.name.startswith(f".{PLAN}.") for entry in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run", fix="choose another folder with --out")
 
 
@@ -76,13 +78,14 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
     Raises:
         UserError: another process works in it, it holds another run, or it cannot be made.
     """
-    if os.environ.get("RANK", "0") != "0":  # the first rank holds the folder for all
+    if not is_first():  # the first rank holds the folder for all
         yield
         return
     check_folder(folder, plan)
+    existed, held = folder.exists(), (folder / PLAN).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / LOCK).open("w")
     except OSError as error:
         raise _unwritable(folder, error) from error
     with lock:
@@ -99,7 +102,21 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
                 write_atomic(folder / PLAN, json.dumps(plan.as_dict(), indent=1) + "\n")
             except OSError as error:
                 raise _unwritable(folder, error) from error
-        yield
+        try:
+            yield
+        except UserError as error:
+            if error.exit_code == EXIT_NOT_RUNNABLE and not held:
+                _abandon(folder, remove=not existed)
+            raise
+
+
+def _abandon(folder: Path, *, remove: bool) -> None:
+    """Give up a folder in which nothing was done, so that the mended command may have it."""
+    if {entry.name for entry in folder.iterdir()} <= {LOCK, PLAN, INPUTS}:
+        for name in (PLAN, INPUTS, LOCK):
+            (folder / name).unlink(missing_ok=True)
+        if remove:
+            folder.rmdir()
 
 
 def remember(folder: Path, name: str, value: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from alignbench import launch
 from alignbench.errors import UserError
 
 BUCKET = 25_000_000
@@ -45,10 +46,16 @@ class Parallel:
     """
 
     def __init__(self, precision: str) -> None:
-        self._accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision="bf16" if precision == "bf16" else "no"
-        )
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        try:
+            self._accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(), mixed_precision="bf16" if precision == "bf16" else "no"
+            )
+        except ValueError as error:
+            raise UserError(
+                f"the devices cannot be set up: {str(error).splitlines()[0]}",
+                fix="start with torchrun, or without a launcher unset WORLD_SIZE, RANK and LOCAL_RANK",
+            ) from error
+        expected = launch.world_size()
         if self._accelerator.num_processes != expected:
             raise UserError(
                 f"the launcher started {expected} processes but this one sees "

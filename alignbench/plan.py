@@ -5,13 +5,12 @@ All problems are collected and shown at once, each with its remedy. Imports no t
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignbench import hub, plugins
+from alignbench import hub, launch, plugins
 from alignbench.config import RunConfig, digest_of, protocol_digest
 from alignbench.errors import UserError, suggest
 from alignbench.registry.catalogue import Catalogue
@@ -111,7 +110,7 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
     section = config.section("model")
     overrides = {role: str(section[role]) for role in ("policy", "tokenizer") if section[role]}
     weights = hub.locate(config.model, model, overrides)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = launch.world_size()
     sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
     problems += _model_problems(config, model, method)
     problems += _reward_problems(catalogue, config, method)
@@ -306,6 +305,6 @@ def disk_problem(folder: Path, needed_gib: float) -> Problem | None:
         return None
     return Problem(
         "disk",
-        f"{free:.1f} GiB free under {existing}, about {needed_gib:.1f} GiB needed",
+        f"{free:.2g} GiB free under {existing}, about {needed_gib:.2g} GiB needed",
         "free space or choose another folder with --out",
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
 import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from alignbench import plan as planning
 from alignbench.config import parse_assignments, resolve
 from alignbench.errors import EXIT_PARTIAL, UserError, suggest
 from alignbench.files import write_atomic
+from alignbench.launch import world_size
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, RunRecord, read
 from alignbench.registry.catalogue import Catalogue
@@ -242,7 +242,7 @@ def carry_out(
     Raises:
         UserError: interrupted (exit status 3); started under torchrun.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if world_size() != 1:
         raise UserError(
             "a sweep runs in one process",
             fix=f"alignbench sweep {sweep.name} --dry-run prints the command of each run: start those with "

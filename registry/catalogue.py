@@ -130,12 +130,17 @@ class Catalogue:
         """Built-in cards, then plug-ins (entry-point group `alignbench`), then `ALIGNBENCH_PATH`.
 
         Modules that lie in a folder of `ALIGNBENCH_PATH` can be imported afterwards; they shadow nothing.
+
+        Raises:
+            UserError: `ALIGNBENCH_PATH` names something that is no folder.
         """
         roots = [("built-in", Path(__file__).parent)]
         for point in sorted(entry_points(group="alignbench"), key=lambda point: point.name):
             roots += [(point.name, folder / "registry") for folder in _package_folders(point.value)]
         for text in filter(None, os.environ.get("ALIGNBENCH_PATH", "").split(os.pathsep)):
             folder = Path(text).expanduser().absolute()
+            if not folder.is_dir():
+                raise UserError(f"ALIGNBENCH_PATH: {folder} is not a folder", fix="mend or unset it")
             make_importable(folder)
             roots.append(("ALIGNBENCH_PATH", folder))
         return cls(roots)

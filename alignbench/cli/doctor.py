@@ -57,6 +57,7 @@ def doctor(
 def gather(method: str) -> dict[str, Any]:
     """Collect everything `doctor` says."""
     catalogue = Catalogue.default()
+    catalogue.method(method)  # a wrong name is no property of the models
     versions = {"alignbench": __version__, "python": platform.python_version()}
     versions |= {name: version_of(name) or "not installed" for name in PACKAGES}
     cache = hub.cache_root()

@@ -17,6 +17,7 @@ from alignbench.cli.output import print_json
 from alignbench.config import resolve
 from alignbench.errors import UserError
 from alignbench.folder import check_folder
+from alignbench.launch import is_first
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
 
@@ -87,7 +88,7 @@ def run(
         checkpoint_every=checkpoint_every,
         workers=default_workers(plan.model.image_size) if workers is None else workers,
     )
-    progress = Progress(quiet=os.environ.get("RANK", "0") != "0")
+    progress = Progress(quiet=not is_first())
     for line in plan_lines(plan):
         progress.say(line)
     record = runner.run(job, progress)

@@ -1,0 +1,26 @@
+"""What a launcher such as torchrun says through the environment. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+
+from alignbench.errors import UserError
+
+
+def world_size() -> int:
+    """Return the number of processes of this run; 1 without a launcher.
+
+    Raises:
+        UserError: `WORLD_SIZE` is no number of processes.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(
+            f"WORLD_SIZE is {text!r}, not a number of processes", fix="unset it, or start with torchrun"
+        )
+    return int(text)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks and writes. A `RANK` without company means nothing."""
+    return world_size() == 1 or os.environ.get("RANK", "0") == "0"
