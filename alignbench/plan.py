@@ -284,12 +284,15 @@ def estimate(config: RunConfig, model: ModelCard, method: MethodCard | None) -> 
     frozen = shape.parameters + tokenizer.parameters - trainable
     length = shape.tokens + shape.condition_tokens
     per_layer = shape.dim if train.recompute else 9 * shape.dim + 3 * shape.ffn_hidden
-    decode_batch = int(config.section("method").get("decode_batch", 8))
+    decode_batch = int(config.section("method").get("decode_batch", train.micro_batch))
+    rows = train.micro_batch
+    if method is not None and method.update_rows == "sequence":
+        rows *= int(config.section("method")[method.group_option])
     parts = {
         "weights, gradients, optimiser": trainable * 16.0 + frozen * 4.0,
         "autocast copy": trainable * 2.0 if train.precision == "bf16" else 0.0,
-        "activations": float(train.micro_batch * length * shape.layers * per_layer * width),
-        "logits": float(train.micro_batch * shape.tokens * shape.vocab_size * 12),
+        "activations": float(rows * length * shape.layers * per_layer * width),
+        "logits": float(rows * shape.tokens * shape.vocab_size * 12),
         "decoder": float(decode_batch * model.image_size**2 * tokenizer.base_channels * 4 * 6),
     }
     parts = {name: size / GIB for name, size in parts.items()}

@@ -170,6 +170,8 @@ class MethodCard(Card):
     options: dict[str, Option] = {}
     group_option: str = ""
     """Option that says how many sequences are drawn per image; empty: one."""
+    update_rows: Literal["image", "sequence"] = "image"
+    """What one row of the update's forward is; the plan's memory estimate counts them."""
     reward_options: list[str] = []
     """Options whose value names a reward card."""
 

@@ -105,6 +105,20 @@ def test_random_weights_need_no_files() -> None:
     assert plan.random_weights and plan.problems == []
 
 
+def test_free_running_methods_hold_every_sequence() -> None:
+    catalogue = Catalogue.default()
+    parts = {}
+    for method in ("vapi", "ar-grpo"):
+        config = resolve(
+            catalogue,
+            method=method,
+            model="llamagen-xxl",
+            assignments=["train.micro_batch=2", "method.group_size=4", "train.precision=fp32"],
+        )
+        parts[method] = make_plan(catalogue, config, evaluates=False).estimate.parts
+    assert parts["ar-grpo"]["logits"] == pytest.approx(4 * parts["vapi"]["logits"])
+
+
 def test_memory_estimate_by_hand() -> None:
     plan = plan_of("llamagen-xxl")
     parts = plan.estimate.parts
