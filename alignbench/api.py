@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -335,27 +336,116 @@ class Metric:
 
     name: str
     value: float
+    """NaN: could not be computed; tables leave it blank."""
     n: int
     """Images behind it."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of sampling error for this one set of images; None: not estimated."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a prompt file."""
+
+    text: str
+    tag: str = ""
+    """Task or category; empty if the file has none."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """The whole line as it was read, for evaluators that judge by it (GenEval: include, exclude)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """Consecutive images of a set, with all that an evaluator may look at."""
+
+    ids: Sequence[int]
+    """Position of each image in its set."""
+    images: Tensor
+    """[n, 3, H, W] uint8 RGB on the CPU."""
+    labels: Tensor | None = None
+    """[n] int64 class ids."""
+    prompts: Sequence[Prompt] = ()
+    """One per image; empty for sets without prompts."""
+    originals: Tensor | None = None
+    """[n, 3, H, W] uint8, what each image reconstructs; only in reconstruction."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Rows = Mapping[str, "np.ndarray"]
+"""{column: [n, ...] array of numbers, booleans or fixed-width text}: what is remembered of n images."""
+
+
+class Measured(Protocol):
+    """What an evaluator remembered of a whole image set, row-aligned with the image ids."""
+
+    digest: str
+    """Identity of the images."""
+
+    def __len__(self) -> int:
+        """Images, N."""
+        ...
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one column of all images, [N, ...], in order of the ids."""
+        ...
+
+    def shards(self, name: str) -> Iterator[np.ndarray]:
+        """Yield one column piece by piece in order, for what need not be in memory at once."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a sample set is compared with."""
+
+    digest: str
+    """Identity of everything below."""
+    measured: Measured | None = None
+    """Rows that the same evaluator made of the reference images; None: no images are known."""
+    statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Arrays of a statistics file (ADM: mu, sigma, mu_s, sigma_s); these go before moments of `measured`."""
 
 
 class ImageSet(Protocol):
-    """Images to be scored or scored against, in a fixed order."""
+    """Images in a fixed order, cut into shards that can be read in any order and by any process."""
 
-    digest: str
+    identity: str
+    """Changes whenever an image may have changed; cheap to know."""
 
     def __len__(self) -> int: ...
 
-    def images(self) -> Iterator[Tensor]:
-        """Yield uint8 batches [b, 3, H, W] in order of the image id."""
+    def shards(self) -> Sequence[range]:
+        """Return the image ids of every shard."""
         ...
 
-    def labels(self) -> Tensor | None:
-        """[N] int64 class ids in the same order, or None."""
+    def load(self, number: int) -> ImageBatch:
+        """Return one shard."""
         ...
 
 
 class Evaluator(Protocol):
-    """Image set in, metrics out. It never sees a model."""
+    """Images in, metrics out, in two steps. It never sees a model.
 
-    def score(self, samples: ImageSet, reference: ImageSet) -> Sequence[Metric]: ...
+    `measure` is called shard by shard, on any rank, and what it returns is stored, so that an interrupted
+    evaluation goes on where it stopped; `score` is called once, on one rank.
+    """
+
+    identity: str
+    """Digest of options and networks: rows measured under another identity are not used."""
+
+    def measure(self, batch: ImageBatch) -> Rows:
+        """Return what `score` has to know of each image.
+
+        The rows of an image must not depend on the images around it.
+        """
+        ...
+
+    def score(self, samples: Measured, reference: Reference | None) -> Sequence[Metric]:
+        """Turn the rows of all images into metrics.
+
+        Raises:
+            UserError: too few images, or a reference that does not fit.
+        """
+        ...

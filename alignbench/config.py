@@ -1,7 +1,8 @@
 """From names and `--set key=value` to one frozen, validated configuration with the origin of every value.
 
 Order of precedence: card defaults < recipe < `--set`. Namespaces: `method.*` (the method card's options),
-`train.*` (below), `model.*` (below), `data.*` (the dataset card's options), `protocol.*` (below).
+`train.*` (below), `model.*` (below), `data.*` (the dataset card's options), `protocol.*` (below), `assets.*`
+(paths of files that evaluators read).
 Imports no torch.
 """
 
@@ -132,13 +133,34 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # a path may hold any bytes
 
 
-def protocol_digest(card: ProtocolCard) -> str:
+def protocol_digest(card: ProtocolCard, assets: Mapping[str, str] | None = None) -> str:
     """Identity of a protocol: all that must be equal for two rows to be comparable.
 
     Titles and notes do not count, nor do settings and seeds, which each row carries itself.
+
+    Args:
+        card: the protocol.
+        assets: {asset: SHA-256} of files used that are not, or cannot be known to be, the ones on the cards.
     """
-    words = {"title", "summary", "notes", "licence", "paper", "settings", "seeds"}
-    return "sha256:" + digest_of(card.model_dump(mode="json", exclude=words))
+    content = {key: value for key, value in protocol_content(card).items() if key not in _WORDS}
+    if assets:
+        content["assets"] = dict(assets)
+    return f"sha256:{digest_of(content)}"
+
+
+def protocol_content(card: ProtocolCard) -> dict[str, Any]:
+    """Return a protocol as plain data; fields that came later only where they are used: digests stay."""
+    content = card.model_dump(mode="json")
+    for name in _LATER_FIELDS:
+        if content[name] == ProtocolCard.model_fields[name].default:
+            del content[name]
+    if content["reference"]:
+        content["reference"] = {key: value for key, value in content["reference"].items() if value}
+    return content
+
+
+_WORDS = {"title", "summary", "notes", "licence", "paper", "settings", "seeds"}
+_LATER_FIELDS = ("task", "rounding", "prompts", "images_per_prompt", "options")
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
@@ -183,9 +205,18 @@ def known_options(catalogue: Catalogue, method: str | None, dataset: str) -> dic
     options |= {f"model.{key}": option for key, option in MODEL_OPTIONS.items()}
     options |= {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
     options |= {f"data.{key}": option for key, option in catalogue.dataset(dataset).options.items()}
+    options |= asset_options(catalogue)
     if method is not None:
         options |= {f"method.{key}": option for key, option in catalogue.method(method).options.items()}
     return options
+
+
+def asset_options(catalogue: Catalogue) -> dict[str, Option]:
+    """Keys for files that evaluators read; a configuration holds only those that are given."""
+    return {
+        f"assets.{name}": Option(default="", doc="Path of this file, instead of where it is looked for.")
+        for name in catalogue.names("assets")
+    }
 
 
 def resolve(
@@ -211,7 +242,11 @@ def resolve(
     model_card = catalogue.model(model)
     dataset = dataset or model_card.dataset
     options = known_options(catalogue, method, dataset)
-    values = {key: Origin(option.default, "default") for key, option in options.items()}
+    values = {
+        key: Origin(option.default, "default")
+        for key, option in options.items()
+        if not key.startswith("assets.")
+    }
     recipe = _apply_recipe(catalogue, values, options, method, model, recipe)
     given = {complete_key(key, options): text for key, text in parse_assignments(assignments).items()}
     if steps is not None and "train.steps" in given:

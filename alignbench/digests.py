@@ -1,12 +1,17 @@
-"""Which SHA-256 a weight file must have: its card's, or the one recorded when it was first downloaded."""
+"""Which SHA-256 a weight file must have: its card's, or the one recorded when it was first downloaded; and
+digests of files read before.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from alignbench.errors import UserError
 from alignbench.files import write_atomic
@@ -91,3 +96,43 @@ def _recorded() -> dict[str, str]:
 def _record(digests: Mapping[str, str]) -> None:
     make_folder(_digest_file().parent)
     write_atomic(_digest_file(), json.dumps(digests, indent=2, sort_keys=True) + "\n")
+
+
+@dataclass
+class KnownDigests:
+    """Digests of assets by path, size and time of change, in `cache_root()/assets/digests.json`, so that
+    gigabytes are read once."""
+
+    entries: dict[str, Any]
+    fresh: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls) -> KnownDigests:
+        """Read the list; one that cannot be read costs nothing but time."""
+        with contextlib.suppress(OSError, ValueError):
+            entries = json.loads(cls.place().read_text(encoding="utf-8"))
+            return cls(entries if isinstance(entries, dict) else {})
+        return cls({})
+
+    @staticmethod
+    def place() -> Path:
+        return cache_root() / "assets" / "digests.json"
+
+    def sha256(self, path: Path) -> str:
+        """Return a file's digest, reading it only if it may have changed."""
+        real = path.resolve()
+        stat = real.stat()
+        seen = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        entry = self.entries.get(str(real))
+        if isinstance(entry, dict) and {key: entry.get(key) for key in seen} == seen and "sha256" in entry:
+            return str(entry["sha256"])
+        digest = file_sha256(real)
+        self.fresh[str(real)] = {**seen, "sha256": digest}
+        return digest
+
+    def write(self) -> None:
+        """Add what is new. A cache that may not be written, e.g. a shared one, is simply not extended."""
+        if self.fresh:
+            content = json.dumps({**self.entries, **self.fresh}, indent=2, sort_keys=True) + "\n"
+            with contextlib.suppress(OSError):
+                write_atomic(self.place(), content)

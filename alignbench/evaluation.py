@@ -1,7 +1,8 @@
-"""Score sample sets with a protocol's evaluators, one file per result as each finishes.
+"""Evaluate image sets under a protocol: measure every shard once, then turn rows into metrics.
 
-A result file that exists is not computed again. Results of an untouched model are also kept in the cache
-folder, addressed by everything they depend on, so that comparing ten methods evaluates the base once.
+Measuring is shared by all processes, scoring is the first one's. A result file that exists is not computed
+again. Results of an untouched model are also kept in the cache folder, addressed by everything they depend on,
+so that comparing ten methods evaluates the base once.
 """
 
 from __future__ import annotations
@@ -9,28 +10,33 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from alignbench import __version__, grid
-from alignbench.api import Backbone, Evaluator, ImageSet
+from alignbench import __version__
+from alignbench.api import Evaluator, ImageSet, Reference
+from alignbench.assets import AssetFile
 from alignbench.config import digest_of
+from alignbench.errors import UserError
 from alignbench.files import write_atomic
+from alignbench.measuring import Place, RowStore, measure
 from alignbench.progress import Progress, Stage
 from alignbench.registry import members
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import ProtocolCard
-from alignbench.sampling import ImageDecoder, Sampler, TokenImages, labels_of
+
+Sets = Callable[[str, int], ImageSet]
+"""(setting, sampling seed) → images; must be cheap to call."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one evaluator says of one sample set."""
+    """What one evaluator says of one image set."""
 
     evaluator: str
     setting: str
@@ -39,138 +45,220 @@ class Score:
     """None: could not be computed."""
     images: int
     samples_digest: str
+    """Of the pixels."""
     sample_seconds: float
+    """Making or reading the images, over all processes."""
     evaluate_seconds: float
+    intervals: dict[str, list[float] | None] = field(default_factory=dict)
+    """95 % sampling error of this one set, of the metrics that have one."""
 
 
 def build_evaluators(
-    catalogue: Catalogue, protocol: ProtocolCard, device: torch.device
+    catalogue: Catalogue, protocol: ProtocolCard, assets: Mapping[str, AssetFile], device: torch.device
 ) -> dict[str, Evaluator]:
-    """Build the evaluators a protocol names, with their cards' default options."""
-    built = {}
+    """Build the evaluators a protocol names, with its options for them.
+
+    Raises:
+        UserError: an evaluator that lacks what the interface needs, or refuses its files.
+    """
+    built: dict[str, Evaluator] = {}
     for name in protocol.evaluators:
         card = catalogue.evaluator(name)
         options = {key: option.default for key, option in card.options.items()}
-        built[name] = members.load(catalogue, "evaluators", name)(card, options, device)
+        options |= protocol.options.get(name, {})
+        files = {asset: assets[asset] for asset in card.assets}
+        target = members.load(catalogue, "evaluators", name)
+        built[name] = target(card, options=options, assets=files, device=device)
         members.require(f"evaluator {name!r}", built[name], members.OBJECT_MEMBERS["evaluators"])
     return built
 
 
+def _store(folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device) -> RowStore:
+    """Rows depend on the images, the evaluator and what computes them."""
+    key = digest_of(
+        {
+            "images": images.identity,
+            "evaluator": evaluator.identity,
+            "alignbench": __version__,
+            "torch": torch.__version__,
+            "device": device.type,
+        }
+    )
+    return RowStore(folder / name, key)
+
+
 @dataclass(frozen=True)
-class Evaluation:
-    """Evaluates one set of weights under one protocol.
+class References:
+    """What all image sets of a protocol are compared with.
 
     Args:
-        subject: `base` or `method`; names the folders.
-        weights_digest: identity of the weights.
-        backbone: the generator, on `device`.
-        protocol: what to sample and how to score.
-        protocol_digest: its identity.
+        digest: identity of images and statistics; None where a protocol has no reference.
+        images: None where only statistics, or nothing, are known.
+        statistics: arrays of a statistics file.
+        folder: where rows of the reference images are kept.
+        device: where evaluators compute.
+    """
+
+    digest: str | None
+    images: ImageSet | None
+    statistics: Mapping[str, np.ndarray]
+    folder: Path
+    device: torch.device
+
+    def measure(self, evaluators: Mapping[str, Evaluator], place: Place, progress: Progress) -> None:
+        """Measure the reference images, this process's share of them."""
+        if self.images is None or not evaluators:
+            return
+        stores = {name: self._row_store(name, evaluator) for name, evaluator in evaluators.items()}
+        numbers = range(len(self.images.shards()))
+        if all(store.has(number) for store in stores.values() for number in numbers):
+            return
+        with progress.stage("measure reference", len(self.images.shards())) as stage:
+            measure(self.images, evaluators, stores, place=place, stage=stage)
+
+    def of(self, name: str, evaluator: Evaluator) -> Reference | None:
+        """Return the reference as one evaluator sees it."""
+        if self.digest is None:
+            return None
+        rows = None
+        if self.images is not None:
+            rows = self._row_store(name, evaluator).rows(len(self.images.shards()))
+        return Reference(digest=self.digest, measured=rows, statistics=self.statistics)
+
+    def _row_store(self, name: str, evaluator: Evaluator) -> RowStore:
+        assert self.images is not None
+        found = _store(self.folder, name, evaluator, self.images, self.device)
+        # Its own folder: data sets and networks share the cache.
+        return replace(found, folder=self.folder / f"{name}-{found.key[:16]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Evaluates the image sets of one subject under one protocol.
+
+    Args:
+        subject: `base`, `method` or `samples`; names the folders.
+        sets: its images.
+        address: whatever decides the images, as plain data; with the evaluator it is a result's address.
+        protocol: settings, seeds and evaluators.
         evaluators: built evaluators by name.
-        reference: what samples are compared with.
-        num_classes: classes labels are drawn from.
-        device: where to work.
+        needy: names of those that are given the reference.
+        kept: {evaluator: columns of its rows that stay after scoring}.
+        references: what the images are compared with.
+        device: where evaluators compute.
         folder: run folder.
         cache: folder of results shared between runs, or None.
+        place: which of the processes this is.
     """
 
     subject: str
-    weights_digest: str
-    backbone: Backbone
+    sets: Sets
+    address: Mapping[str, Any]
     protocol: ProtocolCard
-    protocol_digest: str
     evaluators: Mapping[str, Evaluator]
-    reference: ImageSet
-    num_classes: int
+    needy: frozenset[str]
+    kept: Mapping[str, Sequence[str]]
+    references: References
     device: torch.device
     folder: Path
     cache: Path | None
+    place: Place
 
-    def samples_folder(self, setting: str, seed: int) -> Path:
-        return self.folder / "samples" / self.subject / setting / f"seed-{seed}"
+    def measure(self, progress: Progress) -> None:
+        """Measure every set whose result is not known yet; this process's share of the shards."""
+        work = []
+        for setting, seed in self._addresses():
+            open_ = {n: e for n, e in self.evaluators.items() if self._known(n, setting, seed) is None}
+            work.append((setting, seed, open_))
+        pending = [item for item in work if item[2]]
+        images = {item[:2]: self.sets(item[0], item[1]) for item in pending}
+        units = sum(len(found.shards()) for found in images.values())
+        if not units:
+            return
+        needed = {name: self.evaluators[name] for *_, open_ in pending for name in open_}
+        reference = {name: evaluator for name, evaluator in needed.items() if name in self.needy}
+        self.references.measure(reference, self.place, progress)
+        with progress.stage(f"evaluate {self.subject}", units) as stage:
+            for setting, seed, open_ in pending:
+                found = images[setting, seed]
+                stores = {n: self._rows(n, found, setting, seed) for n in open_}
+                measure(found, open_, stores, place=self.place, stage=stage)
 
-    def images(self, setting: str, seed: int) -> TokenImages:
-        """Return a finished sample set."""
-        decoder = ImageDecoder(self.backbone, self.protocol, self.device)
-        return TokenImages(self.samples_folder(setting, seed), decoder)
+    def scores(self, progress: Progress) -> list[Score]:
+        """Return the scores of every evaluator, setting and seed; all shards must have been measured."""
+        sets = [(name, *address) for name in self.evaluators for address in self._addresses()]
+        with progress.stage(f"score {self.subject}", len(sets)) as stage:
+            return [self._score(*address, stage) for address in sets]
 
-    def pictures(self, setting: str, seed: int) -> Tensor:
-        """Return a few samples for a grid, uint8 [n, 3, H, W]: the same image ids for every subject."""
-        sampler = Sampler(self._sampled_backbone(), self.protocol, self.num_classes, self.device)
-        candidates = range(min(200, self.protocol.samples))
-        labels = labels_of(self.protocol, self.num_classes, seed, candidates)
-        tokens, _ = sampler.generate(self.protocol.settings[setting], seed, grid.choose(labels.tolist()))
-        decoder = ImageDecoder(self.backbone, self.protocol, self.device)
-        return decoder.decode(torch.from_numpy(tokens).long())
+    def _addresses(self) -> list[tuple[str, int]]:
+        return [(setting, seed) for setting in self.protocol.settings for seed in self.protocol.seeds]
 
-    def run(self, progress: Progress) -> list[Score]:
-        """Return the scores of every setting, seed and evaluator, computing those that are missing."""
-        sampler = Sampler(self._sampled_backbone(), self.protocol, self.num_classes, self.device)
-        sets = [
-            (evaluator, setting, seed)
-            for evaluator in self.evaluators
-            for setting in self.protocol.settings
-            for seed in self.protocol.seeds
-        ]
-        with progress.stage(f"evaluate {self.subject}", len(sets) * len(sampler.shards())) as stage:
-            return [self._score(sampler, *address, stage) for address in sets]
+    def _rows(self, name: str, images: ImageSet, setting: str, seed: int) -> RowStore:
+        folder = self.folder / "rows" / self.subject / setting / f"seed-{seed}"
+        return _store(folder, name, self.evaluators[name], images, self.device)
 
-    def _score(self, sampler: Sampler, evaluator: str, setting: str, seed: int, stage: Stage) -> Score:
-        path = self.folder / "metrics" / f"{self.subject}-{setting}-seed-{seed}-{evaluator}.json"
-        shared = self._cache_path(evaluator, setting, seed)
-        stored = _read(path) or (_read(shared) if shared else None)
-        if stored is not None:
-            # The setting's name is not part of its identity: another protocol card may call it otherwise.
-            score = replace(stored, setting=setting)
-            stage.advance(len(sampler.shards()))
-        else:
-            score = self._compute(sampler, evaluator, setting, seed, stage)
-        text = json.dumps(asdict(score), indent=1) + "\n"
+    def _known(self, name: str, setting: str, seed: int) -> Score | None:
+        shared = self._shared(name, setting, seed)
+        stored = _read(self._path(name, setting, seed)) or (_read(shared) if shared else None)
+        # The setting's name is not part of its identity: another protocol card may call it otherwise.
+        return replace(stored, setting=setting) if stored else None
+
+    def _score(self, name: str, setting: str, seed: int, stage: Stage) -> Score:
+        score = self._known(name, setting, seed) or self._compute(name, setting, seed)
+        path, shared = self._path(name, setting, seed), self._shared(name, setting, seed)
         if _read(path) is None:
-            write_atomic(path, text)
+            write_atomic(path, _text(score))
         if shared is not None and _read(shared) is None:
             try:
-                write_atomic(shared, text)
+                write_atomic(shared, _text(score))
             except OSError as error:  # only other runs would have gained from it
                 stage.say(f"{shared} cannot be written: {error.strerror}")
+        stage.advance()
         return score
 
-    def _compute(self, sampler: Sampler, evaluator: str, setting: str, seed: int, stage: Stage) -> Score:
-        folder = self.samples_folder(setting, seed)
-        sample_seconds = sampler.fill(folder, self.protocol.settings[setting], seed, stage)
-        images = self.images(setting, seed)
+    def _compute(self, name: str, setting: str, seed: int) -> Score:
+        images = self.sets(setting, seed)
+        store = self._rows(name, images, setting, seed)
+        rows = store.rows(len(images.shards()))
+        evaluator = self.evaluators[name]
         started = time.monotonic()
-        metrics = self.evaluators[evaluator].score(images, self.reference)
-        return Score(
-            evaluator=evaluator,
+        try:
+            metrics = evaluator.score(
+                rows, self.references.of(name, evaluator) if name in self.needy else None
+            )
+        except UserError as error:
+            raise UserError(f"{name}, {self.subject} at {setting}: {error.what}", fix=error.fix) from error
+        seconds = time.monotonic() - started
+        score = Score(
+            evaluator=name,
             setting=setting,
             seed=seed,
             metrics={m.name: m.value if math.isfinite(m.value) else None for m in metrics},
-            images=len(images),
-            samples_digest=images.digest,
-            sample_seconds=sample_seconds,
-            evaluate_seconds=time.monotonic() - started,
+            images=len(rows),
+            samples_digest=rows.digest,
+            sample_seconds=rows.load_seconds,
+            evaluate_seconds=rows.seconds + seconds,
+            intervals={m.name: list(m.interval) for m in metrics if _finite(m.interval)},  # type: ignore[arg-type]
         )
+        # The result first: without it the rows would have to be measured again.
+        write_atomic(self._path(name, setting, seed), _text(score))
+        store.reduce(len(images.shards()), self.kept[name])
+        return score
 
-    def _sampled_backbone(self) -> Backbone:
-        """The generator in the protocol's precision; a copy where that is not the training precision."""
-        if self.protocol.precision == "fp32":
-            return self.backbone
-        copy = self.backbone.reference()
-        copy.policy.to(torch.bfloat16)
-        return copy
+    def _path(self, name: str, setting: str, seed: int) -> Path:
+        return self.folder / "metrics" / f"{self.subject}-{setting}-seed-{seed}-{name}.json"
 
-    def _cache_path(self, evaluator: str, setting: str, seed: int) -> Path | None:
+    def _shared(self, name: str, setting: str, seed: int) -> Path | None:
         """Where a result that depends on nothing but its address is shared between runs."""
         if self.cache is None:
             return None
-        address: dict[str, Any] = {
-            "evaluator": evaluator,
-            "weights": self.weights_digest,
-            "protocol": self.protocol_digest,
+        address = {
+            **self.address,
+            "evaluator": name,
+            "identity": self.evaluators[name].identity,
             "setting": self.protocol.settings[setting].model_dump(mode="json", exclude={"title"}),
             "seed": seed,
-            "reference": self.reference.digest,
+            "reference": self.references.digest,
             "alignbench": __version__,
             "torch": torch.__version__,
             "device": self.device.type,
@@ -178,11 +266,20 @@ class Evaluation:
         return self.cache / f"{digest_of(address)[:32]}.json"
 
 
+def _text(score: Score) -> str:
+    return json.dumps(asdict(score), indent=1) + "\n"
+
+
+def _finite(interval: tuple[float, float] | None) -> bool:
+    return interval is not None and all(map(math.isfinite, interval))
+
+
 def _read(path: Path) -> Score | None:
     """Read a result file, or None if there is none or it is not whole: then the result is made again."""
     try:
         score = Score(**json.loads(path.read_text(encoding="utf-8")))
         numbers = [value for value in score.metrics.values() if value is not None]
+        numbers += [bound for interval in score.intervals.values() if interval for bound in interval]
         sound = all(isinstance(value, float | int) and math.isfinite(value) for value in numbers)
     except (OSError, ValueError, TypeError, AttributeError):
         return None

@@ -13,16 +13,27 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, UserError
 from alignbench.files import remove_leftovers, write_atomic
 from alignbench.launch import is_first
-from alignbench.plan import Plan
 
 PLAN = "plan.json"
 INPUTS = "inputs.json"
 LOCK = ".lock"
+
+
+class Plan(Protocol):
+    """What a folder holds: a run's plan, or one for images that are given."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 def check_folder(folder: Path, plan: Plan) -> None:
@@ -58,7 +69,7 @@ def check_folder(folder: Path, plan: Plan) -> None:
 
 def _difference(other: Mapping[str, Any], plan: Plan) -> str:
     """Name the first values in which a held plan differs; nothing if its form is another version's."""
-    theirs, ours = other.get("config"), plan.config.as_dict()
+    theirs, ours = other.get("config"), plan.as_dict()["config"]
     if not isinstance(theirs, dict) or not isinstance(theirs.get("values"), dict):
         return ""
     theirs, ours = {**theirs, **theirs["values"]}, {**ours, **ours["values"]}
@@ -83,18 +94,7 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
         return
     check_folder(folder, plan)
     existed, held = folder.exists(), (folder / PLAN).exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is working in {folder}", fix="wait for it, or choose --out"
-            ) from None
+    with locked(folder):
         check_folder(folder, plan)  # again: another process may have come first
         remove_leftovers(folder)
         if not (folder / PLAN).exists():
@@ -108,6 +108,31 @@ def opened(folder: Path, plan: Plan) -> Iterator[None]:
             if error.exit_code == EXIT_NOT_RUNNABLE and not held:
                 _abandon(folder, remove=not existed)
             raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only one who works in a folder, which is made if need be; the first rank holds it for all.
+
+    Raises:
+        UserError: another process works in it, or it cannot be written.
+    """
+    if not is_first():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is working in {folder}", fix="wait for it, or choose --out"
+            ) from None
+        yield
 
 
 def _abandon(folder: Path, *, remove: bool) -> None:

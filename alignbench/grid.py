@@ -12,6 +12,8 @@ from torch import Tensor
 TILE = 40
 """Smallest side of a tile in pixels; small images are enlarged by whole factors."""
 MARGIN, CAPTION = 2, 14
+MOST = 30
+"""Images of one block."""
 
 
 def choose(labels: Sequence[int], *, columns: int = 10, rows: int = 3) -> list[int]:

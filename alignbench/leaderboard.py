@@ -1,7 +1,8 @@
 """From run records to tables: gather, sift, group by protocol, pool seeds, rank.
 
-Rows are compared only within one table: one protocol digest, reference, sample size, seeds and starting
-weights. A missing number stays blank. `write` and `check` make the folder of files.
+Rows are compared only within one table: one protocol digest, reference, assets, sample size, seeds and starting
+weights. Given images have tables of their own. A missing number stays blank. `write` and `check` make the
+folder of files.
 """
 
 from __future__ import annotations
@@ -10,22 +11,38 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
+from alignbench.labels import labelled, own_assets
 from alignbench.ranking import compare, distinct, in_order, mark_best, rank
 from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
 from alignbench.render import markdown
 from alignbench.render.published import published_page
-from alignbench.rows import Entry, age, base_rows, columns_of, method_rows, rank_column_of, settings_of
+from alignbench.rows import (
+    Entry,
+    age,
+    base_rows,
+    columns_of,
+    method_rows,
+    rank_column_of,
+    sample_rows,
+    settings_of,
+)
 from alignbench.tables import Board, Table, Unranked
 
 if TYPE_CHECKING:
-    from alignbench.registry.schema import MetricFact, PublishedCard
+    from alignbench.registry.schema import AssetCard, MetricFact, PublishedCard
 
-TableKey = tuple[str, int, str, str, int, tuple[int, ...], str, tuple[tuple[str, str], ...]]
-"""Protocol name, version, digest; reference digest; n; sampling seeds; model name and weights."""
+Pairs = tuple[tuple[str, str], ...]
+TableKey = tuple[str, int, str, str, int, tuple[int, ...], str, Pairs, Pairs]
+"""Protocol name, version, digest; reference digest; n; sampling seeds; model name and weights (empty for given
+images); assets."""
+
+GIVEN = "given images"
+"""What stands for the model where images were given."""
 
 
 # --- gather and sift ------------------------------------------------------------------------------
@@ -69,13 +86,21 @@ def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
     return [kept[name] for name in sorted(kept)]
 
 
-def build(records: Iterable[RunRecord], facts: Mapping[str, MetricFact], *, sift: bool = True) -> Board:
+def build(
+    records: Iterable[RunRecord],
+    facts: Mapping[str, MetricFact],
+    *,
+    assets: Mapping[str, AssetCard] = MappingProxyType({}),
+    sift: bool = True,
+) -> Board:
     """Make the tables.
 
     Args:
         records: any records; they are sorted here.
         facts: {metric: how it is shown and ranked}, in the order of the columns.
-        sift: leave out incomplete runs and those that may not be ranked; False for one run's own report.
+        assets: {asset: card}, to tell the official files from a user's own.
+        sift: leave out incomplete runs, those that may not be ranked, and metrics that are mere detail; False
+            for one run's own report.
     """
     ordered = latest(records)
     unranked: list[Unranked] = []
@@ -94,16 +119,22 @@ def build(records: Iterable[RunRecord], facts: Mapping[str, MetricFact], *, sift
             groups[_table_key(record, result)].append((record, result))
     tables = []
     for key in sorted(groups):
-        table, left_out = _table(groups[key], facts)
+        table, left_out = _table(groups[key], facts, assets, detail=not sift)
         tables.append(table)
         unranked += left_out
+    tables = labelled(tables, assets)
     unique = sorted(set(unranked), key=lambda item: (item.id, item.reason, item.protocols))
     return Board(tuple(tables), tuple(unique), tuple(ordered))
 
 
-def tables(records: Iterable[RunRecord], facts: Mapping[str, MetricFact]) -> tuple[Table, ...]:
+def tables(
+    records: Iterable[RunRecord],
+    facts: Mapping[str, MetricFact],
+    *,
+    assets: Mapping[str, AssetCard] = MappingProxyType({}),
+) -> tuple[Table, ...]:
     """Return the tables of records as they are, unfinished ones too: what a run shows of itself."""
-    return build(records, facts, sift=False).tables
+    return build(records, facts, assets=assets, sift=False).tables
 
 
 def _unrankable(record: RunRecord) -> str:
@@ -122,38 +153,56 @@ def _unrankable(record: RunRecord) -> str:
 
 def _table_key(record: RunRecord, result: Result) -> TableKey:
     protocol = result.protocol
-    weights = tuple(sorted(record.model.weights.items()))
+    given = record.kind == "samples"
     return (
         protocol.name,
         protocol.version,
         protocol.digest,
-        result.reference,
+        result.reference or "",
         result.n,
         tuple(result.seeds),
-        record.model.name,
-        weights,
+        "" if given else record.model.name,
+        tuple(sorted(record.model.weights.items())),
+        tuple(sorted(_assets(record, protocol.digest).items())),
     )
+
+
+def _assets(record: RunRecord, protocol: str) -> dict[str, str]:
+    """Return the assets behind all numbers of one protocol: evaluators of one row may use different ones."""
+    found = (result.assets for result in record.results if result.protocol.digest == protocol)
+    return {name: digest for assets in found for name, digest in assets.items()}
 
 
 # --- one table ------------------------------------------------------------------------------------
 
 
-def _table(entries: Sequence[Entry], facts: Mapping[str, MetricFact]) -> tuple[Table, list[Unranked]]:
+def _table(
+    entries: Sequence[Entry],
+    facts: Mapping[str, MetricFact],
+    cards: Mapping[str, AssetCard],
+    *,
+    detail: bool,
+) -> tuple[Table, list[Unranked]]:
     first, result = entries[0]
-    columns = columns_of(entries, facts)
+    given = first.kind == "samples"
+    used = dict(sorted(_assets(first, result.protocol.digest).items()))
+    columns = columns_of(entries, facts, detail=detail)
     rank_column = rank_column_of(columns, result.protocol.rank_by)
     settings = settings_of(entries)
     notes: list[str] = []
     base = base_rows(entries, columns, settings, notes)
     methods, left_out = method_rows(entries, columns, settings, notes)
-    ranked = rank(mark_best([*base, *methods], columns), rank_column)
+    samples = sample_rows(entries, columns, settings)
+    ranked = rank(mark_best([*base, *methods, *samples], columns), rank_column)
     table = Table(
         protocol=result.protocol,
         reference=result.reference,
+        assets=used,
+        own_assets=own_assets(used, cards),
         n=result.n,
         seeds=tuple(result.seeds),
-        model=first.model.title,
-        model_name=first.model.name,
+        model=GIVEN if given else first.model.title,
+        model_name="" if given else first.model.name,
         weights=dict(sorted(first.model.weights.items())),
         columns=columns,
         rank_column=rank_column,
@@ -171,9 +220,10 @@ def render(
     records: Iterable[RunRecord],
     facts: Mapping[str, MetricFact],
     published: Mapping[str, PublishedCard],
+    assets: Mapping[str, AssetCard] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Return {relative path: text} of a leaderboard folder; the same records give the same bytes."""
-    board = build(records, facts)
+    board = build(records, facts, assets=assets)
     files = {f"records/{record.id}.json": dumps(record) for record in board.records}
     files |= markdown.pages(board)
     files["README.md"] = markdown.index(board, published=bool(published))
@@ -187,6 +237,7 @@ def write(
     out_dir: Path,
     facts: Mapping[str, MetricFact],
     published: Mapping[str, PublishedCard],
+    assets: Mapping[str, AssetCard] = MappingProxyType({}),
 ) -> list[Path]:
     """Add records to a leaderboard folder and make its pages again.
 
@@ -201,7 +252,7 @@ def write(
         RunFailed: the folder cannot be written.
     """
     out_dir = Path(out_dir)
-    files = render(latest([*_stored(out_dir), *records]), facts, published)
+    files = render(latest([*_stored(out_dir), *records]), facts, published, assets)
     changed = [out_dir / name for name in sorted(_differences(files, out_dir))]
     try:
         for path in changed:
@@ -216,7 +267,10 @@ def write(
 
 
 def check(
-    out_dir: Path, facts: Mapping[str, MetricFact], published: Mapping[str, PublishedCard]
+    out_dir: Path,
+    facts: Mapping[str, MetricFact],
+    published: Mapping[str, PublishedCard],
+    assets: Mapping[str, AssetCard] = MappingProxyType({}),
 ) -> list[str]:
     """Make a leaderboard folder again from its records and compare.
 
@@ -229,7 +283,7 @@ def check(
     out_dir = Path(out_dir)
     if not out_dir.is_dir():
         raise UserError(f"{out_dir} is not a leaderboard folder", fix="alignbench leaderboard RUNS…")
-    found = _differences(render(_stored(out_dir), facts, published), out_dir)
+    found = _differences(render(_stored(out_dir), facts, published, assets), out_dir)
     return [f"{name}: {found[name]}" for name in sorted(found)]
 
 

@@ -5,16 +5,20 @@ All problems are collected and shown at once, each with its remedy. Imports no t
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignbench import hub, launch, plugins
-from alignbench.config import RunConfig, digest_of, protocol_digest
+from alignbench import assets, hub, launch, plugins
+from alignbench.api import Prompt
+from alignbench.config import RunConfig, digest_of, protocol_content, protocol_digest
 from alignbench.errors import UserError, suggest
+from alignbench.prompts import read_prompts
 from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import MethodCard, ModelCard, ProtocolCard
+from alignbench.registry.schema import MethodCard, ModelCard, ProtocolCard, Scalar
 from alignbench.rewards.resolve import resolve
 from alignbench.specs import parse_terms
 
@@ -59,6 +63,8 @@ class Plan:
     estimate: Estimate
     evaluates: bool = True
     """False with `--no-eval`."""
+    assets: dict[str, assets.AssetFile] = field(default_factory=dict)
+    """Files that the protocol's evaluators read, by asset name; those that were found."""
     problems: list[Problem] = field(default_factory=list)
     plugins: tuple[plugins.Code, ...] = ()
     """Files outside alignbench that the run's code comes from."""
@@ -88,6 +94,7 @@ class Plan:
             "weights": {role: status.as_dict() for role, status in self.weights.items()},
             "estimate": asdict(self.estimate),
             "evaluates": self.evaluates,
+            "assets": {n: {"path": str(a.path), "sha256": a.sha256} for n, a in self.assets.items()},
             "problems": [asdict(problem) for problem in self.problems],
             "plugins": [asdict(code) for code in self.plugins],
         }
@@ -106,7 +113,11 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
     """
     model = catalogue.model(config.model)
     method = catalogue.method(config.method) if config.method else None
-    protocol, problems = _protocol(catalogue, config, evaluates=evaluates)
+    protocol = resolve_protocol(catalogue.protocol(config.protocol), config.section("protocol"))
+    court = make_court(catalogue, config.protocol, protocol, config.section("assets")) if evaluates else None
+    protocol = court.protocol if court else protocol
+    problems = list(court.problems) if court else []
+    problems += _condition_problems(config, model, protocol) if evaluates else []
     section = config.section("model")
     overrides = {role: str(section[role]) for role in ("policy", "tokenizer") if section[role]}
     weights = hub.locate(config.model, model, overrides)
@@ -122,10 +133,11 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
     digest = digest_of(
         {
             "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
-            "protocol": protocol.model_dump(mode="json") if protocol else None,
+            "protocol": protocol_content(protocol),
             "weights": {role: status.sha256 for role, status in weights.items()},
             "evaluates": evaluates,
             **({"plugins": sorted(file.sha256 for file in code)} if code else {}),
+            **({"assets": {n: a.sha256 for n, a in court.assets.items()}} if court and court.assets else {}),
         }
     )
     return Plan(
@@ -135,12 +147,13 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         model=model,
         method=method,
         protocol=protocol,
-        protocol_digest=protocol_digest(protocol),
+        protocol_digest=court.digest if court else protocol_digest(protocol),
         weights=weights,
         world_size=world_size,
         sequences_per_image=sequences,
         estimate=estimate(config, model, method),
         evaluates=evaluates,
+        assets=court.assets if court else {},
         problems=problems,
         plugins=code,
     )
@@ -176,25 +189,122 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
     return card.model_copy(update=changes)
 
 
-def _protocol(
-    catalogue: Catalogue, config: RunConfig, *, evaluates: bool
-) -> tuple[ProtocolCard, list[Problem]]:
-    """Read the protocol and say what this installation lacks to run it."""
-    card = resolve_protocol(catalogue.protocol(config.protocol), config.section("protocol"))
+@dataclass(frozen=True)
+class Court:
+    """A protocol with the files its evaluators read."""
+
+    digest: str
+    """Identity of the protocol; files other than those on the cards count."""
+    protocol: ProtocolCard
+    """As given, but for the number of images where the user's own prompts decide it."""
+    assets: dict[str, assets.AssetFile]
+    prompts: list[Prompt]
+    problems: list[Problem]
+
+
+def make_court(catalogue: Catalogue, name: str, protocol: ProtocolCard, paths: Mapping[str, Scalar]) -> Court:
+    """Find what a protocol needs, and say what this installation lacks.
+
+    Args:
+        catalogue: where the cards are.
+        name: of the protocol.
+        protocol: as resolved.
+        paths: {asset: path} as given by the user.
+    """
+    problems = _missing_names(catalogue, name, protocol)
+    if problems:
+        return Court(protocol_digest(protocol), protocol, {}, [], problems)
+    problems = [*_package_problems(catalogue, protocol), *_size_problems(catalogue, protocol)]
+    found, unofficial = {}, {}
+    wanted = assets.assets_of(catalogue, protocol)
+    for asset in wanted:
+        card = catalogue.asset(asset)
+        status = assets.locate(asset, card, str(paths.get(asset, "")))
+        try:
+            found[asset] = assets.verify(asset, card, status)
+        except UserError as error:
+            problems.append(Problem(f"assets/{asset}", error.what, error.fix))
+            continue
+        if not assets.is_official(card, found[asset]):
+            unofficial[asset] = found[asset].sha256
+    unread = [asset for asset, path in paths.items() if path and asset not in wanted]
+    problems += [
+        Problem(f"assets.{asset}", f"protocol {name} does not read it", "leave it out") for asset in unread
+    ]
+    prompts: list[Prompt] = []
+    if protocol.prompts in found:
+        prompts = read_prompts(found[protocol.prompts].path)
+        images = len(prompts) * protocol.images_per_prompt
+        if paths.get(protocol.prompts):
+            protocol = protocol.model_copy(update={"samples": images})
+        elif images < protocol.samples:
+            problems.append(
+                Problem(
+                    f"assets/{protocol.prompts}",
+                    f"{len(prompts)} prompts × {protocol.images_per_prompt} are fewer than {protocol.samples}",
+                    f"alignbench fetch {protocol.prompts}",
+                )
+            )
+    return Court(protocol_digest(protocol, unofficial), protocol, found, prompts, problems)
+
+
+def _missing_names(catalogue: Catalogue, name: str, protocol: ProtocolCard) -> list[Problem]:
+    dataset = protocol.reference.dataset if protocol.reference else ""
     problems = []
-    if evaluates:
-        for kind, names in {"evaluators": card.evaluators, "datasets": [card.reference.dataset]}.items():
-            for name in names:
-                if name not in catalogue.found[kind]:
-                    reason = catalogue.planned.get(kind, {}).get(name, "no card has this name")
-                    problems.append(
-                        Problem(
-                            f"protocol {config.protocol}",
-                            f"{kind[:-1]} {name!r} is not in this version: {reason}",
-                            "train only with --no-eval, then score the exported weights elsewhere",
-                        )
+    for kind, names in {"evaluators": protocol.evaluators, "datasets": [dataset] if dataset else []}.items():
+        for wanted in names:
+            if wanted not in catalogue.found[kind]:
+                reason = catalogue.planned.get(kind, {}).get(wanted, "no card has this name")
+                problems.append(
+                    Problem(
+                        f"protocol {name}",
+                        f"{kind[:-1]} {wanted!r} is not in this version: {reason}",
+                        "train only with --no-eval, then score the exported weights elsewhere",
                     )
-    return card, problems
+                )
+    return problems
+
+
+def _package_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Problem]:
+    problems = []
+    for name in protocol.evaluators:
+        card = catalogue.evaluator(name)
+        absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
+        if absent:
+            extra = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {absent[0]}"
+            problems.append(Problem(f"evaluator {name}", f"needs {', '.join(absent)}", extra))
+    return problems
+
+
+def _size_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Problem]:
+    """Fewer images than an evaluator can estimate anything from."""
+    problems = []
+    for name in protocol.evaluators:
+        card = catalogue.evaluator(name)
+        values = {key: option.default for key, option in card.options.items()}
+        values |= protocol.options.get(name, {})
+        minimum = max((int(values[key]) + more for key, more in card.min_images.items()), default=1)
+        if protocol.samples < minimum:
+            problems.append(
+                Problem(
+                    f"evaluator {name}",
+                    f"needs at least {minimum} images, {protocol.samples} are planned",
+                    f"--set protocol.samples={minimum} or more",
+                )
+            )
+    return problems
+
+
+def _condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolCard) -> list[Problem]:
+    if protocol.condition == model.condition:
+        return []
+    return [
+        Problem(
+            f"protocol {config.protocol}",
+            f"is for {protocol.condition}-conditioned models, {config.model} is {model.condition}-conditioned",
+            "choose another with --protocol; see: alignbench list protocols",
+        )
+    ]
 
 
 def _model_problems(config: RunConfig, model: ModelCard, method: MethodCard | None) -> list[Problem]:

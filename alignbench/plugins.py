@@ -88,7 +88,8 @@ def read(path: Path) -> PluginFile:
 
 def cards_used(catalogue: Catalogue, config: RunConfig, protocol: ProtocolCard) -> list[tuple[str, str]]:
     """(kind, name) of every card with code behind it that a run depends on."""
-    used = [("models", config.model), ("datasets", config.dataset), ("datasets", protocol.reference.dataset)]
+    used = [("models", config.model), ("datasets", config.dataset)]
+    used += [("datasets", protocol.reference.dataset)] if protocol.reference else []
     used += [("evaluators", name) for name in protocol.evaluators]
     if config.method is not None:
         used.append(("methods", config.method))

@@ -1,7 +1,8 @@
 """Order rows and say which differences are real: bold cells, ranks with ties, comparisons with the base.
 
-A row beats another if Welch's interval of their difference excludes 0; where a side has a single value,
-nothing can be tested and the plain values decide.
+A row beats another if the interval of their difference excludes 0: Welch's over seeds, and for a single value
+the sampling error of its image set. Where a single value comes without that error, nothing can be tested and
+the plain values decide.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alignbench.record import SettingRef
-from alignbench.statistics import difference
+from alignbench.statistics import Difference, difference
 from alignbench.tables import Cell, Column, Comparison, Row, Table
+
+
+def cell_difference(a: Cell, b: Cell) -> Difference:
+    """Compare two cells of a column; see `statistics.difference`."""
+    return difference(a.values, b.values, sd_a=a.interval.set_sd, sd_b=b.interval.set_sd)
 
 
 def better(a: Cell, b: Cell, column: Column) -> bool:
     """Whether a beats b: significantly where that can be tested, else by value."""
-    found = difference(a.values, b.values)
+    found = cell_difference(a, b)
     return column.gain(found.mean) > 0 and (found.significant or not found.tested)
 
 
@@ -54,7 +60,7 @@ def rank(rows: Sequence[Row], column: Column | None) -> list[Row]:
 
 
 def in_order(rows: Sequence[Row], settings: Sequence[SettingRef], column: Column | None) -> list[Row]:
-    """Base, controls, then methods: the one with the best row first, its settings together."""
+    """Base, controls, then the rest: the one with the best row first, its settings together."""
 
     def score(row: Row) -> float:
         cell = row.cells.get(column.key) if column else None
@@ -63,7 +69,7 @@ def in_order(rows: Sequence[Row], settings: Sequence[SettingRef], column: Column
     top: dict[str, float] = {}
     for row in rows:
         top[row.identity] = max(score(row), top.get(row.identity, float("-inf")))
-    group = {"base": 0, "control": 1, "method": 2}
+    group = {"base": 0, "control": 1, "method": 2, "samples": 2}
     return sorted(
         rows,
         key=lambda row: (
@@ -76,25 +82,27 @@ def in_order(rows: Sequence[Row], settings: Sequence[SettingRef], column: Column
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
-    """Add a piece of the digest to rows of different configurations that would read the same."""
+    """Add a piece of the digest, or the run, to rows of different origin that would read the same."""
     owners: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         owners[row.name].add(row.identity)
-    return [
-        replace(row, detail=f"{row.detail}; {row.identity[:7]}") if len(owners[row.name]) > 1 else row
-        for row in rows
-    ]
+
+    def told_apart(row: Row) -> Row:
+        piece = row.identity if row.kind == "samples" else row.identity[:7]
+        return replace(row, detail="; ".join(filter(None, [row.detail, piece])))
+
+    return [told_apart(row) if len(owners[row.name]) > 1 else row for row in rows]
 
 
 def compare(table: Table) -> tuple[Comparison, ...]:
-    base = {row.setting.name: row for row in table.rows if row.kind != "method"}
+    base = {row.setting.name: row for row in table.rows if row.kind in {"base", "control"}}
     found = []
     for row in table.rows:
         partner = base.get(row.setting.name)
         if row.kind != "method" or partner is None or partner.setting != row.setting:
             continue
         differences = {
-            column.key: difference(row.cells[column.key].values, partner.cells[column.key].values)
+            column.key: cell_difference(row.cells[column.key], partner.cells[column.key])
             for column in table.columns
             if column.key in row.cells and column.key in partner.cells
         }

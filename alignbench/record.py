@@ -48,12 +48,13 @@ class MethodInfo(_Table):
 
 
 class ModelInfo(_Table):
-    """The model the run started from."""
+    """The model the run started from, or the name of the images that were given."""
 
     name: Name
     title: str
+    """As tables show it; for images given by the user what they called them."""
     parameters: Count
-    """Of the policy."""
+    """Of the policy; 0 where images were given."""
     trainable_parameters: Count
     """What the method updates; 0 for a base run."""
     weights: dict[str, Digest]
@@ -133,30 +134,39 @@ class ProtocolRef(_Table):
 
 
 class SettingRef(_Table):
-    """One way of sampling inside the protocol; the fields of `api.Sampling`."""
+    """One way of sampling inside the protocol; the fields of `api.Sampling`.
+
+    All numbers are None where nothing is sampled: images that were given, and reconstructions.
+    """
 
     name: Name
     title: str
-    temperature: float
-    top_k: int
-    top_p: float
-    cfg_scale: float
-    cfg_interval: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    cfg_scale: float | None
+    cfg_interval: int | None
+
+
+Subject = Literal["base", "method", "samples"]
+"""`base`: the model as it came; `method`: after post-training; `samples`: images given, not made here."""
+
+Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
+"""Lower and upper end."""
 
 
 class Result(_Table):
     """The metrics of one evaluator on one subject at one setting."""
 
-    subject: Literal["base", "method"]
-    """`base`: the model as it came; `method`: after post-training."""
+    subject: Subject
     protocol: ProtocolRef
     setting: SettingRef
     seeds: Annotated[list[int], Field(min_length=1)]
     """Sampling seeds."""
     n: Annotated[int, Field(ge=1)]
     """Images per sampling seed."""
-    reference: Digest
-    """Of the reference images."""
+    reference: Digest | None
+    """Of the reference images or statistics; None where nothing is compared with."""
     evaluator: str
     """`name@version`."""
     metrics: dict[str, list[float | None]]
@@ -165,6 +175,10 @@ class Result(_Table):
     evaluate_seconds: Amount
     networks_used_as_reward: list[str] = []
     """Networks behind the training rewards; a metric that uses one of them is marked † in tables."""
+    intervals: dict[str, list[Bounds | None]] = {}
+    """{metric: per sampling seed the 95 % interval of the error of that one image set, or null}."""
+    assets: dict[str, Digest] = {}
+    """{asset: digest} of the networks, reference statistics and prompts behind the numbers."""
 
     @model_validator(mode="after")
     def _one_value_per_seed(self) -> Result:
@@ -173,6 +187,11 @@ class Result(_Table):
         for name, values in self.metrics.items():
             if len(values) != len(self.seeds):
                 raise ValueError(f"metrics.{name} has {len(values)} values for {len(self.seeds)} seeds")
+        for name, intervals in self.intervals.items():
+            if len(intervals) != len(self.metrics.get(name, [])):
+                raise ValueError(f"intervals.{name} does not belong to the values of a metric")
+            if any(bounds is not None and bounds[0] > bounds[1] for bounds in intervals):
+                raise ValueError(f"intervals.{name} has a lower end above its upper end")
         return self
 
 
@@ -204,11 +223,11 @@ class RunRecord(_Table):
     status: Literal["complete", "partial", "failed"]
     id: Name
     """Name of the run folder; carries the digest of the resolved plan."""
-    kind: Literal["method", "base"]
+    kind: Literal["method", "base", "samples"]
     command: str
     """The command line that repeats the run."""
     method: MethodInfo | None
-    """None for a base run."""
+    """None for a base run and for given images."""
     model: ModelInfo
     recipe: RecipeInfo | None
     changed: dict[str, Change]
@@ -234,6 +253,10 @@ class RunRecord(_Table):
             raise ValueError("method must be given for kind 'method' and only then")
         if self.kind == "base" and any(result.subject == "method" for result in self.results):
             raise ValueError("a base run has no results with subject 'method'")
+        if any((self.kind == "samples") != (result.subject == "samples") for result in self.results):
+            raise ValueError("given images have results with subject 'samples', and only they")
+        if self.kind == "samples" and (self.train is not None or self.model.weights):
+            raise ValueError("given images have no train section and no weights")
         if self.status == "complete" and self.finished is None:
             raise ValueError("a complete run has a finishing time")
         if self.status == "complete" and self.kind == "method" and self.train is None:
@@ -258,9 +281,17 @@ def now() -> str:
 def dumps(record: RunRecord) -> str:
     """Return the canonical text of a record: what `write` writes."""
     values = record.model_dump(mode="json", by_alias=True)
-    if not record.plugins:
-        del values["plugins"]  # records older than this field keep their bytes
+    # Records older than these fields keep their bytes.
+    _drop_empty(values, "plugins")
+    for result in values["results"]:
+        _drop_empty(result, "intervals", "assets")
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _drop_empty(values: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if not values[name]:
+            del values[name]
 
 
 def write(record: RunRecord, run_dir: Path) -> Path:

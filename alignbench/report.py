@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from alignbench.leaderboard import tables
-from alignbench.ranking import better
+from alignbench.ranking import better, cell_difference
 from alignbench.record import RunRecord, TrainInfo
 from alignbench.render import cells
-from alignbench.render.markdown import bullets, grid
+from alignbench.render.markdown import bullets, grid, provenance
 from alignbench.tables import Column, Row, Table, number, short
 from alignbench.verdict import verdict
 
 if TYPE_CHECKING:
-    from alignbench.registry.schema import MetricFact
+    from alignbench.registry.schema import AssetCard, MetricFact
 
 SAMPLES = "samples.png"
 
 
 def report_markdown(
-    record: RunRecord, facts: Mapping[str, MetricFact], *, samples: str | None = SAMPLES
+    record: RunRecord,
+    facts: Mapping[str, MetricFact],
+    *,
+    samples: str | None = SAMPLES,
+    assets: Mapping[str, AssetCard] = MappingProxyType({}),
 ) -> str:
     """Return the text of `report.md`.
 
@@ -28,9 +33,10 @@ def report_markdown(
         record: the run.
         facts: {metric: how it is shown}, in the order of the columns.
         samples: picture of samples beside the report, or None if there is none.
+        assets: {asset: card}, to tell the official files from a user's own.
     """
     lines = [f"# {_title(record)}", "", f"`{record.id}` · {_status(record)}", ""]
-    found = tables([record], facts)
+    found = tables([record], facts, assets=assets)
     if not found:
         lines += ["Not evaluated.", ""]
     for table in found:
@@ -58,26 +64,43 @@ def _status(record: RunRecord) -> str:
 
 
 def _results(table: Table) -> list[str]:
-    protocol = table.protocol
-    seeds = ", ".join(map(str, table.seeds))
-    header = ["setting", "model", *(f"{column.title} {column.arrow}" for column in table.columns)]
-    numeric = [False, False, *[True] * len(table.columns)]
-    notes = [
-        f"Protocol `{protocol.name}` version {protocol.version}, digest `{short(protocol.digest)}`; "
-        f"{table.n:,} images for each sampling seed ({seeds}); reference `{short(table.reference)}`.",
-        "± is half of a 95 % Student-t interval over the sampling seeds of this one run; "
-        "it holds no difference between training seeds.",
-        "Bold: significantly better than the other row of the same setting (Welch, 95 %).",
-    ]
-    if any(cell.rewarded for row in table.rows for cell in row.cells.values()):
-        notes.append("†: a network behind this metric was also a training reward.")
-    lines = [f"## {protocol.title}", "", *grid(header, _pairs(table), numeric=numeric), ""]
-    lines += [*bullets([*notes, *table.notes]), ""]
+    main = [column for column in table.columns if not column.fact.detail]
+    detail = [column for column in table.columns if column.fact.detail]
+    title = f"{table.protocol.title}: {table.label}" if table.label else table.protocol.title
+    lines = [f"## {title}", ""]
+    for name, columns in (("", main), ("### Details", detail)):
+        if columns:
+            lines += [*([name, ""] if name else []), *_grid(table, columns), ""]
+    lines += [*bullets([provenance(table), *_notes(table), *table.notes]), ""]
     said = bullets(verdict(table)) if any(row.kind == "method" for row in table.rows) else []
     return [*lines, *said, ""] if said else lines
 
 
-def _pairs(table: Table) -> list[list[str]]:
+def _grid(table: Table, columns: Sequence[Column]) -> list[str]:
+    header = ["setting", "model", *(f"{column.title} {column.arrow}" for column in columns)]
+    return grid(header, _pairs(table, columns), numeric=[False, False, *[True] * len(columns)])
+
+
+def _notes(table: Table) -> list[str]:
+    """How to read the numbers."""
+    sets = cells.one_set(table)
+    notes = []
+    if cells.over_seeds(table) or not sets:
+        notes.append(
+            "± is half of a 95 % Student-t interval over the sampling seeds of this one run; "
+            "it holds no difference between training seeds."
+        )
+    if sets:
+        notes.append(cells.SET_NOTE)
+    if any(row.kind == "method" for row in table.rows):
+        test = "95 %; Welch over seeds, normal for the errors ‡ of single sets" if sets else "Welch, 95 %"
+        notes.append(f"Bold: significantly better than the other row of the same setting ({test}).")
+    if any(cell.rewarded for row in table.rows for cell in row.cells.values()):
+        notes.append("†: a network behind this metric was also a training reward.")
+    return notes
+
+
+def _pairs(table: Table, columns: Sequence[Column]) -> list[list[str]]:
     """Before and after, setting by setting."""
     before = {row.setting.name: row for row in table.rows if row.kind != "method"}
     after = {row.setting.name: row for row in table.rows if row.kind == "method"}
@@ -86,7 +109,7 @@ def _pairs(table: Table) -> list[list[str]]:
         base, method = before.get(name), after.get(name)
         for row, other in ((base, method), (method, base)):
             if row is not None:
-                texts = [_metric(row, other, column) for column in table.columns]
+                texts = [_metric(row, other, column) for column in columns]
                 lines.append([row.setting.title, row.title, *texts])
     return lines
 
@@ -94,8 +117,9 @@ def _pairs(table: Table) -> list[list[str]]:
 def _metric(row: Row, other: Row | None, column: Column) -> str:
     text = cells.metric(row, column)
     cell, rival = row.cells.get(column.key), other.cells.get(column.key) if other else None
-    tested = cell and rival and min(len(cell.values), len(rival.values)) > 1
-    return f"**{text}**" if tested and cell and rival and better(cell, rival, column) else text
+    if cell is None or rival is None or not cell_difference(cell, rival).tested:
+        return text
+    return f"**{text}**" if better(cell, rival, column) else text
 
 
 # --- cost and making ------------------------------------------------------------------------------
@@ -125,7 +149,8 @@ def _cost(train: TrainInfo, record: RunRecord) -> list[str]:
 
 
 def _making(record: RunRecord) -> list[str]:
-    rows = [["model", record.model.name]]
+    given = record.kind == "samples"
+    rows = [["images", f"{record.model.title}, given"] if given else ["model", record.model.name]]
     rows += [[f"weights: {role}", f"`{digest}`"] for role, digest in sorted(record.model.weights.items())]
     if record.model.random_weights:
         rows.append(["weights", "random"])
@@ -138,6 +163,8 @@ def _making(record: RunRecord) -> list[str]:
     if record.train:
         resumed = f", resumed {record.train.resumed} times" if record.train.resumed else ""
         rows.append(["training seed", f"{record.train.seed}{resumed}"])
+    used = {name: digest for result in record.results for name, digest in result.assets.items()}
+    rows += [[f"asset: {name}", f"`{digest}`"] for name, digest in sorted(used.items())]
     rows += [[f"export: {role}", f"`{digest}`"] for role, digest in sorted(record.exports.items())]
     return grid(["what", "which"], [*rows, *_place_rows(record)], numeric=[False, False])
 

@@ -1,6 +1,7 @@
 """The rows of one table, before ranking: which results belong together and what their numbers are.
 
-Base rows are measured once per setting; method rows pool the training seeds of one configuration.
+Base rows are measured once per setting; method rows pool the training seeds of one configuration; images
+that were given are a row for each set.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignbench.record import Result, RunRecord, SettingRef, dumps
-from alignbench.statistics import mean_interval, units
+from alignbench.statistics import mean_interval, set_interval, units
 from alignbench.tables import Cell, Column, Cost, Row, RowKind, Unranked
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ MACHINE_KEYS = {"train.micro_batch", "train.recompute", "model.policy", "model.t
 enter a row's identity by their digests."""
 
 Entry = tuple[RunRecord, Result]
-Sampling = tuple[float, int, float, float, int]
 
 
 def age(record: RunRecord) -> tuple[str, str]:
@@ -58,11 +58,22 @@ def identity(record: RunRecord) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def columns_of(entries: Sequence[Entry], facts: Mapping[str, MetricFact]) -> tuple[Column, ...]:
-    """Columns in the order of the cards; a metric of two evaluator versions gets two of them."""
+def columns_of(
+    entries: Sequence[Entry], facts: Mapping[str, MetricFact], *, detail: bool = True
+) -> tuple[Column, ...]:
+    """Columns in the order of the cards; a metric of two evaluator versions gets two of them.
+
+    Args:
+        entries: results of one table.
+        facts: {metric: how it is shown}.
+        detail: also the metrics that are only for a run's own report; the ranking metric is always there.
+    """
     seen = {(metric, result.evaluator) for _, result in entries for metric in result.metrics}
+    ranking = {result.protocol.rank_by for _, result in entries}
     columns = []
     for metric, fact in facts.items():
+        if fact.detail and not detail and metric not in ranking:
+            continue
         versions = sorted((evaluator for name, evaluator in seen if name == metric), key=_version)
         for evaluator in versions:
             title = fact.title if len(versions) == 1 else f"{fact.title} ({evaluator})"
@@ -82,19 +93,23 @@ def rank_column_of(columns: Sequence[Column], rank_by: str) -> Column | None:
 
 def settings_of(entries: Sequence[Entry]) -> list[SettingRef]:
     """Settings in the order of the record with the most of them; the first is the table's default."""
-    orders: dict[str, dict[Sampling, SettingRef]] = defaultdict(dict)
+    orders: dict[str, dict[Hashable, SettingRef]] = defaultdict(dict)
     for record, result in entries:
-        orders[record.id].setdefault(_sampling(result.setting), result.setting)
-    merged: dict[Sampling, SettingRef] = {}
+        orders[record.id].setdefault(sampling_of(result.setting), result.setting)
+    merged: dict[Hashable, SettingRef] = {}
     for _, order in sorted(orders.items(), key=lambda item: (-len(item[1]), item[0])):
         for sampling, setting in order.items():
             merged.setdefault(sampling, setting)
     return list(merged.values())
 
 
-def _sampling(setting: SettingRef) -> Sampling:
-    """What makes two settings the same; names and titles may change with the card."""
-    return setting.temperature, setting.top_k, setting.top_p, setting.cfg_scale, setting.cfg_interval
+def sampling_of(setting: SettingRef) -> Hashable:
+    """What makes two settings the same: their values, as names and titles may change with the card.
+
+    Where nothing was sampled there are no values, and the name decides.
+    """
+    values = setting.temperature, setting.top_k, setting.top_p, setting.cfg_scale, setting.cfg_interval
+    return setting.name if set(values) == {None} else values
 
 
 def base_rows(
@@ -104,19 +119,21 @@ def base_rows(
     rows = []
     for position, setting in enumerate(settings):
         found = [
-            (r, x) for r, x in entries if x.subject == "base" and _sampling(x.setting) == _sampling(setting)
+            (record, x)
+            for record, x in entries
+            if x.subject == "base" and sampling_of(x.setting) == sampling_of(setting)
         ]
         found.sort(key=lambda entry: (entry[0].kind != "base", entry[0].finished or "", entry[0].id))
         cells: dict[tuple[str, str], Cell] = {}
         sources: set[str] = set()
         for column in columns:
-            measured = [(record.id, values) for record, x in found if (values := _values(x, column))]
+            measured = [(record.id, x) for record, x in found if _values(x, column)]
             if not measured:
                 continue
-            source, values = measured[0]
-            cells[column.key] = Cell(mean_interval(values), values)
+            source, result = measured[0]
+            cells[column.key] = _cell([result], column)
             sources.add(source)
-            means = [mean_interval(other).mean for _, other in measured]
+            means = [mean_interval(_values(other, column)).mean for _, other in measured]
             if column.text(min(means)) != column.text(max(means)):
                 notes.append(
                     f"base at {setting.title} was measured by {len(means)} runs: {column.title} from "
@@ -135,6 +152,41 @@ def _values(result: Result, column: Column) -> tuple[float, ...]:
         return ()
     values = [value for value in result.metrics.get(column.metric, []) if value is not None]
     return tuple(values) if len(values) == len(result.seeds) else ()
+
+
+def _cell(results: Sequence[Result], column: Column, *, rewarded: bool = False) -> Cell:
+    """Return the number of one column from results that all have it, one for each training seed."""
+    pooled, kind = units([_values(x, column) for x in results])
+    bounds = results[0].intervals.get(column.metric, [None])[0] if len(pooled) == 1 else None
+    interval = set_interval(pooled[0], bounds) if bounds else mean_interval(pooled, kind=kind)
+    return Cell(interval, tuple(pooled), rewarded=rewarded)
+
+
+def sample_rows(
+    entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[SettingRef]
+) -> list[Row]:
+    """One row for each set of images that was given."""
+    results: dict[tuple[str, int], list[Result]] = defaultdict(list)
+    titles = {record.id: record.model.title for record, _ in entries}
+    places = [sampling_of(setting) for setting in settings]
+    for record, x in entries:
+        if x.subject == "samples":
+            results[record.id, places.index(sampling_of(x.setting))].append(x)
+    rows = []
+    for (name, place), found in sorted(results.items()):
+        cells = {column.key: _cell([x], column) for column in columns for x in found if _values(x, column)}
+        rows.append(
+            Row(
+                kind="samples",
+                title=titles[name],
+                detail="",
+                setting=settings[place],
+                cells=cells,
+                runs=(name,),
+                identity=name,
+            )
+        )
+    return rows
 
 
 def method_rows(
@@ -156,7 +208,7 @@ def method_rows(
             results: dict[str, list[Result]] = defaultdict(list)
             for record, x in entries:
                 chosen = record.train is not None and pool.get(record.train.seed) is record
-                if chosen and x.subject == "method" and _sampling(x.setting) == _sampling(setting):
+                if chosen and x.subject == "method" and sampling_of(x.setting) == sampling_of(setting):
                     results[record.id].append(x)
             members = [pool[seed] for seed in sorted(pool) if pool[seed].id in results]
             if members:
@@ -175,7 +227,7 @@ def _method_row(
     title = members[0].method.title if members[0].method else ""
     cells: dict[tuple[str, str], Cell] = {}
     for column in columns:
-        runs = [values for record in members for x in results[record.id] if (values := _values(x, column))]
+        runs = [x for record in members for x in results[record.id] if _values(x, column)]
         if len(runs) < len(members):  # never a mean over what happens to exist
             if runs:
                 notes.append(
@@ -183,10 +235,9 @@ def _method_row(
                     f"{len(members)} runs have it"
                 )
             continue
-        pooled, kind = units(runs)
         networks = {n for record in members for x in results[record.id] for n in x.networks_used_as_reward}
         rewarded = not networks.isdisjoint(column.fact.networks)
-        cells[column.key] = Cell(mean_interval(pooled, kind=kind), tuple(pooled), rewarded=rewarded)
+        cells[column.key] = _cell(runs, column, rewarded=rewarded)
     return Row(
         kind="method",
         title=title,

@@ -16,14 +16,13 @@ from alignbench.record import (
     MethodInfo,
     ModelInfo,
     PluginInfo,
-    ProtocolRef,
     RecipeInfo,
     Result,
     RunRecord,
-    SettingRef,
     TrainInfo,
 )
 from alignbench.registry.catalogue import Catalogue
+from alignbench.results import results_of
 from alignbench.rewards.resolve import resolve
 from alignbench.specs import parse_terms
 
@@ -62,14 +61,21 @@ class Facts:
         return cls(_first_start(job), is_main, weights)
 
     def add_scores(
-        self, subject: Literal["base", "method"], scores: list[Score], reference: str, job: Job
+        self, subject: Literal["base", "method"], scores: list[Score], reference: str | None, job: Job
     ) -> None:
-        """Gather the scores of one subject into one result per setting and evaluator."""
-        groups: dict[tuple[str, str], list[Score]] = {}
-        for score in scores:
-            groups.setdefault((score.setting, score.evaluator), []).append(score)
-        for (setting, evaluator), members in groups.items():
-            self.results.append(_result(job, subject, setting, evaluator, members, reference))
+        """Note the results of one subject."""
+        plan = job.plan
+        self.results += results_of(
+            job.catalogue,
+            plan.config.protocol,
+            plan.protocol,
+            digest=plan.protocol_digest,
+            subject=subject,
+            scores=scores,
+            reference=reference,
+            assets=plan.assets,
+            rewards=reward_networks(plan, job.catalogue) if subject == "method" else (),
+        )
 
     def write(self, status: Literal["complete", "partial", "failed"], job: Job) -> None:
         """Write `run.json`."""
@@ -166,42 +172,10 @@ def _recipe_info(plan: Plan, catalogue: Catalogue) -> RecipeInfo | None:
     return RecipeInfo(name=plan.config.recipe, source=catalogue.recipe(plan.config.recipe).source)
 
 
-def _reward_networks(job: Job) -> list[str]:
+def reward_networks(plan: Plan, catalogue: Catalogue) -> list[str]:
     """Networks behind the rewards a method was trained on."""
-    plan = job.plan
     if plan.method is None:
         return []
     texts = [str(plan.config.section("method")[option]) for option in plan.method.reward_options]
     specs = [spec for text in texts if text != "none" for spec, _ in parse_terms(text)]
-    return sorted({network for spec in specs for network in resolve(spec, job.catalogue).networks})
-
-
-def _result(
-    job: Job,
-    subject: Literal["base", "method"],
-    setting: str,
-    evaluator: str,
-    scores: list[Score],
-    reference: str,
-) -> Result:
-    plan = job.plan
-    names = list(scores[0].metrics)
-    return Result(
-        subject=subject,
-        protocol=ProtocolRef(
-            name=plan.config.protocol,
-            version=plan.protocol.version,
-            digest=plan.protocol_digest,
-            title=plan.protocol.title,
-            rank_by=plan.protocol.rank_by,
-        ),
-        setting=SettingRef(name=setting, **plan.protocol.settings[setting].model_dump()),
-        seeds=[score.seed for score in scores],
-        n=scores[0].images,
-        reference=reference,
-        evaluator=evaluator,
-        metrics={name: [score.metrics[name] for score in scores] for name in names},
-        sample_seconds=sum(score.sample_seconds for score in scores),
-        evaluate_seconds=sum(score.evaluate_seconds for score in scores),
-        networks_used_as_reward=_reward_networks(job) if subject == "method" else [],
-    )
+    return sorted({network for spec in specs for network in resolve(spec, catalogue).networks})

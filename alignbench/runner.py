@@ -16,22 +16,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from alignbench import evaluation, folder, grid, hub, report, run_facts
+from alignbench import folder, hub, report, run_facts
 from alignbench.assembly import (
     build_method,
     build_model,
-    load_export,
     open_training_data,
     role_of,
     trained_module,
 )
-from alignbench.data import open_dataset
-from alignbench.data.reference import DatasetImages
 from alignbench.data.stream import Stream
 from alignbench.driver import Driver, Interrupted, parameter_groups
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
+from alignbench.evaluation import Score
 from alignbench.files import write_atomic
 from alignbench.job import Job
+from alignbench.model_evaluation import evaluate_models
 from alignbench.parallel import Parallel, choose_threads
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, DataInfo, RunRecord, read, write
@@ -90,8 +89,8 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
         if job.plan.method is not None:
             _train(job, facts, parallel, progress)
             parallel.release()
-        if job.plan.evaluates and parallel.is_main:
-            _evaluate(job, facts, parallel.device, progress)
+        if job.plan.evaluates:
+            _evaluate(job, facts, parallel, progress)
     except Interrupted as stopped:
         _note("partial", facts, job)
         raise UserError(
@@ -208,78 +207,17 @@ def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
-# --- evaluation -----------------------------------------------------------------------------------
-
-
-def _evaluate(job: Job, facts: run_facts.Facts, device: torch.device, progress: Progress) -> None:
-    """Score the model before and after training, and draw both."""
-    plan = job.plan
-    reference_card = job.catalogue.dataset(plan.protocol.reference.dataset)
-    reference = DatasetImages(
-        open_dataset(
-            reference_card,
-            split=plan.protocol.reference.split,
-            image_size=plan.protocol.image_size,
-            num_classes=plan.model.num_classes,
-            options={key: option.default for key, option in reference_card.options.items()},
-            workers=job.workers,
-            cache_dir=job.cache / "data",
-        )
-    )
-    evaluators = evaluation.build_evaluators(job.catalogue, plan.protocol, device)
-    shared = None if plan.random_weights else _shared_results(job, progress)
-    pictures = []
-    subjects: tuple[Literal["base", "method"], ...] = ("base", "method") if plan.method else ("base",)
-    for subject in subjects:
-        backbone = build_model(plan, device)
-        weights = facts.weights
-        if subject == "method":
-            load_export(job.out, backbone)
-            weights = {**weights, **facts.exports}
-        evaluated = evaluation.Evaluation(
-            subject=subject,
-            weights_digest=run_facts.weights_digest(weights),
-            backbone=backbone,
-            protocol=plan.protocol,
-            protocol_digest=plan.protocol_digest,
-            evaluators=evaluators,
-            reference=reference,
-            num_classes=plan.model.num_classes or 1,
-            device=device,
-            folder=job.out,
-            cache=shared if subject == "base" else None,
-        )
-        facts.add_scores(subject, evaluated.run(progress), reference.digest, job)
+def _evaluate(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progress) -> None:
+    def note(subject: Literal["base", "method"], scores: list[Score], reference: str | None) -> None:
+        facts.add_scores(subject, scores, reference, job)
         facts.write("partial", job)
-        pictures.append(_picture(job, evaluated, subject))
-    first = next(reference.images())
-    real = first[grid.choose(reference.labels()[: len(first)].tolist())]
-    grid.write_grid(job.out / "samples.png", [*pictures, ("real images", real)])
 
-
-def _shared_results(job: Job, progress: Progress) -> Path | None:
-    """Folder where results of untouched models are kept for other runs; None if it cannot be written."""
-    place = job.cache / "evaluations"
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        writable = os.access(place, os.W_OK)
-    except OSError:
-        writable = False
-    if writable:
-        return place
-    progress.say(
-        f"{place} cannot be written: every run scores the base anew "
-        "→ set ALIGNBENCH_CACHE to a folder you can write to"
+    evaluate_models(
+        job,
+        weights=facts.weights,
+        exports=facts.exports,
+        parallel=parallel,
+        progress=progress,
+        note=note,
+        folder=job.out,
     )
-    return None
-
-
-def _picture(job: Job, evaluated: evaluation.Evaluation, subject: str) -> tuple[str, torch.Tensor]:
-    """A few samples at the first setting; the same image ids for every subject."""
-    protocol = job.plan.protocol
-    name, setting = next(iter(protocol.settings.items()))
-    seed = protocol.seeds[0]
-    shown = (
-        job.plan.config.model if subject == "base" else f"{job.plan.config.model} + {job.plan.config.method}"
-    )
-    return f"{shown}, {setting.title}", evaluated.pictures(name, seed)

@@ -7,12 +7,10 @@ are kept, not pixels; decoding them again gives the same images.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +19,10 @@ import torch
 from torch import Tensor
 
 from alignbench import randomness
-from alignbench.api import Backbone, ClassLabels, Rollout, Sampling
+from alignbench.api import Backbone, ClassLabels, ImageBatch, Rollout, Sampling
 from alignbench.backbones.pixels import resize_bicubic, to_uint8
 from alignbench.errors import RunFailed
 from alignbench.files import write_atomic
-from alignbench.progress import Stage
 from alignbench.registry.schema import ProtocolCard, Setting
 
 SHARD = 256
@@ -92,19 +89,6 @@ class Sampler:
         total = self.protocol.samples
         return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
-    def fill(self, folder: Path, setting: Setting, seed: int, stage: Stage) -> float:
-        """Make the missing shards of one sample set; return the seconds it took."""
-        folder.mkdir(parents=True, exist_ok=True)
-        seconds = 0.0
-        for number, ids in enumerate(self.shards()):
-            if not shard_path(folder, number).exists():
-                started = time.monotonic()
-                tokens, labels = self.generate(setting, seed, ids)
-                write_shard(shard_path(folder, number), np.asarray(ids), labels, tokens)
-                seconds += time.monotonic() - started
-            stage.advance()
-        return seconds
-
 
 def check_probabilities(drawn: Rollout) -> None:
     """Refuse tokens drawn from probabilities that are not numbers: they would look like any others.
@@ -159,34 +143,52 @@ class ImageDecoder:
             images = self.backbone.tokenizer.decode(piece.to(self.device), self.backbone.grid)
             if self.protocol.resize == "bicubic":
                 images = resize_bicubic(images, self.protocol.image_size)
-            pieces.append(to_uint8(images).cpu())
+            pieces.append(to_uint8(images, self.protocol.rounding).cpu())
         return torch.cat(pieces)
 
 
 class TokenImages:
-    """A sample set as images: shards of tokens, decoded as they are read (an `api.ImageSet`).
+    """The images of one setting and seed, generated shard by shard and kept as tokens (an `api.ImageSet`).
 
     Args:
-        folder: where the shards lie.
+        sampler: generates tokens of shards that are not in the folder yet.
         decoder: makes images of tokens.
+        folder: where the shards lie.
+        setting: how to sample.
+        seed: sampling seed.
+        identity: of the weights and of everything else that decides the images.
     """
 
-    def __init__(self, folder: Path, decoder: ImageDecoder) -> None:
-        self._decoder = decoder
-        tokens, labels = zip(*map(read_shard, sorted(folder.glob("shard-*.npz"))), strict=True)
-        self._tokens = torch.from_numpy(np.concatenate(tokens)).long()
-        self._labels = torch.from_numpy(np.concatenate(labels))
-        content = hashlib.sha256(self._tokens.numpy().tobytes() + self._labels.numpy().tobytes())
-        self.digest = f"sha256:{content.hexdigest()}"
+    def __init__(
+        self,
+        sampler: Sampler,
+        decoder: ImageDecoder,
+        folder: Path,
+        setting: Setting,
+        seed: int,
+        identity: str,
+    ) -> None:
+        self.identity = identity
+        self._sampler, self._decoder = sampler, decoder
+        self._folder, self._setting, self._seed = folder, setting, seed
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return self._sampler.protocol.samples
 
-    def images(self) -> Iterator[Tensor]:
-        """Yield uint8 [b, 3, H, W] in order of the image id, at the protocol's size."""
-        for tokens in self._tokens.split(self._decoder.protocol.batch):
-            yield self._decoder.decode(tokens)
+    def shards(self) -> list[range]:
+        return self._sampler.shards()
 
-    def labels(self) -> Tensor:
-        """[N] int64."""
-        return self._labels
+    def load(self, number: int) -> ImageBatch:
+        """Return one shard at the protocol's size; its tokens are generated if they are not there.
+
+        Raises:
+            RunFailed: its file is damaged, or the model's probabilities are not numbers.
+        """
+        path, ids = shard_path(self._folder, number), self.shards()[number]
+        if not path.exists():
+            made = self._sampler.generate(self._setting, self._seed, ids)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_shard(path, np.asarray(ids), made[1], made[0])
+        tokens, labels = read_shard(path)
+        images = self._decoder.decode(torch.from_numpy(tokens).long())
+        return ImageBatch(ids=ids, images=images, labels=torch.from_numpy(labels))

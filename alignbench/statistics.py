@@ -1,7 +1,8 @@
 """Means, intervals and comparisons for tables: Student's t and Welch's t, nothing heavier.
 
 The t quantile is computed here because importing scipy.stats takes longer than a whole leaderboard; a
-test compares the two. Intervals say what they were taken over: seeds of training or seeds of sampling.
+test compares the two. Intervals say what they were taken over: seeds of training, seeds of sampling, or the
+images of one set, whose sampling error its evaluator estimated.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Literal
 
 LEVEL = 0.95
 
-Unit = Literal["training seeds", "sampling seeds"]
-"""What the independent values behind a mean are."""
+Unit = Literal["training seeds", "sampling seeds", "images of one set"]
+"""What varies behind an interval: independent values, or the images a single value was computed from."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,21 @@ class Interval:
 
     @property
     def half_width(self) -> float | None:
-        return None if self.high is None else self.high - self.mean
+        if self.low is None or self.high is None:
+            return None
+        # An interval of one set need not have the value in its middle.
+        return (self.high - self.low) / 2 if self.of_one_set else self.high - self.mean
+
+    @property
+    def of_one_set(self) -> bool:
+        """Whether it is the sampling error of a single image set."""
+        return self.kind == "images of one set"
+
+    @property
+    def set_sd(self) -> float | None:
+        """Standard deviation of a single value, from the interval of its image set; None without one."""
+        half = self.half_width
+        return None if half is None or not self.of_one_set else half / t_critical(LEVEL, math.inf)
 
 
 @dataclass(frozen=True)
@@ -78,39 +93,98 @@ def mean_interval(
     return Interval(mean, mean - half, mean + half, len(values), kind)
 
 
+def set_interval(value: float, bounds: Sequence[float]) -> Interval:
+    """Return the interval that an evaluator gave to the single value of one image set.
+
+    Args:
+        value: the metric.
+        bounds: lower and upper end of its 95 % interval.
+    """
+    low, high = bounds
+    return Interval(_mean([value]), low, high, 1, "images of one set")
+
+
 def nested_interval(runs: Sequence[Sequence[float]], *, level: float = LEVEL) -> Interval:
     """Return the interval over the independent values of nested data; see `units`."""
     values, kind = units(runs)
     return mean_interval(values, level=level, kind=kind)
 
 
-def difference(a: Sequence[float], b: Sequence[float], *, level: float = LEVEL) -> Difference:
+def difference(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    sd_a: float | None = None,
+    sd_b: float | None = None,
+    level: float = LEVEL,
+) -> Difference:
     """Compare two means without assuming equal variances.
+
+    The variance of a side with several values comes from their spread. That of a single value is the square
+    of its given standard deviation, taken as known: with one on both sides this is a normal test, with one
+    on one side only that side's degrees of freedom are infinite.
 
     Source: Welch 1947, degrees of freedom after Satterthwaite 1946. No correction for the number of
     comparisons. Pairs that share a sampling seed are treated as independent, which errs on the side of
     "not significant" where sharing makes them move together.
+
+    Args:
+        a: independent values.
+        b: independent values.
+        sd_a: sampling error of a's value if a has only one; None: unknown, nothing can be tested.
+        sd_b: the same of b.
+        level: of the interval.
     """
     mean = _mean(a) - _mean(b)
-    if len(a) < 2 or len(b) < 2:
+    parts = [_variance_of_mean(a, sd_a), _variance_of_mean(b, sd_b)]
+    known = [part for part in parts if part is not None]
+    if len(known) < 2:
         return Difference(mean, None, None, False)
-    part_a, part_b = _variance(a) / len(a), _variance(b) / len(b)
-    squared = part_a + part_b
+    squared = math.fsum(variance for variance, _ in known)
     if squared == 0.0:  # two exact constants
         return Difference(mean, mean, mean, mean != 0.0)
-    degrees = squared**2 / (part_a**2 / (len(a) - 1) + part_b**2 / (len(b) - 1))
-    half = t_critical(level, degrees) * math.sqrt(squared)
+    uncertain = math.fsum(variance**2 / degrees for variance, degrees in known)
+    degrees = squared**2 / uncertain if uncertain > 0.0 else math.inf
+    return _tested(mean, t_critical(level, degrees) * math.sqrt(squared))
+
+
+def _variance_of_mean(values: Sequence[float], sd: float | None) -> tuple[float, float] | None:
+    """Return the variance of a mean and its degrees of freedom; None if it is unknown."""
+    if len(values) > 1:
+        return _variance(values) / len(values), len(values) - 1.0
+    return None if sd is None else (sd**2, math.inf)
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], *, level: float = LEVEL) -> Difference:
+    """Compare the means of values that belong together pair by pair; Student's t over the differences.
+
+    A single pair cannot be tested.
+
+    Raises:
+        ValueError: a and b differ in length.
+    """
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    interval = mean_interval(differences, level=level)
+    if interval.low is None or interval.high is None:
+        return Difference(interval.mean, None, None, False)
+    half = (interval.high - interval.low) / 2
+    return _tested(interval.mean, half)
+
+
+def _tested(mean: float, half: float) -> Difference:
     return Difference(mean, mean - half, mean + half, abs(mean) > half)
 
 
 @functools.cache
 def t_critical(level: float, degrees: float) -> float:
-    """Return t with P(|T| ≤ t) = level for Student's t.
+    """Return t with P(|T| ≤ t) = level for Student's t; infinite degrees are the normal distribution.
 
     Solves I_x(1/2, degrees/2) = level for x = t² / (degrees + t²) by bisection.
     """
     if not 0.0 < level < 1.0 or degrees <= 0.0:
         raise ValueError(f"no t quantile at level {level} with {degrees} degrees of freedom")
+    if degrees > 1e7:  # the two agree to 1e-7, and the fraction below would need more steps than it has
+        return _normal_critical(level)
     low, high = 0.0, 1.0
     while True:
         middle = (low + high) / 2
@@ -120,6 +194,17 @@ def t_critical(level: float, degrees: float) -> float:
             low = middle
         else:
             high = middle
+
+
+def _normal_critical(level: float) -> float:
+    """Return z with P(|Z| ≤ z) = level, by bisection of the error function."""
+    low, high = 0.0, 40.0
+    while (middle := (low + high) / 2) not in (low, high):
+        if math.erf(middle / math.sqrt(2)) < level:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from alignbench.record import ProtocolRef, RunRecord, SettingRef
     from alignbench.registry.schema import MetricFact
 
-RowKind = Literal["base", "control", "method"]
-"""`control`: the base model under another setting than the table's first one."""
+RowKind = Literal["base", "control", "method", "samples"]
+"""`control`: the base model under another setting than the table's first one; `samples`: given images."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Cell:
 
     interval: Interval
     values: tuple[float, ...]
-    """The independent values behind the interval."""
+    """The independent values behind the mean."""
     best: bool = False
     """Best of the column, or not significantly different from the best."""
     rewarded: bool = False
@@ -90,7 +90,7 @@ class Row:
 
     kind: RowKind
     title: str
-    """`base` or the method's title."""
+    """`base`, the method's title, or what given images are called."""
     detail: str
     """Recipe and changed keys of a method."""
     setting: SettingRef
@@ -105,7 +105,7 @@ class Row:
     runs: tuple[str, ...] = ()
     """Ids of the records behind the row."""
     identity: str = ""
-    """Digest of the configuration without seeds; empty for the base model."""
+    """Digest of the configuration without seeds; empty for the base model; of given images the run."""
 
     @property
     def name(self) -> str:
@@ -134,15 +134,20 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows that may be compared: one protocol digest, reference, sample size, seeds and starting model."""
+    """Rows that may be compared: one protocol digest, reference, assets, sample size, seeds and model."""
 
     protocol: ProtocolRef
-    reference: str
+    reference: str | None
+    assets: Mapping[str, str]
+    """{asset: digest} of networks, reference statistics and prompts behind the numbers."""
+    own_assets: tuple[str, ...]
+    """Those of them that are not the files of their cards."""
     n: int
     seeds: tuple[int, ...]
     model: str
-    """Title of the starting model."""
+    """Title of the starting model, or `given images`."""
     model_name: str
+    """Empty for given images."""
     weights: Mapping[str, str]
     columns: tuple[Column, ...]
     rank_column: Column | None
@@ -150,6 +155,12 @@ class Table:
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
     """Remarks on single rows: blanks, disagreeing base measurements."""
+    label: str = ""
+    """What sets the table apart from others of its protocol and model, e.g. `own reference`."""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.model}, {self.label}" if self.label else self.model
 
 
 @dataclass(frozen=True)

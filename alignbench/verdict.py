@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignbench.ranking import better
-from alignbench.statistics import Difference, difference
+from alignbench.ranking import better, cell_difference
+from alignbench.statistics import Difference
 from alignbench.tables import Column, Comparison, Row, Table, join
 
 
@@ -34,15 +34,17 @@ def against_base(table: Table, comparison: Comparison, column: Column) -> str:
     if found is None:
         return ""
     row = comparison.row
-    values = f"{column.title} {_change(table, row, column)}"
+    base = _base_of(table, row)
+    one_set = any(x.cells[column.key].interval.of_one_set for x in (row, base))
     interval = (
         ""
         if found.low is None or found.high is None
         else f", 95 % interval {column.span(found.low, found.high)}"
+        f"{' from the sampling error of one image set' if one_set else ''}"
     )
     text = (
         f"{_place(row)}: **{outcome(found, column)}** base at the same setting "
-        f"({values}; difference {column.signed(found.mean)}{interval})."
+        f"({column.title} {_change(base, row, column)}; difference {column.signed(found.mean)}{interval})."
     )
     return f"{text}{_only_one_run(row)}{_others(table, comparison, column)}"
 
@@ -56,8 +58,11 @@ def outcome(found: Difference, column: Column) -> str:
     return word if found.tested else f"{word} (one value, not tested)"
 
 
-def _change(table: Table, row: Row, column: Column) -> str:
-    base = next(r for r in table.rows if r.kind != "method" and r.setting == row.setting)
+def _base_of(table: Table, row: Row) -> Row:
+    return next(r for r in table.rows if r.kind in {"base", "control"} and r.setting == row.setting)
+
+
+def _change(base: Row, row: Row, column: Column) -> str:
     before, after = base.cells[column.key].interval.mean, row.cells[column.key].interval.mean
     return f"{column.text(before)} → {column.text(after)}"
 
@@ -66,7 +71,9 @@ def _others(table: Table, comparison: Comparison, skip: Column) -> str:
     """The other metrics, by outcome."""
     groups: dict[str, list[str]] = {}
     for column in table.columns:
-        if column.key != skip.key and column.key in comparison.differences:
+        if column.key == skip.key or column.fact.detail:
+            continue
+        if column.key in comparison.differences:
             mark = "†" if comparison.row.cells[column.key].rewarded else ""
             groups.setdefault(outcome(comparison.differences[column.key], column), []).append(
                 column.title + mark
@@ -105,20 +112,21 @@ def _overall(table: Table, column: Column) -> list[str]:
     losers = [row for row in _best_of_each(scored, column) if row is not best and row not in ties]
     if losers:
         listed = [f"{_place(row)} at {column.shown(row.cells[column.key].interval)}" for row in losers]
-        text += f" Behind it, each at its own best setting: {'; '.join(listed)}."
+        settings = any(row.kind != "samples" for row in losers)
+        text += f" Behind it{', each at its own best setting' if settings else ''}: {'; '.join(listed)}."
     return [text, *_against_best_base(scored, column)]
 
 
 def _against_best_base(scored: Sequence[Row], column: Column) -> list[str]:
     """Say how each method, at its best setting, stands against the base at its best setting."""
-    controls = [row for row in scored if row.kind != "method"]
+    controls = [row for row in scored if row.kind in {"base", "control"}]
     methods = _best_of_each([row for row in scored if row.kind == "method"], column)
     if len(controls) < 2 or not methods:
         return []
     base = _best(controls, column)
     cell = base.cells[column.key]
     parts = [
-        f"{_place(row)} is {outcome(difference(row.cells[column.key].values, cell.values), column)} it"
+        f"{_place(row)} is {outcome(cell_difference(row.cells[column.key], cell), column)} it"
         for row in methods
     ]
     listed = "; ".join(parts)
@@ -139,4 +147,4 @@ def _best_of_each(rows: Sequence[Row], column: Column) -> list[Row]:
 
 
 def _place(row: Row) -> str:
-    return f"{row.name} at {row.setting.title}"
+    return row.name if row.kind == "samples" else f"{row.name} at {row.setting.title}"

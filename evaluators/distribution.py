@@ -7,40 +7,38 @@ and the numbers are NOT comparable with any Inception-based FID or Inception Sco
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from alignbench.api import ImageSet, Metric
+from alignbench.api import ImageBatch, Measured, Metric, Reference
+from alignbench.config import digest_of
 from alignbench.errors import UserError
 from alignbench.nets import digits
 
 if TYPE_CHECKING:
+    from alignbench.assets import AssetFile
     from alignbench.registry.schema import EvaluatorCard, Scalar
 
 BLOCK = 4096
 """Rows per block of the distance matrices; bounds memory, does not change the result."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """What one pass over an image set leaves behind, all float64 on the CPU."""
-
-    pixels: Tensor
-    """[N, 64] grey levels in [-1, 1] of the canonical digit."""
-    penultimate: Tensor
-    """[N, D]."""
-    logits: Tensor
-    """[N, 10]."""
+VERSION = 1
+"""Of the arithmetic of `measure`; raised whenever the same image could get other rows."""
+UNLABELLED = -1
 
 
 class DigitsDistribution:
-    """Scores a set of generated digits against real ones."""
+    """Scores a set of generated digits against real ones.
+
+    Columns of the rows: `pixels` [64] grey levels in [-1, 1] of the canonical digit, `penultimate` [D] and
+    `logits` [10], all float64; `label` int64, -1 where the image set has no labels; `correct` float64, 1
+    where the classifier agrees with the label, else 0.
+    """
 
     def __init__(self, *, network: str, splits: int, shuffle_seed: int, neighbours: int) -> None:
         self.splits = splits
@@ -48,51 +46,69 @@ class DigitsDistribution:
         self.neighbours = neighbours
         # float64 on the CPU: a number must not depend on batch shapes or on the machine.
         self._net = digits.load(network).double()
-        self._references: dict[str, Features] = {}
-
-    def score(self, samples: ImageSet, reference: ImageSet) -> list[Metric]:
-        """Return all metrics of the card; `class-accuracy` only if the samples carry labels.
-
-        Args:
-            samples: the generated images.
-            reference: the real images; their features are kept for the next call with the same digest.
-
-        Raises:
-            UserError: too few images for an estimate, or a value that is not finite.
-        """
-        minimum = max(2, self.neighbours + 1)
-        self._require("samples", len(samples), max(minimum, self.splits))
-        self._require("reference images", len(reference), minimum)
-        if reference.digest not in self._references:
-            self._references[reference.digest] = self.features(reference)
-        real = self._references[reference.digest]
-        generated = self.features(samples)
-        values = {
-            "fd-digits": frechet_distance(generated.penultimate, real.penultimate),
-            "fd-pixels": frechet_distance(generated.pixels, real.pixels),
-            "is-digits": class_score(generated.logits, splits=self.splits, shuffle_seed=self.shuffle_seed),
-            **precision_recall(generated.penultimate, real.penultimate, neighbours=self.neighbours),
-        }
-        labels = samples.labels()
-        if labels is not None:
-            values["class-accuracy"] = (generated.logits.argmax(dim=1) == labels).double().mean().item()
-        return [Metric(name=name, value=value, n=len(samples)) for name, value in values.items()]
+        self.identity = digest_of(
+            {
+                "version": VERSION,
+                "network": digits.manifest()["files"][f"{network}.safetensors"]["sha256"],
+                "options": [network, splits, shuffle_seed, neighbours],
+            }
+        )
 
     @torch.no_grad()
-    def features(self, images: ImageSet) -> Features:
-        """Read an image set once.
+    def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
+        """Look at each image once.
 
         Raises:
             UserError: a feature is not finite.
         """
-        parts = []
-        for batch in images.images():
-            scaled = batch.double() / 127.5 - 1
-            parts.append((digits.canonical_digits(scaled).flatten(start_dim=1), *self._net(scaled)))
-        found = Features(*(torch.cat(batches) for batches in zip(*parts, strict=True)))
-        if not all(part.isfinite().all() for part in (found.pixels, found.penultimate, found.logits)):
-            raise UserError(f"image set {images.digest}: the digit network's features are not finite")
-        return found
+        scaled = batch.images.double() / 127.5 - 1
+        pixels = digits.canonical_digits(scaled).flatten(start_dim=1)
+        penultimate, logits = self._net(scaled)
+        if not all(bool(part.isfinite().all()) for part in (pixels, penultimate, logits)):
+            raise UserError(
+                f"images {batch.ids[0]} to {batch.ids[-1]}: the digit network's features are not finite"
+            )
+        labels = batch.labels
+        if labels is None:
+            labels = torch.full((len(batch),), UNLABELLED, dtype=torch.int64)
+        columns = {
+            "pixels": pixels,
+            "penultimate": penultimate,
+            "logits": logits,
+            "label": labels,
+            "correct": (logits.argmax(dim=1) == labels).double(),
+        }
+        return {name: column.numpy() for name, column in columns.items()}
+
+    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
+        """Return all metrics of the card; `class-accuracy` only if all samples carry labels.
+
+        Args:
+            samples: rows of the generated images.
+            reference: must have the rows of the real images.
+
+        Raises:
+            UserError: no real images, or too few images for an estimate.
+        """
+        if reference is None or reference.measured is None:
+            raise UserError(
+                "digits are compared with real digits, and there are none",
+                fix="use a protocol whose reference is a data set",
+            )
+        minimum = max(2, self.neighbours + 1)
+        self._require("samples", len(samples), max(minimum, self.splits))
+        self._require("reference images", len(reference.measured), minimum)
+        generated = {name: _column(samples, name) for name in ("pixels", "penultimate", "logits")}
+        real = {name: _column(reference.measured, name) for name in ("pixels", "penultimate")}
+        values = {
+            "fd-digits": frechet_distance(generated["penultimate"], real["penultimate"]),
+            "fd-pixels": frechet_distance(generated["pixels"], real["pixels"]),
+            "is-digits": class_score(generated["logits"], splits=self.splits, shuffle_seed=self.shuffle_seed),
+            **precision_recall(generated["penultimate"], real["penultimate"], neighbours=self.neighbours),
+        }
+        if (samples.column("label") != UNLABELLED).all():
+            values["class-accuracy"] = float(samples.column("correct").mean())
+        return [Metric(name=name, value=value, n=len(samples)) for name, value in values.items()]
 
     def _require(self, what: str, present: int, minimum: int) -> None:
         if present < minimum:
@@ -103,8 +119,18 @@ class DigitsDistribution:
             )
 
 
-def build(card: EvaluatorCard, options: Mapping[str, Scalar], device: torch.device) -> DigitsDistribution:
-    """Build the evaluator from its card's options.
+def _column(measured: Measured, name: str) -> Tensor:
+    return torch.from_numpy(measured.column(name))
+
+
+def build(
+    card: EvaluatorCard,
+    *,
+    options: Mapping[str, Scalar],
+    assets: Mapping[str, AssetFile],
+    device: torch.device,
+) -> DigitsDistribution:
+    """Build the evaluator from its options; its network ships with the package, so there are no assets.
 
     `device` is unused: the network has 37 kB, and on the CPU the number is the same on every machine.
     """

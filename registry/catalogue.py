@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import (
     KINDS,
+    AssetCard,
     Card,
     DatasetCard,
     EvaluatorCard,
@@ -45,6 +46,7 @@ SINGULAR = {
     "models": "model",
     "methods": "method",
     "evaluators": "evaluator",
+    "assets": "asset",
     "rewards": "reward",
     "datasets": "dataset",
     "recipes": "recipe",
@@ -227,6 +229,9 @@ class Catalogue:
 
     def evaluator(self, name: str) -> EvaluatorCard:
         return cast(EvaluatorCard, self.card("evaluators", name))
+
+    def asset(self, name: str) -> AssetCard:
+        return cast(AssetCard, self.card("assets", name))
 
     def reward(self, name: str) -> RewardCard:
         return cast(RewardCard, self.card("rewards", name))

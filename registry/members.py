@@ -15,7 +15,7 @@ from alignbench.registry.schema import MethodCard
 CLASS_MEMBERS: dict[str, tuple[str, ...]] = {
     "methods": ("Config", "updates", "collect", "loss"),
     "rewards": ("score",),
-    "evaluators": ("score",),
+    "evaluators": ("measure", "score"),
     "models": ("logits", "generate", "reference", "export"),
     "datasets": ("__len__", "load"),
 }
@@ -24,7 +24,7 @@ CLASS_MEMBERS: dict[str, tuple[str, ...]] = {
 OBJECT_MEMBERS: dict[str, tuple[str, ...]] = {
     "methods": CLASS_MEMBERS["methods"],
     "rewards": CLASS_MEMBERS["rewards"],
-    "evaluators": CLASS_MEMBERS["evaluators"],
+    "evaluators": (*CLASS_MEMBERS["evaluators"], "identity"),
     "models": (*CLASS_MEMBERS["models"], "tokenizer", "policy", "num_tokens", "grid", "image_size"),
     "datasets": (*CLASS_MEMBERS["datasets"], "num_classes", "class_names", "labels", "digest", "skipped"),
 }

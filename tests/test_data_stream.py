@@ -152,7 +152,7 @@ def test_reference_images_come_in_order(workers: int) -> None:
     images = DatasetImages(dataset, batch=3, workers=workers)
     parts = list(images.images())
     assert [len(part) for part in parts] == [3, 3, 1] and len(images) == 7
-    assert images.digest == dataset.digest
+    assert images.identity == dataset.digest
     assert images.labels().tolist() == [dataset.load(index)[1] for index in range(7)]
     for index, image in enumerate(torch.cat(parts)):
         assert image.dtype == torch.uint8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,42 +14,34 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from alignbench.api import ImageBatch, Reference
 from alignbench.errors import UserError
 from alignbench.evaluators import distribution
 from alignbench.nets import digits
 from alignbench.registry.catalogue import Catalogue
 
-DATA = Path(__file__).parent / "data" / "metrics"
+DATA = Path(__file__).parent / "data" / "golden-metrics"
 ARRAYS = np.load(DATA / "arrays.npz")
-EXPECTED = json.loads((DATA / "expected.json").read_text())
+EXPECTED = json.loads((DATA / "expected.json").read_text())["cases"]
 PAIRS = ["asymmetric24", "duplicates8", "lowrank64"]
 METRICS = {"fd-digits", "fd-pixels", "is-digits", "precision", "recall", "class-accuracy"}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """An image set held in memory."""
+    """Rows held in memory."""
 
     digest: str
-    data: Tensor
-    ids: Tensor | None = None
-    batch: int = 64
+    rows: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
-        return self.data.shape[0]
+        return len(self.rows["logits"])
 
-    def images(self) -> Iterator[Tensor]:
-        yield from self.data.split(self.batch)
+    def column(self, name: str) -> np.ndarray:
+        return self.rows[name]
 
-    def labels(self) -> Tensor | None:
-        return self.ids
-
-
-class Unreadable(Memory):
-    """An image set whose images must not be read."""
-
-    def images(self) -> Iterator[Tensor]:
-        raise AssertionError("read again")
+    def shards(self, name: str) -> Iterator[np.ndarray]:
+        yield self.rows[name]
 
 
 def strokes(count: int, seed: int, *, side: int = 8) -> Tensor:
@@ -63,11 +55,26 @@ def strokes(count: int, seed: int, *, side: int = 8) -> Tensor:
 def evaluator(**changes: int) -> distribution.DigitsDistribution:
     card = Catalogue.default().evaluator("distribution-digits")
     options = {name: option.default for name, option in card.options.items()} | changes
-    return distribution.build(card, options, torch.device("cpu"))
+    return distribution.build(card, options=options, assets={}, device=torch.device("cpu"))
+
+
+def measured(images: Tensor, labels: Tensor | None = None, *, batch: int = 64) -> Memory:
+    judge = evaluator()
+    parts = []
+    for start in range(0, max(1, len(images)), batch):
+        ids = range(start, min(start + batch, len(images)))
+        part = slice(ids.start, ids.stop)
+        parts.append(
+            judge.measure(
+                ImageBatch(ids=ids, images=images[part], labels=labels[part] if labels is not None else None)
+            )
+        )
+    return Memory("sha256:x", {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def scores(samples: Memory, reference: Memory, **changes: int) -> dict[str, float]:
-    return {metric.name: metric.value for metric in evaluator(**changes).score(samples, reference)}
+    found = evaluator(**changes).score(samples, Reference(digest="r", measured=reference))
+    return {metric.name: metric.value for metric in found}
 
 
 def golden(case: str) -> tuple[Tensor, Tensor]:
@@ -109,7 +116,8 @@ def test_frechet_distance_matches_scipy_and_survives_an_offset() -> None:
 @pytest.mark.parametrize("case", PAIRS)
 def test_precision_and_recall_are_golden(case: str) -> None:
     found = distribution.precision_recall(*golden(case), neighbours=3)
-    assert found == pytest.approx({key: EXPECTED[case][key] for key in ("precision", "recall")}, abs=1e-6)
+    expected = EXPECTED[case]["pr"]["3"]
+    assert found == pytest.approx({key: expected[key] for key in ("precision", "recall")}, abs=1e-6)
 
 
 def test_exchanging_the_sets_exchanges_precision_and_recall() -> None:
@@ -142,8 +150,8 @@ def test_precision_and_recall_match_scikit_learn(neighbours: int) -> None:
 def test_class_score_is_golden_and_shuffled(case: str) -> None:
     logits = torch.from_numpy(ARRAYS[f"{case}.logits"])
     found = distribution.class_score(logits, splits=10, shuffle_seed=2020)
-    assert found == pytest.approx(EXPECTED[case]["shuffled_seed2020"], rel=1e-10)
-    assert found != pytest.approx(EXPECTED[case]["in_order"], rel=1e-2)
+    assert found == pytest.approx(EXPECTED[case]["torch_fidelity_10_shuffled_seed2020"]["mean"], rel=1e-10)
+    assert found != pytest.approx(EXPECTED[case]["torch_fidelity_10_in_order"]["mean"], rel=1e-2)
 
 
 def test_class_score_of_perfect_and_constant_classifiers() -> None:
@@ -157,11 +165,26 @@ def test_class_score_of_perfect_and_constant_classifiers() -> None:
 
 def test_names_are_those_of_the_card_and_say_digits() -> None:
     labels = torch.zeros(40, dtype=torch.int64)
-    metrics = evaluator().score(Memory("s", strokes(40, 0), labels), Memory("r", strokes(30, 1)))
+    reference = Reference(digest="r", measured=measured(strokes(30, 1)))
+    metrics = evaluator().score(measured(strokes(40, 0), labels), reference)
     card = Catalogue.default().evaluator("distribution-digits")
     assert {metric.name for metric in metrics} == METRICS == set(card.metrics)
+    assert card.needs == ["reference"]
     assert all(metric.n == 40 for metric in metrics)
     assert not {name for name in METRICS if "fid" in name or "inception" in name}
+
+
+def test_rows_are_one_per_image_in_float64() -> None:
+    labels = torch.arange(6)
+    rows = measured(strokes(6, 0, side=16), labels).rows
+    assert {name: (column.shape, column.dtype) for name, column in rows.items()} == {
+        "pixels": ((6, 64), np.float64),
+        "penultimate": ((6, 32), np.float64),
+        "logits": ((6, 10), np.float64),
+        "label": ((6,), np.int64),
+        "correct": ((6,), np.float64),
+    }
+    assert np.array_equal(rows["correct"], rows["logits"].argmax(axis=1) == labels.numpy())
 
 
 def test_all_values_match_a_direct_computation() -> None:
@@ -169,7 +192,7 @@ def test_all_values_match_a_direct_computation() -> None:
     net = digits.load("digits-features-a").double()
     labels = net.logits(samples.double() / 127.5 - 1).argmax(dim=1)
     labels[:40] = (labels[:40] + 1) % 10
-    found = scores(Memory("s", samples, labels), Memory("r", reference), splits=1)
+    found = scores(measured(samples, labels), measured(reference), splits=1)
     logits = net.logits(samples.double() / 127.5 - 1).numpy()
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert found["is-digits"] == pytest.approx(np.exp((p * np.log(p / p.mean(0))).sum(1).mean()))
@@ -179,8 +202,8 @@ def test_all_values_match_a_direct_computation() -> None:
 
 
 def test_same_images_score_zero_and_one() -> None:
-    images = strokes(50, 2)
-    found = scores(Memory("s", images), Memory("r", images))
+    images = measured(strokes(50, 2))
+    found = scores(images, images)
     assert found["fd-digits"] == pytest.approx(0, abs=1e-6)
     assert found["fd-pixels"] == pytest.approx(0, abs=1e-6)
     assert (found["precision"], found["recall"]) == (1, 1)
@@ -189,29 +212,26 @@ def test_same_images_score_zero_and_one() -> None:
 
 def test_a_few_of_the_real_images_are_precise_but_miss_the_rest() -> None:
     images = strokes(80, 2)
-    found = scores(Memory("s", images[:12]), Memory("r", images))
+    found = scores(measured(images[:12]), measured(images))
     assert found["precision"] == 1 > 0.9 > found["recall"] >= 12 / 80
 
 
 def test_pixel_repeated_copies_and_other_batches_score_the_same() -> None:
-    reference = Memory("r", strokes(140, 1))  # more rows than the 64 pixels: regular covariances
-    small = scores(Memory("s", strokes(150, 0)), reference)
-    large = scores(Memory("s", strokes(150, 0, side=32), batch=7), reference)
+    reference = measured(strokes(140, 1))  # more rows than the 64 pixels: regular covariances
+    small = scores(measured(strokes(150, 0)), reference)
+    large = scores(measured(strokes(150, 0, side=32), batch=7), reference)
     assert small == pytest.approx(large, rel=1e-9)
 
 
 def test_order_of_the_samples_changes_only_the_splits() -> None:
-    images, reference = strokes(60, 0), Memory("r", strokes(40, 1))
-    forward, backward = (scores(Memory("s", data), reference, splits=1) for data in (images, images.flip(0)))
+    images, reference = strokes(60, 0), measured(strokes(40, 1))
+    forward, backward = (scores(measured(data), reference, splits=1) for data in (images, images.flip(0)))
     assert forward == pytest.approx(backward, rel=1e-8)
 
 
-def test_reference_is_read_once_per_digest() -> None:
-    judge = evaluator()
-    first = judge.score(Memory("s", strokes(30, 0)), Memory("r", strokes(30, 1)))
-    assert judge.score(Memory("s", strokes(30, 0)), Unreadable("r", strokes(30, 1))) == first
-    with pytest.raises(AssertionError, match="read again"):
-        judge.score(Memory("s", strokes(30, 0)), Unreadable("other", strokes(30, 1)))
+def test_rows_of_another_network_are_not_these() -> None:
+    assert evaluator().identity == evaluator().identity
+    assert evaluator().identity != evaluator(neighbours=4).identity
 
 
 @pytest.mark.parametrize(
@@ -226,13 +246,23 @@ def test_reference_is_read_once_per_digest() -> None:
 def test_too_few_images_are_an_error(
     samples: int, reference: int, changes: dict[str, int], words: str
 ) -> None:
+    rows = measured(strokes(30, 0)).rows
+    few, real = (
+        Memory("x", {name: column[:count] for name, column in rows.items()}) for count in (samples, reference)
+    )
     with pytest.raises(UserError, match=words):
-        scores(Memory("s", strokes(samples, 0)), Memory("r", strokes(reference, 1)), **changes)
+        scores(few, real, **changes)
+
+
+@pytest.mark.parametrize("reference", [None, Reference(digest="only statistics")])
+def test_real_images_are_needed(reference: Reference | None) -> None:
+    with pytest.raises(UserError, match="compared with real digits"):
+        evaluator().score(measured(strokes(30, 0)), reference)
 
 
 def test_features_that_are_not_finite_are_an_error() -> None:
     judge = evaluator()
     with torch.no_grad():
         judge._net.dense.bias[0] = torch.nan
-    with pytest.raises(UserError, match=r"image set s.*not finite"):
-        judge.features(Memory("s", strokes(5, 0)))
+    with pytest.raises(UserError, match=r"images 4 to 8: .*not finite"):
+        judge.measure(ImageBatch(ids=range(4, 9), images=strokes(5, 0)))

@@ -197,7 +197,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     thread.start()
     root = f"http://127.0.0.1:{web.server_port}"
     monkeypatch.setattr(
-        huggingface_hub, "hf_hub_url", lambda repo, path, *, revision: f"{root}/{repo}/{revision}/{path}"
+        huggingface_hub,
+        "hf_hub_url",
+        lambda repo, path, *, revision, repo_type: f"{root}/{repo}/{revision}/{path}",
     )
     yield state
     web.shutdown()
@@ -370,7 +372,7 @@ def test_dry_run_touches_neither_network_nor_disk(server: SimpleNamespace, cache
 def test_unreachable_hub_gets_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    def closed(repo: str, path: str, *, revision: str) -> str:
+    def closed(repo: str, path: str, *, revision: str, repo_type: str) -> str:
         return "http://127.0.0.1:9/nothing"
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_url", closed)

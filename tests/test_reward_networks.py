@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from alignbench import api
 from alignbench.errors import UserError
 from alignbench.nets import digits
+from alignbench.nets.preprocess import Preprocess
 from alignbench.registry.catalogue import Catalogue
 from alignbench.rewards.build import build
 from alignbench.rewards.files import hub_folder
-from alignbench.rewards.preprocess import Preprocess
 from tests.reward_toys import BUILT_IN, request
 from tests.tiny_rewards import TINY, save_clip
 
@@ -296,5 +296,5 @@ def test_a_file_that_is_no_head_is_refused(case: str, options: dict[str, str], t
 def test_a_checkpoint_of_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "hpsv2.1", tmp_path / "hps")
     torch.save({"state_dict": {"visual.proj": torch.zeros(2)}}, tmp_path / "hps" / "HPS_v2.1_compressed.pt")
-    with pytest.raises(UserError, match="is not an HPS checkpoint"):
+    with pytest.raises(UserError, match=r"HPS_v2\.1_compressed\.pt does not fit open_clip_config\.json"):
         build(f"hpsv2.1(path={tmp_path / 'hps'})", CATALOGUE, CPU, image_size=48)

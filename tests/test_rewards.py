@@ -13,11 +13,12 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.nets import digits
+from alignbench.nets import digits, lpips
 from alignbench.registry.catalogue import Catalogue, import_target
 from alignbench.rewards import perceptual
-from alignbench.rewards.perceptual import PerceptualDistance, lpips_distance, require_trunk
+from alignbench.rewards.perceptual import PerceptualDistance, require_trunk
 from alignbench.rewards.pixel import PixelDistance, PixelLoss, pixel_distance
+from tests.lpips_trunks import random_trunk
 
 CATALOGUE = Catalogue([("built-in", Path(__file__).parent.parent / "registry")])
 
@@ -100,38 +101,18 @@ def test_digits_reward_and_digits_evaluator_use_different_networks() -> None:
 # --- LPIPS ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["alex", "vgg"])
-def random_lpips(request: pytest.FixtureRequest) -> Any:
-    """The package's model on a random trunk: no download, real heads."""
-    import lpips
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return lpips.LPIPS(net=request.param, pnet_rand=True, verbose=False)
-
-
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_lpips_equals_the_package_on_the_same_trunk(random_lpips: Any) -> None:
-    decoded, reference = images(4, side=48), images(2, side=48, seed=1)
-    repeated = reference.repeat_interleave(2, dim=0)
-    with torch.no_grad():
-        expected = random_lpips(decoded, repeated).flatten()
-        ours = lpips_distance(random_lpips)
-        plain = apart(ours, decoded, repeated)
-        shared = ours.distance(decoded, ours.prepare(reference), repeats=2)
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_is_the_feature_distance_of_the_trunk_with_the_package_s_heads(
+    net: lpips.Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = random_trunk(net, tmp_path / "trunk.pth")  # tests/test_lpips.py compares with the package
+    monkeypatch.setattr(perceptual, "require_trunk", lambda name: path)
+    decoded, reference = images(2, side=48), images(2, side=48, seed=1)
+    reward = import_target(CATALOGUE.reward(f"lpips-{net}").target)(torch.device("cpu"))
+    request = api.ScoreRequest(images=(decoded + 1) / 2, group=torch.arange(2), reference=(reference + 1) / 2)
+    expected = apart(lpips.FeatureDistance(lpips.load_trunk(net, path), lpips.heads(net)), decoded, reference)
     assert expected.min().item() > 1e-4
-    for result in (plain, shared):
-        assert (result - expected).abs().max().item() <= 1e-6 * max(1.0, expected.max().item())
-
-
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_lpips_stays_in_eval_mode(random_lpips: Any) -> None:
-    random_lpips.train()  # its heads would now drop half of the channels
-    ours = lpips_distance(random_lpips)
-    first, again = (apart(ours, images(1, side=48), images(1, side=48, seed=1)) for _ in range(2))
-    assert torch.equal(first, again)
-    assert not any(part.training for part in random_lpips.modules())
-    assert not any(part.requires_grad for part in random_lpips.parameters())
+    assert torch.allclose(reward.score(request).values, expected, rtol=1e-5, atol=0)
 
 
 def test_dead_pixels_pass_finite_gradients() -> None:

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from alignbench.backbones.llamagen import build
-from alignbench.progress import Progress, Stage
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import ProtocolCard
 from alignbench.sampling import ImageDecoder, Sampler, TokenImages, labels_of, shard_path
 
-STAGE = Stage(Progress(quiet=True), "sample", total=1, done=0)
 CPU = torch.device("cpu")
 
 
@@ -47,29 +45,40 @@ def test_settings_and_seeds_give_different_images(sampler: Sampler) -> None:
     assert not np.array_equal(first, sampler.generate(sampler.protocol.settings["t0.6"], 0, range(8))[0])
 
 
+def token_images(sampler: Sampler, folder: Path, setting: str = "t1", seed: int = 0) -> TokenImages:
+    decoder = ImageDecoder(sampler.backbone, sampler.protocol, CPU)
+    return TokenImages(sampler, decoder, folder, sampler.protocol.settings[setting], seed, "weights")
+
+
 def test_only_missing_shards_are_made(sampler: Sampler, tmp_path: Path) -> None:
-    smaller = with_protocol(sampler, samples=300, batch=100)
-    setting = smaller.protocol.settings["t1"]
-    assert [len(ids) for ids in smaller.shards()] == [300]
-    assert [len(ids) for ids in with_protocol(sampler, samples=600, batch=100).shards()] == [300, 300]
-    smaller.fill(tmp_path, setting, 0, STAGE)
-    whole = TokenImages(tmp_path, ImageDecoder(smaller.backbone, smaller.protocol, CPU))
-    shard_path(tmp_path, 0).unlink()
+    smaller = with_protocol(sampler, samples=600, batch=100)
+    assert [len(ids) for ids in smaller.shards()] == [300, 300]
+    images = token_images(smaller, tmp_path)
+    first, second = images.load(0), images.load(1)
+    assert len(images) == 600 and list(second.ids) == list(range(300, 600))
+    kept = shard_path(tmp_path, 0).stat().st_mtime_ns
+    shard_path(tmp_path, 1).unlink()
     (tmp_path / "half.tmp").write_bytes(b"torn")
-    smaller.fill(tmp_path, setting, 0, STAGE)
-    again = TokenImages(tmp_path, ImageDecoder(smaller.backbone, smaller.protocol, CPU))
-    assert again.digest == whole.digest and len(again) == 300
-    assert smaller.fill(tmp_path, setting, 0, STAGE) == 0.0
+    again = token_images(smaller, tmp_path)
+    assert torch.equal(again.load(1).images, second.images) and torch.equal(
+        again.load(0).images, first.images
+    )
+    assert first.labels is not None and torch.equal(first.labels, torch.arange(300) % 10)
+    assert shard_path(tmp_path, 0).stat().st_mtime_ns == kept
 
 
 def test_decoded_images_have_the_protocol_s_size(sampler: Sampler, tmp_path: Path) -> None:
-    sampler.fill(tmp_path, sampler.protocol.settings["t1"], 0, STAGE)
-    images = TokenImages(tmp_path, ImageDecoder(sampler.backbone, sampler.protocol, CPU))
-    batches = list(images.images())
-    assert torch.cat(batches).shape == (40, 3, 8, 8) and batches[0].dtype == torch.uint8
-    resized = sampler.protocol.model_copy(update={"resize": "bicubic", "image_size": 6})
-    small = TokenImages(tmp_path, ImageDecoder(sampler.backbone, resized, CPU))
-    assert next(small.images()).shape[1:] == (3, 6, 6)
+    batch = token_images(sampler, tmp_path).load(0)
+    assert batch.images.shape == (40, 3, 8, 8) and batch.images.dtype == torch.uint8
+    small = with_protocol(sampler, resize="bicubic", image_size=6)
+    assert token_images(small, tmp_path).load(0).images.shape[1:] == (3, 6, 6)
+
+
+def test_rounding_is_the_protocol_s(sampler: Sampler, tmp_path: Path) -> None:
+    ours = token_images(sampler, tmp_path).load(0).images.int()
+    darker = token_images(with_protocol(sampler, rounding="truncate-255"), tmp_path).load(0).images.int()
+    difference = ours - darker
+    assert set(difference.unique().tolist()) == {0, 1}
 
 
 def test_labels() -> None:

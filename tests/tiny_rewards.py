@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import string
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from alignbench.rewards import perceptual
+from tests.lpips_trunks import random_trunk
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -161,25 +159,18 @@ def save_vlm(folder: Path) -> str:
     return f"path={folder},min_mass=0,precision=fp32"
 
 
-def random_lpips(patch: pytest.MonkeyPatch) -> None:
+def random_lpips(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """LPIPS with its real heads on a random trunk."""
-    import lpips
-
-    @functools.cache  # VGG-16 takes a second to make
-    def load(net: str) -> Any:
-        with seeded(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the package calls torchvision in a deprecated way
-            return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-
-    patch.setattr(perceptual, "load_lpips", load)
+    nets = {name: net for net, name in perceptual.TRUNKS.items()}
+    patch.setattr(perceptual, "require_trunk", lambda name: random_trunk(nets[name], folder / name))
 
 
 TINY: dict[str, Callable[[Path, pytest.MonkeyPatch], str | None]] = {
     "aesthetic": lambda folder, patch: save_aesthetic(folder),
     "clip-score": lambda folder, patch: save_clip(folder),
     "hpsv2.1": lambda folder, patch: save_hps(folder),
-    "lpips-alex": lambda folder, patch: random_lpips(patch),
-    "lpips-vgg": lambda folder, patch: random_lpips(patch),
+    "lpips-alex": random_lpips,
+    "lpips-vgg": random_lpips,
     "pickscore": lambda folder, patch: save_clip(folder),
     "vlm-judge": lambda folder, patch: save_vlm(folder),
 }

@@ -1,6 +1,8 @@
-"""From decoded floats to 8-bit pixels, as LlamaGen prepares samples for evaluation."""
+"""Between 8-bit pixels and the floats of a tokenizer, as released programs prepare samples for evaluation."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,23 @@ def resize_bicubic(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=target, mode="bicubic", align_corners=False, antialias=False)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Map [-1, 1] floats of any shape to uint8: 127.5·x + 128, clamped, fraction cut (0 gives 128)."""
-    return (127.5 * images + 128.0).clamp(0, 255).to(torch.uint8)
+Rounding = Literal["truncate-128", "truncate-255"]
+"""Rules from floats in [-1, 1] to bytes; see `to_uint8`."""
+
+
+def to_uint8(images: Tensor, rounding: Rounding = "truncate-128") -> Tensor:
+    """Map [-1, 1] floats of any shape to uint8: scaled, clamped, fraction cut.
+
+    Args:
+        images: values outside [-1, 1] become black or white.
+        rounding: `truncate-128`, LlamaGen's and ADM's 127.5·x + 128, which sends 0 to 128 and gives back
+            every byte that `from_uint8` made a float of; `truncate-255`, AR-GRPO's and Janus' 255·(x + 1)/2,
+            which is darker by half a level on average and white only from x = 1 on.
+    """
+    scaled = 127.5 * images + 128.0 if rounding == "truncate-128" else (images + 1) / 2 * 255
+    return scaled.clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """Map bytes of any shape to float32 in [-1, 1], as the training stream does."""
+    return images.to(torch.float32) / 127.5 - 1

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignbench.api import ImageBatch
 from alignbench.data import ImageDataset
 from alignbench.data.pool import ordered_map
 
@@ -20,27 +21,30 @@ class DatasetImages:
 
         Args:
             dataset: what to show.
-            batch: images per yielded tensor; the last one may be smaller.
+            batch: images per shard; the last one may be smaller.
             workers: threads that decode; 0 decodes in the calling thread.
         """
         self.dataset = dataset
-        self.digest = dataset.digest
+        self.identity = dataset.digest
         self.batch = batch
         self.workers = workers
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def shards(self) -> list[range]:
+        return [range(start, min(start + self.batch, len(self))) for start in range(0, len(self), self.batch)]
+
+    def load(self, number: int) -> ImageBatch:
+        """Return one shard with class ids."""
+        ids = self.shards()[number]
+        rows = [pixels for pixels, _ in ordered_map(self.dataset.load, ids, workers=self.workers)]
+        return ImageBatch(ids=ids, images=_stack(rows), labels=self.labels()[ids.start : ids.stop])
+
     def images(self) -> Iterator[Tensor]:
         """Yield uint8 batches [b, 3, H, W]."""
-        rows: list[np.ndarray] = []
-        for pixels, _ in ordered_map(self.dataset.load, range(len(self)), workers=self.workers):
-            rows.append(pixels)
-            if len(rows) == self.batch:
-                yield _stack(rows)
-                rows = []
-        if rows:
-            yield _stack(rows)
+        for number in range(len(self.shards())):
+            yield self.load(number).images
 
     def labels(self) -> Tensor:
         """Return the class ids, [N] int64."""

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 
 from alignbench.tables import Column, Row, Table, number
 
+SET_NOTE = (
+    "‡: ± is the sampling error of one set of images, 95 %, as its evaluator estimates it (bootstrap, for "
+    "example): not the luck of another sampling seed, and not training luck."
+)
+
 COST_HEADERS = ("train s", "sequences", "device", "peak GiB", "trained")
 
 
@@ -16,9 +21,12 @@ def rank(row: Row) -> str:
 
 
 def metric(row: Row, column: Column) -> str:
-    """Mean ± half-width, with † where the metric's network was a reward; empty if missing."""
+    """Mean ± half-width, ‡ for the error of one set, † for a network that was a reward; empty if missing."""
     cell = row.cells.get(column.key)
-    return "" if cell is None else column.shown(cell.interval) + ("†" if cell.rewarded else "")
+    if cell is None:
+        return ""
+    marks = ("‡" if cell.interval.of_one_set else "") + ("†" if cell.rewarded else "")
+    return column.shown(cell.interval) + marks
 
 
 def is_best(row: Row, column: Column) -> bool:
@@ -32,6 +40,8 @@ def unit(row: Row) -> str:
     if cell is None:
         return ""
     interval = cell.interval
+    if interval.of_one_set or (row.kind == "samples" and interval.n == 1):
+        return "1 image set"
     return f"{interval.n} {interval.kind.removesuffix('s') if interval.n == 1 else interval.kind}"
 
 
@@ -58,18 +68,37 @@ def _seconds(values: Sequence[float], *, pooled: bool) -> str:
     return f"{number(min(values), 1)} – {number(max(values), 1)}"
 
 
+def one_set(table: Table) -> bool:
+    """Whether a number of the table has the error of a single image set."""
+    return any(cell.interval.of_one_set for row in table.rows for cell in row.cells.values())
+
+
+def over_seeds(table: Table) -> bool:
+    """Whether a number of the table is a mean over seeds."""
+    return any(cell.interval.n > 1 for row in table.rows for cell in row.cells.values())
+
+
 def footnotes(table: Table) -> list[str]:
     """How to read one table."""
-    notes = [
-        "± is half of a 95 % Student-t interval over the values named under n: over training seeds, each "
-        "counted once by its mean over sampling seeds, or over the sampling seeds of one model.",
+    sets = one_set(table)
+    notes = []
+    if over_seeds(table) or not sets:
+        notes.append(
+            "± is half of a 95 % Student-t interval over the values named under n: over training seeds, each "
+            "counted once by its mean over sampling seeds, or over the sampling seeds of one model."
+        )
+    if sets:
+        notes.append(SET_NOTE)
+    test = "95 %; Welch over seeds, normal for the errors ‡ of single sets" if sets else "Welch, 95 %"
+    notes.append(
         "Bold: best of its column, or not significantly different from the best "
-        "(Welch, 95 %, no correction for the number of comparisons).",
-    ]
+        f"({test}, no correction for the number of comparisons)."
+    )
     if table.rank_column is not None:
+        alone = "a single value without ‡" if sets else "a single value"
         notes.append(
             f"Rank: 1 + the number of rows that are significantly better by {table.rank_column.title}; "
-            "= marks ties. Where a row has a single value nothing can be tested and values decide."
+            f"= marks ties. Where a row has {alone} nothing can be tested and values decide."
         )
     if any(len(row.training_seeds) > 1 for row in table.rows):
         notes.append(

@@ -49,7 +49,7 @@ def _page(tables: Sequence[Table], board: Board) -> str:
         "",
     ]
     for table in tables:
-        lines += [f"## {table.model}", "", *table_lines(table), ""]
+        lines += [f"## {table.heading}", "", *_header(table), *table_lines(table), ""]
         lines += _section("What the table says", bullets(verdict(table)))
         lines += _section("How to read it", bullets([*cells.footnotes(table), *_provenance(table)]))
     digests = {table.protocol.digest for table in tables}
@@ -57,6 +57,34 @@ def _page(tables: Sequence[Table], board: Board) -> str:
     lines += _section("Not ranked", unranked_lines(left_out), level=2)
     lines += _section("Runs", _run_lines(tables, board.records), level=2)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _header(table: Table) -> list[str]:
+    """Digests before the table, where there is another table or another file that it could be taken for."""
+    if not (table.assets or table.label):
+        return []
+    parts = [f"Protocol digest `{short(table.protocol.digest)}`", _reference(table)]
+    own = set(table.own_assets)
+    assets = [
+        f"{name} `{short(digest)}`{' (own file)' if name in own else ''}"
+        for name, digest in table.assets.items()
+    ]
+    parts += [f"made with {', '.join(assets)}"] if assets else []
+    return ["; ".join(parts) + ".", ""]
+
+
+def _reference(table: Table) -> str:
+    return f"reference `{short(table.reference)}`" if table.reference else "no reference"
+
+
+def provenance(table: Table) -> str:
+    """Return one sentence that names protocol, sample size, seeds and reference."""
+    protocol = table.protocol
+    seeds = ", ".join(map(str, table.seeds))
+    return (
+        f"Protocol `{protocol.name}` version {protocol.version}, digest `{short(protocol.digest)}`; "
+        f"{table.n:,} images for each sampling seed ({seeds}); {_reference(table)}."
+    )
 
 
 def _section(title: str, body: Sequence[str], *, level: int = 3) -> list[str]:
@@ -82,13 +110,11 @@ def _row(row: Row, table: Table) -> list[str]:
 
 
 def _provenance(table: Table) -> list[str]:
-    protocol = table.protocol
-    seeds = ", ".join(map(str, table.seeds))
     weights = ", ".join(f"{role} `{short(digest)}`" for role, digest in table.weights.items())
+    start = f"Starting model `{table.model_name}`: {weights or 'random weights'}."
     return [
-        f"Protocol `{protocol.name}` version {protocol.version}, digest `{short(protocol.digest)}`; "
-        f"{table.n:,} images for each sampling seed ({seeds}); reference `{short(table.reference)}`.",
-        f"Starting model `{table.model_name}`: {weights or 'random weights'}.",
+        provenance(table),
+        start if table.model_name else "The images were given, not made by alignbench.",
         f"Evaluated by {', '.join(sorted({column.evaluator for column in table.columns}))}.",
     ]
 
@@ -119,7 +145,7 @@ def index(board: Board, *, published: bool) -> str:
     rows = [
         [
             f"[{table.protocol.title}]({page_name(table)})",
-            table.model,
+            table.heading,
             str(len(table.rows)),
             table.rank_column.title if table.rank_column else "",
             _leader(table),

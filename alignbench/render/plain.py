@@ -31,7 +31,10 @@ def to_json(board: Board) -> str:
 def _table(table: Table) -> dict[str, Any]:
     return {
         "protocol": table.protocol.model_dump(mode="json"),
+        "label": table.label,
         "reference": table.reference,
+        "assets": dict(table.assets),
+        "own_assets": list(table.own_assets),
         "n": table.n,
         "seeds": list(table.seeds),
         "model": {"name": table.model_name, "title": table.model, "weights": dict(table.weights)},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignbench import api
-from alignbench.errors import UserError
+from alignbench.nets import clip_files
+from alignbench.nets.preprocess import Preprocess
 from alignbench.rewards.files import hub_folder
-from alignbench.rewards.preprocess import Preprocess
 from alignbench.rewards.requests import all_valid
 
 ARCHITECTURE = "ViT-H-14"
-CONFIG = "open_clip_config.json"
-"""Says another architecture, in open_clip's form, if it lies beside the checkpoint."""
+"""Unless an open_clip_config.json beside the checkpoint says another one."""
 
 
 class Hps:
@@ -57,23 +54,5 @@ def build(device: torch.device, *, model: str, revision: str, path: str, checkpo
         UserError: the file is missing, or is not a checkpoint of the architecture.
     """
     folder = hub_folder("hpsv2.1", model, revision, path, [checkpoint])
-    import open_clip
-
-    config = _architecture(folder, open_clip.get_model_config(ARCHITECTURE))
-    network = open_clip.CLIP(**config)
-    try:
-        state = torch.load(folder / checkpoint, map_location="cpu", weights_only=True, mmap=True)[
-            "state_dict"
-        ]
-        network.load_state_dict(state)
-    except Exception as error:  # torch.load raises whatever the damaged bytes suggest
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder / checkpoint} is not an HPS checkpoint: {reason}") from error
-    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-    return Hps(network.to(device).eval().requires_grad_(False), tokenizer)
-
-
-def _architecture(folder: Path, official: dict[str, Any]) -> dict[str, Any]:
-    file = folder / CONFIG
-    config: dict[str, Any] = json.loads(file.read_text())["model_cfg"] if file.is_file() else official
-    return config
+    clip = clip_files.load(folder, ARCHITECTURE, names=[checkpoint])
+    return Hps(clip.network.to(device), clip.tokenizer)

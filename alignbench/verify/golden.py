@@ -14,6 +14,7 @@ CHECKS = {
         ("c2i_io.safetensors", "t2i_io.safetensors", "vq_io.safetensors"),
     ),
     "vapi": ("alignbench.verify.vapi", ("vapi_golden*.safetensors",)),
+    "metrics": ("alignbench.verify.metrics", ("arrays.npz",)),
 }
 """{kind: (module with `check(folder)`, patterns any of which marks a folder of that kind)}."""
 

@@ -16,7 +16,7 @@ from alignbench.methods import policy_gradient
 from alignbench.methods.objective import Draws, Objective
 from alignbench.methods.reconstruction import weighted_reward
 from alignbench.methods.straight_through import straight_through
-from alignbench.rewards.perceptual import layer_distance, unit_features
+from alignbench.nets.lpips import layer_distance, unit_features
 from alignbench.rewards.pixel import PixelLoss, pixel_distance
 from alignbench.verify.vapi_form import Golden, Results, Section
 

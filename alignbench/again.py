@@ -1,0 +1,140 @@
+"""Score a finished run under another protocol; its record gains the results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from alignbench import folder, hub, report
+from alignbench.config import Origin, RunConfig, known_options, parse_assignments, parse_value
+from alignbench.errors import UserError, suggest
+from alignbench.evaluation import Score
+from alignbench.files import write_atomic
+from alignbench.job import Job
+from alignbench.model_evaluation import Subject, evaluate_models
+from alignbench.parallel import Parallel, choose_threads
+from alignbench.plan import Plan, make_plan
+from alignbench.progress import Progress
+from alignbench.record import Result, RunRecord, read, write
+from alignbench.registry.catalogue import Catalogue
+from alignbench.results import results_of
+from alignbench.run_facts import reward_networks
+
+
+def evaluate_again(
+    run: Path,
+    catalogue: Catalogue,
+    *,
+    protocol: str,
+    assignments: list[str],
+    workers: int,
+    progress: Progress,
+) -> RunRecord:
+    """Evaluate a finished run's models under a protocol and add the results to its record.
+
+    Args:
+        run: folder of the run.
+        catalogue: where the cards are.
+        protocol: name of the protocol.
+        assignments: `key=value` of `protocol.*`, `assets.*` and `data.*`.
+        workers: threads that decode images.
+        progress: told what happens.
+
+    Raises:
+        UserError: the run is not finished, its files changed, or the protocol cannot be run.
+    """
+    record = read(run)
+    if record.status != "complete" or record.kind == "samples":
+        raise UserError(
+            f"{run} is {'of given images' if record.kind == 'samples' else record.status}",
+            fix="name the folder of a finished run",
+        )
+    plan = make_plan(catalogue, _config(run, catalogue, protocol, assignments))
+    if plan.problems:
+        listed = "; ".join(f"{p.where}: {p.what}{f' → {p.fix}' if p.fix else ''}" for p in plan.problems)
+        raise UserError(f"{run} cannot be scored under {protocol}: {listed}")
+    if any(result.protocol.digest == plan.protocol_digest for result in record.results):
+        progress.say(f"{run} holds results of {protocol} @ {plan.protocol_digest[7:15]}; nothing to do")
+        return record
+    with folder.locked(run):
+        results = _results(plan, catalogue, record, run, workers, progress)
+        record = record.model_copy(update={"results": [*record.results, *results]})
+        if results:  # only the first process has them
+            write_atomic(run / "report.md", report.report_markdown(record, catalogue.metric_facts()))
+            write(record, run)
+    return record
+
+
+def _config(run: Path, catalogue: Catalogue, protocol: str, assignments: list[str]) -> RunConfig:
+    """The run's own configuration with another protocol."""
+    path = run / folder.PLAN
+    try:
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]
+        values = {key: Origin(value, "run") for key, value in held["values"].items()}
+        names = {key: held[key] for key in ("method", "model", "dataset", "recipe", "seed")}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not readable", fix="name the folder of a finished run") from error
+    options = {
+        key: option
+        for key, option in known_options(catalogue, names["method"], names["dataset"]).items()
+        if key.partition(".")[0] in ("protocol", "assets", "data")
+    }
+    values |= {key: Origin(o.default, "default") for key, o in options.items() if key.startswith("protocol.")}
+    for key, text in parse_assignments(assignments).items():
+        if key not in options:
+            raise UserError(
+                f"{key} cannot be changed for a finished run.{suggest(key, options)}", fix="leave it out"
+            )
+        try:
+            values[key] = Origin(parse_value(text, options[key]), "--set")
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from error
+    return RunConfig(protocol=protocol, values=dict(sorted(values.items())), **names)
+
+
+def _results(
+    plan: Plan, catalogue: Catalogue, record: RunRecord, run: Path, workers: int, progress: Progress
+) -> list[Result]:
+    weights = {} if plan.random_weights else _weights(plan)
+    if weights != record.model.weights:
+        raise UserError(f"the weights {run} started from changed since", fix="put them back as they were")
+    exports = {path.stem: f"sha256:{hub.file_sha256(path)}" for path in (run / "export").glob("*.safetensors")}
+    if exports != record.exports:
+        raise UserError(f"{run / 'export'} is not what its record says", fix="put it back as it was")
+    found: list[Result] = []
+
+    def note(subject: Subject, scores: list[Score], reference: str | None) -> None:
+        found.extend(
+            results_of(
+                catalogue,
+                plan.config.protocol,
+                plan.protocol,
+                digest=plan.protocol_digest,
+                subject=subject,
+                scores=scores,
+                reference=reference,
+                assets=plan.assets,
+                rewards=reward_networks(plan, catalogue) if subject == "method" else (),
+            )
+        )
+
+    choose_threads(plan.model.policy.parameters)
+    parallel = Parallel("fp32")
+    try:
+        evaluate_models(
+            Job(plan, catalogue, run, command=record.command, workers=workers),
+            weights=weights,
+            exports=exports,
+            parallel=parallel,
+            progress=progress,
+            note=note,
+            folder=run / "protocols" / f"{plan.config.protocol}-{plan.protocol_digest[7:15]}",
+        )
+    finally:
+        parallel.close()
+    return found
+
+
+def _weights(plan: Plan) -> dict[str, str]:
+    return {role: f"sha256:{hub.verify(status)}" for role, status in plan.weights.items()}

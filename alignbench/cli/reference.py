@@ -1,0 +1,80 @@
+"""`alignbench reference`: make a reference file of the ADM form from real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from alignbench.config import parse_assignments
+from alignbench.errors import UserError
+from alignbench.progress import Progress, Stage
+from alignbench.registry.catalogue import Catalogue
+
+WEIGHTS = "inception-2015-12-05"
+
+
+def reference(
+    images: Path = typer.Argument(help="Folder of real images, at any depth, or an ADM .npz file."),
+    out: Path = typer.Option(..., "--out", help="The .npz file to write."),
+    image_size: int = typer.Option(256, "--image-size", min=1, help="Side; images are cropped as ADM does."),
+    limit: int = typer.Option(0, "--limit", min=0, help="Use a fixed random subset of this size; 0: all."),
+    kept: int = typer.Option(10_000, "--images", min=1, help="Images kept in the file for precision and recall."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Of both random choices."),
+    batch: int = typer.Option(64, "--batch", min=1, help="Images the network sees at once."),
+    workers: int = typer.Option(2, "--workers", min=0, help="Threads that decode."),
+    assignments: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help=f"assets.{WEIGHTS}=PATH for other weights."
+    ),
+) -> None:
+    """Measure real images with the Inception network and write a reference that samples can be scored against."""
+    from alignbench import assets
+
+    paths = parse_assignments(assignments)
+    unknown = [key for key in paths if key != f"assets.{WEIGHTS}"]
+    if unknown:
+        raise UserError(f"{unknown[0]} changes nothing here", fix="leave it out")
+    if out.suffix != ".npz":
+        raise UserError(f"--out {out}: a reference is an .npz file", fix=f"--out {out}.npz")
+    card = Catalogue.default().asset(WEIGHTS)
+    file = assets.verify(WEIGHTS, card, assets.locate(WEIGHTS, card, paths.get(f"assets.{WEIGHTS}", "")))
+
+    import torch
+
+    from alignbench import references
+    from alignbench.data.samples import open_samples
+    from alignbench.nets import inception
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = inception.load(file.path, device)
+    source = open_samples(images, image_size=image_size, fit="crop", limit=limit, seed=seed, workers=workers)
+    progress = Progress()
+    for note in source.notes:
+        progress.say(note)
+    with progress.stage("measure", len(source)) as stage:
+        references.write_reference(
+            source,
+            out,
+            net=net,
+            network=file.sha256,
+            images=kept,
+            seed=seed,
+            batch=batch,
+            progress=advance(stage),
+        )
+    line = f"{out}: moments of {len(source):,} images, {min(kept, len(source)):,} of them inside"
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def advance(stage: Stage) -> Callable[[int, int], None]:
+    """Turn (done, total) into steps of a stage."""
+    done = 0
+
+    def report(now: int, total: int) -> None:
+        nonlocal done
+        stage.advance(now - done)
+        done = now
+
+    return report

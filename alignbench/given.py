@@ -1,0 +1,246 @@
+"""Score images that somebody else made, under a protocol: plan, folder, record and report as for a run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignbench import environment, folder, hub, report, results
+from alignbench.config import PROTOCOL_OPTIONS, asset_options, complete_key, digest_of, parse_assignments, parse_value
+from alignbench.errors import EXIT_PARTIAL, UserError
+from alignbench.files import write_atomic
+from alignbench.plan import Court, Problem, make_court, resolve_protocol
+from alignbench.record import FILE_NAME, Change, ModelInfo, RunRecord, now, read, write
+from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.schema import ProtocolCard, Setting
+
+if TYPE_CHECKING:
+    from alignbench.data.samples import SampleImages
+    from alignbench.progress import Progress
+
+GIVEN = "given"
+"""The only setting: nothing is sampled."""
+
+
+@dataclass(frozen=True)
+class GivenPlan:
+    """What will be scored, and by what."""
+
+    title: str
+    """What the images are called in tables."""
+    images: SampleImages
+    protocol_name: str
+    protocol: ProtocolCard
+    court: Court
+    options: dict[str, Any]
+    """What was given with `--set`."""
+    problems: list[Problem]
+
+    @property
+    def digest(self) -> str:
+        return digest_of({"images": self.images.identity, "protocol": self.court.digest, "title": self.title})
+
+    @property
+    def id(self) -> str:
+        return f"samples-{slug(self.title)}-{self.digest[:8]}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form kept in the folder."""
+        return {
+            "id": self.id,
+            "digest": self.digest,
+            "config": {
+                "samples": self.images.title,
+                "title": self.title,
+                "protocol": self.protocol_name,
+                "values": self.options,
+            },
+            "images": len(self.images),
+            "protocol": {"name": self.protocol_name, "digest": self.court.digest},
+            "assets": {n: {"path": str(a.path), "sha256": a.sha256} for n, a in self.court.assets.items()},
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+
+def slug(text: str) -> str:
+    """Make a safe name of a title."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "images"
+
+
+def make_given_plan(
+    catalogue: Catalogue,
+    path: Path,
+    *,
+    protocol: str,
+    title: str,
+    assignments: list[str],
+    workers: int,
+) -> GivenPlan:
+    """Open the images and find what the protocol needs.
+
+    Raises:
+        UserError: unknown names, or images that cannot be scored, by name.
+    """
+    values = _values(catalogue, assignments)
+    section = {key: option.default for key, option in PROTOCOL_OPTIONS.items()}
+    section |= {key[9:]: value for key, value in values.items() if key.startswith("protocol.")}
+    for key in ("seeds", "settings"):
+        if section[key]:
+            raise UserError(f"protocol.{key} changes nothing here: the images are given", fix="leave it out")
+    card = resolve_protocol(catalogue.protocol(protocol), section)
+    if card.task != "generation":
+        raise UserError(
+            f"protocol {protocol!r} scores reconstructions, which need a tokenizer",
+            fix="alignbench evaluate --reconstruction --model NAME",
+        )
+    paths = {key[7:]: value for key, value in values.items() if key.startswith("assets.")}
+    court = make_court(catalogue, protocol, card, paths)
+    problems = list(court.problems)
+    from alignbench.data.samples import open_samples
+
+    images = open_samples(
+        path,
+        image_size=card.image_size,
+        prompts=court.prompts,
+        images_per_prompt=card.images_per_prompt,
+        workers=workers,
+    )
+    if len(images) != court.protocol.samples:
+        problems.append(
+            Problem(
+                f"protocol {protocol}",
+                f"scores {court.protocol.samples:,} images, {path} has {len(images):,}",
+                f"give that many, or --set protocol.samples={len(images)}: rows compare only with others "
+                "of that number",
+            )
+        )
+    used = court.protocol.model_copy(update={"settings": {GIVEN: Setting(title="as given")}, "seeds": [0]})
+    return GivenPlan(title, images, protocol, used, court, values, problems)
+
+
+def _values(catalogue: Catalogue, assignments: list[str]) -> dict[str, Any]:
+    """Read `--set` for keys that matter here.
+
+    Raises:
+        UserError: another key, or a value that does not fit.
+    """
+    options = {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
+    options |= asset_options(catalogue)
+    values = {}
+    for short, text in parse_assignments(assignments).items():
+        key = complete_key(short, options)
+        if key not in options:
+            raise UserError(
+                f"{key} changes nothing here: images that are given have no model and no training",
+                fix="protocol.samples and assets.NAME can be set",
+            )
+        try:
+            values[key] = parse_value(text, options[key])
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from error
+    return values
+
+
+def score(
+    plan: GivenPlan,
+    catalogue: Catalogue,
+    out: Path,
+    *,
+    command: str,
+    workers: int,
+    progress: Progress,
+) -> RunRecord:
+    """Carry a plan out, or continue it; return its record.
+
+    Raises:
+        UserError: not runnable, or interrupted (exit status 3).
+    """
+    with folder.opened(out, plan):
+        done = read(out) if (out / FILE_NAME).exists() else None
+        if done is not None and done.status == "complete":
+            progress.say(f"{out} is complete; nothing to do")
+            return done
+        try:
+            record = _score(plan, catalogue, out, command=command, workers=workers, progress=progress)
+        except KeyboardInterrupt:
+            raise UserError(
+                f"interrupted; finished work is kept in {out}",
+                fix="run the same command again to continue",
+                exit_code=EXIT_PARTIAL,
+            ) from None
+    return record
+
+
+def _score(
+    plan: GivenPlan, catalogue: Catalogue, out: Path, *, command: str, workers: int, progress: Progress
+) -> RunRecord:
+    from alignbench.judging import Judge
+    from alignbench.parallel import Parallel
+
+    started = now()
+    parallel = Parallel("fp32")
+    try:
+        judge = Judge(
+            catalogue=catalogue,
+            protocol=plan.protocol,
+            digest=plan.court.digest,
+            assets=plan.court.assets,
+            data={},
+            num_classes=None,
+            device=parallel.device,
+            place=parallel,
+            folder=out,
+            cache=hub.cache_root(),
+            workers=workers,
+        )
+        for note in plan.images.notes:
+            progress.say(note)
+        evaluation = judge.given(plan.images)
+        evaluation.measure(progress)
+        parallel.barrier()
+        scores = evaluation.scores(progress) if parallel.is_main else []
+    finally:
+        parallel.close()
+    record = RunRecord(
+        schema=1,
+        status="complete",
+        id=plan.id,
+        kind="samples",
+        command=command,
+        method=None,
+        model=ModelInfo(
+            name=slug(plan.title),
+            title=plan.title,
+            parameters=0,
+            trainable_parameters=0,
+            weights={},
+            random_weights=False,
+        ),
+        recipe=None,
+        changed={key: Change(value=value, origin="--set") for key, value in plan.options.items()},
+        data=None,
+        leaderboard=True,
+        train=None,
+        exports={},
+        results=results.results_of(
+            catalogue,
+            plan.protocol_name,
+            plan.protocol,
+            digest=plan.court.digest,
+            subject="samples",
+            scores=scores,
+            reference=judge.references.digest,
+            assets=plan.court.assets,
+        ),
+        environment=environment.describe(),
+        started=started,
+        finished=now(),
+        config=plan.as_dict()["config"],
+    )
+    if parallel.is_main:
+        text = report.report_markdown(record, catalogue.metric_facts(), samples=None)
+        write_atomic(out / "report.md", text)
+        write(record, out)
+    return record

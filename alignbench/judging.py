@@ -1,0 +1,191 @@
+"""A protocol made ready to judge: its evaluators built, its reference opened, its image sets described.
+
+Three kinds of images can be judged: what a model generates, what its tokenizer makes of real images, and images
+that are given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignbench import __version__
+from alignbench.api import Backbone, Evaluator, ImageSet
+from alignbench.assets import AssetFile
+from alignbench.config import digest_of
+from alignbench.data import open_dataset
+from alignbench.data.reference import DatasetImages
+from alignbench.evaluation import Evaluation, References, Sets, build_evaluators
+from alignbench.measuring import Place
+from alignbench.reconstruction import ReconstructedImages
+from alignbench.references import open_reference
+from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.schema import ProtocolCard, Scalar
+from alignbench.sampling import ImageDecoder, Sampler, TokenImages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """One protocol on one machine.
+
+    Args:
+        catalogue: where the cards are.
+        protocol: what to make and how to score it, as resolved.
+        digest: its identity.
+        assets: the files its evaluators read, by asset name.
+        data: options for the reference data set.
+        num_classes: classes labels are drawn from; None for text.
+        device: where to work.
+        place: which of the processes this is.
+        folder: run folder.
+        cache: root of everything kept between runs.
+        workers: threads that decode images.
+    """
+
+    catalogue: Catalogue
+    protocol: ProtocolCard
+    digest: str
+    assets: Mapping[str, AssetFile]
+    data: Mapping[str, Scalar]
+    num_classes: int | None
+    device: torch.device
+    place: Place
+    folder: Path
+    cache: Path
+    workers: int
+
+    @cached_property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """The protocol's evaluators; building them loads their networks."""
+        return build_evaluators(self.catalogue, self.protocol, self.assets, self.device)
+
+    @cached_property
+    def reference_images(self) -> DatasetImages | None:
+        """The reference data set; None where the protocol names none."""
+        spec = self.protocol.reference
+        if spec is None or not spec.dataset:
+            return None
+        dataset = open_dataset(
+            self.catalogue.dataset(spec.dataset),
+            split=spec.split,
+            image_size=self.protocol.image_size,
+            num_classes=self.num_classes,
+            options=self.data,
+            workers=self.workers,
+            cache_dir=self.cache / "data",
+        )
+        return DatasetImages(dataset, workers=self.workers)
+
+    @cached_property
+    def references(self) -> References:
+        """What image sets are compared with.
+
+        Raises:
+            UserError: a data set or statistics file that does not fit the protocol.
+        """
+        spec = self.protocol.reference
+        images: ImageSet | None = self.reference_images
+        statistics: Mapping[str, Any] = {}
+        digest = images.identity if images else None
+        if spec is not None and spec.statistics:
+            file = self.assets[spec.statistics]
+            networks = {n: a.sha256 for n, a in self.assets.items() if n != spec.statistics}
+            side = spec.image_size or self.protocol.image_size
+            opened = open_reference(file.path, image_size=side, networks=networks)
+            images, statistics, digest = opened.images, opened.statistics, f"sha256:{file.sha256}"
+        return References(digest, images, statistics, self._reference_folder(), self.device)
+
+    def _reference_folder(self) -> Path:
+        """Rows of reference images are shared between runs where that is possible."""
+        shared = writable(self.cache / "references")
+        return shared if shared is not None else self.folder / "rows" / "reference"
+
+    def model(
+        self, subject: str, weights: str, backbone: Backbone, *, sampled: Backbone, cache: Path | None
+    ) -> Evaluation:
+        """Judge what a model generates, or reconstructs if that is the protocol's task.
+
+        Args:
+            subject: `base` or `method`.
+            weights: digest of the weights.
+            backbone: the generator; its tokenizer decodes.
+            sampled: the same with the policy in the protocol's precision.
+            cache: folder of results shared between runs, or None.
+        """
+        address = {"weights": weights, "protocol": self.digest}
+        sampler = Sampler(sampled, self.protocol, self.num_classes or 1, self.device)
+        decoder = ImageDecoder(backbone, self.protocol, self.device)
+
+        def generated(setting: str, seed: int) -> ImageSet:
+            chosen = self.protocol.settings[setting]
+            identity = self._identity(
+                {**address, "setting": chosen.model_dump(exclude={"title"}), "seed": seed}
+            )
+            folder = self.folder / "samples" / subject / setting / f"seed-{seed}"
+            return TokenImages(sampler, decoder, folder, chosen, seed, identity)
+
+        def reconstructed(setting: str, seed: int) -> ImageSet:
+            assert self.reference_images is not None
+            dataset = self.reference_images.dataset
+            return ReconstructedImages(
+                dataset, backbone, self.protocol, self.device, weights_digest=weights, workers=self.workers
+            )
+
+        task = {"generation": generated, "reconstruction": reconstructed}[self.protocol.task]
+        return self._evaluation(subject, task, address, cache)
+
+    def given(self, images: ImageSet) -> Evaluation:
+        """Judge images that somebody else made."""
+        return self._evaluation(
+            "samples", lambda *_: images, {"images": images.identity, "protocol": self.digest}, None
+        )
+
+    def _identity(self, content: Mapping[str, Any]) -> str:
+        made_by = {"alignbench": __version__, "torch": torch.__version__, "device": self.device.type}
+        return digest_of({**content, **made_by})
+
+    def _evaluation(
+        self, subject: str, sets: Sets, address: Mapping[str, Any], cache: Path | None
+    ) -> Evaluation:
+        cards = {name: self.catalogue.evaluator(name) for name in self.protocol.evaluators}
+        return Evaluation(
+            subject=subject,
+            sets=sets,
+            address=address,
+            protocol=self.protocol,
+            evaluators=self.evaluators,
+            needy=frozenset(name for name, card in cards.items() if "reference" in card.needs),
+            kept={
+                name: sorted({fact.column for fact in card.metrics.values() if fact.column})
+                for name, card in cards.items()
+            },
+            references=self.references,
+            device=self.device,
+            folder=self.folder,
+            cache=cache,
+            place=self.place,
+        )
+
+
+def in_precision(backbone: Backbone, protocol: ProtocolCard) -> Backbone:
+    """Return the generator with its policy in the protocol's precision; a copy where that is another one."""
+    if protocol.precision == "fp32" or protocol.task == "reconstruction":
+        return backbone
+    copy = backbone.reference()
+    copy.policy.to(torch.bfloat16)
+    return copy
+
+
+def writable(folder: Path) -> Path | None:
+    """Return the folder, made if need be; None if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

@@ -1,0 +1,210 @@
+"""Measure image sets shard by shard: what an evaluator has to remember of each image, kept on disk.
+
+A shard that is measured is not measured again, whichever process did it and however the run ended. Each file
+carries the key of what it was made from, so rows of other images or of another network are never taken for
+these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from alignbench.api import Evaluator, ImageSet, Prompt, Rows
+from alignbench.errors import RunFailed
+from alignbench.files import write_atomic
+from alignbench.progress import Stage
+
+META = "_meta"
+"""Array in each file with JSON text: key, pixel digest, seconds."""
+PROMPT = "prompt"
+"""Column that the framework adds where images have prompts; see `prompt_key`."""
+
+
+class Place(Protocol):
+    """Which of several processes this one is."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The only process."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class RowStore:
+    """One evaluator's rows of one image set in a folder.
+
+    Args:
+        folder: holds `shard-00000.npz` and so on.
+        key: identity of images and evaluator; files with another key count as absent.
+    """
+
+    folder: Path
+    key: str
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.npz"
+
+    def has(self, number: int) -> bool:
+        """Whether a shard was measured, of these images and by this evaluator."""
+        return self._meta(number) is not None
+
+    def write(self, number: int, rows: Rows, *, pixels: str, load_seconds: float, seconds: float) -> None:
+        """Keep the rows of one shard; the file is whole or absent."""
+        meta = {"key": self.key, "pixels": pixels, "load_seconds": load_seconds, "seconds": seconds}
+        buffer = io.BytesIO()
+        np.savez(buffer, **{META: np.array(json.dumps(meta)), **rows})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path(number), buffer.getvalue())
+
+    def rows(self, shards: int) -> StoredRows:
+        """Return all rows.
+
+        Raises:
+            RunFailed: a shard is missing or damaged.
+        """
+        metas = [self._meta(number) for number in range(shards)]
+        for number, meta in enumerate(metas):
+            if meta is None:
+                raise RunFailed(
+                    f"{self.path(number)} is missing or damaged", fix="run the same command again"
+                )
+        return StoredRows([self.path(number) for number in range(shards)], [meta for meta in metas if meta])
+
+    def reduce(self, shards: int, columns: Sequence[str]) -> None:
+        """Keep a few columns, to be compared image by image later; without any, nothing stays."""
+        if not columns:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for number in range(shards):
+            with np.load(self.path(number)) as file:
+                kept = {name: file[name] for name in (*columns, PROMPT) if name in file.files}
+                meta = json.loads(str(file[META]))
+            # Another key: what is left is not enough to score again.
+            kept[META] = np.array(json.dumps({**meta, "key": f"reduced from {self.key}"}))
+            buffer = io.BytesIO()
+            np.savez(buffer, **kept)
+            write_atomic(self.path(number), buffer.getvalue())
+
+    def _meta(self, number: int) -> dict[str, str] | None:
+        try:
+            with np.load(self.path(number)) as file:
+                meta: dict[str, str] = json.loads(str(file[META]))
+        except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error):
+            return None
+        return meta if meta.get("key") == self.key else None
+
+
+class StoredRows:
+    """The rows of a whole image set, read from their files as they are asked for (an `api.Measured`)."""
+
+    def __init__(self, paths: Sequence[Path], metas: Sequence[Mapping[str, str]]) -> None:
+        self._paths = paths
+        content = "".join(meta["pixels"] for meta in metas)
+        self.digest = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+        self.load_seconds = sum(float(meta["load_seconds"]) for meta in metas)
+        self.seconds = sum(float(meta["seconds"]) for meta in metas)
+        with np.load(paths[0]) as file:
+            self._names = [name for name in file.files if name != META]
+        self._length = sum(len(piece) for piece in self.shards(self._names[0]))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns."""
+        return list(self._names)
+
+    def column(self, name: str) -> np.ndarray:
+        return np.concatenate(list(self.shards(name)))
+
+    def shards(self, name: str) -> Iterator[np.ndarray]:
+        for path in self._paths:
+            try:
+                with np.load(path) as file:
+                    yield file[name]
+            except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+                raise RunFailed(
+                    f"{path} has no column {name!r} that can be read",
+                    fix="remove it and run the same command again",
+                ) from error
+
+
+def measure(
+    images: ImageSet,
+    evaluators: Mapping[str, Evaluator],
+    stores: Mapping[str, RowStore],
+    *,
+    place: Place,
+    stage: Stage,
+) -> None:
+    """Fill the stores with this process's share of the shards; each shard is decoded once for all evaluators.
+
+    Args:
+        images: what to measure.
+        evaluators: by name.
+        stores: by the same names.
+        place: shard n belongs to rank n mod world size.
+        stage: advanced once a shard.
+
+    Raises:
+        RunFailed: an evaluator returns other than one row per image, or numbers that are not finite.
+    """
+    for number, _ in enumerate(images.shards()):
+        if number % place.world_size == place.rank:
+            absent = [name for name in evaluators if not stores[name].has(number)]
+            if absent:
+                _measure_shard(images, number, {name: evaluators[name] for name in absent}, stores)
+        stage.advance()
+
+
+def _measure_shard(
+    images: ImageSet, number: int, evaluators: Mapping[str, Evaluator], stores: Mapping[str, RowStore]
+) -> None:
+    started = time.monotonic()
+    batch = images.load(number)
+    pixels = hashlib.sha256(batch.images.contiguous().numpy()).hexdigest()
+    load_seconds = time.monotonic() - started
+    for name, evaluator in evaluators.items():
+        started = time.monotonic()
+        rows = dict(evaluator.measure(batch))
+        _check(name, rows, len(batch))
+        if batch.prompts:
+            rows[PROMPT] = np.array([prompt_key(prompt) for prompt in batch.prompts])
+        seconds = time.monotonic() - started
+        stores[name].write(number, rows, pixels=pixels, load_seconds=load_seconds, seconds=seconds)
+        load_seconds = 0.0  # counted once, however many evaluators look
+
+
+def _check(name: str, rows: Rows, images: int) -> None:
+    for column, values in rows.items():
+        if len(values) != images:
+            raise RunFailed(f"evaluator {name!r}: column {column} has {len(values)} rows for {images} images")
+    if not rows:
+        raise RunFailed(f"evaluator {name!r} remembers nothing of an image")
+
+
+def prompt_key(prompt: Prompt) -> int:
+    """Return a number that is equal for equal prompts: images that share it are not independent."""
+    text = json.dumps([prompt.text, prompt.tag], ensure_ascii=False)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

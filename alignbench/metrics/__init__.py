@@ -1,0 +1,1 @@
+"""Arithmetic of distribution metrics: feature rows in, numbers out, everything in float64."""

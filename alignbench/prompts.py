@@ -1,0 +1,118 @@
+"""Prompt files: GenEval's JSONL, plain lines, JSON lists, tables with a prompt column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignbench.api import Prompt
+from alignbench.errors import UserError
+
+TEXT_NAMES = ("prompt", "prompts")
+"""Column or field of the text, in any case: DrawBench says Prompts, PartiPrompts Prompt, GenEval prompt."""
+TAG_NAMES = ("tag", "category")
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Read a prompt file, in its order, repetitions kept.
+
+    The form goes by the name's end: `.jsonl` (an object or a string a line), `.json` (a list of strings or of
+    objects), `.csv` and `.tsv` (with a header); anything else is one prompt a line. An object or row needs
+    `prompt` or `prompts`; `tag` or `category` becomes the tag, and all of it is kept as metadata. Texts are
+    taken as they stand. Blank lines separate nothing and are skipped; an entry whose prompt is blank is an
+    error, since images made from it would be counted.
+
+    Raises:
+        UserError: no such file, not UTF-8, broken JSON or table, no prompts; names file and line.
+    """
+    text = _text(path)
+    readers = {".jsonl": _json_lines, ".json": _json_list, ".csv": _table, ".tsv": _table}
+    prompts = list(readers.get(path.suffix.lower(), _plain)(path, text))
+    if not prompts:
+        raise UserError(f"{path} holds no prompts")
+    return prompts
+
+
+def _text(path: Path) -> str:
+    """Read UTF-8, with or without a byte-order mark."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8", fix="save the file as UTF-8") from error
+
+
+def _plain(path: Path, text: str) -> Iterator[Prompt]:
+    # Not splitlines: a prompt may hold one of the rarer separators of Unicode.
+    for line in text.split("\n"):
+        if line.strip():
+            yield Prompt(line.removesuffix("\r"))
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Prompt]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield _entry(where, _parse(where, line))
+
+
+def _json_list(path: Path, text: str) -> Iterator[Prompt]:
+    entries = _parse(str(path), text)
+    if not isinstance(entries, list):
+        raise UserError(f"{path} holds no list of prompts but {type(entries).__name__}")
+    for number, entry in enumerate(entries, start=1):
+        yield _entry(f"{path}, entry {number}", entry)
+
+
+def _parse(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+
+
+def _entry(where: str, entry: Any) -> Prompt:
+    if isinstance(entry, str):
+        return Prompt(_not_blank(where, entry))
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: neither a text nor an object with a prompt")
+    return _from_fields(where, entry)
+
+
+def _table(path: Path, text: str) -> Iterator[Prompt]:
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{where}: not as many fields as the header has")
+            yield _from_fields(where, row)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _from_fields(where: str, fields: Mapping[str, Any]) -> Prompt:
+    names = {name.strip().lower(): name for name in fields}
+    found = [names[name] for name in TEXT_NAMES if name in names]
+    if not found:
+        raise UserError(f"{where}: no field prompt or prompts among {', '.join(fields)}")
+    text = fields[found[0]]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: {found[0]} is not text")
+    tags = [str(fields[names[name]]) for name in TAG_NAMES if name in names]
+    return Prompt(_not_blank(where, text), tag=tags[0] if tags else "", metadata=dict(fields))
+
+
+def _not_blank(where: str, text: str) -> str:
+    if not text.strip():
+        raise UserError(f"{where}: the prompt is empty")
+    return text

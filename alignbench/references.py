@@ -1,0 +1,228 @@
+"""Reference files of the ADM form: what generated images are compared with, as one `.npz`.
+
+`arr_0` holds some real images, `mu`, `sigma`, `mu_s`, `sigma_s` the Inception moments of all of them. ADM's own
+file has both; files with only images or only moments are read too. Files written here carry a few more arrays,
+which ADM's evaluator does not look at: the network's SHA-256, the size and number of images, the version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from alignbench import __version__, randomness
+from alignbench.api import ImageBatch
+from alignbench.data import ProgressCallback
+from alignbench.data.npz import Archive, Stream, write_npz
+from alignbench.data.samples import SampleImages, check_pixels, npz_identity, pixels_of
+from alignbench.errors import UserError
+from alignbench.metrics.moments import Moments
+from alignbench.nets.inception import POOL, SPATIAL, Inception
+
+SHAPES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
+"""What the moments of this network look like."""
+
+PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))
+
+ASYMMETRY = 1e-6
+"""Largest difference between a covariance and its transpose, relative to its largest entry."""
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReferenceFile:
+    """An opened reference file; the images are not read yet."""
+
+    path: Path
+    statistics: dict[str, np.ndarray] = field(default_factory=dict)
+    """float64: mu [2048], sigma [2048, 2048], mu_s [2023], sigma_s [2023, 2023], as far as the file has them."""
+    images: SampleImages | None = None
+    """The images of `arr_0`, an `api.ImageSet`; None: moments only."""
+    count: int | None = None
+    """Images behind the moments; None: the file does not say."""
+
+
+def open_reference(
+    path: Path, *, image_size: int, networks: Mapping[str, str] | None = None, neighbours: int = 0
+) -> ReferenceFile:
+    """Open a reference file and check that it fits; pixels are read only when they are asked for.
+
+    Args:
+        path: the file.
+        image_size: side the protocol scores at.
+        networks: {asset: SHA-256} of the networks in use; a file that names its own must name one of them.
+        neighbours: k of precision and recall; 0 asks for no images.
+
+    Raises:
+        UserError: no such file; images of another size or form; moments of another network or no moments at
+            all; too few images for k.
+    """
+    archive = Archive(path)
+    names = archive.headers.keys()
+    if "arr_0" not in names and not {"mu", "sigma"} <= names:
+        raise UserError(
+            f"{path} is no reference: it has neither images (arr_0) nor moments (mu, sigma), "
+            f"but {', '.join(names) or 'nothing'}"
+        )
+    _check_origin(archive, image_size, networks or {})
+    statistics = _read_statistics(archive)
+    images = _open_images(archive, image_size) if "arr_0" in names else None
+    if images is not None and len(images) <= neighbours:
+        raise UserError(
+            f"{path}: {len(images)} images are too few for precision and recall with {neighbours} neighbours",
+            fix=f"make a reference with more than {neighbours} images",
+        )
+    count = int(archive.array("count")) if "count" in names else None
+    return ReferenceFile(path, statistics, images, count)
+
+
+def _check_origin(archive: Archive, image_size: int, networks: Mapping[str, str]) -> None:
+    """Compare what a file written here says of itself."""
+    if "network" in archive.headers and networks:
+        found = str(archive.array("network"))
+        if found not in networks.values():
+            used = ", ".join(f"{name} {digest[:12]}…" for name, digest in networks.items())
+            raise UserError(
+                f"{archive.path} was made with another network: its weights had SHA-256 {found[:12]}…, "
+                f"in use is {used}",
+                fix="make it again: alignbench reference",
+            )
+    if "image_size" in archive.headers:
+        side = int(archive.array("image_size"))
+        if side != image_size:
+            raise UserError(
+                f"{archive.path} was made of {side} px images, the protocol scores {image_size} px",
+                fix=f"make it again: alignbench reference --image-size {image_size}",
+            )
+
+
+def _read_statistics(archive: Archive) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for pair in PAIRS:
+        present = [name for name in pair if name in archive.headers]
+        if not present:
+            continue
+        if len(present) == 1:
+            raise UserError(f"{archive.path}: {present[0]} without {next(n for n in pair if n not in present)}")
+        for name in pair:
+            found[name] = _moment(archive, name)
+    return found
+
+
+def _moment(archive: Archive, name: str) -> np.ndarray:
+    header = archive.headers[name]
+    if header.shape != SHAPES[name] or header.dtype.kind != "f":
+        shape, wanted = ("×".join(map(str, sizes)) for sizes in (header.shape, SHAPES[name]))
+        raise UserError(
+            f"{archive.path}: {name} is {header.dtype} {shape}, not floating-point {wanted}: "
+            "statistics of another network",
+            fix="use a file made with the network of ADM's evaluator",
+        )
+    values = archive.array(name).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError(f"{archive.path}: {name} holds numbers that are not finite")
+    if values.ndim == 2:
+        scale = float(np.abs(values).max())
+        if float(np.abs(values - values.T).max()) > ASYMMETRY * scale:
+            raise UserError(f"{archive.path}: {name} is not symmetric, so it is no covariance")
+        if float(np.diagonal(values).min()) < 0:
+            raise UserError(f"{archive.path}: {name} has negative variances")
+    return values
+
+
+def _open_images(archive: Archive, image_size: int) -> SampleImages:
+    rows = check_pixels(archive, image_size=image_size)
+    return SampleImages(
+        title=str(archive.path),
+        identity=npz_identity(archive.path),
+        count=len(rows),
+        read=lambda ids: pixels_of(rows, ids),
+    )
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_reference(
+    source: SampleImages,
+    path: Path,
+    *,
+    net: Inception,
+    network: str,
+    images: int,
+    seed: int,
+    batch: int,
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Write a reference file: moments of all images, and some of the images themselves.
+
+    Args:
+        source: real images, all of one size.
+        path: `.npz` file to write; whole or absent.
+        net: the feature network.
+        network: SHA-256 of its weights.
+        images: how many to keep in `arr_0`, drawn without replacement; 0 keeps none.
+        seed: of the draw.
+        batch: images the network sees at once.
+        progress: told how many images are done.
+
+    Raises:
+        UserError: fewer than two images, or images that cannot be read.
+        OSError: the disk is full or the folder is not writable.
+    """
+    if len(source) < 2:
+        raise UserError(f"{source.title}: {len(source)} image has no covariance", fix="give more images")
+    kept = np.sort(randomness.permutation(seed, "reference-images", 0, len(source))[:images])
+    moments = _Accumulated(net, batch)
+    size = source.take(range(1)).images.shape[-1]
+
+    def pieces() -> Iterator[np.ndarray]:
+        for ids, loaded in _walk(source, progress):
+            moments.add(loaded)
+            inside = kept[(kept >= ids.start) & (kept < ids.stop)] - ids.start
+            yield loaded.images[inside].permute(0, 2, 3, 1).numpy()
+
+    pixels = Stream((len(kept), size, size, 3), np.dtype(np.uint8), pieces())
+    about = {
+        "network": np.array(network),
+        "image_size": np.array(size),
+        "count": np.array(len(source)),
+        "alignbench": np.array(__version__),
+    }
+    write_npz(path, {"arr_0": pixels}, lambda: {**moments.arrays(), **about})
+
+
+def _walk(source: SampleImages, progress: ProgressCallback | None) -> Iterator[tuple[range, ImageBatch]]:
+    for number, ids in enumerate(source.shards()):
+        yield ids, source.load(number)
+        if progress is not None:
+            progress(ids.stop, len(source))
+
+
+class _Accumulated:
+    """Moments of features, image by image."""
+
+    def __init__(self, net: Inception, batch: int) -> None:
+        self._net = net
+        self._batch = batch
+        self._found: dict[str, Moments] = {}
+
+    def add(self, images: ImageBatch) -> None:
+        rows = self._net.rows(images.images, batch=self._batch)
+        for name in ("pool", "spatial"):
+            new = Moments.of(rows[name].astype(np.float64))
+            self._found[name] = self._found[name].merge(new) if name in self._found else new
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        pool, spatial = self._found["pool"], self._found["spatial"]
+        return {
+            "mu": pool.mean,
+            "sigma": pool.covariance,
+            "mu_s": spatial.mean,
+            "sigma_s": spatial.covariance,
+        }

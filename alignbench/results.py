@@ -1,0 +1,93 @@
+"""From scores to the results of a run record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from alignbench.record import ProtocolRef, Result, SettingRef, Subject
+from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.schema import ProtocolCard
+
+if TYPE_CHECKING:
+    from alignbench.assets import AssetFile
+    from alignbench.evaluation import Score
+
+UNSAMPLED: dict[str, None] = dict.fromkeys(("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval"))
+
+
+def results_of(
+    catalogue: Catalogue,
+    name: str,
+    protocol: ProtocolCard,
+    *,
+    digest: str,
+    subject: Subject,
+    scores: Sequence[Score],
+    reference: str | None,
+    assets: Mapping[str, AssetFile],
+    rewards: Sequence[str] = (),
+) -> list[Result]:
+    """Gather the scores of one subject into one result per setting and evaluator.
+
+    Args:
+        catalogue: where the cards are.
+        name: of the protocol.
+        protocol: as resolved.
+        digest: of the protocol.
+        subject: what was scored.
+        scores: in the order of the results.
+        reference: digest of what it was compared with.
+        assets: files the evaluators read.
+        rewards: networks behind training rewards.
+    """
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.setting, score.evaluator), []).append(score)
+    return [
+        Result(
+            subject=subject,
+            protocol=ProtocolRef(
+                name=name,
+                version=protocol.version,
+                digest=digest,
+                title=protocol.title,
+                rank_by=protocol.rank_by,
+            ),
+            setting=_setting(protocol, setting, sampled=subject != "samples"),
+            seeds=[score.seed for score in members],
+            n=members[0].images,
+            reference=reference,
+            evaluator=evaluator,
+            metrics={metric: [score.metrics[metric] for score in members] for metric in members[0].metrics},
+            sample_seconds=sum(score.sample_seconds for score in members),
+            evaluate_seconds=sum(score.evaluate_seconds for score in members),
+            networks_used_as_reward=list(rewards),
+            intervals={
+                metric: [score.intervals.get(metric) for score in members]
+                for metric in members[0].metrics
+                if any(score.intervals.get(metric) for score in members)
+            },
+            assets=_read_by(catalogue, protocol, evaluator, assets),
+        )
+        for (setting, evaluator), members in groups.items()
+    ]
+
+
+def _setting(protocol: ProtocolCard, name: str, *, sampled: bool) -> SettingRef:
+    setting = protocol.settings[name]
+    values = setting.model_dump()
+    if not sampled or protocol.task == "reconstruction":
+        values |= UNSAMPLED
+    return SettingRef(name=name, **values)
+
+
+def _read_by(
+    catalogue: Catalogue, protocol: ProtocolCard, evaluator: str, assets: Mapping[str, AssetFile]
+) -> dict[str, str]:
+    """Digests of the files behind one evaluator's numbers."""
+    card = catalogue.evaluator(evaluator)
+    names = list(card.assets)
+    names += [protocol.prompts] if "prompts" in card.needs else []
+    names += [protocol.reference.statistics] if protocol.reference and "reference" in card.needs else []
+    return {name: f"sha256:{assets[name].sha256}" for name in names if name in assets}

@@ -1,0 +1,264 @@
+"""FID, sFID, Inception Score, precision, recall and KID on the network and by the rules of ADM's evaluator.
+
+One pass over the images leaves three rows of numbers for each; every metric is computed from those in float64.
+What is equal to ADM's evaluator and what is not stands in docs/evaluators/inception.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+import torch
+
+from alignbench.api import ImageBatch, Measured, Metric, Reference
+from alignbench.config import digest_of
+from alignbench.errors import RunFailed, UserError
+from alignbench.metrics.bootstrap import (
+    POINTS,
+    Z95,
+    FrechetBootstrap,
+    WeightedFrechet,
+    frechet_at_infinity,
+    frechet_bootstrap,
+)
+from alignbench.metrics.frechet import frechet_distance
+from alignbench.metrics.inception_score import inception_score
+from alignbench.metrics.kernel import kernel_distance
+from alignbench.metrics.manifold import precision_recall
+from alignbench.metrics.moments import moments_of
+from alignbench.nets import inception
+from alignbench.nets.inception import Inception
+from alignbench.statistics import LEVEL, t_critical
+
+if TYPE_CHECKING:
+    from alignbench.assets import AssetFile
+    from alignbench.registry.schema import EvaluatorCard, Scalar
+
+WEIGHTS = "inception-2015-12-05"
+VERSION = 1
+"""Of the arithmetic below: rows and results of another version are not used."""
+
+Moments = tuple[np.ndarray, np.ndarray]
+"""Mean [D] and covariance [D, D], float64."""
+
+Values = dict[str, tuple[float, tuple[float, float] | None]]
+"""{metric: (value, 95 % interval)}."""
+
+UNKNOWN = (math.nan, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The card's options; each is described there."""
+
+    is_splits: int
+    is_split_size: int
+    is_order: Literal["shuffled", "in-order"]
+    is_seed: int
+    neighbours: int
+    reference_images: int
+    bootstrap: int
+    bootstrap_seed: int
+    kid_subsets: int
+    kid_subset_size: int
+    kid_seed: int
+    batch: int
+
+
+class InceptionDistribution:
+    """Scores a set of generated images against real ones."""
+
+    def __init__(self, net: Inception, options: Options, *, weights: str, device: torch.device) -> None:
+        """Take a loaded network.
+
+        Args:
+            net: the feature network.
+            options: how to score.
+            weights: SHA-256 of the network's weights.
+            device: where matrices are decomposed, in float64.
+        """
+        self.options = options
+        self.identity = digest_of({"version": VERSION, "weights": weights, **asdict(options)})
+        self._net = net
+        # Apple's GPUs know no float64.
+        self._device = torch.device("cpu") if device.type == "mps" else device
+
+    def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
+        """Return float32 columns pool [n, 2048], logits [n, 1008], spatial [n, 2023].
+
+        Raises:
+            RunFailed: a feature is not finite.
+        """
+        rows = self._net.rows(batch.images, batch=self.options.batch)
+        for name, values in rows.items():
+            bad = ~np.isfinite(values).all(axis=1)
+            if bad.any():
+                first = batch.ids[int(bad.argmax())]
+                raise RunFailed(f"image {first}: the Inception network's {name} features are not finite")
+        return rows
+
+    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
+        """Return all metrics of the card; those that the reference does not allow are NaN.
+
+        Args:
+            samples: rows of the generated images.
+            reference: moments, rows of real images, or both. Moments go first where there are any; precision,
+                recall and KID need rows.
+
+        Raises:
+            UserError: no reference, too few images for what the options ask, or moments of another network.
+        """
+        if reference is None:
+            raise UserError("FID needs a reference", fix="give the protocol a [reference]")
+        real = None if reference.measured is None else self._chosen(reference.measured)
+        self._require(len(samples), None if real is None else len(real))
+        pool = samples.column("pool")
+        found = {
+            **self._fid(pool, self._moments(reference, "pool", "mu", "sigma")),
+            **self._sfid(samples, self._moments(reference, "spatial", "mu_s", "sigma_s")),
+            **self._inception_score(samples.column("logits")),
+            **self._precision_recall(pool, real),
+            **self._kid(pool, real),
+        }
+        return [Metric(name, value, len(samples), interval) for name, (value, interval) in found.items()]
+
+    def _require(self, generated: int, real: int | None) -> None:
+        options = self.options
+        wanted = {f"precision and recall with {options.neighbours} neighbours": options.neighbours + 1}
+        if not options.is_split_size:
+            wanted[f"an Inception Score over {options.is_splits} splits"] = options.is_splits
+        for what, minimum in {**wanted, "a covariance": 2}.items():
+            if generated < minimum:
+                raise UserError(f"{generated} images are too few for {what}", fix=f"score {minimum} or more")
+        if real is not None and real <= options.neighbours:
+            what = next(iter(wanted))
+            raise UserError(f"{real} reference images are too few for {what}", fix="use another reference")
+
+    # --- the reference ------------------------------------------------------------------------------
+
+    def _moments(self, reference: Reference, column: str, mean: str, cov: str) -> Moments | None:
+        """Return the moments to compare with; None where a statistics file lacks them."""
+        if not reference.statistics:
+            if reference.measured is None:
+                raise UserError("the reference has neither moments nor images")
+            moments = moments_of(reference.measured.shards(column), self._device)
+            return moments.mean, moments.covariance
+        # Moments of all images and of the few in the file are not mixed: each metric would mean something else.
+        if mean not in reference.statistics:
+            return None
+        found = (reference.statistics[mean], reference.statistics[cov])
+        width = {"pool": inception.POOL, "spatial": inception.SPATIAL}[column]
+        if found[0].shape != (width,) or found[1].shape != (width, width):
+            raise UserError(f"{mean} and {cov} of the reference are statistics of another network")
+        return found
+
+    def _chosen(self, measured: Measured) -> np.ndarray:
+        """Return the pool features of at most `reference_images` real images, drawn evenly over the set."""
+        pool = measured.column("pool")
+        limit = self.options.reference_images
+        if len(pool) <= limit:
+            return pool
+        return pool[np.arange(limit) * len(pool) // limit]
+
+    # --- the metrics --------------------------------------------------------------------------------
+
+    def _fid(self, pool: np.ndarray, target: Moments | None) -> Values:
+        if target is None:
+            return dict.fromkeys(("fid", "fid-corrected", "fid-inf"), UNKNOWN)
+        options = self.options
+        infinity = math.nan
+        if len(pool) >= 2 * POINTS:
+            infinity = frechet_at_infinity(pool, *target, seed=options.bootstrap_seed, device=self._device)
+        if options.bootstrap < 2:
+            fid = self._distance(pool, target)
+            return {"fid": (fid, None), "fid-corrected": UNKNOWN, "fid-inf": (infinity, None)}
+        found: FrechetBootstrap = frechet_bootstrap(
+            pool, *target, replicates=options.bootstrap, seed=options.bootstrap_seed, device=self._device
+        )
+        return {
+            "fid": (found.value, found.interval),
+            "fid-corrected": (found.corrected, found.corrected_interval),
+            "fid-inf": (infinity, None),
+        }
+
+    def _sfid(self, samples: Measured, target: Moments | None) -> Values:
+        if target is None:
+            return {"sfid": UNKNOWN}
+        if len(samples) <= len(target[0]):
+            return {"sfid": (self._distance(samples.column("spatial"), target), None)}
+        moments = moments_of(samples.shards("spatial"), self._device)
+        value = frechet_distance(moments.mean, moments.covariance, *target, device=self._device)
+        return {"sfid": (value, None)}
+
+    def _distance(self, rows: np.ndarray, target: Moments) -> float:
+        return WeightedFrechet(rows, *target, device=self._device).distance(np.ones(len(rows)))
+
+    def _inception_score(self, logits: np.ndarray) -> Values:
+        options = self.options
+        mean, sd = inception_score(
+            logits,
+            splits=options.is_splits,
+            order=options.is_order,
+            seed=options.is_seed,
+            split_size=options.is_split_size,
+        )
+        parts = -(-len(logits) // options.is_split_size) if options.is_split_size else options.is_splits
+        # Rows in their own order may be sorted: then the parts are no independent draws.
+        if parts < 2 or options.is_order == "in-order":
+            return {"is": (mean, None)}
+        half = t_critical(LEVEL, parts - 1) * sd / math.sqrt(parts - 1)
+        return {"is": (mean, (mean - half, mean + half))}
+
+    def _precision_recall(self, pool: np.ndarray, real: np.ndarray | None) -> Values:
+        if real is None:
+            return {"precision-adm": UNKNOWN, "recall-adm": UNKNOWN}
+        found = precision_recall(pool, real, k=self.options.neighbours, device=self._device)
+        return {
+            "precision-adm": (found.precision, share_interval(found.precision, len(pool))),
+            "recall-adm": (found.recall, share_interval(found.recall, len(real))),
+        }
+
+    def _kid(self, pool: np.ndarray, real: np.ndarray | None) -> Values:
+        options = self.options
+        if real is None or min(len(pool), len(real)) < options.kid_subset_size:
+            return {"kid": UNKNOWN}
+        value, _ = kernel_distance(
+            pool,
+            real,
+            subsets=options.kid_subsets,
+            subset_size=options.kid_subset_size,
+            seed=options.kid_seed,
+            device=self._device,
+        )
+        return {"kid": (value, None)}
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` independent draws (Wilson 1927): has a width even at 0 and 1."""
+    spread = Z95**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return centre - half, centre + half
+
+
+def build(
+    card: EvaluatorCard,
+    *,
+    options: Mapping[str, Scalar],
+    assets: Mapping[str, AssetFile],
+    device: torch.device,
+) -> InceptionDistribution:
+    """Build the evaluator of the card.
+
+    Raises:
+        UserError: the weights file is not the FID Inception network.
+    """
+    file = assets[WEIGHTS]
+    order = cast('Literal["shuffled", "in-order"]', options["is_order"])
+    numbers = {name: int(value) for name, value in options.items() if name != "is_order"}
+    net = inception.load(file.path, device)
+    return InceptionDistribution(net, Options(is_order=order, **numbers), weights=file.sha256, device=device)

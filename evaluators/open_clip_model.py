@@ -1,0 +1,124 @@
+"""How well images match their prompts: the cosine under a CLIP-like model. What CLIP score and HPS share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alignbench.api import ImageBatch, Measured, Metric, Prompt, Reference
+from alignbench.assets import AssetFile
+from alignbench.config import digest_of
+from alignbench.errors import UserError
+from alignbench.metrics.clusters import mean_interval
+from alignbench.nets.clip_files import ClipModel
+from alignbench.registry.schema import EvaluatorCard, Scalar
+
+VERSION = 1
+"""Of the arithmetic here and in the two evaluators."""
+NEUTRAL = ("batch", "scale")
+"""Options that change no row."""
+
+Pictures = Callable[[Tensor], Tensor]
+"""[n, 3, H, W] uint8 on the CPU → [n, 3, side, side] float32 as the network takes them, anywhere."""
+
+
+class PromptMatch:
+    """Mean cosine between images and their prompts.
+
+    Args:
+        card: names the metrics: one for the mean, and the same with `-truncated`.
+        model: the network.
+        pictures: its preparation of images.
+        options: of the card: prefix, scale, batch and whatever decides the network.
+        assets: what the network was read from.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        card: EvaluatorCard,
+        model: ClipModel,
+        pictures: Pictures,
+        *,
+        options: Mapping[str, Scalar],
+        assets: Mapping[str, AssetFile],
+        device: torch.device,
+    ) -> None:
+        (self.metric,) = (name for name, fact in card.metrics.items() if not fact.detail)
+        self.model, self.pictures, self.device = model, pictures, device
+        self.network = model.network.to(device)
+        self.prefix, self.scale = str(options["prefix"]), float(options["scale"])
+        self.batch = int(options["batch"])
+        self.identity = digest_of(
+            {
+                "version": VERSION,
+                "target": card.target,
+                "options": {key: value for key, value in options.items() if key not in NEUTRAL},
+                "assets": {name: file.sha256 for name, file in assets.items()},
+            }
+        )
+
+    @torch.no_grad()
+    def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
+        """Return `cosine` [n] float32, `truncated` [n] bool and `prompt` [n] int64, equal for equal prompts.
+
+        Raises:
+            UserError: images without prompts.
+        """
+        if len(batch.prompts) != len(batch):
+            raise UserError(f"{self.metric} compares images with their prompts; these have none")
+        texts = [self._text(prompt) for prompt in batch.prompts]
+        different = list(dict.fromkeys(texts))
+        read = torch.cat([self._embed_texts(part) for part in _parts(different, self.batch)])
+        which = torch.tensor([different.index(text) for text in texts], device=self.device)
+        seen = torch.cat([self._embed_images(part) for part in batch.images.split(self.batch)])
+        return {
+            "cosine": (seen * read[which]).sum(dim=-1).cpu().numpy(),
+            "truncated": np.array([self.model.is_cut(text) for text in texts], dtype=bool),
+            "prompt": np.array([_number(text) for text in texts], dtype=np.int64),
+        }
+
+    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
+        """Return the mean with the interval over prompts, and the number of images whose prompt was cut.
+
+        Raises:
+            UserError: a cosine that is not finite.
+        """
+        cosine = samples.column("cosine").astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(cosine))
+        if len(bad):
+            raise UserError(f"{self.metric}: {len(bad)} scores are not finite, the first of image {bad[0]}")
+        values = self.scale * cosine
+        return [
+            Metric(
+                self.metric,
+                float(values.mean()),
+                len(samples),
+                interval=mean_interval(values, samples.column("prompt")),
+            ),
+            Metric(f"{self.metric}-truncated", float(samples.column("truncated").sum()), len(samples)),
+        ]
+
+    def _text(self, prompt: Prompt) -> str:
+        return f"{self.prefix} {prompt.text}" if self.prefix else prompt.text
+
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.model.tokenizer(list(texts)).to(self.device)
+        return F.normalize(self.network.encode_text(tokens), dim=-1)
+
+    def _embed_images(self, images: Tensor) -> Tensor:
+        return F.normalize(self.network.encode_image(self.pictures(images).to(self.device)), dim=-1)
+
+
+def _parts(texts: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [texts[start : start + size] for start in range(0, len(texts), size)]
+
+
+def _number(text: str) -> int:
+    """Name a text by 63 bits of its digest."""
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big") >> 1

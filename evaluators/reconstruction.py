@@ -1,0 +1,178 @@
+"""How far reconstructions are from their originals, image by image: PSNR, SSIM, squared error, and LPIPS.
+
+Every metric is the plain mean of one column of rows, so two tokenizers can be compared image by image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench.api import ImageBatch, Measured, Metric, Reference
+from alignbench.config import digest_of
+from alignbench.errors import RunFailed, UserError
+from alignbench.metrics import image_quality
+from alignbench.nets import lpips
+from alignbench.statistics import LEVEL, t_critical
+
+if TYPE_CHECKING:
+    from alignbench.assets import AssetFile
+    from alignbench.registry.schema import EvaluatorCard, Scalar
+
+VERSION = 1
+"""Of the arithmetic below: rows of another version are not used."""
+TRUNK = "lpips-vgg16-trunk"
+PIXEL_METRICS = {
+    "rec-psnr": "psnr",
+    "rec-ssim": "ssim",
+    "rec-ssim-range2": "ssim_range2",
+    "rec-mse": "mse",
+    "rec-exact": "exact",
+}
+LPIPS_METRICS = {"rec-lpips": "lpips"}
+"""{metric: column}."""
+LPIPS_MIN_SIDE = 16
+"""VGG-16 halves four times before its last layer."""
+
+
+class PixelComparison:
+    """PSNR, SSIM and squared error; no network."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.identity = digest_of({"evaluator": "reconstruction-pixels", "version": VERSION})
+        # Apple's GPUs know no float64.
+        self._device = torch.device("cpu") if device.type == "mps" else device
+
+    def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
+        """Return float64 columns [n]: psnr (finite), ssim, ssim_range2, mse (white is 1), exact (0 or 1).
+
+        Raises:
+            UserError: images without originals, or smaller than SSIM's window.
+        """
+        images, originals = _pair(batch, image_quality.WINDOW, self._device)
+        error = image_quality.mean_squared_error(images, originals)
+        columns = {
+            "psnr": image_quality.psnr(images, originals),
+            "ssim": image_quality.ssim(images, originals),
+            "ssim_range2": image_quality.ssim(images, originals, data_range=2 * image_quality.LEVELS),
+            "mse": error / image_quality.LEVELS**2,
+            "exact": (error == 0).double(),
+        }
+        return {name: values.cpu().numpy() for name, values in columns.items()}
+
+    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
+        """Return the means; the reference is not looked at."""
+        return _means(samples, PIXEL_METRICS)
+
+
+class LpipsComparison:
+    """LPIPS v0.1 on VGG-16."""
+
+    def __init__(
+        self, distance: lpips.FeatureDistance, *, weights: str, batch: int, device: torch.device
+    ) -> None:
+        """Take a loaded distance.
+
+        Args:
+            distance: on `device`.
+            weights: SHA-256 of the trunk's file.
+            batch: images that go through the network at once; bounds memory.
+            device: where to compute.
+        """
+        self.identity = digest_of(
+            {
+                "evaluator": "reconstruction-lpips",
+                "version": VERSION,
+                "trunk": weights,
+                "heads": lpips.heads_digest("vgg"),
+            }
+        )
+        self._distance, self._batch, self._device = distance, batch, device
+
+    @torch.no_grad()
+    def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
+        """Return one float64 column [n], lpips, computed in float32 without TF32.
+
+        Raises:
+            UserError: images without originals, or too small for the network.
+            RunFailed: a distance is not finite.
+        """
+        images, originals = _pair(batch, LPIPS_MIN_SIDE, self._device)
+        pairs = zip(images.split(self._batch), originals.split(self._batch), strict=True)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            values = torch.cat([self._apart(*pair) for pair in pairs]).cpu().numpy().astype(np.float64)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            first = batch.ids[int(bad.argmax())]
+            raise RunFailed(f"image {first}: its LPIPS is not finite", fix=f"check the file of {TRUNK}")
+        return {"lpips": values}
+
+    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
+        """Return the mean; the reference is not looked at."""
+        return _means(samples, LPIPS_METRICS)
+
+    def _apart(self, images: Tensor, originals: Tensor) -> Tensor:
+        prepared = self._distance.prepare(originals.float() / 127.5 - 1)
+        return self._distance.distance(images.float() / 127.5 - 1, prepared, repeats=1)
+
+
+def _pair(batch: ImageBatch, min_side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return images and originals on the device, uint8."""
+    if batch.originals is None:
+        raise UserError(
+            "these images are no reconstructions: nothing says what their originals are",
+            fix="alignbench evaluate --reconstruction",
+        )
+    side = min(batch.images.shape[-2:])
+    if side < min_side:
+        raise UserError(f"images of {side} px are too small to compare: at least {min_side} px are needed")
+    return batch.images.to(device), batch.originals.to(device)
+
+
+def _means(samples: Measured, metrics: Mapping[str, str]) -> list[Metric]:
+    return [_mean(name, samples.column(column)) for name, column in metrics.items()]
+
+
+def _mean(name: str, values: np.ndarray) -> Metric:
+    """A mean over independent images, with the interval of the central limit theorem from two images on."""
+    values = values.astype(np.float64)
+    mean, interval = float(values.mean()), None
+    if len(values) > 1:
+        half = t_critical(LEVEL, math.inf) * float(values.std(ddof=1)) / math.sqrt(len(values))
+        interval = (mean - half, mean + half)
+    return Metric(name, mean, len(values), interval)
+
+
+def build_pixels(
+    card: EvaluatorCard,
+    *,
+    options: Mapping[str, Scalar],
+    assets: Mapping[str, AssetFile],
+    device: torch.device,
+) -> PixelComparison:
+    """Build the evaluator of `reconstruction-pixels`."""
+    return PixelComparison(device)
+
+
+def build_lpips(
+    card: EvaluatorCard,
+    *,
+    options: Mapping[str, Scalar],
+    assets: Mapping[str, AssetFile],
+    device: torch.device,
+) -> LpipsComparison:
+    """Build the evaluator of `reconstruction-lpips`.
+
+    Raises:
+        UserError: the asset's file is not torchvision's VGG-16.
+    """
+    file = assets[TRUNK]
+    trunk = lpips.load_trunk("vgg", file.path)
+    distance = lpips.FeatureDistance(trunk, lpips.heads("vgg"), module=trunk)
+    distance.to(device)
+    return LpipsComparison(distance, weights=file.sha256, batch=int(options["batch"]), device=device)

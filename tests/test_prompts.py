@@ -1,0 +1,98 @@
+"""Reading prompt files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignbench.api import Prompt
+from alignbench.errors import UserError
+from alignbench.prompts import read_prompts
+
+GENEVAL = [
+    {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
+    {
+        "tag": "counting",
+        "include": [{"class": "clock", "count": 2}],
+        "exclude": [{"class": "clock", "count": 3}],
+        "prompt": "a photo of two clocks",
+    },
+]
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_geneval_lines_keep_everything_they_say(tmp_path: Path) -> None:
+    content = "".join(json.dumps(line) + "\n" for line in GENEVAL)
+    assert read_prompts(write(tmp_path, "evaluation_metadata.jsonl", content)) == [
+        Prompt("a photo of a bench", "single_object", GENEVAL[0]),
+        Prompt("a photo of two clocks", "counting", GENEVAL[1]),
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_plain_lines_in_order_with_repetitions(tmp_path: Path, end: str, mark: str) -> None:
+    content = mark + end.join(["a fox", "", "a  “fox”\u2028in two", "a fox", "  "]) + end
+    prompts = read_prompts(write(tmp_path, "mine.txt", content))
+    assert prompts == [Prompt("a fox"), Prompt("a  “fox”\u2028in two"), Prompt("a fox")]
+
+
+def test_json_list_of_texts_may_repeat(tmp_path: Path) -> None:
+    """AR-GRPO's DrawBench list has each prompt five times in shuffled order."""
+    texts = ["b", "a", "b", "a"]
+    assert [prompt.text for prompt in read_prompts(write(tmp_path, "a.json", json.dumps(texts)))] == texts
+    mixed = read_prompts(write(tmp_path, "b.json", json.dumps([GENEVAL[0], "x"])))
+    assert mixed == [Prompt("a photo of a bench", "single_object", GENEVAL[0]), Prompt("x")]
+
+
+def test_tables_of_drawbench_and_parti(tmp_path: Path) -> None:
+    drawbench = write(tmp_path, "d.csv", 'Prompts,Category\r\n"A cat, left of a dog.",Positional\r\nx,"T"\r\n')
+    assert read_prompts(drawbench) == [
+        Prompt(
+            "A cat, left of a dog.",
+            "Positional",
+            {"Prompts": "A cat, left of a dog.", "Category": "Positional"},
+        ),
+        Prompt("x", "T", {"Prompts": "x", "Category": "T"}),
+    ]
+    parti = write(tmp_path, "p.tsv", "Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tmeanings\n")
+    assert [(prompt.text, prompt.tag, prompt.metadata["Challenge"]) for prompt in read_prompts(parti)] == [
+        ("bond", "Abstract", "Basic")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"fine\nb\xffd\n", r"a\.txt, line 2: not UTF-8"),
+        ("a.txt", "\n \n", r"a\.txt holds no prompts"),
+        ("a.jsonl", '{"prompt": "x"}\n\n{"prompt": \n', r"a\.jsonl, line 3: not JSON"),
+        ("a.jsonl", '{"prompt": "x"}\n{"caption": "x"}\n', r"line 2: no field prompt or prompts among caption"),
+        ("a.jsonl", '{"prompt": 5}\n', r"line 1: prompt is not text"),
+        ("a.jsonl", '{"prompt": " "}\n', r"line 1: the prompt is empty"),
+        ("a.json", '{"prompt": "x"}', r"no list of prompts but dict"),
+        ("a.json", '["x", ""]', r"entry 2: the prompt is empty"),
+        ("a.json", '["x", 7]', r"entry 2: neither"),
+        ("a.csv", "text,kind\nx,y\n", r"line 2: no field prompt or prompts among text, kind"),
+        ("a.csv", "Prompts,Category\nx,y,z\n", r"line 2: not as many fields"),
+        ("a.tsv", "Prompt\tCategory\nx\n", r"line 2: not as many fields"),
+        ("a.tsv", "Prompt\tCategory\n\ty\n", r"line 2: the prompt is empty"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_prompts(write(tmp_path, name, content))
+
+
+def test_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*none\.txt: no such file"):
+        read_prompts(tmp_path / "none.txt")
