@@ -26,6 +26,11 @@ Updates = Literal["policy", "decoder"]
 class Condition(Protocol):
     """What an image is generated from; a batch of them, row-aligned with the images."""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The caption behind each row, for rewards that read one; empty where there is none."""
+        ...
+
     def __len__(self) -> int: ...
 
     def select(self, rows: slice) -> Condition:
@@ -45,6 +50,8 @@ class ClassLabels:
 
     ids: Tensor
     """[B] int64."""
+    texts: tuple[str, ...] = ()
+    """Always empty."""
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -67,22 +74,23 @@ class TextFeatures:
     """[B, S, C] float, zero where masked."""
     mask: Tensor
     """[B, S] bool, True where a real token stands."""
-    text: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    """The captions as they came, [B]; may be empty."""
 
     def __len__(self) -> int:
         return self.features.shape[0]
 
     def select(self, rows: slice) -> TextFeatures:
-        return TextFeatures(self.features[rows], self.mask[rows], self.text[rows])
+        return TextFeatures(self.features[rows], self.mask[rows], self.texts[rows])
 
     def repeat(self, times: int) -> TextFeatures:
-        text = tuple(caption for caption in self.text for _ in range(times))
+        texts = tuple(caption for caption in self.texts for _ in range(times))
         return TextFeatures(
-            self.features.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0), text
+            self.features.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0), texts
         )
 
     def to(self, device: torch.device) -> TextFeatures:
-        return TextFeatures(self.features.to(device), self.mask.to(device), self.text)
+        return TextFeatures(self.features.to(device), self.mask.to(device), self.texts)
 
 
 # --- what flows through a training step -----------------------------------------------------------
@@ -209,6 +217,17 @@ class Tokenizer(Protocol):
         ...
 
 
+class TextEncoder(Protocol):
+    """A frozen network that turns captions into features."""
+
+    identity: str
+    """Digest of weights and of everything else that decides the features."""
+
+    def encode(self, texts: Sequence[str]) -> TextFeatures:
+        """Return left-padded features on the encoder's device; a row depends on its text alone."""
+        ...
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """An autoregressive image generator: a policy over the codes of a tokenizer."""
@@ -241,6 +260,14 @@ class Backbone(Protocol):
             condition: N rows.
             uniforms: [N, T] float in [0, 1); token t of row n is the inverse CDF at uniforms[n, t].
             sampling: how to draw.
+        """
+        ...
+
+    def text_condition(self, texts: Sequence[str]) -> Condition:
+        """Turn captions or prompts into conditions on the backbone's device; a row depends on its text alone.
+
+        Raises:
+            UserError: the model is class-conditional, or its text encoder is missing.
         """
         ...
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from alignbench.api import Backbone, Method, Reward, Updates
+from alignbench import hub
+from alignbench.api import Backbone, Condition, Method, Reward, TextEncoder, Updates
 from alignbench.backbones.containers import load_strict, read_state_dict
+from alignbench.backbones.text_cache import CachedText
+from alignbench.backbones.text_random import RandomText
 from alignbench.data import ImageDataset, open_dataset
 from alignbench.errors import UserError
 from alignbench.files import write_atomic
@@ -27,9 +31,41 @@ def build_model(plan: Plan, device: torch.device) -> Backbone:
     """Build the model as it is before training."""
     build = import_target(str(plan.model.target))
     files = None if plan.random_weights else {role: status.path for role, status in plan.weights.items()}
-    backbone: Backbone = build(plan.model, files, seed=0, device=device)
+    # A plug-in's backbone knows of a text encoder only if its card names one.
+    more = {"encoder": build_text_encoder(plan, device)} if plan.model.text else {}
+    backbone: Backbone = build(plan.model, files, seed=0, device=device, **more)
     members.require(f"model {plan.config.model!r}", backbone, members.OBJECT_MEMBERS["models"])
     return backbone
+
+
+def build_text_encoder(plan: Plan, device: torch.device) -> TextEncoder:
+    """Build the text encoder that the model's card names, behind the cache of features.
+
+    Random weights go with random features.
+
+    Raises:
+        UserError: its files do not fit.
+    """
+    spec, shape = plan.model.text, plan.model.policy
+    assert spec is not None
+    if shape.caption_dim is None:
+        raise UserError("a text-conditional model card needs policy.caption_dim", fix="add it to the card")
+    size = {"slots": shape.condition_tokens, "width": shape.caption_dim}
+    if plan.random_weights:
+        return RandomText(**size, device=device)
+    if plan.text is not None:
+        path, digest = plan.text.path, plan.text.sha256
+    else:
+        status = plan.weights["text"]
+        assert status.path is not None
+        path, digest = status.path, hub.verify(status)
+    encoder: TextEncoder = import_target(spec.target)(path, digest=digest, device=device, **size)
+    return CachedText(encoder, hub.cache_root() / "text", device=device)
+
+
+def text_conditions(plan: Plan, backbone: Backbone) -> Callable[[Sequence[str]], Condition] | None:
+    """What a `Stream` makes of captions; None for class-conditional models."""
+    return backbone.text_condition if plan.model.condition == "text" else None
 
 
 def open_training_data(job: Job, progress: Progress) -> ImageDataset:

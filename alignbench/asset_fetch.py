@@ -1,5 +1,5 @@
-"""How assets get onto the disk: listed with licence and size first, continued where they stopped, checked before
-they get their final name.
+"""How assets get onto the disk: listed with licence and size first, continued where they stopped, checked
+before they get their final name.
 """
 
 from __future__ import annotations

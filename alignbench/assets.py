@@ -1,7 +1,7 @@
 """Files from outside that evaluators read: where they are (`locate`), which bytes they are (`verify`).
 
-Looking is quick, reads no file and loads no network library. Nothing is downloaded (`alignbench.asset_fetch` does
-that, on request), and nothing is opened for its content: that is the evaluators' business.
+Looking is quick, reads no file and loads no network library. Nothing is downloaded (`alignbench.asset_fetch`
+does that, on request), and nothing is opened for its content: that is the evaluators' business.
 """
 
 from __future__ import annotations

@@ -1,22 +1,24 @@
 """Compare two evaluations of one protocol, metric by metric, with the best evidence there is.
 
-From best to worst: the same images or prompts in both (pairs of rows), the same sampling seeds in both (pairs of
-values), and no pairs: Welch's test over seeds, or the sampling error of single image sets. Evaluations under
-different protocols are refused with the field that differs.
+From best to worst: the same images or prompts in both (pairs of rows), the same sampling seeds in both (pairs
+of values), and no pairs: Welch's test over seeds, or the sampling error of single image sets. Evaluations
+under different protocols are refused with the field that differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from alignbench.comparable import evaluator_name, obstacle, why_nothing
 from alignbench.errors import UserError, suggest
-from alignbench.record import FILE_NAME, Result, RunRecord, SettingRef, Subject, read
+from alignbench.ranking import cell_difference
+from alignbench.record import FILE_NAME, ProtocolRef, Result, RunRecord, SettingRef, Subject, read
 from alignbench.rows import cell_of, sampling_of, values_of
-from alignbench.statistics import Difference, difference, paired_difference
-from alignbench.tables import Cell, Column, short
+from alignbench.statistics import Difference, paired_difference
+from alignbench.tables import Cell, Column
 
 if TYPE_CHECKING:
     from alignbench.registry.schema import MetricFact
@@ -54,6 +56,7 @@ class Side:
 class Compared:
     """One metric at one setting."""
 
+    protocol: ProtocolRef
     column: Column
     setting: SettingRef
     a: Cell
@@ -109,7 +112,9 @@ def open_side(text: str) -> Side:
     path = Path(place)
     folder = path if path.is_dir() else path.parent if path.name == FILE_NAME else None
     found = {result.subject for result in record.results}
-    subject = cast(Subject, name or ("base" if record.kind == "method" and found == {"base"} else record.kind))
+    subject = cast(
+        Subject, name or ("base" if record.kind == "method" and found == {"base"} else record.kind)
+    )
     if subject not in found:
         have = f"it has {', '.join(sorted(found))}" if found else "it was not evaluated"
         raise UserError(f"{place} has no result of {subject!r}: {have}")
@@ -137,104 +142,33 @@ def compare(a: Side, b: Side, facts: Mapping[str, MetricFact], *, metrics: Seque
             )
     left_out: list[str] = []
     found: list[Compared] = []
-    for x in a.results():
-        for y in b.results():
-            if _evaluator(x) != _evaluator(y) or not _same_place(x, y):
-                continue
-            reason = _obstacle(a, b, x, y)
-            if reason:
-                left_out.append(reason)
-                continue
-            for metric in x.metrics:
-                if metric in y.metrics and (not metrics or metric in metrics):
-                    item = _metric(a, b, x, y, metric, facts)
-                    found.append(item) if isinstance(item, Compared) else left_out.append(item)
+    for x, y in _partners(a, b):
+        reason = obstacle(a.record, x, b.record, y)
+        if reason:
+            left_out.append(reason)
+            continue
+        for metric in x.metrics:
+            if metric in y.metrics and (not metrics or metric in metrics):
+                item = _metric(a, b, x, y, metric, facts)
+                found.append(item) if isinstance(item, Compared) else left_out.append(item)
+    reasons = tuple(dict.fromkeys(left_out))
     if not found:
-        reasons = list(dict.fromkeys(left_out)) or [_nothing_shared(a, b)]
-        raise UserError(f"{a.record.id} and {b.record.id} cannot be compared: {'; '.join(reasons)}")
+        listed = reasons or [why_nothing(a.record, a.results(), b.record, b.results())]
+        raise UserError(f"{a.record.id} and {b.record.id} cannot be compared: {'; '.join(listed)}")
     order = list(facts)
     found.sort(key=lambda item: order.index(item.column.metric))
-    return Comparison(a, b, tuple(found), tuple(dict.fromkeys(left_out)))
+    return Comparison(a, b, tuple(found), reasons)
 
 
-# --- what may be compared -------------------------------------------------------------------------
-
-
-def _evaluator(result: Result) -> str:
-    return result.evaluator.partition("@")[0]
-
-
-def _same_place(x: Result, y: Result) -> bool:
-    """Whether two results are of one setting; given images have none and meet all."""
-    given = "samples" in {x.subject, y.subject}
-    return given or sampling_of(x.setting) == sampling_of(y.setting)
-
-
-def _obstacle(a: Side, b: Side, x: Result, y: Result) -> str:
-    """Why two results must not be compared; empty if they may be."""
-    if x.protocol.digest != y.protocol.digest:
-        return f"different protocols: {_why_protocols_differ(a, b, x, y)}"
-    if x.reference != y.reference:
-        return f"different references: {_digests(x.reference, y.reference)}"
-    if x.evaluator != y.evaluator:
-        return f"different evaluators: {x.evaluator} against {y.evaluator}"
-    if x.assets != y.assets:
-        return f"different assets: {', '.join(_differing_assets(x, y))}"
-    if x.n != y.n:
-        return f"different numbers of images: {x.n:,} against {y.n:,}"
-    if x.seeds != y.seeds and "samples" not in {x.subject, y.subject}:
-        return f"different sampling seeds: {_listed(x.seeds)} against {_listed(y.seeds)}"
-    return ""
-
-
-def _why_protocols_differ(a: Side, b: Side, x: Result, y: Result) -> str:
-    p, q = x.protocol, y.protocol
-    if p.name != q.name:
-        return f"{p.name} against {q.name}"
-    if p.version != q.version:
-        return f"{p.name} version {p.version} against version {q.version}"
-    fields = _differing_assets(x, y)
-    if x.reference != y.reference:
-        fields.append(f"reference {_digests(x.reference, y.reference)}")
-    if x.n != y.n:
-        fields.append(f"{x.n:,} against {y.n:,} images")
-    fields += _differing_values(a.record, b.record)
-    digests = _digests(p.digest, q.digest)
-    return f"{p.name}, {', '.join(fields) or 'its card was changed'} (digest {digests})"
-
-
-def _differing_assets(x: Result, y: Result) -> list[str]:
+def _partners(a: Side, b: Side) -> list[tuple[Result, Result]]:
+    """Results of one evaluator at one setting; given images have no setting and meet all."""
     return [
-        f"asset {name} {_digests(x.assets.get(name), y.assets.get(name))}"
-        for name in sorted({*x.assets, *y.assets})
-        if x.assets.get(name) != y.assets.get(name)
+        (x, y)
+        for x in a.results()
+        for y in b.results()
+        if evaluator_name(x) == evaluator_name(y)
+        and (not _made_here(x, y) or sampling_of(x.setting) == sampling_of(y.setting))
     ]
-
-
-def _differing_values(a: RunRecord, b: RunRecord) -> list[str]:
-    """Configuration keys of the protocol that differ."""
-    x, y = ({} if not isinstance(v := r.config.get("values"), dict) else v for r in (a, b))
-    return [
-        f"{key} {x.get(key)} against {y.get(key)}"
-        for key in sorted({*x, *y})
-        if key.startswith("protocol.") and x.get(key) != y.get(key)
-    ]
-
-
-def _nothing_shared(a: Side, b: Side) -> str:
-    x, y = a.results()[0], b.results()[0]
-    if x.protocol.digest != y.protocol.digest:
-        return f"different protocols: {_why_protocols_differ(a, b, x, y)}"
-    settings = [_listed(dict.fromkeys(r.setting.title for r in side.results())) for side in (a, b)]
-    return f"no setting and metric in common ({settings[0]} against {settings[1]})"
-
-
-def _digests(x: str | None, y: str | None) -> str:
-    return f"{short(x) if x else 'none'} against {short(y) if y else 'none'}"
-
-
-def _listed(items: object) -> str:
-    return ", ".join(map(str, cast("Sequence[object]", items)))
 
 
 # --- one metric -----------------------------------------------------------------------------------
@@ -252,6 +186,61 @@ def _metric(
     if not values_of(x, column) or not values_of(y, column):
         return f"{fact.title} at {setting.title} is blank on a side"
     cells = cell_of([x], column), cell_of([y], column)
-    plain = _by_values(x, y, *cells)
-    item = Compared(column=column, setting=setting, a=cells[0], b=cells[1], why="", **plain)
-    return _with_rows(item, a, b, x, y) if fact.column else item
+    evidence, why = _by_rows(a, b, x, y, column) if fact.column else (None, "")
+    found = evidence or _by_values(x, y, *cells)
+    return Compared(
+        protocol=x.protocol,
+        column=column,
+        setting=setting,
+        a=cells[0],
+        b=cells[1],
+        difference=found.difference,
+        evidence=found.name,
+        detail=found.detail,
+        why=why,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    difference: Difference
+    name: Evidence
+    detail: str
+
+
+def _by_rows(a: Side, b: Side, x: Result, y: Result, column: Column) -> tuple[_Found | None, str]:
+    """Compare image by image, or say why that cannot be done."""
+    if a.folder is None or b.folder is None:
+        return None, "only a record is here, not its run folder"
+    from alignbench import paired  # reads arrays; everything else here is light
+
+    try:
+        rows = [
+            paired.read_rows(folder, result, column.fact.column)
+            for folder, result in ((a.folder, x), (b.folder, y))
+        ]
+        times = paired.factor(rows, [values_of(x, column), values_of(y, column)])
+        pairs = paired.pair(*rows, same_draws=_made_here(x, y) and x.seeds == y.seeds)
+    except paired.NoRowsError as reason:
+        return None, str(reason)
+    found = paired_difference([value * times for value in pairs.b], [value * times for value in pairs.a])
+    name: Evidence = "paired prompts" if pairs.by_prompt else "paired images"
+    return _Found(found, name, f"{len(pairs.a):,} {name.removeprefix('paired ')}"), ""
+
+
+def _by_values(x: Result, y: Result, a: Cell, b: Cell) -> _Found:
+    """Compare the recorded values."""
+    if _made_here(x, y) and len(x.seeds) > 1 and x.seeds == y.seeds:
+        found = paired_difference(b.values, a.values)
+        return _Found(found, "paired sampling seeds", f"{len(a.values)} sampling seeds")
+    found = cell_difference(b, a)
+    words = [
+        f"{len(cell.values)} sampling seeds" if len(cell.values) > 1 else "1 image set" for cell in (a, b)
+    ]
+    detail = words[0] if words[0] == words[1] else " against ".join(words)
+    return _Found(found, "unpaired" if found.tested else "not tested", detail)
+
+
+def _made_here(x: Result, y: Result) -> bool:
+    """Whether sampling seeds and image numbers mean the same on both sides."""
+    return "samples" not in {x.subject, y.subject}

@@ -48,6 +48,9 @@ MODEL_OPTIONS: dict[str, Option] = {
     "tokenizer": Option(default="", doc="Path of the tokenizer's weights, instead of the card's file."),
 }
 
+TEXT_OPTION = Option(default="", doc="Path of the text encoder's weights, where the card has a file of them.")
+"""`model.text`; a configuration holds it only if it was given."""
+
 PROTOCOL_OPTIONS: dict[str, Option] = {
     "samples": Option(default=0, minimum=0, doc="Images per sampling seed; 0: as the protocol says."),
     "seeds": Option(default="", doc="Sampling seeds, e.g. 0,1,2; empty: as the protocol says."),
@@ -202,7 +205,7 @@ def parse_value(text: str, option: Option) -> Scalar:
 def known_options(catalogue: Catalogue, method: str | None, dataset: str) -> dict[str, Option]:
     """All keys that `--set` takes for this method and data set."""
     options = {f"train.{key}": option for key, option in TRAIN_OPTIONS.items()}
-    options |= {f"model.{key}": option for key, option in MODEL_OPTIONS.items()}
+    options |= {f"model.{key}": option for key, option in MODEL_OPTIONS.items()} | {"model.text": TEXT_OPTION}
     options |= {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
     options |= {f"data.{key}": option for key, option in catalogue.dataset(dataset).options.items()}
     options |= asset_options(catalogue)
@@ -245,7 +248,7 @@ def resolve(
     values = {
         key: Origin(option.default, "default")
         for key, option in options.items()
-        if not key.startswith("assets.")
+        if not key.startswith("assets.") and key != "model.text"
     }
     recipe = _apply_recipe(catalogue, values, options, method, model, recipe)
     given = {complete_key(key, options): text for key, text in parse_assignments(assignments).items()}

@@ -189,6 +189,7 @@ def _score(
             assets=plan.court.assets,
             data={},
             num_classes=None,
+            prompts=(),
             device=parallel.device,
             place=parallel,
             folder=out,

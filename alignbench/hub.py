@@ -30,7 +30,7 @@ class FileStatus:
     """What is known about one weight file without reading it."""
 
     role: str
-    """`policy` or `tokenizer`."""
+    """`policy`, `tokenizer` or `text`."""
     file: WeightFile | None
     """The card's entry; None for a path given by the user."""
     path: Path | None

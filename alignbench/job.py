@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from alignbench import hub
 from alignbench.plan import Plan
@@ -24,8 +23,8 @@ class Job:
     checkpoint_every: int = 20
     workers: int = 0
     """Threads that decode images in the background; 0: none."""
-    exports: tuple[Literal["npz", "png"], ...] = ()
-    """Forms in which the scored images are written as well."""
+    exports: tuple[str, ...] = ()
+    """Forms in which the scored images are written as well: `npz`, `png`."""
 
     @property
     def cache(self) -> Path:

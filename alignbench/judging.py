@@ -7,7 +7,7 @@ that are given.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from alignbench import __version__
-from alignbench.api import Backbone, Evaluator, ImageSet
+from alignbench.api import Backbone, Evaluator, ImageSet, Prompt
 from alignbench.assets import AssetFile
 from alignbench.config import digest_of
 from alignbench.data import open_dataset
@@ -41,6 +41,7 @@ class Judge:
         assets: the files its evaluators read, by asset name.
         data: options for the reference data set.
         num_classes: classes labels are drawn from; None for text.
+        prompts: what a text protocol generates from.
         device: where to work.
         place: which of the processes this is.
         folder: run folder.
@@ -54,6 +55,7 @@ class Judge:
     assets: Mapping[str, AssetFile]
     data: Mapping[str, Scalar]
     num_classes: int | None
+    prompts: Sequence[Prompt]
     device: torch.device
     place: Place
     folder: Path
@@ -119,7 +121,7 @@ class Judge:
             cache: folder of results shared between runs, or None.
         """
         address = {"weights": weights, "protocol": self.digest}
-        sampler = Sampler(sampled, self.protocol, self.num_classes or 1, self.device)
+        sampler = self.sampler(sampled)
         decoder = ImageDecoder(backbone, self.protocol, self.device)
 
         def generated(setting: str, seed: int) -> ImageSet:
@@ -139,6 +141,10 @@ class Judge:
 
         task = {"generation": generated, "reconstruction": reconstructed}[self.protocol.task]
         return self._evaluation(subject, task, address, cache)
+
+    def sampler(self, backbone: Backbone) -> Sampler:
+        """Return what generates the protocol's tokens."""
+        return Sampler(backbone, self.protocol, self.num_classes or 1, self.device, self.prompts)
 
     def given(self, images: ImageSet) -> Evaluation:
         """Judge images that somebody else made."""

@@ -79,7 +79,9 @@ def _differences(tables: Sequence[Table]) -> Callable[[Table], str]:
 
 
 def _names(tables: Sequence[Table], what: str) -> list[str]:
-    return sorted({name for table in tables for name in (table.assets if what == "assets" else table.weights)})
+    return sorted(
+        {name for table in tables for name in (table.assets if what == "assets" else table.weights)}
+    )
 
 
 def _digest(table: Table) -> str:

@@ -1,8 +1,8 @@
 """From run records to tables: gather, sift, group by protocol, pool seeds, rank.
 
-Rows are compared only within one table: one protocol digest, reference, assets, sample size, seeds and starting
-weights. Given images have tables of their own. A missing number stays blank. `write` and `check` make the
-folder of files.
+Rows are compared only within one table: one protocol digest, reference, assets, sample size, seeds and
+starting weights. Given images have tables of their own. A missing number stays blank. `write` and `check`
+make the folder of files.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 Pairs = tuple[tuple[str, str], ...]
 TableKey = tuple[str, int, str, str, int, tuple[int, ...], str, Pairs, Pairs]
-"""Protocol name, version, digest; reference digest; n; sampling seeds; model name and weights (empty for given
-images); assets."""
+"""Protocol name, version, digest; reference digest; n; sampling seeds; model name and weights (empty for
+given images); assets."""
 
 GIVEN = "given images"
 """What stands for the model where images were given."""

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,7 +27,9 @@ from alignbench.files import write_atomic
 from alignbench.progress import Stage
 
 META = "_meta"
-"""Array in each file with JSON text: key, pixel digest, seconds."""
+"""Array in each file with JSON text: key, seconds."""
+PIXELS = "_pixels"
+"""Column in each file: SHA-256 of each image's bytes, [n, 32]."""
 PROMPT = "prompt"
 """Column that the framework adds where images have prompts; see `prompt_key`."""
 
@@ -69,11 +71,14 @@ class RowStore:
         """Whether a shard was measured, of these images and by this evaluator."""
         return self._meta(number) is not None
 
-    def write(self, number: int, rows: Rows, *, pixels: str, load_seconds: float, seconds: float) -> None:
+    def write(
+        self, number: int, rows: Rows, *, pixels: np.ndarray, load_seconds: float, seconds: float
+    ) -> None:
         """Keep the rows of one shard; the file is whole or absent."""
-        meta = {"key": self.key, "pixels": pixels, "load_seconds": load_seconds, "seconds": seconds}
+        meta = {"key": self.key, "load_seconds": load_seconds, "seconds": seconds}
         buffer = io.BytesIO()
-        np.savez(buffer, **{META: np.array(json.dumps(meta)), **rows})
+        content: dict[str, Any] = {META: np.array(json.dumps(meta)), PIXELS: pixels, **rows}
+        np.savez(buffer, **content)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path(number), buffer.getvalue())
 
@@ -98,7 +103,9 @@ class RowStore:
             return
         for number in range(shards):
             with np.load(self.path(number)) as file:
-                kept = {name: file[name] for name in (*columns, PROMPT) if name in file.files}
+                kept: dict[str, Any] = {
+                    name: file[name] for name in (*columns, PROMPT) if name in file.files
+                }
                 meta = json.loads(str(file[META]))
             # Another key: what is left is not enough to score again.
             kept[META] = np.array(json.dumps({**meta, "key": f"reduced from {self.key}"}))
@@ -120,13 +127,13 @@ class StoredRows:
 
     def __init__(self, paths: Sequence[Path], metas: Sequence[Mapping[str, str]]) -> None:
         self._paths = paths
-        content = "".join(meta["pixels"] for meta in metas)
-        self.digest = f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+        # Over images, not over shards: the same images have the same digest however they are cut.
+        self.digest = f"sha256:{hashlib.sha256(self.column(PIXELS).tobytes()).hexdigest()}"
         self.load_seconds = sum(float(meta["load_seconds"]) for meta in metas)
         self.seconds = sum(float(meta["seconds"]) for meta in metas)
         with np.load(paths[0]) as file:
-            self._names = [name for name in file.files if name != META]
-        self._length = sum(len(piece) for piece in self.shards(self._names[0]))
+            self._names = [name for name in file.files if name not in (META, PIXELS)]
+        self._length = len(self.column(PIXELS))
 
     def __len__(self) -> int:
         return self._length
@@ -183,7 +190,7 @@ def _measure_shard(
 ) -> None:
     started = time.monotonic()
     batch = images.load(number)
-    pixels = hashlib.sha256(batch.images.contiguous().numpy()).hexdigest()
+    pixels = np.stack([_hash(image) for image in batch.images.numpy()])
     load_seconds = time.monotonic() - started
     for name, evaluator in evaluators.items():
         started = time.monotonic()
@@ -194,6 +201,10 @@ def _measure_shard(
         seconds = time.monotonic() - started
         stores[name].write(number, rows, pixels=pixels, load_seconds=load_seconds, seconds=seconds)
         load_seconds = 0.0  # counted once, however many evaluators look
+
+
+def _hash(image: np.ndarray) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(image.tobytes()).digest(), dtype=np.uint8)
 
 
 def _check(name: str, rows: Rows, images: int) -> None:

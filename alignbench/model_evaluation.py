@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from alignbench.job import Job
 from alignbench.judging import Judge, in_precision, writable
 from alignbench.parallel import Parallel
 from alignbench.progress import Progress
-from alignbench.sampling import ImageDecoder, Sampler, labels_of
+from alignbench.sampling import ImageDecoder, labels_of
 
 Subject = Literal["base", "method"]
 
@@ -94,6 +94,7 @@ def judge_of(job: Job, parallel: Parallel, folder: Path) -> Judge:
         assets=plan.assets,
         data=plan.config.section("data") if same and plan.protocol.task == "reconstruction" else {},
         num_classes=plan.model.num_classes,
+        prompts=plan.prompts,
         device=parallel.device,
         place=parallel,
         folder=folder,
@@ -126,9 +127,11 @@ def _pictures(
     if protocol.task == "reconstruction":
         images = judge.model(subject, "", backbone, sampled=sampled, cache=None).sets(name, seed)
         return [(caption, images.load(0).images[: grid.MOST])]
-    sampler = Sampler(sampled, protocol, judge.num_classes or 1, judge.device)
-    labels = labels_of(protocol, judge.num_classes or 1, seed, range(min(200, protocol.samples)))
-    tokens, _ = sampler.generate(setting, seed, grid.choose(labels.tolist()))
+    candidates = range(min(200, protocol.samples))
+    ids: Sequence[int] = candidates[:: protocol.images_per_prompt][: grid.MOST]  # one image of each prompt
+    if protocol.labels != "prompts":
+        ids = grid.choose(labels_of(protocol, judge.num_classes or 1, seed, candidates).tolist())
+    tokens, _ = judge.sampler(sampled).generate(setting, seed, ids)
     decoder = ImageDecoder(backbone, protocol, judge.device)
     return [(caption, decoder.decode(torch.from_numpy(tokens).long()))]
 

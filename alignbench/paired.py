@@ -1,7 +1,7 @@
 """Per-image rows of two evaluations, put side by side: by prompt, or image by image.
 
-The rows lie in run folders, where an evaluation keeps what its evaluators remembered of each image. Rows are used
-only if they give the numbers of the record again.
+The rows lie in run folders, where an evaluation keeps what its evaluators remembered of each image. Rows are
+used only if they give the numbers of the record again.
 """
 
 from __future__ import annotations
@@ -95,14 +95,12 @@ def factor(rows: Sequence[ImageRows], recorded: Sequence[Sequence[float]]) -> fl
     return found
 
 
-def read_rows(run: Path | None, result: Result, column: str) -> ImageRows:
+def read_rows(run: Path, result: Result, column: str) -> ImageRows:
     """Read one column of a result's images from its run folder.
 
     Raises:
-        NoRowsError: no run folder, no rows, other rows than those of the record, or damaged ones.
+        NoRowsError: no rows, other rows than those of the record, or damaged ones.
     """
-    if run is None:
-        raise NoRowsError("only a record is here, not its run folder")
     evaluator = result.evaluator.partition("@")[0]
     folders = [
         run / "rows" / result.subject / result.setting.name / f"seed-{seed}" / evaluator

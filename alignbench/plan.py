@@ -65,6 +65,10 @@ class Plan:
     """False with `--no-eval`."""
     assets: dict[str, assets.AssetFile] = field(default_factory=dict)
     """Files that the protocol's evaluators read, by asset name; those that were found."""
+    prompts: tuple[Prompt, ...] = ()
+    """What a text protocol generates from."""
+    text: assets.AssetFile | None = None
+    """Files of the model's text encoder, where they are an asset."""
     problems: list[Problem] = field(default_factory=list)
     plugins: tuple[plugins.Code, ...] = ()
     """Files outside alignbench that the run's code comes from."""
@@ -114,19 +118,22 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
     model = catalogue.model(config.model)
     method = catalogue.method(config.method) if config.method else None
     protocol = resolve_protocol(catalogue.protocol(config.protocol), config.section("protocol"))
-    court = make_court(catalogue, config.protocol, protocol, config.section("assets")) if evaluates else None
+    text, text_problems = find_text_encoder(catalogue, config, model)
+    own = model.text.asset if model.text else ""
+    paths = {asset: path for asset, path in config.section("assets").items() if asset != own}
+    court = make_court(catalogue, config.protocol, protocol, paths) if evaluates else None
     protocol = court.protocol if court else protocol
     problems = list(court.problems) if court else []
     problems += _condition_problems(config, model, protocol) if evaluates else []
     section = config.section("model")
-    overrides = {role: str(section[role]) for role in ("policy", "tokenizer") if section[role]}
+    overrides = {role: str(section[role]) for role in ("policy", "tokenizer", "text") if section.get(role)}
     weights = hub.locate(config.model, model, overrides)
     world_size = launch.world_size()
     sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
-    problems += _model_problems(config, model, method)
+    problems += [*_model_problems(config, model, method), *text_problems]
     problems += _reward_problems(catalogue, config, method)
     if section["weights"] == "pretrained":
-        problems += _weight_problems(config.model, weights)
+        problems += _weight_problems(config.model, model, weights)
     problems += _data_problems(catalogue, config, model)
     problems += _geometry_problems(config, world_size)
     code = plugins.foreign_code(catalogue, plugins.cards_used(catalogue, config, protocol))
@@ -138,6 +145,7 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
             "evaluates": evaluates,
             **({"plugins": sorted(file.sha256 for file in code)} if code else {}),
             **({"assets": {n: a.sha256 for n, a in court.assets.items()}} if court and court.assets else {}),
+            **({"text": text.sha256} if text else {}),
         }
     )
     return Plan(
@@ -154,6 +162,8 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         estimate=estimate(config, model, method),
         evaluates=evaluates,
         assets=court.assets if court else {},
+        prompts=tuple(court.prompts) if court else (),
+        text=text,
         problems=problems,
         plugins=code,
     )
@@ -330,10 +340,39 @@ def _reward_problems(catalogue: Catalogue, config: RunConfig, method: MethodCard
     return problems
 
 
-def _weight_problems(model: str, weights: dict[str, hub.FileStatus]) -> list[Problem]:
+def find_text_encoder(
+    catalogue: Catalogue, config: RunConfig, model: ModelCard
+) -> tuple[assets.AssetFile | None, list[Problem]]:
+    """Find the files of a model's text encoder where they are an asset, and say what is lacking.
+
+    With random weights the text features are random too and need no files.
+    """
+    spec = model.text
+    if spec is None or config.section("model")["weights"] == "random":
+        return None, []
+    problems = []
+    absent = [package for package in spec.packages if importlib.util.find_spec(package) is None]
+    if absent:
+        extra = f"pip install 'alignbench[{spec.extra}]'" if spec.extra else f"pip install {absent[0]}"
+        problems.append(Problem("text encoder", f"needs {', '.join(absent)}", extra))
+    if not spec.asset:
+        return None, problems
+    card = catalogue.asset(spec.asset)
+    status = assets.locate(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
+    try:
+        return assets.verify(spec.asset, card, status), problems
+    except UserError as error:
+        return None, [*problems, Problem(f"assets/{spec.asset}", error.what, error.fix)]
+
+
+def _weight_problems(name: str, model: ModelCard, weights: dict[str, hub.FileStatus]) -> list[Problem]:
+    own_text = model.text is not None and not model.text.asset
+    if "text" in weights and not own_text:
+        return [Problem("model.text", f"{name} has no text encoder of its own", "leave it out")]
+    roles = ["policy", "tokenizer", *(["text"] if own_text else [])]
     unnamed = [
-        Problem(f"weights/{role}", f"the card of {model} names no file", f"--set model.{role}=PATH")
-        for role in ("policy", "tokenizer")
+        Problem(f"weights/{role}", f"the card of {name} names no file", f"--set model.{role}=PATH")
+        for role in roles
         if role not in weights
     ]
     return unnamed + [
@@ -360,8 +399,12 @@ def _data_problems(catalogue: Catalogue, config: RunConfig, model: ModelCard) ->
     root = config.section("data").get("root")
     if root == "":
         problems.append(Problem(f"data {config.dataset}", "no folder was given", "--set data.root=PATH"))
-    elif root is not None and not Path(str(root)).expanduser().is_dir():
-        problems.append(Problem(f"data {config.dataset}", f"{root} is not a folder", "--set data.root=PATH"))
+    elif root is not None:
+        place = Path(str(root)).expanduser()
+        # Captioned images may come as one file.
+        if not (place.is_dir() or (card.condition == "text" and place.is_file())):
+            wrong = "does not exist" if card.condition == "text" else "is not a folder"
+            problems.append(Problem(f"data {config.dataset}", f"{root} {wrong}", "--set data.root=PATH"))
     return problems
 
 

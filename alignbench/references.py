@@ -1,12 +1,14 @@
 """Reference files of the ADM form: what generated images are compared with, as one `.npz`.
 
-`arr_0` holds some real images, `mu`, `sigma`, `mu_s`, `sigma_s` the Inception moments of all of them. ADM's own
-file has both; files with only images or only moments are read too. Files written here carry a few more arrays,
-which ADM's evaluator does not look at: the network's SHA-256, the size and number of images, the version.
+`arr_0` holds some real images, `mu`, `sigma`, `mu_s`, `sigma_s` the Inception moments of all of them. ADM's
+own file has both; files with only images or only moments are read too. Files written here carry a few more
+arrays, which ADM's evaluator does not look at: the SHA-256 of the network and of all pixels, the size and
+number of images, the version.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 from alignbench import __version__, randomness
 from alignbench.api import ImageBatch
 from alignbench.data import ProgressCallback
-from alignbench.data.npz import Archive, Stream, write_npz
+from alignbench.data.npz import Archive, Stream, write_archive
 from alignbench.data.samples import SampleImages, check_pixels, npz_identity, pixels_of
 from alignbench.errors import UserError
 from alignbench.metrics.moments import Moments
@@ -40,7 +42,7 @@ class ReferenceFile:
 
     path: Path
     statistics: dict[str, np.ndarray] = field(default_factory=dict)
-    """float64: mu [2048], sigma [2048, 2048], mu_s [2023], sigma_s [2023, 2023], as far as the file has them."""
+    """float64 mu [2048], sigma [2048, 2048], mu_s [2023], sigma_s [2023, 2023], as far as they are there."""
     images: SampleImages | None = None
     """The images of `arr_0`, an `api.ImageSet`; None: moments only."""
     count: int | None = None
@@ -108,7 +110,8 @@ def _read_statistics(archive: Archive) -> dict[str, np.ndarray]:
         if not present:
             continue
         if len(present) == 1:
-            raise UserError(f"{archive.path}: {present[0]} without {next(n for n in pair if n not in present)}")
+            (absent,) = set(pair) - set(present)
+            raise UserError(f"{archive.path}: {present[0]} without {absent}")
         for name in pair:
             found[name] = _moment(archive, name)
     return found
@@ -179,22 +182,28 @@ def write_reference(
         raise UserError(f"{source.title}: {len(source)} image has no covariance", fix="give more images")
     kept = np.sort(randomness.permutation(seed, "reference-images", 0, len(source))[:images])
     moments = _Accumulated(net, batch)
+    pixels = hashlib.sha256()
     size = source.take(range(1)).images.shape[-1]
 
     def pieces() -> Iterator[np.ndarray]:
         for ids, loaded in _walk(source, progress):
             moments.add(loaded)
+            pixels.update(loaded.images.contiguous().numpy().tobytes())
             inside = kept[(kept >= ids.start) & (kept < ids.stop)] - ids.start
             yield loaded.images[inside].permute(0, 2, 3, 1).numpy()
 
-    pixels = Stream((len(kept), size, size, 3), np.dtype(np.uint8), pieces())
+    shown = Stream((len(kept), size, size, 3), np.dtype(np.uint8), pieces())
     about = {
         "network": np.array(network),
         "image_size": np.array(size),
         "count": np.array(len(source)),
         "alignbench": np.array(__version__),
     }
-    write_npz(path, {"arr_0": pixels}, lambda: {**moments.arrays(), **about})
+
+    def arrays() -> dict[str, np.ndarray]:
+        return {**moments.arrays(), **about, "source": np.array(f"sha256:{pixels.hexdigest()}")}
+
+    write_archive(path, {"arr_0": shown}, arrays)
 
 
 def _walk(source: SampleImages, progress: ProgressCallback | None) -> Iterator[tuple[range, ImageBatch]]:

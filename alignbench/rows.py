@@ -127,13 +127,13 @@ def base_rows(
         cells: dict[tuple[str, str], Cell] = {}
         sources: set[str] = set()
         for column in columns:
-            measured = [(record.id, x) for record, x in found if _values(x, column)]
+            measured = [(record.id, x) for record, x in found if values_of(x, column)]
             if not measured:
                 continue
             source, result = measured[0]
-            cells[column.key] = _cell([result], column)
+            cells[column.key] = cell_of([result], column)
             sources.add(source)
-            means = [mean_interval(_values(other, column)).mean for _, other in measured]
+            means = [mean_interval(values_of(other, column)).mean for _, other in measured]
             if column.text(min(means)) != column.text(max(means)):
                 notes.append(
                     f"base at {setting.title} was measured by {len(means)} runs: {column.title} from "
@@ -146,7 +146,7 @@ def base_rows(
     return rows
 
 
-def _values(result: Result, column: Column) -> tuple[float, ...]:
+def values_of(result: Result, column: Column) -> tuple[float, ...]:
     """All values of one column, or nothing if the result lacks any of them."""
     if result.evaluator != column.evaluator:
         return ()
@@ -154,9 +154,9 @@ def _values(result: Result, column: Column) -> tuple[float, ...]:
     return tuple(values) if len(values) == len(result.seeds) else ()
 
 
-def _cell(results: Sequence[Result], column: Column, *, rewarded: bool = False) -> Cell:
+def cell_of(results: Sequence[Result], column: Column, *, rewarded: bool = False) -> Cell:
     """Return the number of one column from results that all have it, one for each training seed."""
-    pooled, kind = units([_values(x, column) for x in results])
+    pooled, kind = units([values_of(x, column) for x in results])
     bounds = results[0].intervals.get(column.metric, [None])[0] if len(pooled) == 1 else None
     interval = set_interval(pooled[0], bounds) if bounds else mean_interval(pooled, kind=kind)
     return Cell(interval, tuple(pooled), rewarded=rewarded)
@@ -174,7 +174,9 @@ def sample_rows(
             results[record.id, places.index(sampling_of(x.setting))].append(x)
     rows = []
     for (name, place), found in sorted(results.items()):
-        cells = {column.key: _cell([x], column) for column in columns for x in found if _values(x, column)}
+        cells = {
+            column.key: cell_of([x], column) for column in columns for x in found if values_of(x, column)
+        }
         rows.append(
             Row(
                 kind="samples",
@@ -227,7 +229,7 @@ def _method_row(
     title = members[0].method.title if members[0].method else ""
     cells: dict[tuple[str, str], Cell] = {}
     for column in columns:
-        runs = [x for record in members for x in results[record.id] if _values(x, column)]
+        runs = [x for record in members for x in results[record.id] if values_of(x, column)]
         if len(runs) < len(members):  # never a mean over what happens to exist
             if runs:
                 notes.append(
@@ -237,7 +239,7 @@ def _method_row(
             continue
         networks = {n for record in members for x in results[record.id] for n in x.networks_used_as_reward}
         rewarded = not networks.isdisjoint(column.fact.networks)
-        cells[column.key] = _cell(runs, column, rewarded=rewarded)
+        cells[column.key] = cell_of(runs, column, rewarded=rewarded)
     return Row(
         kind="method",
         title=title,

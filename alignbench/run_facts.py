@@ -58,6 +58,8 @@ class Facts:
             for role, status in job.plan.weights.items()
             if not job.plan.random_weights
         }
+        if job.plan.text:
+            weights["text"] = f"sha256:{job.plan.text.sha256}"
         return cls(_first_start(job), is_main, weights)
 
     def add_scores(

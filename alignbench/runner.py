@@ -22,6 +22,7 @@ from alignbench.assembly import (
     build_model,
     open_training_data,
     role_of,
+    text_conditions,
     trained_module,
 )
 from alignbench.data.stream import Stream
@@ -166,7 +167,11 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
     with (
         StopOnSignal(progress) as stop,
         Stream(
-            dataset, seed=plan.config.seed, images_per_step=train.images_per_step, workers=job.workers
+            dataset,
+            seed=plan.config.seed,
+            images_per_step=train.images_per_step,
+            workers=job.workers,
+            text_condition=text_conditions(plan, backbone),
         ) as stream,
     ):
         driver = Driver(
@@ -190,8 +195,8 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
             raise
     if parallel.is_main:
         _save_export(backbone.export()[role_of(plan)], export)
-        facts.exports = {role_of(plan): f"sha256:{hub.file_sha256(export)}"}
     parallel.barrier()
+    facts.exports = {role_of(plan): f"sha256:{hub.file_sha256(export)}"}
 
 
 def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from alignbench import randomness
-from alignbench.api import Backbone, ClassLabels, ImageBatch, Rollout, Sampling
+from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt, Rollout, Sampling
 from alignbench.backbones.pixels import resize_bicubic, to_uint8
 from alignbench.errors import RunFailed
 from alignbench.files import write_atomic
@@ -30,7 +30,9 @@ SHARD = 256
 
 
 def labels_of(protocol: ProtocolCard, num_classes: int, seed: int, ids: Sequence[int]) -> np.ndarray:
-    """Return the class of each image id, [n] int64, by the protocol's rule."""
+    """Return the class of each image id, or the number of its prompt, [n] int64, by the protocol's rule."""
+    if protocol.labels == "prompts":
+        return np.asarray(ids, dtype=np.int64) // protocol.images_per_prompt
     if protocol.labels == "balanced":
         return np.asarray(ids, dtype=np.int64) % num_classes
     draws = randomness.uniforms(seed, "sample-label", 0, ids, ())
@@ -54,14 +56,16 @@ class Sampler:
     Args:
         backbone: the generator; its policy is put into the protocol's precision on a copy.
         protocol: what to generate.
-        num_classes: classes the labels are drawn from.
+        num_classes: classes the labels are drawn from; of no use with prompts.
         device: where to generate.
+        prompts: of a text protocol.
     """
 
     backbone: Backbone
     protocol: ProtocolCard
     num_classes: int
     device: torch.device
+    prompts: Sequence[Prompt] = ()
 
     def generate(self, setting: Setting, seed: int, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return (tokens [n, T] int32, labels [n] int64) of the given image ids.
@@ -75,13 +79,21 @@ class Sampler:
         tokens = []
         for start in range(0, len(padded), batch):
             rows = slice(start, start + batch)
-            condition = ClassLabels(torch.from_numpy(labels[rows]).to(self.device))
             drawn = self.backbone.generate(
-                condition, torch.from_numpy(uniforms[rows]).to(self.device), sampling_of(setting)
+                self._condition(labels[rows]), torch.from_numpy(uniforms[rows]).to(self.device), sampling_of(setting)
             )
             check_probabilities(drawn)
             tokens.append(drawn.tokens.cpu().numpy().astype(np.int32))
         return np.concatenate(tokens)[: len(ids)], labels[: len(ids)]
+
+    def prompts_of(self, labels: np.ndarray) -> list[Prompt]:
+        """Return the prompt of each image; empty for class-conditional protocols."""
+        return [self.prompts[number] for number in labels] if self.prompts else []
+
+    def _condition(self, labels: np.ndarray) -> Condition:
+        if self.protocol.labels == "prompts":
+            return self.backbone.text_condition([prompt.text for prompt in self.prompts_of(labels)])
+        return ClassLabels(torch.from_numpy(labels).to(self.device))
 
     def shards(self) -> list[range]:
         """Image ids of every file."""
@@ -191,4 +203,6 @@ class TokenImages:
             write_shard(path, np.asarray(ids), made[1], made[0])
         tokens, labels = read_shard(path)
         images = self._decoder.decode(torch.from_numpy(tokens).long())
-        return ImageBatch(ids=ids, images=images, labels=torch.from_numpy(labels))
+        prompts = self._sampler.prompts_of(labels)
+        classes = None if prompts else torch.from_numpy(labels)
+        return ImageBatch(ids=ids, images=images, labels=classes, prompts=prompts)

@@ -72,7 +72,8 @@ def _parts(case: Case, folder: Path) -> _Parts:
     method = assembly.build_method(job, backbone, CPU)
     module = assembly.trained_module(backbone, method.updates)
     dataset = assembly.open_training_data(job, Progress(quiet=True))
-    with Stream(dataset, seed=0, images_per_step=8, workers=0) as stream:
+    condition = assembly.text_conditions(job.plan, backbone)
+    with Stream(dataset, seed=0, images_per_step=8, workers=0, text_condition=condition) as stream:
         batch = stream.batch(0, 0, 1)
     return _Parts(backbone, method, module, batch)
 

@@ -32,7 +32,7 @@ def build(
 
 
 def pil_pictures(model: clip_files.ClipModel) -> Pictures:
-    """Prepare images as open_clip does: through PIL, bicubic on 8 bits, shortest side to the network's, centre.
+    """Prepare images as open_clip does: through PIL, bicubic on 8 bits, then the centre.
 
     Raises:
         UserError: a folder that asks for a preparation open_clip does not know.
@@ -40,11 +40,9 @@ def pil_pictures(model: clip_files.ClipModel) -> Pictures:
     import open_clip
     from PIL import Image
 
-    wish = {key: value for key, value in model.preprocess.items() if key != "mode"}
+    wish = {key: value for key, value in model.preprocess.items() if key not in ("mode", "size")}
     try:
-        prepare = open_clip.image_transform_v2(
-            open_clip.transform.PreprocessCfg(**{**wish, "size": model.side}), is_train=False
-        )
+        prepare = open_clip.image_transform(model.side, is_train=False, **wish)
     except (TypeError, AssertionError) as error:
         raise UserError(f"{clip_files.CONFIG}: preprocess_cfg is not understood: {error}") from error
 

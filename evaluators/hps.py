@@ -1,4 +1,4 @@
-"""HPSv2 and v2.1 (arXiv:2306.09341): cosine between image and prompt under a fine-tuned ViT-H-14 of open_clip.
+"""HPSv2 and v2.1 (arXiv:2306.09341): cosine between image and prompt under a fine-tuned ViT-H-14.
 
 Deviation: the official program computes in half precision on GPUs, about 1e-3 away; here it is float32.
 """

@@ -1,6 +1,6 @@
 """FID, sFID, Inception Score, precision, recall and KID on the network and by the rules of ADM's evaluator.
 
-One pass over the images leaves three rows of numbers for each; every metric is computed from those in float64.
+One pass over the images leaves three rows of numbers for each; metrics are computed from those in float64.
 What is equal to ADM's evaluator and what is not stands in docs/evaluators/inception.md.
 """
 
@@ -147,7 +147,7 @@ class InceptionDistribution:
                 raise UserError("the reference has neither moments nor images")
             moments = moments_of(reference.measured.shards(column), self._device)
             return moments.mean, moments.covariance
-        # Moments of all images and of the few in the file are not mixed: each metric would mean something else.
+        # Moments of all images and of the few in the file are not mixed: metrics would mean different things.
         if mean not in reference.statistics:
             return None
         found = (reference.statistics[mean], reference.statistics[cov])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,13 +13,14 @@ from alignbench.api import ImageBatch, Measured, Metric, Prompt, Reference
 from alignbench.assets import AssetFile
 from alignbench.config import digest_of
 from alignbench.errors import UserError
-from alignbench.metrics.clusters import mean_interval
+from alignbench.measuring import PROMPT
+from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets.clip_files import ClipModel
 from alignbench.registry.schema import EvaluatorCard, Scalar
 
 VERSION = 1
 """Of the arithmetic here and in the two evaluators."""
-NEUTRAL = ("batch", "scale")
+NEUTRAL = ("batch",)
 """Options that change no row."""
 
 Pictures = Callable[[Tensor], Tensor]
@@ -65,7 +65,7 @@ class PromptMatch:
 
     @torch.no_grad()
     def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
-        """Return `cosine` [n] float32, `truncated` [n] bool and `prompt` [n] int64, equal for equal prompts.
+        """Return `score` [n] float64, scale times the cosine, and `truncated` [n] bool.
 
         Raises:
             UserError: images without prompts.
@@ -77,31 +77,27 @@ class PromptMatch:
         read = torch.cat([self._embed_texts(part) for part in _parts(different, self.batch)])
         which = torch.tensor([different.index(text) for text in texts], device=self.device)
         seen = torch.cat([self._embed_images(part) for part in batch.images.split(self.batch)])
+        cosine = (seen * read[which]).sum(dim=-1).double()
         return {
-            "cosine": (seen * read[which]).sum(dim=-1).cpu().numpy(),
+            "score": (self.scale * cosine).cpu().numpy(),
             "truncated": np.array([self.model.is_cut(text) for text in texts], dtype=bool),
-            "prompt": np.array([_number(text) for text in texts], dtype=np.int64),
         }
 
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
         """Return the mean with the interval over prompts, and the number of images whose prompt was cut.
 
         Raises:
-            UserError: a cosine that is not finite.
+            UserError: a score that is not finite.
         """
-        cosine = samples.column("cosine").astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(cosine))
+        values = samples.column("score")
+        bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
             raise UserError(f"{self.metric}: {len(bad)} scores are not finite, the first of image {bad[0]}")
-        values = self.scale * cosine
+        interval = resampled_interval(values, samples.column(PROMPT))
+        truncated = float(samples.column("truncated").sum())
         return [
-            Metric(
-                self.metric,
-                float(values.mean()),
-                len(samples),
-                interval=mean_interval(values, samples.column("prompt")),
-            ),
-            Metric(f"{self.metric}-truncated", float(samples.column("truncated").sum()), len(samples)),
+            Metric(self.metric, float(values.mean()), len(samples), interval=interval),
+            Metric(f"{self.metric}-truncated", truncated, len(samples)),
         ]
 
     def _text(self, prompt: Prompt) -> str:
@@ -112,13 +108,11 @@ class PromptMatch:
         return F.normalize(self.network.encode_text(tokens), dim=-1)
 
     def _embed_images(self, images: Tensor) -> Tensor:
-        return F.normalize(self.network.encode_image(self.pictures(images).to(self.device)), dim=-1)
+        # cuDNN would use TF32 by itself; matrix products keep torch's default, which is full precision.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            seen = self.network.encode_image(self.pictures(images).to(self.device))
+        return F.normalize(seen, dim=-1)
 
 
 def _parts(texts: Sequence[str], size: int) -> list[Sequence[str]]:
     return [texts[start : start + size] for start in range(0, len(texts), size)]
-
-
-def _number(text: str) -> int:
-    """Name a text by 63 bits of its digest."""
-    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big") >> 1

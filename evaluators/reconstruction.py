@@ -139,10 +139,10 @@ def _means(samples: Measured, metrics: Mapping[str, str]) -> list[Metric]:
 
 
 def _mean(name: str, values: np.ndarray) -> Metric:
-    """A mean over independent images, with the interval of the central limit theorem from two images on."""
+    """A mean over independent images, with the interval of the central limit theorem where values differ."""
     values = values.astype(np.float64)
     mean, interval = float(values.mean()), None
-    if len(values) > 1:
+    if (values != values[0]).any():
         half = t_critical(LEVEL, math.inf) * float(values.std(ddof=1)) / math.sqrt(len(values))
         interval = (mean - half, mean + half)
     return Metric(name, mean, len(values), interval)

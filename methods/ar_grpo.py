@@ -192,7 +192,7 @@ class ArGrpo:
             images=self._decode(tokens),
             group=index.repeat_interleave(self.config.group_size),
             labels=condition.ids if isinstance(condition, api.ClassLabels) else None,
-            texts=condition.text if isinstance(condition, api.TextFeatures) else (),
+            texts=condition.texts,
         )
         scores = [reward.score(request) for reward in self.rewards.values()]
         values = [score.values.view(len(index), -1) for score in scores]

@@ -116,7 +116,7 @@ class TokenizerShape(_Table):
 class WeightFile(_Table):
     """One file of weights: on the hub, or shipped inside the package."""
 
-    role: Literal["policy", "tokenizer"]
+    role: Literal["policy", "tokenizer", "text"]
     repo: str = ""
     """Hub repository; empty for files without a public release."""
     revision: str = "main"
@@ -127,6 +127,22 @@ class WeightFile(_Table):
     """Bytes."""
     sha256: str | None = None
     """Hex digest; None means that it is recorded on the first download."""
+
+
+class TextSpec(_Table):
+    """Text encoder of a text-conditioned model, where it is a network of its own.
+
+    The target is called as `target(path, digest=SHA256, slots=S, width=C, device=…)`, with S and C from the
+    policy's shape, and returns an `api.TextEncoder`.
+    """
+
+    target: Target
+    asset: str = ""
+    """Asset card of its files; empty: the model's own file of role `text`."""
+    packages: list[str] = []
+    """Modules it imports that a plain installation lacks."""
+    extra: str = ""
+    """The extra that brings them."""
 
 
 class ModelCard(Card):
@@ -140,6 +156,8 @@ class ModelCard(Card):
     num_classes: int | None = None
     policy: PolicyShape
     tokenizer: TokenizerShape
+    text: TextSpec | None = None
+    """None: class-conditional, or the policy reads text by itself."""
     files: list[WeightFile] = []
     dataset: str
     """Dataset card the model is post-trained on by default."""
@@ -311,7 +329,7 @@ class AssetCard(Card):
     `$ALIGNBENCH_CACHE/assets/NAME/`, in the places other programs keep it, and in the Hugging Face cache.
     """
 
-    what: Literal["network", "reference", "prompts"]
+    what: Literal["network", "reference", "prompts", "detections"]
     file: str
     """File name; `.` for a whole repository in the hub's folder form."""
     url: str = ""

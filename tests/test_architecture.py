@@ -32,8 +32,8 @@ FORBIDDEN = {
     "registry": ("methods", "evaluators", "driver", "runner", "cli", "backbones", "rewards", "api"),
 }
 NO_TORCH_AT_IMPORT = (
-    "api", "config", "errors", "files", "folder", "hub", "leaderboard", "plan", "progress", "randomness",
-    "ranking", "record", "statistics", "tables",
+    "api", "asset_fetch", "assets", "config", "errors", "files", "folder", "hub", "leaderboard", "plan",
+    "progress", "prompts", "randomness", "ranking", "record", "statistics", "tables",
 )  # fmt: skip
 
 

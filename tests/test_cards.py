@@ -62,6 +62,7 @@ def references() -> list[tuple[str, str, str]]:
             (f"models/{name}", "datasets", model.dataset),
             (f"models/{name}", "protocols", model.protocol),
         ]
+        found += [(f"models/{name}", "protocols", model.reconstruction)] if model.reconstruction else []
     for name, recipe in RECIPES.items():
         found.append((f"recipes/{name}", "methods", recipe.method))
         found += [(f"recipes/{name}", "models", model_name) for model_name in recipe.models]
@@ -69,8 +70,13 @@ def references() -> list[tuple[str, str, str]]:
         found += [(f"recipes/{name}", "rewards", str(reward))] if reward else []
     for name in CATALOGUE.names("protocols"):
         protocol = CATALOGUE.protocol(name)
-        found.append((f"protocols/{name}", "datasets", protocol.reference.dataset))
+        spec = protocol.reference
+        found += [(f"protocols/{name}", "datasets", spec.dataset)] if spec and spec.dataset else []
+        assets = [spec.statistics if spec else "", protocol.prompts]
+        found += [(f"protocols/{name}", "assets", asset) for asset in assets if asset]
         found += [(f"protocols/{name}", "evaluators", evaluator) for evaluator in protocol.evaluators]
+    for name in CATALOGUE.names("evaluators"):
+        found += [(f"evaluators/{name}", "assets", asset) for asset in CATALOGUE.evaluator(name).assets]
     for name in CATALOGUE.names("published"):
         rows = [row for table in CATALOGUE.published(name).tables for row in table.rows]
         found += [(f"published/{name}", "models", row.model) for row in rows if row.model]
@@ -100,7 +106,51 @@ def test_protocol_ranks_by_a_metric_it_computes(name: str) -> None:
     if len(evaluators) == len(protocol.evaluators):
         assert protocol.rank_by in metrics
     else:
-        assert set(protocol.evaluators) - set(evaluators) <= set(PLANNED["evaluators"])
+        assert set(protocol.evaluators) - set(evaluators) <= set(PLANNED.get("evaluators", {}))
+
+
+@pytest.mark.parametrize("name", CATALOGUE.names("protocols"))
+def test_protocol_is_whole(name: str) -> None:
+    """Evaluators get what they need, options exist, and an evaluator's defaults cannot drift under a protocol."""
+    protocol = CATALOGUE.protocol(name)
+    given = {"originals": protocol.task == "reconstruction", "prompts": bool(protocol.prompts)}
+    given["reference"] = protocol.reference is not None
+    assert (protocol.condition == "text") == (protocol.labels == "prompts") == bool(protocol.prompts)
+    assert protocol.settings and protocol.seeds and set(protocol.options) <= set(protocol.evaluators)
+    for evaluator in protocol.evaluators:
+        card = CATALOGUE.evaluator(evaluator)
+        assert all(given[need] for need in card.needs), evaluator
+        options = protocol.options.get(evaluator, {})
+        for key, value in options.items():
+            assert card.options[key].check(value) == value
+        # Protocols older than this field have the defaults they were published with.
+        exempt = {"batch"} if evaluator != "distribution-digits" else set(card.options)
+        assert set(card.options) - set(options) <= exempt, f"{name} leaves {evaluator}'s options open"
+
+
+def test_digits8_keeps_the_digest_of_its_committed_records() -> None:
+    from alignbench.config import protocol_digest
+
+    digest = "sha256:f0017c19c804d22f21f937f7ad71dab48540d7fa8dea0ba96c485841cdfb7c81"
+    assert protocol_digest(CATALOGUE.protocol("digits8")) == digest
+
+
+@pytest.mark.parametrize("name", CATALOGUE.names("evaluators"))
+def test_evaluator_card_is_whole(name: str) -> None:
+    card = CATALOGUE.evaluator(name)
+    assert set(card.min_images) <= set(card.options)
+    assert bool(card.packages) == bool(card.extra)
+    for fact in card.metrics.values():
+        assert fact.doc, "what the number is"
+
+
+@pytest.mark.parametrize("name", CATALOGUE.names("assets"))
+def test_asset_is_pinned_or_says_why_not(name: str) -> None:
+    card = CATALOGUE.asset(name)
+    assert card.licence, "say what is known of the licence, even if that is nothing"
+    assert card.sha256 is None or re.fullmatch("[0-9a-f]{64}", card.sha256)
+    assert not (card.url and card.repo)
+    assert bool(card.files) <= (card.file == ".")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -121,18 +121,25 @@ SURFACE = {
         "--checkpoint-every", "--data", "--dry-run", "--eval", "--json", "--method", "--model", "--out",
         "--plugin", "--protocol", "--recipe", "--resume", "--seed", "--set", "--steps", "--workers", "-m",
     ],
-    "evaluate": ["--dry-run", "--json", "--model", "--out", "--plugin", "--protocol", "--set"],
+    "evaluate": [
+        "--dry-run", "--json", "--model", "--name", "--out", "--plugin", "--protocol", "--reconstruction",
+        "--run", "--samples", "--set", "--workers", "--write-npz", "--write-png",
+    ],
     "sample": [
         "--cfg", "--classes", "--model", "--number", "--out", "--run", "--seed", "--set", "--temperature",
         "--top-k", "--top-p", "-n",
     ],
+    "reference": [
+        "--batch", "--image-size", "--images", "--limit", "--out", "--seed", "--set", "--workers", "images",
+    ],
     "leaderboard": ["--check", "--out", "runs"],
+    "compare": ["--json", "--metric", "a", "b"],
     "list": ["--json", "--plugin", "kind"],
     "show": ["--json", "--plugin", "name"],
     "new": ["--out", "kind", "name"],
     "sweep": ["--dry-run", "--json", "--out", "--plugin", "--set", "sweep"],
     "doctor": ["--json", "--method"],
-    "fetch": ["--dry-run", "model"],
+    "fetch": ["--dry-run", "name"],
     "pretrain": ["--out", "--seed", "model"],
     "verify": ["--failures", "--golden", "--json"],
 }  # fmt: skip

@@ -53,7 +53,9 @@ def test_json_list_of_texts_may_repeat(tmp_path: Path) -> None:
 
 
 def test_tables_of_drawbench_and_parti(tmp_path: Path) -> None:
-    drawbench = write(tmp_path, "d.csv", 'Prompts,Category\r\n"A cat, left of a dog.",Positional\r\nx,"T"\r\n')
+    drawbench = write(
+        tmp_path, "d.csv", 'Prompts,Category\r\n"A cat, left of a dog.",Positional\r\nx,"T"\r\n'
+    )
     assert read_prompts(drawbench) == [
         Prompt(
             "A cat, left of a dog.",
@@ -74,7 +76,11 @@ def test_tables_of_drawbench_and_parti(tmp_path: Path) -> None:
         ("a.txt", b"fine\nb\xffd\n", r"a\.txt, line 2: not UTF-8"),
         ("a.txt", "\n \n", r"a\.txt holds no prompts"),
         ("a.jsonl", '{"prompt": "x"}\n\n{"prompt": \n', r"a\.jsonl, line 3: not JSON"),
-        ("a.jsonl", '{"prompt": "x"}\n{"caption": "x"}\n', r"line 2: no field prompt or prompts among caption"),
+        (
+            "a.jsonl",
+            '{"prompt": "x"}\n{"caption": "x"}\n',
+            r"line 2: no field prompt or prompts among caption",
+        ),
         ("a.jsonl", '{"prompt": 5}\n', r"line 1: prompt is not text"),
         ("a.jsonl", '{"prompt": " "}\n', r"line 1: the prompt is empty"),
         ("a.json", '{"prompt": "x"}', r"no list of prompts but dict"),

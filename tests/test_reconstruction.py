@@ -45,9 +45,9 @@ class Pixels:
         return self.seen[-1] * 1.0
 
 
-def data_set(count: int, seed: int = 0) -> Digits:
+def data_set(count: int, seed: int = 0, side: int = 8) -> Digits:
     numbers = np.random.default_rng(seed)
-    pixels = numbers.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    pixels = numbers.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     return Digits(pixels, numbers.integers(0, 10, count))
 
 
@@ -102,6 +102,18 @@ def test_the_identity_names_all_that_images_depend_on() -> None:
     assert len({same, *(other.identity for other in others)}) == 4
 
 
+@torch.no_grad()
+def test_a_tokenizer_works_at_the_protocol_s_size() -> None:
+    """Whatever size its model generates at: 8 px here, with a 4×4 grid."""
+    backbone = build(CATALOGUE.model("llamagen-tiny"), None, seed=1)
+    dataset = data_set(5, side=16)
+    images = image_set(dataset, protocol(samples=5, batch=2, image_size=16), backbone.tokenizer).load(0)
+    assert images.originals is not None and backbone.grid == (4, 4)
+    tokens = backbone.tokenizer.encode(from_uint8(images.originals))
+    assert tokens.shape == (5, 64)
+    assert torch.equal(images.images, to_uint8(backbone.tokenizer.decode(tokens, (8, 8))))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="reconstructs 400 images; the data set has 399"):
         image_set(data_set(399), protocol())
@@ -110,6 +122,28 @@ def test_what_does_not_fit_is_refused() -> None:
         image_set(data_set(400), protocol(), coarse)
     with pytest.raises(ValueError, match=r"images are \[3, 8, 8\], not \[3, 16, 16\]"):
         image_set(data_set(400), protocol(image_size=16)).load(0)
+
+
+def reconstructing() -> list[str]:
+    return [name for name in CATALOGUE.names("models") if CATALOGUE.model(name).reconstruction]
+
+
+def test_every_llamagen_has_a_protocol() -> None:
+    models = [name for name in CATALOGUE.names("models") if CATALOGUE.model(name).family == "llamagen"]
+    assert models and set(models) == set(reconstructing())
+
+
+@pytest.mark.parametrize("name", reconstructing())
+def test_models_and_their_protocols_fit(name: str) -> None:
+    model = CATALOGUE.model(name)
+    card = CATALOGUE.protocol(model.reconstruction)
+    assert (card.task, card.seeds, card.precision) == ("reconstruction", [0], "fp32")
+    assert list(card.settings) == ["reconstruction"] and card.resize == "none"
+    assert card.image_size % model.tokenizer.downsample == 0
+    assert card.reference is not None
+    assert card.reference.split in CATALOGUE.dataset(card.reference.dataset).splits
+    metrics = [metric for part in card.evaluators for metric in CATALOGUE.evaluator(part).metrics]
+    assert card.rank_by in metrics and {"rec-psnr", "rec-ssim"} <= set(metrics)
 
 
 def test_the_shipped_tokenizer_comes_close_to_the_test_digits(tmp_path: Path) -> None:

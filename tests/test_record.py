@@ -65,6 +65,96 @@ def test_times_are_in_the_form_of_records() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record.now())
 
 
+# --- fields that came later -----------------------------------------------------------------------
+
+
+def given_images() -> dict[str, Any]:
+    """Images that somebody made elsewhere, scored once."""
+    content = values()
+    (result, *_) = content["results"]
+    unknown = dict.fromkeys(["temperature", "top_k", "top_p", "cfg_scale", "cfg_interval"])
+    result |= {
+        "subject": "samples",
+        "setting": {"name": "given", "title": "given images", **unknown},
+        "seeds": [0],
+        "metrics": {"fd-digits": [2.4], "recall": [None]},
+        "intervals": {"fd-digits": [[2.2, 2.6]], "recall": [None]},
+        "assets": {"a-network": "sha256:" + "c" * 64},
+        "reference": None,
+    }
+    model = {"name": "my-images", "title": "My images", "parameters": 0, "trainable_parameters": 0}
+    return content | {
+        "kind": "samples",
+        "method": None,
+        "train": None,
+        "model": {**model, "weights": {}, "random_weights": False},
+        "results": [result],
+    }
+
+
+def test_given_images_survive_the_disk(tmp_path: Path) -> None:
+    first = RunRecord.model_validate(given_images())
+    record.write(first, tmp_path)
+    assert record.read(tmp_path) == first
+    assert json.loads(record.dumps(first))["results"][0]["intervals"] == {
+        "fd-digits": [[2.2, 2.6]],
+        "recall": [None],
+    }
+
+
+def test_what_came_later_is_left_out_while_empty() -> None:
+    content = given_images()
+    del content["results"][0]["intervals"], content["results"][0]["assets"]
+    text = record.dumps(RunRecord.model_validate(content))
+    assert not {"intervals", "assets"} & set(json.loads(text)["results"][0])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kind": "base"}, "given images have results with subject 'samples'"),
+        ({"train": values()["train"]}, "no train section and no weights"),
+        ({"results": values()["results"]}, "given images have results with subject 'samples'"),
+        ({"method": values()["method"]}, "method must be given"),
+    ],
+)
+def test_given_images_are_nothing_else(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        RunRecord.model_validate(given_images() | change)
+
+
+def test_given_images_have_no_weights() -> None:
+    content = given_images()
+    content["model"]["weights"] = {"policy": "sha256:" + "c" * 64}
+    with pytest.raises(ValidationError, match="no weights"):
+        RunRecord.model_validate(content)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "reason"),
+    [
+        ({"fd-digits": [[2.6, 2.2]]}, "lower end above its upper end"),
+        ({"fd-digits": [[2.2, 2.6], None]}, "does not belong to the values"),
+        ({"beauty": [[2.2, 2.6]]}, "does not belong to the values"),
+        ({"fd-digits": [[2.2]]}, "at least 2"),
+        ({"fd-digits": [[2.2, 2.4, 2.6]]}, "at most 2"),
+        ({"fd-digits": [[2.2, float("inf")]]}, "finite"),
+    ],
+)
+def test_broken_intervals_are_refused(intervals: dict[str, Any], reason: str) -> None:
+    content = given_images()
+    content["results"][0]["intervals"] = intervals
+    with pytest.raises(ValidationError, match=reason):
+        RunRecord.model_validate(content)
+
+
+def test_committed_records_keep_their_bytes() -> None:
+    paths = sorted((DOC.parent.parent / "leaderboards" / "records").glob("*.json"))
+    assert len(paths) >= 18
+    for path in paths:
+        assert record.dumps(record.read(path)) == path.read_text(encoding="utf-8"), path.name
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

@@ -6,9 +6,17 @@ import itertools
 import math
 
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
-from alignbench.statistics import difference, mean_interval, nested_interval, t_critical, units
+from alignbench.statistics import (
+    difference,
+    mean_interval,
+    nested_interval,
+    paired_difference,
+    set_interval,
+    t_critical,
+    units,
+)
 
 A = [1.60, 1.75, 1.68, 1.71]
 B = [2.40, 2.51, 2.13]
@@ -109,3 +117,95 @@ def test_a_constant_against_a_spread_uses_the_spreads_degrees() -> None:
     found = difference([1.0, 1.0, 1.0], [2.0, 3.0, 4.0])
     assert found.high is not None
     assert found.high - found.mean == pytest.approx(stats.t.ppf(0.975, 2) / math.sqrt(3), rel=1e-9)
+
+
+# --- the error of single image sets ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+def test_infinite_degrees_are_the_normal_distribution(level: float) -> None:
+    expected = stats.norm.ppf((1 + level) / 2)
+    assert t_critical(level, math.inf) == pytest.approx(expected, rel=1e-12)
+    assert t_critical(level, 9.9e6) == pytest.approx(expected, rel=1e-6)
+    assert t_critical(level, 1.1e7) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_interval_of_one_set_gives_its_standard_deviation() -> None:
+    found = set_interval(5.0, [5.0 - 1.96 * 0.3, 5.0 + 1.96 * 0.3])
+    assert (found.mean, found.n, found.kind, found.of_one_set) == (5.0, 1, "images of one set", True)
+    assert found.half_width == pytest.approx(0.588)
+    assert found.set_sd == pytest.approx(0.3, rel=1e-4)
+    skewed = set_interval(0.98, [0.90, 1.0])  # a value need not stand in the middle
+    assert skewed.half_width == pytest.approx(0.05)
+    assert (skewed.low, skewed.high) == (0.90, 1.0)
+
+
+def test_intervals_over_seeds_have_no_set_error() -> None:
+    assert mean_interval(A).set_sd is None
+    assert mean_interval([1.0]).set_sd is None
+
+
+def test_two_single_sets_are_compared_by_the_normal_distribution() -> None:
+    sd = math.hypot(0.3, 0.4)
+    low, high = stats.norm.interval(0.95, loc=1.0, scale=sd)
+    found = difference([3.0], [2.0], sd_a=0.3, sd_b=0.4)
+    assert (found.mean, found.low, found.high) == (1.0, pytest.approx(low), pytest.approx(high))
+    assert found.significant == (2 * stats.norm.sf(1.0 / sd) < 0.05)
+    assert found.significant and not difference([2.9], [2.0], sd_a=0.3, sd_b=0.4).significant
+
+
+@pytest.mark.parametrize(("value", "sd"), [(1.9, 0.05), (1.9, 0.3), (1.72, 0.01), (1.8, 1e-6)])
+def test_seeds_against_a_single_set_are_welchs_with_one_known_variance(value: float, sd: float) -> None:
+    # A sample of 10^9 values with the same error of the mean is as good as a known variance.
+    count = 10**9
+    mean, spread = sum(A) / len(A), math.sqrt(sum((x - sum(A) / 4) ** 2 for x in A) / 3)
+    expected = stats.ttest_ind_from_stats(
+        mean, spread, len(A), value, sd * math.sqrt(count), count, equal_var=False
+    )
+    found = difference(A, [value], sd_b=sd)
+    assert found.low is not None and found.high is not None
+    degrees = optimize.brentq(
+        lambda df: 2 * stats.t.sf(abs(expected.statistic), df) - expected.pvalue, 1, 1e9, xtol=1e-9
+    )
+    scale = found.mean / expected.statistic
+    low, high = stats.t.interval(0.95, degrees, loc=found.mean, scale=scale)
+    assert (found.low, found.high) == (pytest.approx(low, rel=1e-5), pytest.approx(high, rel=1e-5))
+    assert found.significant == (expected.pvalue < 0.05)
+    mirrored = difference([value], A, sd_a=sd)
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+
+
+def test_the_mixed_comparisons_hold_both_outcomes() -> None:
+    assert difference(A, [1.9], sd_b=0.05).significant
+    assert not difference(A, [1.9], sd_b=0.3).significant
+
+
+def test_a_given_error_is_not_used_where_there_are_several_values() -> None:
+    assert difference(A, B, sd_a=100.0, sd_b=100.0) == difference(A, B)
+
+
+def test_one_unknown_error_leaves_nothing_to_test() -> None:
+    assert not difference([1.0], [2.0], sd_a=0.1).tested
+    assert not difference([1.0], A, sd_b=0.1).tested
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4, 0.95])
+def test_paired_difference_is_scipys(shift: float) -> None:
+    a, b = [2.40, 2.51, 2.13, 2.90, 2.2], [2.30 - shift, 2.49 - shift, 2.2 - shift, 2.7 - shift, 2.1 - shift]
+    expected = stats.ttest_rel(a, b)
+    interval = expected.confidence_interval(0.95)
+    found = paired_difference(a, b)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert found.significant == (expected.pvalue < 0.05) == (shift > 0)
+
+
+def test_pairs_see_what_welch_cannot() -> None:
+    a, b = [1.0, 2.0, 3.0, 4.0], [1.11, 2.09, 3.1, 4.12]
+    assert paired_difference(b, a).significant
+    assert not difference(b, a).significant
+
+
+def test_pairs_must_match_and_one_is_not_enough() -> None:
+    assert not paired_difference([1.0], [2.0]).tested
+    with pytest.raises(ValueError, match="zip"):
+        paired_difference([1.0, 2.0], [1.0])

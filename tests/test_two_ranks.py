@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,12 +34,15 @@ def test_the_driver_gives_the_same_at_one_and_two_ranks(tmp_path: Path) -> None:
 def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     arguments = [
         "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny", "--steps", "4",
-        "--no-eval",
+        "--set", "protocol.samples=1100", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
         "--set", "train.micro_batch=16",
     ]  # fmt: skip
     for ranks, start in ((1, [sys.executable]), (2, TORCHRUN)):
         done = subprocess.run(
-            [*start, *arguments, "--out", str(tmp_path / str(ranks))], capture_output=True, text=True
+            [*start, *arguments, "--out", str(tmp_path / str(ranks))],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "ALIGNBENCH_CACHE": str(tmp_path / f"cache-{ranks}")},
         )
         assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / str(ranks) / "export" / "policy.safetensors") for ranks in (1, 2))
@@ -48,3 +52,7 @@ def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     records = [json.loads((tmp_path / str(ranks) / "run.json").read_text()) for ranks in (1, 2)]
     assert [record["train"]["world_size"] for record in records] == [1, 2]
     assert records[0]["train"]["sequences"] == records[1]["train"]["sequences"]
+    # The untouched base: three shards sampled and measured by one process, or by two.
+    base = [record["results"][0] for record in records]
+    assert base[0]["subject"] == base[1]["subject"] == "base" and base[0]["n"] == 1100
+    assert base[0]["metrics"] == base[1]["metrics"]

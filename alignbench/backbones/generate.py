@@ -13,15 +13,46 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from alignbench.api import ClassLabels, Condition, Rollout, Sampling, TextFeatures
-from alignbench.backbones.gpt import GPT
 from alignbench.randomness import inverse_cdf
 
 MIN_TEMPERATURE = 1e-5
+
+
+class CachedPolicy(Protocol):
+    """A network that draws with a key/value cache; `gpt.GPT` is one. Only it knows what its cache is."""
+
+    training: bool
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def null(self, condition: Condition) -> Condition:
+        """Return as many null conditions, for classifier-free guidance."""
+        ...
+
+    def cache_for(self, condition: Condition, count: int) -> Any:
+        """Return an empty cache for drawing `count` tokens: a list of entries with `keep(rows)`."""
+        ...
+
+    def prefill(self, condition: Condition, cache: Any) -> Tensor:
+        """Read the conditions; returns logits of token 0, [N, V]."""
+        ...
+
+    def step(self, tokens: Tensor, condition: Condition, cache: Any) -> Tensor:
+        """Feed one token per sequence, [N]; returns logits of the next one, [N, V]."""
+        ...
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """A condition that knows how to stand above another batch of its kind."""
+
+    def join(self, other: Any) -> Condition: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +134,7 @@ def sampled_logits(
     return filter_logits(logits, sampling).scatter(-1, drawn, unfiltered)
 
 
-def generate(gpt: GPT, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
+def generate(gpt: CachedPolicy, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
     """Draw sequences token by token; no gradient, dropout off.
 
     Args:
@@ -120,7 +151,7 @@ def generate(gpt: GPT, condition: Condition, uniforms: Tensor, sampling: Samplin
 
 @torch.no_grad()
 def generate_steps(
-    gpt: GPT,
+    gpt: CachedPolicy,
     condition: Condition,
     uniforms: Tensor,
     sampling: Sampling,
@@ -160,7 +191,7 @@ def generate_steps(
 class _Decoder:
     """Feeds tokens and returns guided logits, [N, V]; knows which tokens are guided."""
 
-    def __init__(self, gpt: GPT, condition: Condition, count: int, sampling: Sampling) -> None:
+    def __init__(self, gpt: CachedPolicy, condition: Condition, count: int, sampling: Sampling) -> None:
         self._gpt = gpt
         self._scale = sampling.cfg_scale
         self._rows = len(condition)
@@ -168,7 +199,7 @@ class _Decoder:
         self._guided = sampling.cfg_scale > 1.0
         self._last_guided = sampling.cfg_interval + 1 if sampling.cfg_interval >= 0 else count
         self._condition = _stack(condition, gpt.null(condition)) if self._guided else condition
-        self._cache = gpt.new_cache(gpt.config.condition_tokens + count - 1)
+        self._cache = gpt.cache_for(condition, count)
 
     def logits(self, tokens: Tensor | None) -> Tensor:
         """Return the logits of the next token; `tokens` [N] are the ones just drawn, None at the start."""
@@ -199,6 +230,8 @@ def _stack(condition: Condition, null: Condition) -> Condition:
     if isinstance(condition, TextFeatures) and isinstance(null, TextFeatures):
         features = torch.cat([condition.features.to(null.features.dtype), null.features])
         return TextFeatures(features, torch.cat([condition.mask, null.mask]))
+    if isinstance(condition, Joinable) and type(condition) is type(null):
+        return condition.join(null)
     raise TypeError(f"cannot guide {type(condition).__name__} with {type(null).__name__}")
 
 
@@ -210,10 +243,10 @@ def _draw(filtered: Tensor, uniforms: Tensor, *, greedy: bool) -> Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(gpt: GPT) -> Iterator[None]:
+def _evaluating(gpt: CachedPolicy) -> Iterator[None]:
     """Switch dropout off for a block and restore the mode afterwards."""
     training = gpt.training
-    gpt.eval()
+    gpt.train(False)
     try:
         yield
     finally:

@@ -184,6 +184,10 @@ class GPT(nn.Module):
         """Return an empty cache for `length` positions, one entry a layer."""
         return [LayerCache(length) for _ in self.layers]
 
+    def cache_for(self, condition: Condition, count: int) -> list[LayerCache]:
+        """Return an empty cache for drawing `count` tokens; every condition has the same length."""
+        return self.new_cache(self.config.condition_tokens + count - 1)
+
     def prefill(self, condition: Condition, cache: list[LayerCache]) -> Tensor:
         """Run the condition through the network and fill the cache; returns logits of token 0, [N, V]."""
         prompt = self.cls_embedding(condition)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alignbench.api import Condition, Rollout, Sampling
+from alignbench.api import Condition, Rollout, Sampling, TextEncoder
 from alignbench.backbones.containers import load_strict, read_state_dict
 from alignbench.backbones.generate import generate, sampled_logits
 from alignbench.backbones.gpt import GPT, INIT_STD, GPTConfig
@@ -26,10 +26,17 @@ USAGE_KEY = "quantize.codebook_used"
 
 
 class LlamaGen:
-    """A policy over the codes of a frozen tokenizer; implements `api.Backbone`."""
+    """A policy over the codes of a frozen tokenizer; implements `api.Backbone`.
 
-    def __init__(self, tokenizer: VQModel, policy: GPT) -> None:
+    Args:
+        tokenizer: pixels to codes and back.
+        policy: the transformer.
+        encoder: of captions; only for text-conditioned models.
+    """
+
+    def __init__(self, tokenizer: VQModel, policy: GPT, encoder: TextEncoder | None = None) -> None:
         self.tokenizer = tokenizer
+        self.encoder = encoder
         self.policy: nn.Module = policy
         """A `GPT`, or a wrapper around one that the driver puts here."""
         self.grid = policy.config.grid
@@ -54,6 +61,20 @@ class LlamaGen:
         null = unwrap(self.policy).null(condition)
         return sampled_logits(self.policy, condition, null, tokens, sampling)
 
+    def text_condition(self, texts: Sequence[str]) -> Condition:
+        """See `api.Backbone.text_condition`."""
+        if unwrap(self.policy).config.condition == "class":
+            raise UserError(
+                "this model is class-conditional: it reads no text",
+                fix="choose a text-conditioned model: alignbench list models",
+            )
+        if self.encoder is None:
+            raise UserError(
+                "the model was built without a text encoder",
+                fix="name one under [text] on its card, or pass encoder= to build",
+            )
+        return self.encoder.encode(texts)
+
     def recompute(self, enabled: bool) -> None:
         """See `api.Backbone.recompute`."""
         unwrap(self.policy).recompute = enabled
@@ -61,7 +82,7 @@ class LlamaGen:
     def reference(self) -> LlamaGen:
         """See `api.Backbone.reference`."""
         twin = copy.deepcopy(unwrap(self.policy)).eval().requires_grad_(False)
-        return LlamaGen(self.tokenizer, twin)
+        return LlamaGen(self.tokenizer, twin, self.encoder)
 
     def export(self) -> dict[str, dict[str, Tensor]]:
         """Return {role: state dict} under the official key names: detached views, not copies."""
@@ -148,6 +169,7 @@ def build(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     image_size: int | None = None,
+    encoder: TextEncoder | None = None,
 ) -> LlamaGen:
     """Build a model in eval mode with a frozen tokenizer.
 
@@ -159,6 +181,7 @@ def build(
         device: where to build; on "meta" no weights are drawn.
         dtype: of the policy; the tokenizer stays float32, as LlamaGen samples.
         image_size: side in pixels if not the card's.
+        encoder: of captions, with its features on `device`.
 
     Raises:
         UserError: a role without a file, a file that cannot be read or does not fit.
@@ -182,7 +205,7 @@ def build(
             policy.initialise(head_std=INIT_STD)
         with torch_seed(device, seed, "init/tokenizer"):
             tokenizer.initialise()
-    return LlamaGen(tokenizer.eval().requires_grad_(False), policy.eval())
+    return LlamaGen(tokenizer.eval().requires_grad_(False), policy.eval(), encoder)
 
 
 def _read(files: Mapping[str, Path]) -> dict[str, dict[str, Tensor]]:

@@ -20,11 +20,12 @@ def leaderboard(
     from alignbench import leaderboard as boards
 
     catalogue = Catalogue.default()
+    assets = {name: catalogue.asset(name) for name in catalogue.names("assets")}
     console = Console()
     if check:
         if runs:
             raise UserError("--check takes no runs: it re-renders from the records beside the tables")
-        differing = boards.check(out, catalogue.metric_facts(), catalogue.published_cards())
+        differing = boards.check(out, catalogue.metric_facts(), catalogue.published_cards(), assets)
         for problem in differing:
             console.print(problem, highlight=False, markup=False, soft_wrap=True)
         if differing:
@@ -38,6 +39,6 @@ def leaderboard(
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
     for path in boards.write(
-        boards.collect(runs), out, catalogue.metric_facts(), catalogue.published_cards()
+        boards.collect(runs), out, catalogue.metric_facts(), catalogue.published_cards(), assets
     ):
         console.print(path, highlight=False, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench import __version__, hub
+from alignbench import __version__, assets, hub
 from alignbench.cli.output import print_json
 from alignbench.config import resolve
 from alignbench.environment import version_of
@@ -22,7 +23,7 @@ from alignbench.registry.catalogue import Catalogue
 
 PACKAGES = (
     "torch", "accelerate", "safetensors", "huggingface_hub", "torch-fidelity", "lpips", "torchvision",
-    "scikit-learn", "datasets", "ftfy", "beautifulsoup4",
+    "scikit-learn", "datasets", "ftfy", "beautifulsoup4", "transformers", "open-clip-torch",
 )  # fmt: skip
 VARIABLES = (
     "HF_HOME",
@@ -38,7 +39,7 @@ def doctor(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     method: str = typer.Option("vapi", "--method", help="Method to ask runnability for."),
 ) -> None:
-    """Report what is installed and present, and which models can run here."""
+    """Report what is installed and present, and which models and evaluators can run here."""
     facts = gather(method)
     console = Console()
     if as_json:
@@ -52,6 +53,11 @@ def doctor(
     for name, model in facts["models"].items():
         table.add_row(name, model["weights"], model["runs"])
     console.print(table)
+    console.print("evaluators", style="bold")
+    for name, evaluator in facts["evaluators"].items():
+        lines = [f"  {name:<24} {evaluator['runs']}"]
+        lines += [f"    {item['what']} → {item['fix']}" for item in evaluator["missing"]]
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def gather(method: str) -> dict[str, Any]:
@@ -69,6 +75,7 @@ def gather(method: str) -> dict[str, Any]:
         "device": _device(),
         "environment": {**environment, "executable": sys.executable},
         "models": {name: _model(catalogue, method, name) for name in catalogue.names("models")},
+        "evaluators": {name: _evaluator(catalogue, name) for name in catalogue.names("evaluators")},
     }
 
 
@@ -97,3 +104,17 @@ def _model(catalogue: Catalogue, method: str, name: str) -> dict[str, str]:
         "weights": "present" if present else "missing",
         "runs": f"no: {reasons[0]}{more}" if reasons else "yes",
     }
+
+
+def _evaluator(catalogue: Catalogue, name: str) -> dict[str, Any]:
+    """Whether an evaluator can run, and what is missing with the command that brings it."""
+    try:
+        card = catalogue.evaluator(name)
+        statuses = [assets.locate(asset, catalogue.asset(asset)) for asset in card.assets]
+    except UserError as error:
+        return {"runs": "no", "missing": [{"what": error.what, "fix": error.fix}]}
+    absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
+    command = f"pip install 'alignbench[{card.extra}]'"
+    missing = [{"what": f"module {package} is not installed", "fix": command} for package in absent]
+    missing += [{"what": status.reason, "fix": status.fix} for status in statuses if not status.ok]
+    return {"runs": "no" if missing else "yes", "missing": missing}

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from alignbench import __version__
-from alignbench.cli import board, catalogue, doctor, evaluate, new, run, sweep, weights
+from alignbench.cli import board, catalogue, compare, doctor, evaluate, new, reference, run, sweep, weights
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, UserError
 
 
@@ -59,7 +59,9 @@ def root(
 app.command("run")(run.run)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(evaluate.sample)
+app.command("reference")(reference.reference)
 app.command("leaderboard")(board.leaderboard)
+app.command("compare")(compare.compare)
 app.command("list")(catalogue.list_cards)
 app.command("show")(catalogue.show)
 app.command("doctor")(doctor.doctor)

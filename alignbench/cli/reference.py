@@ -21,7 +21,7 @@ def reference(
     out: Path = typer.Option(..., "--out", help="The .npz file to write."),
     image_size: int = typer.Option(256, "--image-size", min=1, help="Side; images are cropped as ADM does."),
     limit: int = typer.Option(0, "--limit", min=0, help="Use a fixed random subset of this size; 0: all."),
-    kept: int = typer.Option(10_000, "--images", min=1, help="Images kept in the file for precision and recall."),
+    kept: int = typer.Option(10_000, "--images", min=1, help="Images kept for precision and recall."),
     seed: int = typer.Option(0, "--seed", min=0, help="Of both random choices."),
     batch: int = typer.Option(64, "--batch", min=1, help="Images the network sees at once."),
     workers: int = typer.Option(2, "--workers", min=0, help="Threads that decode."),
@@ -29,7 +29,7 @@ def reference(
         [], "--set", metavar="KEY=VALUE", help=f"assets.{WEIGHTS}=PATH for other weights."
     ),
 ) -> None:
-    """Measure real images with the Inception network and write a reference that samples can be scored against."""
+    """Measure real images with the Inception network and write a reference to score samples against."""
     from alignbench import assets
 
     paths = parse_assignments(assignments)

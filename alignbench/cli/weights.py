@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from alignbench.assets import assets_of
 from alignbench.cli.output import print_json
 from alignbench.errors import EXIT_FAILED, UserError, suggest
 from alignbench.progress import Progress
@@ -19,16 +20,52 @@ PRETRAINABLE = {"llamagen-tiny": "alignbench.pretrain.llamagen_tiny:pretrain"}
 
 
 def fetch(
-    model: str = typer.Argument(help="Model whose weights to download; see: list models."),
+    name: str = typer.Argument(help="Model, asset, evaluator or protocol whose files to download."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be downloaded and stop."),
 ) -> None:
-    """Download a model's weights: pinned, checked, resumable."""
-    from alignbench import hub
+    """Download weights and other files: pinned, checked, resumable. Licences and sizes come first."""
+    from alignbench import asset_fetch, hub
 
     progress = Progress()
-    card = Catalogue.default().model(model)
-    for fetched in hub.fetch(model, card, dry_run=dry_run, say=progress.say):
-        Console().print(f"{fetched.role}  {fetched.path}", highlight=False, markup=False, soft_wrap=True)
+    catalogue = Catalogue.default()
+    models, assets = _wanted(catalogue, name)
+    cards = {asset: catalogue.asset(asset) for asset in assets}
+    if not models and not cards:
+        progress.say(f"{name} needs no files from outside")
+    fetched = asset_fetch.fetch(cards, dry_run=dry_run, say=progress.say)
+    for model in models:
+        fetched += hub.fetch(model, catalogue.model(model), dry_run=dry_run, say=progress.say)
+    for item in fetched:
+        line = f"{item.role}  {item.path}  ({item.action})"
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _wanted(catalogue: Catalogue, name: str) -> tuple[list[str], list[str]]:
+    """Return (models, assets) that a name stands for.
+
+    A protocol stands for its evaluators' assets, its reference statistics and its prompts, a model for the
+    text encoder it reads with.
+
+    Raises:
+        UserError: nothing that could be downloaded has this name.
+    """
+    kinds = ("models", "assets", "evaluators", "protocols")
+    found = [kind for kind in kinds if name in catalogue.found[kind]]
+    if not found:
+        known = [other for kind in kinds for other in catalogue.found[kind]]
+        raise UserError(
+            f"no model, asset, evaluator or protocol named {name!r}.{suggest(name, known)} "
+            "See: alignbench list"
+        )
+    assets: list[str] = [name] if "assets" in found else []
+    if "evaluators" in found:
+        assets += catalogue.evaluator(name).assets
+    if "protocols" in found:
+        assets += assets_of(catalogue, catalogue.protocol(name))
+    if "models" in found:
+        text = catalogue.model(name).text
+        assets += [text.asset] if text and text.asset else []
+    return [name] if "models" in found else [], list(dict.fromkeys(assets))
 
 
 def pretrain(

@@ -7,10 +7,10 @@ against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -33,7 +33,10 @@ class Skipped:
 
 
 class ImageDataset(Protocol):
-    """A numbered list of images with class ids; it does not change once it is open."""
+    """A numbered list of images with class ids; it does not change once it is open.
+
+    Data sets of captioned images are `Captioned` as well; they have no classes, and their class ids are 0.
+    """
 
     num_classes: int
     class_names: tuple[str, ...]
@@ -55,6 +58,28 @@ class ImageDataset(Protocol):
         Safe to call from many threads; the array may be read-only.
         """
         ...
+
+
+@runtime_checkable
+class Captioned(Protocol):
+    """What a data set with condition `text` has beside the rest of `ImageDataset`."""
+
+    captions: Sequence[str]
+    """[N] one caption an image, not empty."""
+
+
+def captions_of(dataset: ImageDataset) -> Sequence[str]:
+    """Return the captions of a data set.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not isinstance(dataset, Captioned):
+        raise UserError(
+            "this data set has no captions",
+            fix="choose one with condition text: alignbench list datasets",
+        )
+    return dataset.captions
 
 
 def open_dataset(

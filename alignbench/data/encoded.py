@@ -127,6 +127,8 @@ class Source:
     """Position → encoded picture; called from several threads."""
     identity: str
     """Changes whenever a picture may have changed; key of the cache."""
+    captions: Sequence[str] | None = None
+    """Of captioned images; those of pictures that `read` refuses do not matter."""
 
 
 class EncodedImages:
@@ -163,6 +165,15 @@ class EncodedImages:
                 fix="put the file back and run the same command again",
             ) from error
         return pixels, int(self.labels[index])
+
+
+class CaptionedImages(EncodedImages):
+    """The readable images of a source with captions; see `Captioned`."""
+
+    def __init__(self, source: Source, content: Sequence[str], reasons: dict[int, str], size: int) -> None:
+        assert source.captions is not None
+        super().__init__(source, content, reasons, size)
+        self.captions = tuple(source.captions[position] for position in self._good)
 
 
 def open_encoded(
@@ -207,13 +218,15 @@ def open_encoded(
     if len(pending) > len(reasons):
         _write_cache(path, content)
     if len(reasons) == len(source.names):
+        what = "images" if source.captions is None else "images with captions"
         first = min(reasons)
         raise UserError(
             f"{source.title}: none of {len(reasons)} images can be read; "
             f"{_printable(source.names[first])}: {reasons[first]}",
-            fix="give PNG, JPEG, WebP or BMP images",
+            fix=f"give PNG, JPEG, WebP or BMP {what}",
         )
-    return EncodedImages(source, content, reasons, image_size)
+    kind = EncodedImages if source.captions is None else CaptionedImages
+    return kind(source, content, reasons, image_size)
 
 
 def _check(source: Source, position: int, size: int) -> tuple[str, str]:
@@ -229,11 +242,12 @@ def _check(source: Source, position: int, size: int) -> tuple[str, str]:
 
 
 def _digest(source: Source, content: Sequence[str], good: Sequence[int]) -> str:
-    """Hash class names and, for every readable image, its name, class id and content."""
+    """Hash class names and, for every readable image, its name, class id, content and caption."""
     state = hashlib.sha256(json.dumps(source.class_names).encode())
     for position in good:
-        line = json.dumps([source.names[position], int(source.labels[position]), content[position]])
-        state.update(line.encode())
+        facts = [source.names[position], int(source.labels[position]), content[position]]
+        facts += [] if source.captions is None else [source.captions[position]]
+        state.update(json.dumps(facts).encode())
     return f"sha256:{state.hexdigest()}"
 
 

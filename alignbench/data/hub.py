@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignbench.data import ProgressCallback
+from alignbench.data.captioned import NO_CAPTION, Sample, captions_in, open_samples
 from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import Scalar
@@ -43,13 +44,11 @@ def open_hub(
         UserError: the package is missing, the data set cannot be loaded, a column does not fit, or the
             classes are not the model's.
     """
-    path = str(options["path"])
-    if not path:
-        raise UserError("no data set was named", fix="--set data.path=HUB_ID or a folder")
-    wanted = str(options["split"]) if split == TRAIN and options["split"] else split
-    table = _load(path, str(options["config"]), str(options["revision"]), wanted)
+    path, table = _open_table(options, split)
     image_column, label_column = str(options["image_column"]), str(options["label_column"])
-    _check_columns(table, path, image_column, label_column)
+    _check_column(table, path, "image_column", image_column, _is_picture, "images")
+    what = "class ids (ClassLabel or whole numbers)"
+    _check_column(table, path, "label_column", label_column, _is_class, what)
     labels = _labels(table, path, label_column)
     class_names = _class_names(table.features[label_column], labels, num_classes, path)
     numbers = [str(row) for row in range(len(table))]
@@ -68,7 +67,57 @@ def open_hub(
     )
 
 
+def open_text_hub(
+    *,
+    split: str,
+    image_size: int,
+    num_classes: int | None,
+    options: Mapping[str, Scalar],
+    workers: int,
+    cache_dir: Path,
+    progress: ProgressCallback | None = None,
+) -> EncodedImages:
+    """Open a data set of captioned images; arguments as in `open_dataset`.
+
+    Options: those of `open_hub`, with `caption_column` for the classes, a column of texts or of lists of
+    texts; `choice` among several captions of an image.
+
+    Raises:
+        UserError: the package is missing, the data set cannot be loaded, or a column does not fit.
+    """
+    path, table = _open_table(options, split)
+    image_column, caption_column = str(options["image_column"]), str(options["caption_column"])
+    _check_column(table, path, "image_column", image_column, _is_picture, "images")
+    _check_column(table, path, "caption_column", caption_column, _is_text, "texts or lists of texts")
+    cells = table.select_columns([caption_column]).with_format("arrow")[:][caption_column].to_pylist()
+    found = [captions_in(cell) for cell in cells]
+    samples = [
+        Sample(f"row {row}", captions, "" if captions else NO_CAPTION) for row, captions in enumerate(found)
+    ]
+    pictures = _encoded(table, image_column)
+    return open_samples(
+        samples,
+        lambda row: _picture(pictures[row][image_column]),
+        title=path,
+        identity=_identity(table, range(len(table)), image_column),
+        options=options,
+        image_size=image_size,
+        workers=workers,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+
+
 # --- loading --------------------------------------------------------------------------------------
+
+
+def _open_table(options: Mapping[str, Scalar], split: str) -> tuple[str, Any]:
+    """Return (path, table) as the options name them."""
+    path = str(options["path"])
+    if not path:
+        raise UserError("no data set was named", fix="--set data.path=HUB_ID or a folder")
+    wanted = str(options["split"]) if split == TRAIN and options["split"] else split
+    return path, _load(path, str(options["config"]), str(options["revision"]), wanted)
 
 
 def _load(path: str, config: str, revision: str, split: str) -> Any:
@@ -117,24 +166,33 @@ def _first_line(error: Exception) -> str:
 # --- columns --------------------------------------------------------------------------------------
 
 
-def _check_columns(table: Any, path: str, image_column: str, label_column: str) -> None:
+def _check_column(
+    table: Any, path: str, option: str, column: str, fits: Callable[[Any], bool], what: str
+) -> None:
+    """Raise UserError unless a column exists and holds what is wanted; name one that does."""
+    features = table.features
+    fitting = [name for name, kind in features.items() if fits(kind)]
+    if column in fitting:
+        return
+    problem = f"does not hold {what}" if column in features else "does not exist"
+    raise UserError(
+        f"data.{option}: column {column!r} of {path} {problem}; columns: {', '.join(features)}",
+        fix=f"--set data.{option}={fitting[0]}" if fitting else f"choose a data set with {what}",
+    )
+
+
+def _is_picture(kind: Any) -> bool:
     import datasets
 
-    features = table.features
-    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    classes = [name for name, kind in features.items() if _is_class(kind)]
-    for option, column, fitting, what in (
-        ("image_column", image_column, pictures, "images"),
-        ("label_column", label_column, classes, "class ids (ClassLabel or whole numbers)"),
-    ):
-        if column in fitting:
-            continue
-        problem = f"does not hold {what}" if column in features else "does not exist"
-        known = ", ".join(features)
-        raise UserError(
-            f"data.{option}: column {column!r} of {path} {problem}; columns: {known}",
-            fix=f"--set data.{option}={fitting[0]}" if fitting else f"choose a data set with {what}",
-        )
+    return isinstance(kind, datasets.Image)
+
+
+def _is_text(kind: Any) -> bool:
+    import datasets
+
+    if isinstance(kind, datasets.List | datasets.LargeList):
+        kind = kind.feature
+    return isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
 
 
 def _is_class(kind: Any) -> bool:

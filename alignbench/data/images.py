@@ -61,8 +61,8 @@ def open_folder(
         names=names,
         labels=[listed[position][1] for position in kept],
         class_names=class_names,
-        read=lambda position: _read(root / names[position]),
-        identity=_identity(root, names),
+        read=lambda position: read_picture(root / names[position]),
+        identity=identity_of(root, names),
     )
     return open_encoded(
         source, image_size=image_size, workers=workers, cache_dir=cache_dir, progress=progress
@@ -94,7 +94,7 @@ def _class_folders(root: Path) -> list[str]:
         entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         _refuse(error)
-    loose = [entry for entry in entries if _is_image_name(entry.name) and not entry.is_dir()]
+    loose = [entry for entry in entries if is_image_name(entry.name) and not entry.is_dir()]
     folders = [entry.name for entry in entries if entry.is_dir()]
     if loose:
         raise UserError(
@@ -169,7 +169,7 @@ def _indexed_names(
 
 def _images_of(root: Path, folder: str) -> list[str]:
     """Return the relative paths, with forward slashes, of one class's images."""
-    paths = [path.relative_to(root).as_posix() for path in _walk(root / folder)]
+    paths = [path.relative_to(root).as_posix() for path in walk_images(root / folder)]
     if not paths:
         raise UserError(
             f"{root / folder}: no images in it",
@@ -178,7 +178,7 @@ def _images_of(root: Path, folder: str) -> list[str]:
     return paths
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk_images(folder: Path) -> Iterator[Path]:
     """Yield image paths at any depth; links to folders are followed, each folder is visited once."""
     visited: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -188,7 +188,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in files if _is_image_name(name))
+        yield from (Path(parent, name) for name in files if is_image_name(name))
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -197,11 +197,17 @@ def _refuse(error: OSError) -> NoReturn:
     ) from error
 
 
-def _is_image_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
+    """Whether a file is taken for an image."""
     return Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
 
 
-def _read(path: Path) -> bytes:
+def read_picture(path: Path) -> bytes:
+    """Return an encoded picture.
+
+    Raises:
+        UnreadableImage: not a regular file, or too large.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a pipe would never end
         raise UnreadableImage("not a regular file")
@@ -210,8 +216,8 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _identity(root: Path, names: Sequence[str]) -> str:
-    """Hash the root and every file's name, size and time of change."""
+def identity_of(root: Path, names: Sequence[str]) -> str:
+    """Hash the root and the name, size and time of change of every file in it."""
     state = hashlib.sha256(os.fsencode(root.resolve()))
     for name in names:
         try:

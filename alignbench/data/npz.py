@@ -1,7 +1,7 @@
 """Arrays in `.npz` archives, read and written a few rows at a time.
 
-Sample files and reference files of the ADM form hold gigabytes of pixels. Members that `numpy.savez` wrote are
-stored as they are and are read in place; compressed ones have to be unpacked from their start.
+Sample files and reference files of the ADM form hold gigabytes of pixels. Members that `numpy.savez` wrote
+are stored as they are and are read in place; compressed ones have to be unpacked from their start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ import numpy as np
 
 from alignbench.errors import UserError
 
-_BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What zipfile and numpy raise on a damaged, encrypted or exotic archive."""
 
 _LOCAL_HEADER = 30
@@ -148,9 +157,7 @@ class Unpacked(Rows):
             self._take(start - self._row)
             data = self._take(stop - start)
         except _BROKEN as error:
-            raise UserError(
-                f"{self._path}: array {self._name!r} is damaged: {_first_line(error)}"
-            ) from error
+            raise UserError(f"{self._path}: array {self._name!r} is damaged: {_first_line(error)}") from error
         return np.frombuffer(data, self.header.dtype).reshape(-1, *self.header.shape[1:]).copy()
 
     def _rewind(self) -> None:
@@ -219,7 +226,7 @@ def _first_line(error: Exception) -> str:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_npz(
+def write_archive(
     path: Path,
     streams: Mapping[str, Stream],
     arrays: Callable[[], Mapping[str, np.ndarray]] = dict,
@@ -263,12 +270,18 @@ class Stream:
 
     def copy_to(self, file: IO[bytes]) -> None:
         """Write header and rows."""
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": self.shape,
+        }
         np.lib.format.write_array_header_1_0(file, header)
         written = 0
         for piece in self.pieces:
             if piece.shape[1:] != self.shape[1:] or piece.dtype != self.dtype:
-                raise ValueError(f"{piece.dtype}{list(piece.shape)} is no part of {self.dtype}{list(self.shape)}")
+                raise ValueError(
+                    f"{piece.dtype}{list(piece.shape)} is no part of {self.dtype}{list(self.shape)}"
+                )
             file.write(np.ascontiguousarray(piece).data.cast("B") if piece.size else b"")
             written += len(piece)
         if written != self.shape[0]:

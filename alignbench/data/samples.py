@@ -112,14 +112,14 @@ def open_samples(
     """Open images that are already there.
 
     A folder is read at any depth, in natural order of the relative paths (`2.png` before `10.png`); hidden
-    files are left out. Sub-folders named by numbers are class ids. An ADM file holds `arr_0` and perhaps class
-    ids in `arr_1`. A folder in GenEval's layout brings its own prompts.
+    files are left out. Sub-folders named by numbers are class ids. An ADM file holds `arr_0` and perhaps
+    class ids in `arr_1`. A folder in GenEval's layout brings its own prompts.
 
     Args:
         path: folder or `.npz` file.
         image_size: side the images must have.
-        prompts: prompts of the images, in order, each used `images_per_prompt` times in a row; checked against
-            those that a GenEval folder brings.
+        prompts: prompts of the images, in order, each used `images_per_prompt` times in a row; checked
+            against those that a GenEval folder brings.
         images_per_prompt: images of one prompt that follow each other.
         fit: `exact` refuses other sizes; an `.npz` file is never cropped.
         limit: keep a fixed random subset of a folder's images, by their names; 0 keeps all.
@@ -249,7 +249,9 @@ def refuse_unreadable(root: Path, reasons: dict[str, str]) -> None:
 
 def _list_folder(root: Path) -> tuple[list[Path], list[str]]:
     """Return the images in natural order, and notes on what else lies there."""
-    images, unsupported, others = [], [], []
+    images: list[Path] = []
+    unsupported: list[Path] = []
+    others: list[Path] = []
     for path in _walk(root):
         ending = path.suffix.lower()
         chosen = images if ending in EXTENSIONS else unsupported if ending in OTHER_PICTURES else others
@@ -265,8 +267,8 @@ def _list_folder(root: Path) -> tuple[list[Path], list[str]]:
         raise UserError(f"{root}: no images in it", fix=f"give {', '.join(sorted(EXTENSIONS))} files")
     images.sort(key=lambda path: natural(_relative(path, root)))
     names = ", ".join(sorted(_relative(path, root) for path in others)[:SHOWN])
-    notes = [f"{len(others)} files are no images by their names: {names}"] if others else []
-    return images, notes
+    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    return images, [f"no images by their names: {names}{more}"] if others else []
 
 
 def _walk(root: Path) -> list[Path]:
@@ -356,9 +358,7 @@ def _check_own_prompts(path: Path, own: Sequence[Prompt], wanted: Sequence[Promp
 # --- an ADM sample file ---------------------------------------------------------------------------
 
 
-def _open_npz(
-    path: Path, image_size: int, prompts: Sequence[Prompt], images_per_prompt: int
-) -> SampleImages:
+def _open_npz(path: Path, image_size: int, prompts: Sequence[Prompt], images_per_prompt: int) -> SampleImages:
     archive = Archive(path)
     rows = check_pixels(archive, image_size=image_size)
     count = len(rows)

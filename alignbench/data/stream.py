@@ -7,14 +7,15 @@ is the image at position p of the stream; step s holds the positions s·B … (s
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
 import torch
 
-from alignbench.api import Batch, ClassLabels
-from alignbench.data import ImageDataset
+from alignbench.api import Batch, ClassLabels, Condition
+from alignbench.data import ImageDataset, captions_of
 from alignbench.randomness import permutation
 
 STEPS_AHEAD = 2
@@ -30,7 +31,15 @@ class Stream:
     and on its own arguments: not on `workers`, and not on what was asked before.
     """
 
-    def __init__(self, dataset: ImageDataset, *, seed: int, images_per_step: int, workers: int) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        *,
+        seed: int,
+        images_per_step: int,
+        workers: int,
+        text_condition: Callable[[Sequence[str]], Condition] | None = None,
+    ) -> None:
         """Prepare the stream; nothing is read yet.
 
         Args:
@@ -38,11 +47,18 @@ class Stream:
             seed: the run's seed.
             images_per_step: images of one step over all ranks, B.
             workers: threads that decode; 0 decodes in the calling thread.
+            text_condition: turns captions into the batch's condition, in the thread that asks for the batch;
+                None: the condition is the class.
+
+        Raises:
+            UserError: captions are wanted of a data set without any.
         """
         assert len(dataset) > 0 and images_per_step > 0 and workers >= 0
         self.dataset = dataset
         self.seed = seed
         self.images_per_step = images_per_step
+        self._text_condition = text_condition
+        self._captions = captions_of(dataset) if text_condition else ()
         self._epoch_order = functools.lru_cache(maxsize=2)(self._permute)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
         self._ahead: dict[int, Future[Loaded]] = {}
@@ -55,7 +71,8 @@ class Stream:
         """Return one rank's share of a step: the rank-th of `world_size` equal, contiguous blocks.
 
         Returns:
-            Batch of B / world_size images on the CPU; `index` holds the sample numbers.
+            Batch of B / world_size images on the CPU; `index` holds the sample numbers. A condition made of
+            captions is where `text_condition` puts it.
         """
         numbers = self._numbers(step, rank, world_size)
         if self._pool is None:
@@ -66,9 +83,14 @@ class Stream:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return Batch(
             index=torch.from_numpy(numbers),
-            condition=ClassLabels(torch.tensor([label for _, label in loaded], dtype=torch.int64)),
+            condition=self._condition(numbers, [label for _, label in loaded]),
             images=images.div_(127.5).sub_(1.0),
         )
+
+    def _condition(self, numbers: np.ndarray, labels: Sequence[int]) -> Condition:
+        if self._text_condition is None:
+            return ClassLabels(torch.tensor(labels, dtype=torch.int64))
+        return self._text_condition([self._captions[index] for index in self._lookup(numbers)])
 
     def close(self) -> None:
         """Stop the background threads."""

@@ -2,53 +2,78 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from alignbench.api import ImageBatch, ImageSet
-from alignbench.data import ProgressCallback
-from alignbench.data.npz import Stream, write_npz
+from alignbench.data.npz import Stream, write_archive
 
 AHEAD = 64
 """Images that wait for a writing thread, per thread."""
 
 
-def write_adm_npz(path: Path, images: ImageSet, *, progress: ProgressCallback | None = None) -> None:
+class Stage(Protocol):
+    """What is told of each finished shard, e.g. a `progress.Stage`."""
+
+    def advance(self) -> None: ...
+
+
+def write_npz(path: Path, images: ImageSet, stage: Stage) -> None:
     """Write the sample file that ADM's evaluator reads, one shard in memory at a time.
 
-    `arr_0` is uint8 [N, H, W, 3]; `arr_1`, int64 [N] class ids, is there if the images carry them. The file is
-    whole or absent.
+    `arr_0` is uint8 [N, H, W, 3]; `arr_1`, int64 [N] class ids, is there if the images carry them. The file
+    is whole or absent.
 
     Args:
         path: `.npz` file to write.
         images: what to write, N ≥ 1, all of one size.
-        progress: told how many images are written.
+        stage: advanced once a shard.
 
     Raises:
         OSError: the disk is full or the folder is not writable.
     """
-    shards = images.shards()
     first = images.load(0)
     labels: list[np.ndarray] = []
 
     def pieces() -> Iterator[np.ndarray]:
-        for number, ids in enumerate(shards):
+        for number, _ in enumerate(images.shards()):
             batch = first if number == 0 else images.load(number)
             if batch.labels is not None:
                 labels.append(batch.labels.numpy())
             yield batch.images.permute(0, 2, 3, 1).contiguous().numpy()
-            if progress is not None:
-                progress(ids.stop, len(images))
+            stage.advance()
 
     height, width = first.images.shape[2:]
     pixels = Stream((len(images), height, width, 3), np.dtype(np.uint8), pieces())
-    write_npz(path, {"arr_0": pixels}, lambda: {"arr_1": np.concatenate(labels)} if labels else {})
+    write_archive(path, {"arr_0": pixels}, lambda: {"arr_1": np.concatenate(labels)} if labels else {})
+
+
+def write_png(folder: Path, images: ImageSet, stage: Stage) -> None:
+    """Write `000000.png` and so on into a new folder, which is whole or absent.
+
+    Args:
+        folder: must not exist.
+        images: what to write.
+        stage: advanced once a shard.
+
+    Raises:
+        OSError: the disk is full or the place is not writable.
+    """
+    unfinished = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of an earlier attempt
+    with PngWriter(unfinished) as writer:
+        for number, _ in enumerate(images.shards()):
+            writer.write(images.load(number))
+            stage.advance()
+    unfinished.rename(folder)
 
 
 class PngWriter:
@@ -58,7 +83,7 @@ class PngWriter:
 
     Args:
         folder: made if it is not there.
-        workers: threads; bounded memory whatever their speed.
+        workers: threads; memory is bounded whatever their speed.
     """
 
     def __init__(self, folder: Path, *, workers: int = 2) -> None:

@@ -30,10 +30,18 @@ class FrechetBootstrap:
 
     value: float
     """The plain distance of all rows."""
-    bias: float
-    """Mean of the resampled distances minus `value`: an estimate of the finite-sample bias of `value`."""
-    sd: float
-    """Standard deviation of the resampled distances."""
+    resampled: tuple[float, ...]
+    """The distances of the resamples."""
+
+    @property
+    def bias(self) -> float:
+        """Mean of the resampled distances minus `value`: an estimate of the finite-sample bias of `value`."""
+        return float(np.mean(self.resampled)) - self.value
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation of the resampled distances."""
+        return float(np.std(self.resampled, ddof=1))
 
     @property
     def corrected(self) -> float:
@@ -164,7 +172,7 @@ def frechet_bootstrap(
     rng = np.random.default_rng(seed)
     value = frechet.distance(np.ones(count))
     drawn = [frechet.distance(rng.multinomial(count, np.full(count, 1 / count))) for _ in range(replicates)]
-    return FrechetBootstrap(value, float(np.mean(drawn)) - value, float(np.std(drawn, ddof=1)))
+    return FrechetBootstrap(value, tuple(drawn))
 
 
 def frechet_at_infinity(
@@ -185,7 +193,9 @@ def frechet_at_infinity(
         features: [N, D] of the generated images.
         mean, cov: [D] and [D, D] of the reference.
         seed: of the choice of subsets.
-        sizes: rows per subset, each in [2, N]; empty: 15 sizes evenly spaced from N/10 to N.
+        sizes: rows per subset, each in [2, N]; empty: 15 sizes evenly spaced from N/10 to N, the first one
+            at least 2·D if that leaves half of the range: below, distances do not lie on a line. With
+            N < 4·D the result means nothing.
         device: where it is computed.
 
     Raises:
@@ -195,7 +205,8 @@ def frechet_at_infinity(
     count = len(features)
     if not sizes:
         require(count, 2 * POINTS, what="images", why="an extrapolation")
-        sizes = [round(size) for size in np.linspace(count / 10, count, POINTS)]
+        smallest = min(max(count / 10, 2 * len(mean)), count / 2)
+        sizes = [round(size) for size in np.linspace(smallest, count, POINTS)]
     if min(sizes) < 2 or max(sizes) > count or len(set(sizes)) < 2:
         raise ValueError(f"subset sizes {list(sizes)} of {count} rows")
     frechet = WeightedFrechet(features, mean, cov, device=device)

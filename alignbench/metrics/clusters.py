@@ -8,7 +8,7 @@ REPLICATES = 2000
 LEVEL = 0.95
 
 
-def mean_interval(
+def resampled_interval(
     values: np.ndarray, groups: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0
 ) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of the mean under resampling of whole groups.

@@ -1,8 +1,8 @@
 """Peak signal-to-noise ratio and structural similarity of 8-bit images, one number an image.
 
 The conventions are those of scikit-image's `peak_signal_noise_ratio` and of its `structural_similarity` by
-default: 7×7 windows of equal weight that lie wholly inside the image, (n−1) covariances, K1 = 0.01, K2 = 0.03,
-each channel by itself, mean over windows and channels (Wang et al. 2004, but for the window).
+default: 7×7 windows of equal weight wholly inside the image, (n−1) covariances, K1 = 0.01, K2 = 0.03, each
+channel by itself, mean over windows and channels (Wang et al. 2004, but for the window).
 Window sums of bytes are whole numbers, so that nothing is lost before the last division.
 """
 

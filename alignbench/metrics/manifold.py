@@ -47,7 +47,7 @@ def precision_recall(
         generated, real: [N, D] and [M, D], any float type.
         k: neighbours, ≥ 1; N, M > k.
         block: distances are computed block × block at a time. Peak memory: (N + M)·D float64 for the
-            rows and about eight float64 blocks, 0.27 GB with the default; the result does not depend on it.
+            rows and about fifteen float64 blocks, 0.5 GB with the default; the result does not depend on it.
         device: where it is computed, in float64 whatever the input.
 
     Raises:

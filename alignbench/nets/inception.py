@@ -61,7 +61,9 @@ class Inception:
             images: [n, 3, H, W] uint8 RGB, any device.
         """
         self._spatial.clear()
-        pool, logits = self._net(images.to(self._device))
+        # TensorFloat-32 would move FID in its third digit.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            pool, logits = self._net(images.to(self._device))
         (spatial,) = self._spatial
         # Channels last, as TensorFlow lays them out; channels first would give another, meaningless sFID.
         return Features(pool, logits, spatial.permute(0, 2, 3, 1).flatten(start_dim=1).contiguous())
@@ -128,7 +130,7 @@ def _shapes() -> dict[str, torch.Size]:
 class _Untrained(FeatureExtractorInceptionV3):
     """The same layers with whatever the initialisation gives: the original insists on a file."""
 
-    def load_state_dict(self, *arguments: object, **options: object) -> None:  # type: ignore[override]
+    def load_state_dict(self, *arguments: object, **options: object) -> None:
         return None
 
 

@@ -52,7 +52,10 @@ class Subject:
     dataset: ImageDataset
 
     def batch(self, rank: int = 0, ranks: int = 1) -> Batch:
-        with Stream(self.dataset, seed=0, images_per_step=IMAGES, workers=0) as stream:
+        condition = assembly.text_conditions(self.job.plan, self.backbone)
+        with Stream(
+            self.dataset, seed=0, images_per_step=IMAGES, workers=0, text_condition=condition
+        ) as stream:
             return stream.batch(STEP, rank, ranks)
 
 
@@ -229,7 +232,10 @@ def _train(subject: Subject, folder: Path, *, steps: int) -> None:
     try:
         optimizer = torch.optim.AdamW(parameter_groups(subject.module, config.weight_decay), lr=config.lr)
         module, wrapped = parallel.wrap(subject.module, optimizer)
-        with Stream(subject.dataset, seed=0, images_per_step=IMAGES, workers=0) as stream:
+        condition = assembly.text_conditions(subject.job.plan, subject.backbone)
+        with Stream(
+            subject.dataset, seed=0, images_per_step=IMAGES, workers=0, text_condition=condition
+        ) as stream:
             Driver(
                 config,
                 method=subject.method,

@@ -1,0 +1,89 @@
+"""The VQ tokenizer of Janus-Pro, from the networks of transformers' `JanusVQVAE`.
+
+Only its networks are used. Its own `encode` compares latents with the stored codebook rows, where the
+released quantiser compares directions: it gives other codes unless all rows have the same length. Its
+`decode` takes square grids of one size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alignbench.backbones.transformer import at_least_float32
+from alignbench.backbones.vq import PixelDecoder
+
+if TYPE_CHECKING:
+    from alignbench.backbones.vq_layers import Decoder
+
+
+class JanusTokenizer(nn.Module):
+    """An `api.Tokenizer` under the keys of `JanusVQVAE`; always computed in float32 or better.
+
+    Args:
+        vqmodel: a `JanusVQVAE`; its networks are taken over.
+    """
+
+    def __init__(self, vqmodel: Any) -> None:
+        super().__init__()
+        config = vqmodel.config
+        self.num_codes = int(config.num_embeddings)
+        self.code_dim = int(config.embed_dim)
+        self.downsample = 2 ** (len(config.channel_multiplier) - 1)
+        self.encoder: nn.Module = vqmodel.encoder
+        self.decoder: nn.Module = vqmodel.decoder
+        self.quantize: nn.Module = vqmodel.quantize
+        self.quant_conv: nn.Conv2d = vqmodel.quant_conv
+        self.post_quant_conv: nn.Conv2d = vqmodel.post_quant_conv
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw fresh weights from torch's generator; codebook rows get different lengths on purpose."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.GroupNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_()
+
+    def trainable_decoder(self) -> PixelDecoder:
+        """Return what tokenizer-decoder post-training updates; it shares this model's parameters."""
+        return PixelDecoder(self.post_quant_conv, cast("Decoder", self.decoder))
+
+    def latent(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] → [B, D, h, w], not normalised; sides are multiples of `downsample`."""
+        out: Tensor = self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype)))
+        return out
+
+    def codebook(self) -> Tensor:
+        """[K, D] float32 rows of unit length, as the decoder sees them."""
+        rows = self.quantize.get_parameter("embedding.weight")
+        return F.normalize(at_least_float32(rows), dim=-1)
+
+    def quantise(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the code of the nearest direction for each place of a latent map [B, D, h, w].
+
+        Returns:
+            Code vectors [B, D, h, w], straight-through to the normalised latent; tokens [B, h·w] int64.
+        """
+        with torch.autocast(latent.device.type, enabled=False):
+            z = F.normalize(at_least_float32(latent).permute(0, 2, 3, 1), dim=-1)
+            codes = self.codebook()
+            tokens = (z @ codes.T).argmax(dim=-1)
+            straight = z + (F.embedding(tokens, codes) - z).detach()
+        return straight.permute(0, 3, 1, 2), tokens.flatten(1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] → [B, h·w] int64 codes, raster order."""
+        return self.quantise(self.latent(images))[1]
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[N, h·w] codes on a (h, w) grid → [N, 3, H, W] float32, about [-1, 1], not clamped."""
+        return self.decode_embeddings(F.embedding(tokens, self.codebook()), grid)
+
+    def decode_embeddings(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[N, h·w, D] code vectors → [N, 3, H, W]; differentiable with respect to its input."""
+        out: Tensor = self.trainable_decoder()(embeddings.transpose(1, 2).unflatten(-1, grid))
+        return out

@@ -1,0 +1,40 @@
+"""Text features without any network, for checks of the engine with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from alignbench.api import TextFeatures
+from alignbench.config import digest_of
+from alignbench.randomness import generator
+
+END = 1
+"""A caption has a token for each word and one for its end, as with T5."""
+
+
+class RandomText:
+    """Normal numbers that are functions of (caption, slot); implements `api.TextEncoder`.
+
+    Args:
+        slots: S.
+        width: C.
+        device: of the features.
+    """
+
+    def __init__(self, *, slots: int, width: int, device: torch.device) -> None:
+        self.slots, self.width, self.device = slots, width, device
+        self.identity = digest_of({"random text": [slots, width]})
+
+    def encode(self, texts: Sequence[str]) -> TextFeatures:
+        """See `api.TextEncoder.encode`: float32."""
+        features = torch.zeros(len(texts), self.slots, self.width)
+        mask = torch.zeros(len(texts), self.slots, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            count = min(len(text.split()) + END, self.slots)
+            values = generator(0, f"random-text/{text}").standard_normal((count, self.width), np.float32)
+            features[row, self.slots - count :] = torch.from_numpy(values)
+            mask[row, self.slots - count :] = True
+        return TextFeatures(features.to(self.device), mask.to(self.device), tuple(texts))

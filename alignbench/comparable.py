@@ -1,0 +1,92 @@
+"""What may be compared with what, and which field stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from alignbench.record import Result, RunRecord
+from alignbench.tables import short
+
+
+def evaluator_name(result: Result) -> str:
+    """Name of a result's evaluator, without its version."""
+    return result.evaluator.partition("@")[0]
+
+
+def obstacle(a: RunRecord, x: Result, b: RunRecord, y: Result) -> str:
+    """Say why two results must not be compared; empty if they may be.
+
+    Args:
+        a: the record of x.
+        x: a result.
+        b: the record of y.
+        y: a result of the same evaluator.
+    """
+    if x.protocol.digest != y.protocol.digest:
+        return _different_protocols(a, x, b, y)
+    if x.reference != y.reference:
+        return f"different references: {_digests(x.reference, y.reference)}"
+    if x.evaluator != y.evaluator:
+        return f"different evaluators: {x.evaluator} against {y.evaluator}"
+    if x.assets != y.assets:
+        return f"different assets: {', '.join(_differing_assets(x, y))}"
+    if x.n != y.n:
+        return f"different numbers of images: {x.n:,} against {y.n:,}"
+    if x.seeds != y.seeds and "samples" not in {x.subject, y.subject}:
+        return f"different sampling seeds: {_listed(x.seeds)} against {_listed(y.seeds)}"
+    return ""
+
+
+def why_nothing(a: RunRecord, xs: Sequence[Result], b: RunRecord, ys: Sequence[Result]) -> str:
+    """Say why no result of one side has a partner on the other."""
+    if xs[0].protocol.digest != ys[0].protocol.digest:
+        return _different_protocols(a, xs[0], b, ys[0])
+    settings = [_listed(dict.fromkeys(result.setting.title for result in results)) for results in (xs, ys)]
+    return f"no metric at a setting of both ({settings[0]} against {settings[1]})"
+
+
+def _different_protocols(a: RunRecord, x: Result, b: RunRecord, y: Result) -> str:
+    """Name the fields that differ, as far as records know them."""
+    p, q = x.protocol, y.protocol
+    if p.name != q.name:
+        return f"different protocols: {p.name} against {q.name}"
+    if p.version != q.version:
+        return f"different protocols: {p.name} version {p.version} against version {q.version}"
+    fields = _differing_assets(x, y)
+    if x.reference != y.reference:
+        fields.append(f"reference {_digests(x.reference, y.reference)}")
+    fields += _differing_values(a, b)
+    if x.n != y.n:
+        fields.append(f"{x.n:,} against {y.n:,} images")
+    what = ", ".join(fields) or "its card was changed"
+    return f"different protocols: both {p.name}, but {what} (digest {_digests(p.digest, q.digest)})"
+
+
+def _differing_assets(x: Result, y: Result) -> list[str]:
+    return [
+        f"asset {name} {_digests(x.assets.get(name), y.assets.get(name))}"
+        for name in sorted({*x.assets, *y.assets})
+        if x.assets.get(name) != y.assets.get(name)
+    ]
+
+
+def _differing_values(a: RunRecord, b: RunRecord) -> list[str]:
+    """Configuration keys of the protocol that differ."""
+    x, y = (values if isinstance(values := r.config.get("values"), dict) else {} for r in (a, b))
+    return [
+        f"{key} {_text(x.get(key))} against {_text(y.get(key))}"
+        for key in sorted({*x, *y})
+        if key.startswith("protocol.") and x.get(key) != y.get(key)
+    ]
+
+
+def _text(value: object) -> str:
+    return "unset" if value in (None, "") else str(value)
+
+
+def _digests(x: str | None, y: str | None) -> str:
+    return f"{short(x) if x else 'none'} against {short(y) if y else 'none'}"
+
+
+def _listed(items: Iterable[object]) -> str:
+    return ", ".join(map(str, items))

@@ -1,0 +1,187 @@
+"""Detections from a file instead of a network, so that any detector can be judged by GenEval's rules.
+
+The file has one JSON object per line and image:
+
+    {"id": 0, "size": [512, 384], "pixels": "9f86…", "objects": [
+        {"class": "bench", "score": 0.97, "box": [10, 20, 300, 380],
+         "mask": {"size": [384, 512], "counts": […]}}]}
+
+`id` is the image's position in its set, from 0. `size` is width and height in pixels. `pixels`, optional, is
+the SHA-256 of the H×W×3 RGB bytes. `class` is one of GenEval's 80 names. `box` is left, top, right, bottom in
+pixels, right and bottom one past the last pixel. `mask`, optional, is COCO's uncompressed run-length form:
+`size` is height and width, `counts` run down the columns, beginning with zeros. All detections belong in the
+file, whatever their score: thresholds are the rules' business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench.config import digest_of
+from alignbench.errors import UserError, suggest
+from alignbench.evaluators.geneval_rules import Detection
+from alignbench.evaluators.mask2former import CLASS_NAMES
+
+if TYPE_CHECKING:
+    from alignbench.assets import AssetFile
+    from alignbench.registry.schema import Scalar
+
+VERSION = 1
+ASSET = "geneval-detections"
+
+
+@dataclass(frozen=True)
+class SavedImage:
+    """One line of the file."""
+
+    size: tuple[int, int]
+    """Width, height."""
+    pixels: str
+    """SHA-256 of the RGB bytes; empty: not checked."""
+    detections: list[Detection]
+
+
+class SavedDetector:
+    """Looks detections up by image id; an `evaluators.geneval_detector.Detector`.
+
+    Args:
+        images: {id: what was found}.
+        title: how messages name the file.
+        identity: digest of the file.
+    """
+
+    class_names = CLASS_NAMES
+    batch = 64
+
+    def __init__(self, images: Mapping[int, SavedImage], *, title: str, identity: str) -> None:
+        self.identity = digest_of({"detector": "saved", "version": VERSION, "file": identity})
+        self._images = images
+        self._title = title
+
+    def detect(self, images: Tensor, ids: Sequence[int]) -> list[list[Detection]]:
+        """Return what the file says.
+
+        Raises:
+            UserError: an image that is not in the file, or is another one.
+        """
+        return [self._look_up(pixels, number) for pixels, number in zip(images, ids, strict=True)]
+
+    def _look_up(self, pixels: Tensor, number: int) -> list[Detection]:
+        if number not in self._images:
+            raise UserError(f"{self._title}: no line with id {number}")
+        saved = self._images[number]
+        size = (pixels.shape[2], pixels.shape[1])
+        if saved.size != size:
+            raise UserError(
+                f"{self._title}: id {number} is {'×'.join(map(str, saved.size))}, "
+                f"the image {'×'.join(map(str, size))}"
+            )
+        if saved.pixels:
+            own = hashlib.sha256(pixels.permute(1, 2, 0).contiguous().numpy().tobytes()).hexdigest()
+            if own != saved.pixels:
+                raise UserError(
+                    f"{self._title}: id {number} was detected in another image",
+                    fix="number the lines in the order of the images",
+                )
+        return saved.detections
+
+
+def build(
+    *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
+) -> SavedDetector:
+    """Read the file; options and device have no part in it.
+
+    Raises:
+        UserError: naming the line that cannot be understood.
+    """
+    file = assets[ASSET]
+    return SavedDetector(read_detections(file.path), title=file.path.name, identity=file.sha256)
+
+
+def read_detections(path: Path) -> dict[int, SavedImage]:
+    """Read a file of detections.
+
+    Raises:
+        UserError: naming the line that cannot be understood.
+    """
+    found: dict[int, SavedImage] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from error
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            key = _whole(line["id"])
+            if key in found:
+                raise ValueError(f"id {key} stands there twice")
+            found[key] = _image(line)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{path}, line {number}: {what}", fix="see docs/evaluators/geneval.md") from error
+    return found
+
+
+def _image(line: Mapping[str, Any]) -> SavedImage:
+    width, height = (_whole(side) for side in line["size"])
+    detections = [_detection(item, (height, width)) for item in line["objects"]]
+    return SavedImage((width, height), str(line.get("pixels", "")), detections)
+
+
+def _detection(item: Mapping[str, Any], shape: tuple[int, int]) -> Detection:
+    unknown = set(item) - {"class", "score", "box", "mask"}
+    if unknown:
+        raise ValueError(f"unknown key {min(unknown)!r}")
+    name = item["class"]
+    if name not in CLASS_NAMES:
+        raise ValueError(f"unknown class {name!r}.{suggest(str(name), CLASS_NAMES)}")
+    left, top, right, bottom = (float(value) for value in item["box"])
+    if not (right - left >= 1 and bottom - top >= 1):
+        raise ValueError(f"box {item['box']} is not left, top, right, bottom of at least one pixel")
+    score = float(item["score"])
+    if not 0 <= score <= 1:
+        raise ValueError(f"score {score} is not in [0, 1]")
+    mask = decode_mask(item["mask"], shape) if item.get("mask") is not None else None
+    return Detection(CLASS_NAMES.index(name), score, (left, top, right, bottom), mask)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def decode_mask(mask: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    """Decode COCO's uncompressed run lengths.
+
+    Args:
+        mask: `size` [height, width] and `counts`, lengths of runs of zeros and ones in turn, down columns.
+        shape: (height, width) it must have.
+
+    Returns:
+        [height, width] bool.
+
+    Raises:
+        ValueError: another size, compressed counts, or runs that do not fill the image.
+    """
+    if tuple(mask["size"]) != shape:
+        raise ValueError(f"mask size {mask['size']} is not the image's height and width {list(shape)}")
+    counts = mask["counts"]
+    if isinstance(counts, str):
+        raise ValueError("compressed counts are not read; give a list of run lengths")
+    runs = np.array(counts, dtype=np.int64)
+    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != shape[0] * shape[1]:
+        raise ValueError(f"the mask's counts do not add up to {shape[0] * shape[1]} pixels")
+    values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return values.reshape(shape[1], shape[0]).T

@@ -1,0 +1,156 @@
+"""`alignbench evaluate`: models, given images, reconstructions and finished runs, interrupted and repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alignbench import measuring
+from alignbench.cli.main import main
+from alignbench.evaluators.distribution import DigitsDistribution
+
+SMALL = ["--set", "protocol.samples=600", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1"]
+
+
+def alignbench(*arguments: object) -> int:
+    """Run the command line in this process; return the exit status."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def record(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return loaded
+
+
+def samples_digest(folder: Path) -> str:
+    (score,) = (folder / "metrics").glob("*.json")
+    return str(json.loads(score.read_text())["samples_digest"])
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base run of the embedded model with its images in both forms."""
+    folder = tmp_path_factory.mktemp("evaluated") / "base"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNBENCH_CACHE", str(folder.parent / "cache"))
+        arguments = ["evaluate", "--model", "llamagen-tiny", *SMALL, "--write-npz", "--write-png"]
+        assert alignbench(*arguments, "--out", folder) == 0
+    return folder
+
+
+def test_written_images_score_the_same_as_given_ones(evaluated: Path, tmp_path: Path) -> None:
+    """The ADM file, the PNG folder and the model itself are one image set."""
+    (result,) = record(evaluated)["results"]
+    npz = evaluated / "images" / "base" / "t1-seed-0.npz"
+    with np.load(npz) as file:
+        assert file["arr_0"].shape == (600, 8, 8, 3) and file["arr_0"].dtype == np.uint8
+    digests = []
+    for number, place in enumerate((npz, npz.with_suffix(""))):
+        out = tmp_path / str(number)
+        samples = ["evaluate", "--samples", place, "--protocol", "digits8", "--name", "Copy 1"]
+        assert alignbench(*samples, "--set", "protocol.samples=600", "--out", out) == 0
+        found = record(out)
+        assert found["kind"] == "samples" and found["model"]["title"] == "Copy 1"
+        (given,) = found["results"]
+        assert given["protocol"] == result["protocol"] and given["reference"] == result["reference"]
+        expected = dict(result["metrics"])
+        if place.is_dir():  # class accuracy needs labels, which a flat folder does not carry
+            del expected["class-accuracy"]
+        assert {name: pytest.approx(values) for name, values in given["metrics"].items()} == expected
+        digests.append(samples_digest(out))
+    assert {*digests} == {samples_digest(evaluated)}
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[int] = []
+    stop = [True]
+    whole = DigitsDistribution.measure
+
+    def counting(self: DigitsDistribution, batch: Any) -> Any:
+        if stop[0] and len(batch) == 88:  # the last of three shards
+            raise KeyboardInterrupt
+        measured.append(batch.ids[0])
+        return whole(self, batch)
+
+    monkeypatch.setattr(DigitsDistribution, "measure", counting)
+    npz = evaluated / "images" / "base" / "t1-seed-0.npz"
+    arguments = ["evaluate", "--samples", npz, "--protocol", "digits8", "--set", "protocol.samples=600"]
+    folder = tmp_path / "half"
+    assert alignbench(*arguments, "--out", folder) == 3
+    assert "run the same command again" in capsys.readouterr().err
+    assert measured[-2:] == [0, 256] and not (folder / "run.json").exists()
+    stop[0] = False
+    measured.clear()
+    assert alignbench(*arguments, "--out", folder) == 0
+    assert measured == [512]
+    assert alignbench(*arguments, "--out", tmp_path / "straight") == 0
+    results = [record(tmp_path / name)["results"][0] for name in ("half", "straight")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    measured.clear()
+    assert alignbench(*arguments, "--out", folder) == 0  # complete: nothing to do
+    assert not measured
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "nothing given to evaluate → name one of"),
+        (["--model", "llamagen-tiny", "--samples", "x"], "--model and --samples given"),
+        (["--samples", "/nowhere", "--protocol", "digits8"], "/nowhere does not exist"),
+        (["--samples", "IMAGES"], "--samples needs --protocol"),
+        (["--samples", "IMAGES", "--protocol", "digits9"], "no protocol named 'digits9'. Did you mean digits8"),
+        (["--samples", "IMAGES", "--protocol", "digits8"], "--set protocol.samples=3"),
+        (["--samples", "IMAGES", "--protocol", "digits8", "--set", "protocol.samples=3"], "needs at least 10"),
+        (["--samples", "IMAGES", "--protocol", "digits8", "--set", "train.lr=1"], "train.lr changes nothing"),
+        (["--samples", "IMAGES", "--protocol", "digits8", "--set", "protocol.seeds=1"], "are given"),
+        (["--samples", "IMAGES", "--protocol", "digits8-reconstruction"], "need a tokenizer"),
+        (["--samples", "IMAGES", "--protocol", "imagenet256-adm"], "8×8"),
+        (["--model", "llamagen-tiny", "--name", "x"], "--name names images that are given"),
+        (["--model", "llamagen-tiny", "--set", "assets.inception-2015-12-05=x"], "does not read it"),
+        (["--run", "/nowhere", "--reconstruction"], "--out changes nothing here"),
+        (["--model", "llamagen-tiny", "--protocol", "geneval"], "is for text-conditioned models"),
+    ],
+)
+def test_mistakes_get_one_line(
+    arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(images / f"{number}.png")
+    named = [str(images) if word == "IMAGES" else word for word in arguments]
+    assert alignbench("evaluate", *named, "--out", tmp_path / "out") == 2
+    complaint = capsys.readouterr().err
+    assert line in complaint and "Traceback" not in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_run_is_scored_under_another_protocol(evaluated: Path, tmp_path: Path) -> None:
+    assert alignbench("evaluate", "--run", evaluated, "--reconstruction") == 0
+    first = record(evaluated)
+    names = [(result["protocol"]["name"], result["evaluator"]) for result in first["results"]]
+    assert ("digits8", "distribution-digits") in names
+    assert ("digits8-reconstruction", "reconstruction-pixels") in names
+    assert alignbench("evaluate", "--run", evaluated, "--reconstruction") == 0
+    assert record(evaluated) == first  # known already
+    alone = tmp_path / "alone"
+    assert alignbench("evaluate", "--model", "llamagen-tiny", "--reconstruction", "--out", alone) == 0
+    ours = [r["metrics"] for r in first["results"] if r["protocol"]["name"] == "digits8-reconstruction"]
+    assert [r["metrics"] for r in record(alone)["results"]] == ours
+
+
+def test_rows_of_column_metrics_stay_and_others_go(evaluated: Path) -> None:
+    (kept,) = (evaluated / "rows").rglob("distribution-digits/shard-00000.npz")
+    with np.load(kept) as file:
+        assert set(file.files) == {"correct", measuring.META}
