@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from alignbench.measuring import META, PROMPT
 from alignbench.record import Result
 
-META = "_meta"
-PROMPT = "prompt"
 TOLERANCE = 1e-5
 """Relative; networks compute in float32 and a metric may be summed in another order."""
 

@@ -41,7 +41,7 @@ class Estimate:
     train_gib: float
     """Device memory while training."""
     disk_gib: float
-    """Checkpoints, export and tokens in the run folder."""
+    """Checkpoints, export and what evaluators remember, in the run folder."""
     parts: dict[str, float]
     """GiB of weights, gradients and optimiser, activations, logits, decoder."""
 
@@ -159,7 +159,7 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         weights=weights,
         world_size=world_size,
         sequences_per_image=sequences,
-        estimate=estimate(config, model, method),
+        estimate=estimate(config, model, method, _rows_gib(catalogue, protocol, court, method)),
         evaluates=evaluates,
         assets=court.assets if court else {},
         prompts=tuple(court.prompts) if court else (),
@@ -423,7 +423,19 @@ def _geometry_problems(config: RunConfig, world_size: int) -> list[Problem]:
     ]
 
 
-def estimate(config: RunConfig, model: ModelCard, method: MethodCard | None) -> Estimate:
+def _rows_gib(
+    catalogue: Catalogue, protocol: ProtocolCard, court: Court | None, method: MethodCard | None
+) -> float:
+    """What evaluators remember of all images until they are scored."""
+    if court is None or court.problems:
+        return 0.0
+    images = protocol.samples * len(protocol.seeds) * len(protocol.settings) * (2 if method else 1)
+    return images * sum(catalogue.evaluator(name).row_bytes for name in protocol.evaluators) / GIB
+
+
+def estimate(
+    config: RunConfig, model: ModelCard, method: MethodCard | None, rows_gib: float = 0.0
+) -> Estimate:
     """Estimate memory and disk from the architecture.
 
     Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments). A layer keeps about
@@ -449,7 +461,7 @@ def estimate(config: RunConfig, model: ModelCard, method: MethodCard | None) -> 
         "decoder": float(decode_batch * model.image_size**2 * tokenizer.base_channels * 4 * 6),
     }
     parts = {name: size / GIB for name, size in parts.items()}
-    disk = (trainable * 12.0 * 2 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB
+    disk = (trainable * 12.0 * 2 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB + rows_gib
     return Estimate(train_gib=sum(parts.values()), disk_gib=disk, parts=parts)
 
 

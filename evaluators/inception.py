@@ -179,9 +179,11 @@ class InceptionDistribution:
         found: FrechetBootstrap = frechet_bootstrap(
             pool, *target, replicates=options.bootstrap, seed=options.bootstrap_seed, device=self._device
         )
+        # With fewer images than features the bootstrap sees too little of the bias: no interval then.
+        covers = len(pool) >= pool.shape[1]
         return {
             "fid": (found.value, found.interval),
-            "fid-corrected": (found.corrected, found.corrected_interval),
+            "fid-corrected": (found.corrected, found.corrected_interval if covers else None),
             "fid-inf": (infinity, None),
         }
 

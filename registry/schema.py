@@ -86,6 +86,8 @@ class PolicyShape(_Table):
     condition_tokens: int = 1
     caption_dim: int | None = None
     """Width of the text features; only for text-conditioned models."""
+    text_vocab: int | None = None
+    """Size of the text vocabulary; only where the policy reads prompts by itself."""
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
     dropout: float = 0.1
@@ -443,6 +445,8 @@ class EvaluatorCard(Card):
     """The extra that brings them: `pip install 'alignbench[EXTRA]'`."""
     min_images: dict[str, int] = {}
     """{option: n}: with fewer than the option's value + n images nothing can be estimated."""
+    row_bytes: int = 0
+    """Disk space that one image's rows take until they are scored; the plan's estimate counts it."""
     metrics: dict[str, MetricFact]
     options: dict[str, Option] = {}
 

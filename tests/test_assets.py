@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from alignbench import asset_fetch, assets, digests, transfer
+from alignbench.cli import doctor, weights
 from alignbench.errors import RunFailed, UserError
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import AssetCard
@@ -383,3 +384,47 @@ def test_docs_list_no_other_asset() -> None:
     text = (Path(__file__).parents[1] / "docs" / "evaluators" / "assets.md").read_text("utf-8")
     listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
     assert listed == CATALOGUE.names("assets")
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def test_fetching_a_protocol_lists_all_it_reads(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    weights.fetch("drawbench", dry_run=True)
+    said = capsys.readouterr()
+    names = assets.assets_of(CATALOGUE, CATALOGUE.protocol("drawbench"))
+    assert [line.split("  ")[0] for line in said.out.splitlines()] == names
+    assert said.out.count("(would download)") == len(names)
+    for name in names:
+        assert f"{name}: licence {CATALOGUE.asset(name).licence}" in said.err
+    assert not cache.exists()
+
+
+def test_fetch_takes_models_evaluators_and_assets(capsys: pytest.CaptureFixture[str]) -> None:
+    weights.fetch("hpsv2.1", dry_run=True)  # an evaluator and its asset have this name
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["hpsv2.1"]
+    weights.fetch("clip-score-l14", dry_run=True)
+    assert capsys.readouterr().out.startswith("clip-vit-l-14-openai")
+    weights.fetch("llamagen-b", dry_run=True)
+    assert capsys.readouterr().out.startswith("policy")
+    weights.fetch("digits8")
+    assert "needs no files" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"named 'drawbnch'\. Did you mean drawbench"):
+        weights.fetch("drawbnch")
+
+
+def test_doctor_names_the_command_for_each_missing_file(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(cache / "assets" / "hpsv2.1" / "HPS_v2.1_compressed.pt", b"1")
+    facts = doctor.gather("vapi")["evaluators"]
+    assert facts["distribution-digits"] == {"runs": "yes", "missing": []}
+    assert facts["hpsv2.1"]["runs"] == "yes"
+    (missing,) = facts["clip-score-l14"]["missing"]
+    assert facts["clip-score-l14"]["runs"] == "no" and "ViT-L-14.pt is not in" in missing["what"]
+    assert missing["fix"].startswith("alignbench fetch clip-vit-l-14-openai")
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    absent = doctor.gather("vapi")["evaluators"]["hpsv2.1"]
+    assert absent["missing"] == [
+        {"what": "module open_clip is not installed", "fix": "pip install 'alignbench[rewards]'"}
+    ]

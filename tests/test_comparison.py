@@ -30,12 +30,18 @@ D = "sha256:" + "d" * 64
 Array = np.ndarray
 
 
-def result(subject: str, metrics: dict[str, list[float]], **changes: Any) -> dict[str, Any]:
+def result(subject: str, metrics: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A result of 8 images for each seed at one setting."""
-    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "cfg_scale": 1.0, "cfg_interval": -1}
+    sampling: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "cfg_scale": 1.0,
+        "cfg_interval": -1,
+    }
     name = "given" if subject == "samples" else "t1"
     if subject == "samples":
-        sampling = dict.fromkeys(sampling)  # type: ignore[arg-type]
+        sampling = dict.fromkeys(sampling)
     protocol = {"name": "toy", "version": 1, "digest": "sha256:" + "a" * 64, "title": "Toy", "rank_by": "fd"}
     return {
         "subject": subject,
@@ -197,7 +203,8 @@ def test_rows_that_cannot_be_used_are_not(tmp_path: Path, spoil: str) -> None:
     else:
         key = np.array(json.dumps({"key": "other" if spoil == "two keys" else "k"}))
         column = "value" if spoil == "two keys" else "beauty"
-        np.savez(last, **{"_meta": key, column: B_ROWS[0, 6:]})
+        rows: dict[str, Any] = {"_meta": key, column: B_ROWS[0, 6:]}
+        np.savez(last, **rows)
     found = only(a, b)
     assert reason in found.why
     assert (found.evidence, found.verdict[:10]) == ("not tested", "not tested")
@@ -318,13 +325,11 @@ def test_nothing_in_common(tmp_path: Path) -> None:
 
 
 def test_blanks_and_unknown_metrics_are_left_out_by_name(tmp_path: Path) -> None:
-    sides = [
-        open_side(
-            str(run(tmp_path / name, result("method", {"fd": [1.0], "score": values, "beauty": [2.0]})))
-        )
+    a, b = (
+        run(tmp_path / name, result("method", {"fd": [1.0], "score": values, "beauty": [2.0]}))
         for name, values in (("a", [0.5]), ("b", [None]))
-    ]
-    found = compare(*sides, FACTS)
+    )
+    found = compare(open_side(str(a)), open_side(str(b)), FACTS)
     assert [item.column.metric for item in found.metrics] == ["fd"]
     assert found.left_out == ("Score at T1 is blank on a side", "no evaluator card describes beauty")
 

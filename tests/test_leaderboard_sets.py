@@ -73,7 +73,14 @@ def given(name: str, fd: float, half: float | None, **changes: Any) -> RunRecord
     unknown = dict.fromkeys(["temperature", "top_k", "top_p", "cfg_scale", "cfg_interval"])
     result |= {"subject": "samples", "setting": {"name": "given", "title": "given images", **unknown}}
     info = {"name": name, "title": name.title(), "parameters": 0, "trainable_parameters": 0, "weights": {}}
-    parts = {"kind": "samples", "method": None, "train": None, "recipe": None, "data": None, "exports": {}}
+    parts: dict[str, Any] = {
+        "kind": "samples",
+        "method": None,
+        "train": None,
+        "recipe": None,
+        "data": None,
+        "exports": {},
+    }
     return RunRecord.model_validate(
         found | parts | {"id": f"samples-{name}", "model": info, "results": [result]}
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from alignbench.config import resolve
 from alignbench.errors import UserError
 from alignbench.plan import Plan, estimate, make_plan
 from alignbench.registry.catalogue import Catalogue
+
+ROOT = Path(__file__).parent.parent
 
 
 def plan_of(model: str, *assignments: str, dataset: str | None = None, evaluates: bool = True) -> Plan:
@@ -76,15 +80,42 @@ def test_changing_a_protocol_changes_its_digest() -> None:
         plan_of("llamagen-tiny", "protocol.seeds=a")
 
 
-def test_a_model_without_a_backbone_is_said_so() -> None:
-    with pytest.raises(UserError, match="dataset 'text-images' is not in this version"):
-        plan_of("janus-pro-1b")
-    catalogue = Catalogue.default()
-    config = resolve(
-        catalogue, method="vapi", model="janus-pro-1b", dataset="imagenet", protocol="imagenet256-adm"
+def test_a_model_without_a_backbone_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (ROOT / "registry" / "models" / "llamagen-tiny.toml").read_text()
+    (tmp_path / "models").mkdir()
+    text = re.sub(r"(?m)^target = .*$", "", card).replace('"llamagen"', '"someday"')
+    (tmp_path / "models" / "someday.toml").write_text(text)
+    monkeypatch.setenv("ALIGNBENCH_PATH", str(tmp_path))
+    assert "this version has no someday backbone" in {p.what for p in plan_of("someday").problems}
+
+
+def test_what_evaluators_need_is_listed_with_remedies(tmp_path: Path) -> None:
+    """Missing files, too few images, and a protocol for other models: all before anything is trained."""
+    texts = {p.where: (p.what, p.fix) for p in plan_of("llamagen-xxl").problems}
+    assert "alignbench fetch inception-2015-12-05" in texts["assets/inception-2015-12-05"][1]
+    assert "alignbench fetch imagenet256-adm-reference" in texts["assets/imagenet256-adm-reference"][1]
+    few = {p.where: (p.what, p.fix) for p in plan_of("llamagen-tiny", "protocol.samples=9").problems}
+    assert few["evaluator distribution-digits"] == (
+        "needs at least 10 images, 9 are planned",
+        "--set protocol.samples=10 or more",
     )
-    plan = make_plan(catalogue, config, evaluates=False)
-    assert "this version has no janus-pro backbone" in {problem.what for problem in plan.problems}
+    stray = plan_of("llamagen-tiny", f"assets.inception-2015-12-05={tmp_path}").problems
+    assert [p.what for p in stray] == ["protocol digits8 does not read it"]
+    config = resolve(Catalogue.default(), method="vapi", model="llamagen-tiny", protocol="drawbench")
+    others = {p.what for p in make_plan(Catalogue.default(), config).problems}
+    assert "is for text-conditioned models, llamagen-tiny is class-conditioned" in others
+
+
+def test_a_file_other_than_the_card_s_makes_another_protocol(tmp_path: Path) -> None:
+    """Numbers of another network or another reference never meet the official ones in one table."""
+    digests = []
+    for content in (b"one network", b"another network"):
+        path = tmp_path / f"{len(content)}.pth"
+        path.write_bytes(content)
+        plan = plan_of("llamagen-xxl", f"assets.inception-2015-12-05={path}")
+        digests.append(plan.protocol_digest)
+        assert plan.assets["inception-2015-12-05"].sha256 == hashlib.sha256(content).hexdigest()
+    assert len({*digests, plan_of("llamagen-xxl").protocol_digest}) == 3
 
 
 def test_weights_on_disk_are_accepted(tmp_path: Path) -> None:

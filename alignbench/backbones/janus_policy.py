@@ -49,7 +49,8 @@ class PromptCache:
 
     def keep(self, rows: int) -> None:
         """Forget all sequences but the first `rows`."""
-        for layer in self.states.layers:
+        layers: list[Any] = list(self.states.layers)
+        for layer in layers:
             layer.keys, layer.values = layer.keys[:rows], layer.values[:rows]
 
 
@@ -191,7 +192,7 @@ class JanusPolicy(nn.Module):
         if not (self.recompute and torch.is_grad_enabled()):
             yield
             return
-        layers = list(self.language_model.layers)
+        layers: list[Any] = list(self.language_model.layers)
         modes = [layer.training for layer in layers]
         for layer in layers:
             layer.gradient_checkpointing, layer.training = True, True

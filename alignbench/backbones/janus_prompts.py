@@ -75,7 +75,7 @@ class PromptTokens:
         return PromptTokens(ids, mask, self.texts + other.texts)
 
     def null(self, pad: int) -> PromptTokens:
-        """Replace all that stands between begin-of-sentence and begin-of-image by padding that is attended to.
+        """Replace all between begin-of-sentence and begin-of-image by padding that is attended to.
 
         Role markers go too; length and mask stay, as in the released program.
         """
@@ -144,7 +144,7 @@ class PromptTokenizer:
                 shutil.copyfile(source, folder / name)
 
     def _ids(self, text: str) -> list[int]:
-        # Without the tokenizer's own additions: not every release of its file puts begin-of-sentence in front.
+        # Without the tokenizer's own additions: not every release puts begin-of-sentence in front.
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -181,7 +181,8 @@ def read_prompt_tokenizer(folder: Path) -> PromptTokenizer:
     path = folder / FILE
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: prompts cannot be read", fix=f"copy the model's {FILE} beside its weights"
+            f"{path} does not exist: prompts cannot be read",
+            fix=f"copy the model's {FILE} beside its weights",
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))

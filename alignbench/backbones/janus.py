@@ -1,0 +1,228 @@
+"""Janus-Pro's image generator (arXiv:2501.17811) as an `api.Backbone`, over the networks of transformers.
+
+See `janus_policy` for the logits, `janus_tokenizer` for codes and pixels, `janus_prompts` for the text side.
+transformers is imported when a model is built, not before: it is an optional dependency.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from alignbench.api import Condition, Rollout, Sampling
+from alignbench.backbones.containers import load_strict
+from alignbench.backbones.generate import generate, sampled_logits
+from alignbench.backbones.janus_files import (
+    SHARD_SIZE,
+    config_of,
+    prompt_folder,
+    read_config,
+    read_parts,
+    write_hub_form,
+)
+from alignbench.backbones.janus_keys import Parts
+from alignbench.backbones.janus_policy import PARTS, Fidelity, JanusPolicy
+from alignbench.backbones.janus_prompts import (
+    PromptTokenizer,
+    PromptTokens,
+    read_prompt_tokenizer,
+    stand_in,
+)
+from alignbench.backbones.janus_tokenizer import JanusTokenizer
+from alignbench.errors import UserError
+from alignbench.randomness import torch_seed
+from alignbench.registry.schema import ModelCard
+
+DEFAULT_TRAINS = tuple(PARTS)
+
+
+class Janus:
+    """A policy over the codes of a frozen tokenizer, driven by prompts; implements `api.Backbone`.
+
+    Args:
+        config: the `JanusConfig` of both.
+        tokenizer: pixels to codes and back.
+        policy: the networks that generate images.
+        prompts: captions to token ids.
+        rest: tensors of the parts that only understanding needs, kept for `save`; may be empty.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: JanusTokenizer,
+        policy: JanusPolicy,
+        prompts: PromptTokenizer,
+        rest: Mapping[str, Tensor],
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.policy: nn.Module = policy
+        """A `JanusPolicy`, or a wrapper around one that the driver puts here."""
+        self.prompts = prompts
+        self._rest = dict(rest)
+        side = int(config.vq_config.num_patches)
+        self.grid = (side, side)
+        self.num_tokens = policy.num_tokens
+        self.image_size = side * tokenizer.downsample
+
+    def logits(self, condition: Condition, context: Tensor) -> Tensor:
+        """See `api.Backbone.logits`."""
+        out: Tensor = self.policy(condition, context)
+        return out
+
+    def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
+        """See `api.Backbone.generate`; conditional rows before unconditional ones, in one static cache."""
+        return generate(unwrap(self.policy), condition, uniforms, sampling)
+
+    def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
+        """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].
+
+        After guidance, temperature and filters; see `generate.sampled_logits`.
+        """
+        null = unwrap(self.policy).null(condition)
+        return sampled_logits(self.policy, condition, null, tokens, sampling)
+
+    def text_condition(self, texts: Sequence[str]) -> PromptTokens:
+        """See `api.Backbone.text_condition`; padding to the longest changes no row's logits."""
+        return self.prompts.encode(texts).to(next(self.policy.parameters()).device)
+
+    def recompute(self, enabled: bool) -> None:
+        """See `api.Backbone.recompute`."""
+        unwrap(self.policy).recompute = enabled
+
+    def reference(self) -> Janus:
+        """See `api.Backbone.reference`."""
+        twin = copy.deepcopy(unwrap(self.policy)).eval().requires_grad_(False)
+        return Janus(self.config, self.tokenizer, twin, self.prompts, self._rest)
+
+    def export(self) -> dict[str, dict[str, Tensor]]:
+        """Return {role: state dict} under transformers' key names: detached views, not copies."""
+        return {"policy": unwrap(self.policy).state_dict(), "tokenizer": self.tokenizer.state_dict()}
+
+    def save(self, folder: Path, *, shard_size: str = SHARD_SIZE) -> None:
+        """Write the whole model in the hub's form, prompt tokenizer included.
+
+        Raises:
+            UserError: the model was built without the parts that only understanding needs.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.export()
+        parts = Parts(state["policy"], state["tokenizer"], self._rest)
+        write_hub_form(folder, self.config, parts, shard_size=shard_size)
+        self.prompts.save(folder)
+
+
+def unwrap(module: nn.Module) -> JanusPolicy:
+    """Return the policy inside a wrapper that keeps it as `.module`."""
+    while not isinstance(module, JanusPolicy):
+        module = cast(nn.Module, module.module)
+    return module
+
+
+def build(
+    card: ModelCard,
+    files: Mapping[str, Path] | None,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fidelity: Fidelity = "exact",
+    trains: Sequence[str] = DEFAULT_TRAINS,
+) -> Janus:
+    """Build a model in eval mode with a frozen tokenizer.
+
+    Args:
+        card: the model.
+        files: {role: file}. The policy's may be the released `pytorch_model.bin` or its shards (keys
+            `policy`, `policy.2`, …), files or a folder in the hub's form, or a policy exported by a run. The
+            VQ tokenizer is taken from `tokenizer` if given, else from the policy's files; the text tokenizer
+            is `tokenizer.json` beside any of them. None: random weights and a text tokenizer of single bytes.
+        seed: of the random weights.
+        device: where to build; on "meta" no weights are drawn.
+        dtype: of the policy; the tokenizer stays float32, because rounding moves codes.
+        fidelity: alignment of `logits`, see `JanusPolicy.forward`.
+        trains: parts of the policy that train when its gradients are switched on, see `PARTS`.
+
+    Raises:
+        UserError: a file that is missing, cannot be read or does not fit; a part that does not exist.
+    """
+    prompts = stand_in() if files is None else read_prompt_tokenizer(prompt_folder(files))
+    config = config_of(card)
+    policy, tokenizer = _networks(config, prompts, device, dtype, fidelity, trains)
+    rest: Mapping[str, Tensor] = {}
+    if files is not None:
+        rest = _load(policy, tokenizer, files)
+    elif torch.device(device).type != "meta":
+        with torch_seed(torch.device(device), seed, "init/policy"):
+            policy.initialise()
+        with torch_seed(torch.device(device), seed, "init/tokenizer"):
+            tokenizer.initialise()
+    return Janus(config, tokenizer.eval().requires_grad_(False), policy.eval(), prompts, rest)
+
+
+def load(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fidelity: Fidelity = "exact",
+    trains: Sequence[str] = DEFAULT_TRAINS,
+) -> Janus:
+    """Read a model of any size from a folder in the hub's form, as `Janus.save` writes it.
+
+    Args:
+        folder: weights, `config.json` and `tokenizer.json`.
+        device: where to.
+        dtype: of the policy.
+        fidelity: as for `build`.
+        trains: as for `build`.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    prompts = read_prompt_tokenizer(folder)
+    config = read_config(folder)
+    policy, tokenizer = _networks(config, prompts, device, dtype, fidelity, trains)
+    rest = _load(policy, tokenizer, {"policy": folder})
+    return Janus(config, tokenizer.eval().requires_grad_(False), policy.eval(), prompts, rest)
+
+
+def _networks(
+    config: Any,
+    prompts: PromptTokenizer,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    fidelity: Fidelity,
+    trains: Sequence[str],
+) -> tuple[JanusPolicy, JanusTokenizer]:
+    """Return empty networks on a device."""
+    from transformers.models.janus.modeling_janus import JanusVQVAE
+
+    vocabulary = config.text_config.vocab_size
+    if prompts.size > vocabulary:
+        raise UserError(
+            f"the text tokenizer has {prompts.size} ids, the model knows {vocabulary}",
+            fix="use the tokenizer.json that belongs to these weights",
+        )
+    with torch.device("meta"):
+        policy = JanusPolicy(config, pad=prompts.pad, fidelity=fidelity, trains=trains).to(dtype)
+        tokenizer = JanusTokenizer(JanusVQVAE(config.vq_config)).float()
+    return policy.to_empty(device=device), tokenizer.to_empty(device=device)
+
+
+def _load(policy: JanusPolicy, tokenizer: JanusTokenizer, files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """Fill the networks; returns the tensors that only understanding needs, as they are on disk."""
+    if "policy" not in files:
+        raise UserError("no weights file for policy", fix="--set model.policy=PATH")
+    parts = read_parts(path for role, path in files.items() if role.partition(".")[0] == "policy")
+    own = [path for role, path in files.items() if role.partition(".")[0] == "tokenizer"]
+    codes = read_parts(own).tokenizer if own else parts.tokenizer
+    load_strict(policy, parts.policy, name=str(files["policy"]))
+    load_strict(tokenizer, codes, name=str(own[0] if own else files["policy"]))
+    return parts.rest
