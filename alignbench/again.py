@@ -61,7 +61,10 @@ def evaluate_again(
         results = _results(plan, catalogue, record, run, workers, progress)
         record = record.model_copy(update={"results": [*record.results, *results]})
         if results:  # only the first process has them
-            write_atomic(run / "report.md", report.report_markdown(record, catalogue.metric_facts()))
+            write_atomic(
+                run / "report.md",
+                report.report_markdown(record, catalogue.metric_facts(), assets=catalogue.asset_cards()),
+            )
             write(record, run)
     return record
 
@@ -99,7 +102,9 @@ def _results(
     weights = {} if plan.random_weights else _weights(plan)
     if weights != record.model.weights:
         raise UserError(f"the weights {run} started from changed since", fix="put them back as they were")
-    exports = {path.stem: f"sha256:{hub.file_sha256(path)}" for path in (run / "export").glob("*.safetensors")}
+    exports = {
+        path.stem: f"sha256:{hub.file_sha256(path)}" for path in (run / "export").glob("*.safetensors")
+    }
     if exports != record.exports:
         raise UserError(f"{run / 'export'} is not what its record says", fix="put it back as it was")
     found: list[Result] = []

@@ -96,11 +96,9 @@ def locate(name: str, card: AssetCard, override: str = "") -> AssetStatus:
         return _given(name, card, Path(override).expanduser())
     expected = _home(name, card)
     for path in (expected, *_elsewhere(card)):
-        if (card.file == FOLDER and not _missing_files(card, path)) or (
-            card.file != FOLDER and path.is_file()
-        ):
+        if not _missing_files(card, path) if card.file == FOLDER else path.is_file():
             return _found(name, card, path, expected)
-    reason = f"{expected.name if card.file != FOLDER else 'the folder'} is not in {expected.parent}"
+    reason = f"{expected.name} is not in {expected.parent}"
     if card.file == FOLDER:
         reason = f"{expected} lacks {' and '.join(_missing_files(card, expected))}"
     return AssetStatus(
@@ -180,15 +178,21 @@ def _found(name: str, card: AssetCard, path: Path, expected: Path) -> AssetStatu
     size = path.stat().st_size
     sound = card.file == FOLDER or (size > 0 and size == (card.size or size))
     wanted = f"have {card.size}" if card.size else "not be empty"
-    again = f"delete it, then: alignbench fetch {name}" if card.url or card.repo else "replace it"
     return AssetStatus(
         name=name,
         ok=sound,
         path=path,
         expected=expected,
         reason=f"found: {path}" if sound else f"{path} has {size} bytes and should {wanted}",
-        fix="" if sound else again,
+        fix="" if sound else _again(name, card),
     )
+
+
+def _again(name: str, card: AssetCard) -> str:
+    """How to replace a wrong file."""
+    if card.shipped:
+        return "reinstall alignbench"
+    return f"delete it, then: alignbench fetch {name}" if card.url or card.repo else "replace it"
 
 
 def _fix(name: str, card: AssetCard, expected: Path) -> str:
@@ -217,7 +221,7 @@ def verify(name: str, card: AssetCard, status: AssetStatus) -> AssetFile:
         own = f"--set assets.{name}={shlex.quote(str(status.path))}"
         raise UserError(
             f"asset {name!r}: {status.path} has SHA-256 {digest}, its card says {card.sha256}",
-            fix=f"delete it, then: alignbench fetch {name}; or {own} to use it all the same, in rows apart",
+            fix=f"{_again(name, card)}; or {own} to use it all the same, in rows apart",
         )
     return AssetFile(name, status.path, digest)
 

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from alignbench.record import Result, RunRecord
 from alignbench.tables import short
 
+UNCOUNTED = {"protocol.seeds", "protocol.settings"}
+"""Options that do not change a protocol's digest: each row carries its seeds and its setting."""
+
 
 def evaluator_name(result: Result) -> str:
     """Name of a result's evaluator, without its version."""
@@ -76,12 +79,12 @@ def _differing_values(a: RunRecord, b: RunRecord) -> list[str]:
     return [
         f"{key} {_text(x.get(key))} against {_text(y.get(key))}"
         for key in sorted({*x, *y})
-        if key.startswith("protocol.") and x.get(key) != y.get(key)
+        if key.startswith("protocol.") and key not in UNCOUNTED and x.get(key) != y.get(key)
     ]
 
 
 def _text(value: object) -> str:
-    return "unset" if value in (None, "") else str(value)
+    return str(value) if value else "as on the card"
 
 
 def _digests(x: str | None, y: str | None) -> str:

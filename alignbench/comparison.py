@@ -109,12 +109,12 @@ def open_side(text: str) -> Side:
             fix=f"one of {', '.join(get_args(Subject))}",
         )
     record = read(Path(place))
+    if record.status != "complete":
+        raise UserError(f"{place}: the run is {record.status}", fix="finish it: repeat its command")
     path = Path(place)
     folder = path if path.is_dir() else path.parent if path.name == FILE_NAME else None
     found = {result.subject for result in record.results}
-    subject = cast(
-        Subject, name or ("base" if record.kind == "method" and found == {"base"} else record.kind)
-    )
+    subject = cast(Subject, name or record.kind)
     if subject not in found:
         have = f"it has {', '.join(sorted(found))}" if found else "it was not evaluated"
         raise UserError(f"{place} has no result of {subject!r}: {have}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignbench import __version__
+from alignbench import __version__, measuring
 from alignbench.api import Evaluator, ImageSet, Reference
 from alignbench.assets import AssetFile
 from alignbench.config import digest_of
@@ -77,6 +77,7 @@ def _store(folder: Path, name: str, evaluator: Evaluator, images: ImageSet, devi
     """Rows depend on the images, the evaluator and what computes them."""
     key = digest_of(
         {
+            "form": measuring.FORM,
             "images": images.identity,
             "evaluator": evaluator.identity,
             "alignbench": __version__,

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignbench import environment, folder, hub, report, results
-from alignbench.config import PROTOCOL_OPTIONS, asset_options, complete_key, digest_of, parse_assignments, parse_value
+from alignbench.config import (
+    PROTOCOL_OPTIONS,
+    asset_options,
+    complete_key,
+    digest_of,
+    parse_assignments,
+    parse_value,
+)
 from alignbench.errors import EXIT_PARTIAL, UserError
 from alignbench.files import write_atomic
 from alignbench.plan import Court, Problem, make_court, resolve_protocol
@@ -241,7 +248,9 @@ def _score(
         config=plan.as_dict()["config"],
     )
     if parallel.is_main:
-        text = report.report_markdown(record, catalogue.metric_facts(), samples=None)
+        text = report.report_markdown(
+            record, catalogue.metric_facts(), assets=catalogue.asset_cards(), samples=None
+        )
         write_atomic(out / "report.md", text)
         write(record, out)
     return record

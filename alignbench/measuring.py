@@ -26,6 +26,8 @@ from alignbench.errors import RunFailed
 from alignbench.files import write_atomic
 from alignbench.progress import Stage
 
+FORM = 2
+"""Of the files; counts up when rows of an older alignbench can no longer be read."""
 META = "_meta"
 """Array in each file with JSON text: key, seconds."""
 PIXELS = "_pixels"
@@ -103,9 +105,7 @@ class RowStore:
             return
         for number in range(shards):
             with np.load(self.path(number)) as file:
-                kept: dict[str, Any] = {
-                    name: file[name] for name in (*columns, PROMPT) if name in file.files
-                }
+                kept: dict[str, Any] = {name: file[name] for name in (*columns, PROMPT) if name in file.files}
                 meta = json.loads(str(file[META]))
             # Another key: what is left is not enough to score again.
             kept[META] = np.array(json.dumps({**meta, "key": f"reduced from {self.key}"}))

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignbench import assets, hub, launch, plugins
+from alignbench import assets as files
+from alignbench import hub, launch, plugins
 from alignbench.api import Prompt
 from alignbench.config import RunConfig, digest_of, protocol_content, protocol_digest
 from alignbench.errors import UserError, suggest
@@ -63,11 +64,11 @@ class Plan:
     estimate: Estimate
     evaluates: bool = True
     """False with `--no-eval`."""
-    assets: dict[str, assets.AssetFile] = field(default_factory=dict)
+    assets: dict[str, files.AssetFile] = field(default_factory=dict)
     """Files that the protocol's evaluators read, by asset name; those that were found."""
     prompts: tuple[Prompt, ...] = ()
     """What a text protocol generates from."""
-    text: assets.AssetFile | None = None
+    text: files.AssetFile | None = None
     """Files of the model's text encoder, where they are an asset."""
     problems: list[Problem] = field(default_factory=list)
     plugins: tuple[plugins.Code, ...] = ()
@@ -207,7 +208,7 @@ class Court:
     """Identity of the protocol; files other than those on the cards count."""
     protocol: ProtocolCard
     """As given, but for the number of images where the user's own prompts decide it."""
-    assets: dict[str, assets.AssetFile]
+    assets: dict[str, files.AssetFile]
     prompts: list[Prompt]
     problems: list[Problem]
 
@@ -226,16 +227,16 @@ def make_court(catalogue: Catalogue, name: str, protocol: ProtocolCard, paths: M
         return Court(protocol_digest(protocol), protocol, {}, [], problems)
     problems = [*_package_problems(catalogue, protocol), *_size_problems(catalogue, protocol)]
     found, unofficial = {}, {}
-    wanted = assets.assets_of(catalogue, protocol)
+    wanted = files.assets_of(catalogue, protocol)
     for asset in wanted:
         card = catalogue.asset(asset)
-        status = assets.locate(asset, card, str(paths.get(asset, "")))
+        status = files.locate(asset, card, str(paths.get(asset, "")))
         try:
-            found[asset] = assets.verify(asset, card, status)
+            found[asset] = files.verify(asset, card, status)
         except UserError as error:
             problems.append(Problem(f"assets/{asset}", error.what, error.fix))
             continue
-        if not assets.is_official(card, found[asset]):
+        if not files.is_official(card, found[asset]):
             unofficial[asset] = found[asset].sha256
     unread = [asset for asset, path in paths.items() if path and asset not in wanted]
     problems += [
@@ -342,7 +343,7 @@ def _reward_problems(catalogue: Catalogue, config: RunConfig, method: MethodCard
 
 def find_text_encoder(
     catalogue: Catalogue, config: RunConfig, model: ModelCard
-) -> tuple[assets.AssetFile | None, list[Problem]]:
+) -> tuple[files.AssetFile | None, list[Problem]]:
     """Find the files of a model's text encoder where they are an asset, and say what is lacking.
 
     With random weights the text features are random too and need no files.
@@ -358,18 +359,18 @@ def find_text_encoder(
     if not spec.asset:
         return None, problems
     card = catalogue.asset(spec.asset)
-    status = assets.locate(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
+    status = files.locate(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
     try:
-        return assets.verify(spec.asset, card, status), problems
+        return files.verify(spec.asset, card, status), problems
     except UserError as error:
         return None, [*problems, Problem(f"assets/{spec.asset}", error.what, error.fix)]
 
 
 def _weight_problems(name: str, model: ModelCard, weights: dict[str, hub.FileStatus]) -> list[Problem]:
     own_text = model.text is not None and not model.text.asset
-    if "text" in weights and not own_text:
+    if "text" in weights and not own_text and "text" not in model.roles:
         return [Problem("model.text", f"{name} has no text encoder of its own", "leave it out")]
-    roles = ["policy", "tokenizer", *(["text"] if own_text else [])]
+    roles = [*model.roles, *(["text"] if own_text else [])]
     unnamed = [
         Problem(f"weights/{role}", f"the card of {name} names no file", f"--set model.{role}=PATH")
         for role in roles
@@ -460,6 +461,8 @@ def estimate(
         "logits": float(rows * shape.tokens * shape.vocab_size * 12),
         "decoder": float(decode_batch * model.image_size**2 * tokenizer.base_channels * 4 * 6),
     }
+    if model.text and model.text.parameters:
+        parts["text encoder"] = model.text.parameters * 2.0
     parts = {name: size / GIB for name, size in parts.items()}
     disk = (trainable * 12.0 * 2 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB + rows_gib
     return Estimate(train_gib=sum(parts.values()), disk_gib=disk, parts=parts)

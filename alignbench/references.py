@@ -19,7 +19,7 @@ from alignbench import __version__, randomness
 from alignbench.api import ImageBatch
 from alignbench.data import ProgressCallback
 from alignbench.data.npz import Archive, Stream, write_archive
-from alignbench.data.samples import SampleImages, check_pixels, npz_identity, pixels_of
+from alignbench.data.samples import SampleImages, open_archive
 from alignbench.errors import UserError
 from alignbench.metrics.moments import Moments
 from alignbench.nets.inception import POOL, SPATIAL, Inception
@@ -73,7 +73,7 @@ def open_reference(
         )
     _check_origin(archive, image_size, networks or {})
     statistics = _read_statistics(archive)
-    images = _open_images(archive, image_size) if "arr_0" in names else None
+    images = open_archive(archive, image_size=image_size) if "arr_0" in names else None
     if images is not None and len(images) <= neighbours:
         raise UserError(
             f"{path}: {len(images)} images are too few for precision and recall with {neighbours} neighbours",
@@ -136,16 +136,6 @@ def _moment(archive: Archive, name: str) -> np.ndarray:
         if float(np.diagonal(values).min()) < 0:
             raise UserError(f"{archive.path}: {name} has negative variances")
     return values
-
-
-def _open_images(archive: Archive, image_size: int) -> SampleImages:
-    rows = check_pixels(archive, image_size=image_size)
-    return SampleImages(
-        title=str(archive.path),
-        identity=npz_identity(archive.path),
-        count=len(rows),
-        read=lambda ids: pixels_of(rows, ids),
-    )
 
 
 # --- writing --------------------------------------------------------------------------------------

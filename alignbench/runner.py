@@ -119,7 +119,10 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
     record = facts.build("complete", job)
     if parallel.is_main:
         # The report comes first: where the record says complete, nothing is missing.
-        write_atomic(job.out / "report.md", report.report_markdown(record, job.catalogue.metric_facts()))
+        write_atomic(
+            job.out / "report.md",
+            report.report_markdown(record, job.catalogue.metric_facts(), assets=job.catalogue.asset_cards()),
+        )
         write(record, job.out)
     return record
 

@@ -80,7 +80,9 @@ class Sampler:
         for start in range(0, len(padded), batch):
             rows = slice(start, start + batch)
             drawn = self.backbone.generate(
-                self._condition(labels[rows]), torch.from_numpy(uniforms[rows]).to(self.device), sampling_of(setting)
+                self._condition(labels[rows]),
+                torch.from_numpy(uniforms[rows]).to(self.device),
+                sampling_of(setting),
             )
             check_probabilities(drawn)
             tokens.append(drawn.tokens.cpu().numpy().astype(np.int32))

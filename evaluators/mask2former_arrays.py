@@ -1,7 +1,7 @@
 """The arithmetic around Mask2Former as mmdetection 2 does it: image in, detections out.
 
 Images: resized with OpenCV's bilinear filter for bytes so that the shorter side is 800 and the longer at most
-1333, normalised, padded to multiples of 32 (`configs/mask2former`, test pipeline). Detections: mmdet's
+1333, padded with 128 to multiples of 32, normalised (`configs/mask2former`, test pipeline). Detections: mmdet's
 `MaskFormerFusionHead.instance_postprocess`. transformers' own processing of both differs: it would resize to
 384 and threshold masks on a small grid.
 """
@@ -16,6 +16,8 @@ from alignbench.evaluators.geneval_rules import Detection
 
 SHORT_SIDE, LONG_SIDE = 800, 1333
 DIVISOR = 32
+PAD = 128
+"""Level of the padding, all channels alike; before normalising, so it does not become 0."""
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 """Of RGB bytes, over ImageNet."""
@@ -87,13 +89,13 @@ def prepare(images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         images: [n, 3, H, W] uint8 RGB.
 
     Returns:
-        [n, 3, h, w] float32, sides multiples of 32, zero where padded; and (height, width) of the picture.
+        [n, 3, h, w] float32, sides multiples of 32; and (height, width) of the picture in its corner.
     """
     size = detector_size(*images.shape[-2:])
-    resized = resize_bytes(images, size).float()
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
     below, beside = (-side % DIVISOR for side in size)
-    return F.pad((resized - mean) / std, (0, beside, 0, below)), size
+    padded = F.pad(resize_bytes(images, size), (0, beside, 0, below), value=PAD).float()
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
+    return (padded - mean) / std, size
 
 
 # --- detections out -------------------------------------------------------------------------------

@@ -254,6 +254,9 @@ class Catalogue:
     def published_cards(self) -> dict[str, PublishedCard]:
         return {name: self.published(name) for name in self.names("published")}
 
+    def asset_cards(self) -> dict[str, AssetCard]:
+        return {name: self.asset(name) for name in self.names("assets")}
+
     def metric_facts(self) -> dict[str, MetricFact]:
         """Return {metric: how it is shown} over all evaluator cards, in the order of the columns.
 

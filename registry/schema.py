@@ -141,6 +141,8 @@ class TextSpec(_Table):
     target: Target
     asset: str = ""
     """Asset card of its files; empty: the model's own file of role `text`."""
+    parameters: int = 0
+    """Of the network, for the estimate of memory, in bf16; 0: too small to count."""
     packages: list[str] = []
     """Modules it imports that a plain installation lacks."""
     extra: str = ""
@@ -161,6 +163,8 @@ class ModelCard(Card):
     text: TextSpec | None = None
     """None: class-conditional, or the policy reads text by itself."""
     files: list[WeightFile] = []
+    roles: list[Literal["policy", "tokenizer", "text"]] = ["policy", "tokenizer"]
+    """Files it cannot be built without; a tokenizer may lie in the policy's."""
     dataset: str
     """Dataset card the model is post-trained on by default."""
     protocol: str

@@ -28,7 +28,17 @@ FORBIDDEN = {
     "alignbench/backbones": ("methods", "evaluators", "driver", "runner", "cli", "rewards", "data"),
     "alignbench/rewards": ("methods", "evaluators", "driver", "runner", "cli", "backbones"),
     "alignbench/data": ("methods", "evaluators", "driver", "runner", "cli", "backbones", "rewards"),
-    "alignbench/metrics": ("methods", "evaluators", "driver", "runner", "cli", "backbones", "rewards", "nets", "data"),
+    "alignbench/metrics": (
+        "methods",
+        "evaluators",
+        "driver",
+        "runner",
+        "cli",
+        "backbones",
+        "rewards",
+        "nets",
+        "data",
+    ),
     "alignbench/nets": ("methods", "evaluators", "driver", "runner", "cli", "backbones", "rewards"),
     "registry": ("methods", "evaluators", "driver", "runner", "cli", "backbones", "rewards", "api"),
 }

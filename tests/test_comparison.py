@@ -312,8 +312,8 @@ def test_different_protocols_are_refused_by_field(
 def test_protocol_options_that_differ_are_named(tmp_path: Path) -> None:
     other = result("method", {"fd": [1.0]}, protocol={"digest": D})
     a = run(tmp_path / "a", result("method", {"fd": [1.0]}), values={"protocol.samples": 0})
-    b = run(tmp_path / "b", other, values={"protocol.samples": 500, "train.lr": 9})
-    with pytest.raises(UserError, match=r"but protocol\.samples 0 against 500 \(digest"):
+    b = run(tmp_path / "b", other, values={"protocol.samples": 500, "protocol.seeds": "0", "train.lr": 9})
+    with pytest.raises(UserError, match=r"but protocol\.samples as on the card against 500 \(digest"):
         only(a, b)
 
 

@@ -109,9 +109,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         (["--model", "llamagen-tiny", "--samples", "x"], "--model and --samples given"),
         (["--samples", "/nowhere", "--protocol", "digits8"], "/nowhere does not exist"),
         (["--samples", "IMAGES"], "--samples needs --protocol"),
-        (["--samples", "IMAGES", "--protocol", "digits9"], "no protocol named 'digits9'. Did you mean digits8"),
+        (
+            ["--samples", "IMAGES", "--protocol", "digits9"],
+            "no protocol named 'digits9'. Did you mean digits8",
+        ),
         (["--samples", "IMAGES", "--protocol", "digits8"], "--set protocol.samples=3"),
-        (["--samples", "IMAGES", "--protocol", "digits8", "--set", "protocol.samples=3"], "needs at least 10"),
+        (
+            ["--samples", "IMAGES", "--protocol", "digits8", "--set", "protocol.samples=3"],
+            "needs at least 10",
+        ),
         (["--samples", "IMAGES", "--protocol", "digits8", "--set", "train.lr=1"], "train.lr changes nothing"),
         (["--samples", "IMAGES", "--protocol", "digits8", "--set", "protocol.seeds=1"], "are given"),
         (["--samples", "IMAGES", "--protocol", "digits8-reconstruction"], "need a tokenizer"),

@@ -140,7 +140,7 @@ def test_ties_chain_through_the_middle() -> None:
 def test_the_page_says_what_the_error_is() -> None:
     text = markdown.pages(build([one_seed(2.30, 0.10)], FACTS))["digits-8-v1.md"]
     assert "**2.300 ± 0.100‡**" in text and "| 1 image set |" in text
-    assert "sampling error of one set of images" in text and "not training luck" in text
+    assert "sampling error of one set of images" in text and "it is not training luck" in text
     assert "Student" not in text, "nothing here is a mean over seeds"
     assert "a single value without ‡" in text
 

@@ -115,7 +115,9 @@ def test_rows_of_something_else_or_damaged_ones_are_made_again(tmp_path: Path, d
     path = rows.path(1)
     if damage == "other key":
         content = RowStore(tmp_path / "other", "another")
-        content.write(1, {"level": np.zeros(4)}, pixels=np.zeros((4, 32), np.uint8), load_seconds=0, seconds=0)
+        content.write(
+            1, {"level": np.zeros(4)}, pixels=np.zeros((4, 32), np.uint8), load_seconds=0, seconds=0
+        )
         path.write_bytes(content.path(1).read_bytes())
     elif damage == "torn":
         path.write_bytes(path.read_bytes()[:100])

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from alignbench.api import ImageBatch, Prompt
-from alignbench.data import npz, samples
+from alignbench.data import npz
+from alignbench.data import pictures as picture_files
 from alignbench.data.samples import open_samples
 from alignbench.data.writers import PngWriter, write_npz, write_png
 from alignbench.errors import UserError
@@ -451,4 +452,4 @@ def test_memory_of_waiting_images_is_bounded(tmp_path: Path, monkeypatch: pytest
 
 def test_natural_order_is_total() -> None:
     names = ["a", "a1", "a01", "1", "01", "10", "2", "", "a1b2", "a1b10", "é", "٣"]
-    assert sorted(names, key=samples.natural) == sorted(reversed(names), key=samples.natural)
+    assert sorted(names, key=picture_files.natural) == sorted(reversed(names), key=picture_files.natural)

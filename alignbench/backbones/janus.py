@@ -20,13 +20,15 @@ from alignbench.backbones.generate import generate, sampled_logits
 from alignbench.backbones.janus_files import (
     SHARD_SIZE,
     config_of,
-    prompt_folder,
+    prompt_file,
     read_config,
     read_parts,
+    require_transformers,
     write_hub_form,
 )
 from alignbench.backbones.janus_keys import Parts
 from alignbench.backbones.janus_policy import PARTS, Fidelity, JanusPolicy
+from alignbench.backbones.janus_prompts import FILE as PROMPT_FILE
 from alignbench.backbones.janus_prompts import (
     PromptTokenizer,
     PromptTokens,
@@ -142,7 +144,7 @@ def build(
         files: {role: file}. The policy's may be the released `pytorch_model.bin` or its shards (keys
             `policy`, `policy.2`, …), files or a folder in the hub's form, or a policy exported by a run. The
             VQ tokenizer is taken from `tokenizer` if given, else from the policy's files; the text tokenizer
-            is `tokenizer.json` beside any of them. None: random weights and a text tokenizer of single bytes.
+            is `text`, or else `tokenizer.json` beside any of them. None: random weights and a text tokenizer of single bytes.
         seed: of the random weights.
         device: where to build; on "meta" no weights are drawn.
         dtype: of the policy; the tokenizer stays float32, because rounding moves codes.
@@ -152,7 +154,8 @@ def build(
     Raises:
         UserError: a file that is missing, cannot be read or does not fit; a part that does not exist.
     """
-    prompts = stand_in() if files is None else read_prompt_tokenizer(prompt_folder(files))
+    require_transformers()
+    prompts = stand_in() if files is None else read_prompt_tokenizer(prompt_file(files))
     config = config_of(card)
     policy, tokenizer = _networks(config, prompts, device, dtype, fidelity, trains)
     rest: Mapping[str, Tensor] = {}
@@ -186,7 +189,8 @@ def load(
     Raises:
         UserError: something is missing or does not fit.
     """
-    prompts = read_prompt_tokenizer(folder)
+    require_transformers()
+    prompts = read_prompt_tokenizer(folder / PROMPT_FILE)
     config = read_config(folder)
     policy, tokenizer = _networks(config, prompts, device, dtype, fidelity, trains)
     rest = _load(policy, tokenizer, {"policy": folder})

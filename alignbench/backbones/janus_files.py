@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +23,16 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARD_SIZE = "5GB"
 MAX_POSITIONS = 16384
+
+
+def require_transformers() -> None:
+    """Make sure that the optional package is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError("Janus needs transformers", fix="pip install 'alignbench[rewards]'")
 
 
 def config_of(card: ModelCard) -> Any:
@@ -132,16 +144,18 @@ def read_parts(paths: Iterable[Path]) -> Parts:
     return take_apart(state, name=" and ".join(str(file) for file in files[:2]))
 
 
-def prompt_folder(files: Mapping[str, Path]) -> Path:
-    """Return the folder that holds the prompt tokenizer: beside any of the weights.
+def prompt_file(files: Mapping[str, Path]) -> Path:
+    """Return the file of the prompt tokenizer: that of the role `text`, or the one beside the weights.
 
     Raises:
         UserError: none does.
     """
+    if "text" in files and files["text"].is_file():
+        return files["text"]
     folders = [path if path.is_dir() else path.parent for path in files.values()]
     for folder in folders:
         if (folder / PROMPT_FILE).is_file():
-            return folder
+            return folder / PROMPT_FILE
     raise UserError(
         f"no {PROMPT_FILE} beside {folders[0] if folders else 'the weights'}: prompts cannot be read",
         fix=f"copy {PROMPT_FILE} of the model's repository there",
@@ -152,7 +166,7 @@ def write_hub_form(folder: Path, config: Any, parts: Parts, *, shard_size: str =
     """Write weights and configuration so that `JanusForConditionalGeneration.from_pretrained` reads them.
 
     Args:
-        folder: is made.
+        folder: exists.
         config: a `JanusConfig`.
         parts: of the model, on any device.
         shard_size: largest file.
@@ -160,6 +174,7 @@ def write_hub_form(folder: Path, config: Any, parts: Parts, *, shard_size: str =
     Raises:
         UserError: parts for understanding are missing, as in models with random weights.
     """
+    from huggingface_hub import save_torch_state_dict
     from transformers import JanusForConditionalGeneration
 
     if not parts.rest:
@@ -170,13 +185,16 @@ def write_hub_form(folder: Path, config: Any, parts: Parts, *, shard_size: str =
     with torch.device("meta"):
         shell = JanusForConditionalGeneration(config)
     state = put_together(parts)
-    lacking = shell.state_dict().keys() ^ state.keys()
-    if lacking:
-        raise UserError(f"the model does not fit its configuration: {', '.join(sorted(lacking)[:5])}")
-    shell.load_state_dict(state, assign=True)
+    wanted = {key: value.shape for key, value in shell.state_dict().items()}
+    if wrong := wanted.items() ^ {key: value.shape for key, value in state.items()}.items():
+        names = sorted({key for key, _ in wrong})
+        raise UserError(f"the model does not fit its configuration: {', '.join(names[:5])}")
+    config = copy.deepcopy(config)
+    config.architectures = ["JanusForConditionalGeneration"]
     # Loading casts all tensors to one dtype; the one written down must be the widest.
-    shell.config.dtype = parts.policy["language_model.norm.weight"].dtype
-    shell.save_pretrained(folder, max_shard_size=shard_size)
+    config.dtype = torch.float32
+    config.save_pretrained(folder)
+    save_torch_state_dict(state, folder, max_shard_size=shard_size)
 
 
 def _shards(index: Path) -> list[Path]:

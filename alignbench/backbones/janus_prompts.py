@@ -7,6 +7,7 @@ between releases.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,12 +33,13 @@ ASSISTANT = "<|Assistant|>"
 SPECIAL = (BOS, EOS, PAD, BEGIN_IMAGE, END_IMAGE, PLACEHOLDER, USER, ASSISTANT)
 
 FILE = "tokenizer.json"
+GENERATION = "generation_config.json"
 COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "processor_config.json",
     "preprocessor_config.json",
-    "generation_config.json",
+    GENERATION,
     "chat_template.jinja",
 )
 """What else a folder in the hub's form may hold beside weights and configuration."""
@@ -136,12 +138,16 @@ class PromptTokenizer:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer, and the processor's files where it came with some."""
+        """Write the tokenizer, the processor's files where it came with some, and defaults of generation."""
         self._tokenizer.save(str(folder / FILE))
         for name in COMPANIONS if self._folder else ():
             source = Path(self._folder or "", name)
-            if source.is_file():
+            if source.is_file() and source.parent != folder:
                 shutil.copyfile(source, folder / name)
+        if not (folder / GENERATION).is_file():
+            ids = {"bos_token_id": self.bos, "pad_token_id": self.pad, "guidance_scale": 5}
+            content = {**ids, "generation_kwargs": {"boi_token_id": self.begin_image}}
+            (folder / GENERATION).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
     def _ids(self, text: str) -> list[int]:
         # Without the tokenizer's own additions: not every release puts begin-of-sentence in front.
@@ -167,18 +173,17 @@ class PromptTokenizer:
             )
 
 
-def read_prompt_tokenizer(folder: Path) -> PromptTokenizer:
-    """Read `tokenizer.json` from a folder.
+def read_prompt_tokenizer(path: Path) -> PromptTokenizer:
+    """Read a `tokenizer.json`; the processor's files may lie beside it.
 
     The file is read as it is: transformers' own loading rules depend on the files around it, and some of its
     versions lose the spaces of this tokenizer.
 
     Raises:
-        UserError: there is none, or it cannot be used.
+        UserError: it does not exist or cannot be used.
     """
     from tokenizers import Tokenizer
 
-    path = folder / FILE
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: prompts cannot be read",
@@ -189,7 +194,7 @@ def read_prompt_tokenizer(folder: Path) -> PromptTokenizer:
     except Exception as error:  # the library raises nothing narrower
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"{path} cannot be read ({reason})", fix="fetch it again") from error
-    return PromptTokenizer(tokenizer, folder)
+    return PromptTokenizer(tokenizer, path.parent)
 
 
 def stand_in() -> PromptTokenizer:

@@ -20,7 +20,7 @@ def leaderboard(
     from alignbench import leaderboard as boards
 
     catalogue = Catalogue.default()
-    assets = {name: catalogue.asset(name) for name in catalogue.names("assets")}
+    assets = catalogue.asset_cards()
     console = Console()
     if check:
         if runs:

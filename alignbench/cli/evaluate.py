@@ -113,7 +113,9 @@ def reconstruction_protocol(catalogue: Catalogue, model: str) -> str:
     """
     found = catalogue.model(model).reconstruction
     if not found:
-        raise UserError(f"the card of {model} names no reconstruction protocol", fix="name it with --protocol")
+        raise UserError(
+            f"the card of {model} names no reconstruction protocol", fix="name it with --protocol"
+        )
     return found
 
 
@@ -175,9 +177,13 @@ def _evaluate_run(
     as_json: bool,
 ) -> None:
     if out is not None:
-        raise UserError("--out changes nothing here: the results go into the run's folder", fix="leave it out")
+        raise UserError(
+            "--out changes nothing here: the results go into the run's folder", fix="leave it out"
+        )
     if (protocol is None) == (not reconstruction):
-        raise UserError("--run needs one of --protocol NAME and --reconstruction", fix="see: alignbench list protocols")
+        raise UserError(
+            "--run needs one of --protocol NAME and --reconstruction", fix="see: alignbench list protocols"
+        )
     from alignbench import again
     from alignbench.record import read
 

@@ -121,7 +121,7 @@ def show_record(record: RunRecord, catalogue: Catalogue, folder: Path, *, as_jso
     from alignbench import leaderboard
     from alignbench.render import terminal
 
-    for table in leaderboard.tables([record], catalogue.metric_facts()):
+    for table in leaderboard.tables([record], catalogue.metric_facts(), assets=catalogue.asset_cards()):
         console.print(terminal.rich_table(table))
     files = [folder / name for name in ("report.md", "samples.png", "run.json")]
     console.print(" · ".join(str(file) for file in files if file.exists()), highlight=False, soft_wrap=True)

@@ -6,38 +6,24 @@ and none is left out: an image that cannot be read faithfully is an error that n
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alignbench.api import ImageBatch, Prompt
-from alignbench.data import ProgressCallback
-from alignbench.data.encoded import UnreadableImage, choose, decode_image, reason_of
-from alignbench.data.faithful import check_header, decode_exact
-from alignbench.data.npz import Archive, Rows
-from alignbench.data.pool import ordered_map
+from alignbench.data import ProgressCallback, adm_file, geneval_folder
+from alignbench.data.encoded import choose, decode_image
+from alignbench.data.faithful import decode_exact
+from alignbench.data.npz import Archive
+from alignbench.data.pictures import PictureFiles, list_pictures, relative
 from alignbench.errors import UserError
 
 SHARD = 256
 """Images per shard."""
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
-OTHER_PICTURES = frozenset(
-    {".avif", ".gif", ".heic", ".jfif", ".jp2", ".jxl", ".npy", ".pgm", ".ppm", ".tif", ".tiff"}
-)
-"""Endings of images that are not read; a file with another ending is taken for a by-product."""
-SHOWN = 3
-"""Offending files named in a message."""
 
 Fit = Literal["exact", "crop"]
 """`exact`: only images of the wanted size; `crop`: ADM's centre crop, for real images of a reference."""
@@ -133,203 +119,57 @@ def open_samples(
     if path.is_file():
         if limit:
             raise UserError(f"{path}: a subset can be taken of a folder only", fix="leave the limit out")
-        return _open_npz(path, image_size, prompts, images_per_prompt)
+        return open_archive(
+            Archive(path), image_size=image_size, prompts=prompts, images_per_prompt=images_per_prompt
+        )
     if not path.is_dir():
         raise UserError(f"{path} does not exist", fix="give a folder of images or an .npz file")
-    from alignbench.data import geneval_folder
-
+    notes: list[str] = []
     if geneval_folder.is_geneval_folder(path):
         layout = geneval_folder.read_layout(path)
-        files = [Path(file) for file, _ in layout]
-        own = [prompt for _, prompt in layout]
-        _check_own_prompts(path, own, prompts)
-        return _open_files(path, files, image_size, own, fit, workers, progress, ())
-    files, notes = _list_folder(path)
-    names = [_relative(file, path) for file in files]
-    files = [files[position] for position in choose(names, limit=limit, seed=seed)]
-    expanded = _expand(path, len(files), prompts, images_per_prompt)
-    return _open_files(path, files, image_size, expanded, fit, workers, progress, notes)
+        files = [file for file, _ in layout]
+        expanded = [prompt for _, prompt in layout]
+        _check_own_prompts(path, expanded, prompts)
+    else:
+        files, notes = list_pictures(path)
+        names = [relative(file, path) for file in files]
+        files = [files[position] for position in choose(names, limit=limit, seed=seed)]
+        expanded = _expand(path, len(files), prompts, images_per_prompt)
 
-
-# --- a folder -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Encoded pictures in order."""
-
-    root: Path
-    files: Sequence[Path]
-    decode: Callable[[bytes], np.ndarray]
-    workers: int
-
-    def read(self, ids: range) -> Tensor:
-        outcomes = list(ordered_map(self._decode, ids, workers=self.workers))
-        refuse_unreadable(
-            self.root,
-            {self.name(at): found for at, found in zip(ids, outcomes, strict=True) if isinstance(found, str)},
-        )
-        pixels = np.stack([found for found in outcomes if isinstance(found, np.ndarray)])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-    def name(self, position: int) -> str:
-        return _relative(self.files[position], self.root)
-
-    def _decode(self, position: int) -> np.ndarray | str:
-        """Return the pixels, or why there are none."""
-        try:
-            return self.decode(_bytes_of(self.files[position]))
-        except MemoryError:  # says something about the machine, not about the image
-            raise
-        except Exception as error:  # damaged files make decoders raise nearly anything
-            return reason_of(error)
-
-
-def _open_files(
-    root: Path,
-    files: Sequence[Path],
-    image_size: int,
-    prompts: Sequence[Prompt],
-    fit: Fit,
-    workers: int,
-    progress: ProgressCallback | None,
-    notes: Sequence[str],
-) -> SampleImages:
     def decode(data: bytes) -> np.ndarray:
         return decode_exact(data, image_size) if fit == "exact" else decode_image(data, image_size)
 
-    source = _Files(root, files, decode, workers)
+    pictures = PictureFiles(path, files, decode, workers)
     if fit == "exact":
-        _check_headers(source, image_size, progress)
+        pictures.check_headers(image_size, progress)
     return SampleImages(
-        title=str(root),
-        identity=_identity(source),
+        title=str(path),
+        identity=pictures.identity(),
         count=len(files),
-        read=source.read,
-        labels=_labels(source),
-        prompts=prompts,
-        notes=(*notes, *_lossy_note(files)),
+        read=pictures.read,
+        labels=pictures.labels(),
+        prompts=expanded,
+        notes=(*notes, *pictures.lossy_note()),
     )
 
 
-def _check_headers(source: _Files, image_size: int, progress: ProgressCallback | None) -> None:
-    """Look at the beginning of every file, so that a wrong set is refused before the work starts."""
+def open_archive(
+    archive: Archive, *, image_size: int, prompts: Sequence[Prompt] = (), images_per_prompt: int = 1
+) -> SampleImages:
+    """Open the images of an ADM file.
 
-    def check(position: int) -> str:
-        try:
-            check_header(source.files[position], image_size)
-        except Exception as error:  # damaged files make decoders raise nearly anything
-            return reason_of(error)
-        return ""
-
-    reasons = {}
-    total = len(source.files)
-    for at, reason in enumerate(ordered_map(check, range(total), workers=source.workers)):
-        if reason:
-            reasons[source.name(at)] = reason
-        if progress is not None:
-            progress(at + 1, total)
-    refuse_unreadable(source.root, reasons)
-
-
-def refuse_unreadable(root: Path, reasons: dict[str, str]) -> None:
-    """Raise UserError if any image has a reason not to be scored; the commonest reason comes first."""
-    if not reasons:
-        return
-    reason, _ = Counter(reasons.values()).most_common(1)[0]
-    names = sorted(reasons, key=lambda name: reasons[name] != reason)
-    listed = "; ".join(f"{name}: {reasons[name]}" for name in names[:SHOWN])
-    more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    images = "1 image" if len(names) == 1 else f"{len(names)} images"
-    raise UserError(
-        f"{root}: {images} cannot be scored: {listed}{more}",
-        fix="mend or remove them: images are never resized, converted with loss or left out here",
+    Raises:
+        UserError: `arr_0` or `arr_1` does not fit.
+    """
+    rows = adm_file.check_pixels(archive, image_size=image_size)
+    return SampleImages(
+        title=str(archive.path),
+        identity=adm_file.identity_of(archive.path),
+        count=len(rows),
+        read=lambda ids: adm_file.pixels_of(rows, ids),
+        labels=adm_file.class_ids(archive, len(rows)),
+        prompts=_expand(archive.path, len(rows), prompts, images_per_prompt),
     )
-
-
-def _list_folder(root: Path) -> tuple[list[Path], list[str]]:
-    """Return the images in natural order, and notes on what else lies there."""
-    images: list[Path] = []
-    unsupported: list[Path] = []
-    others: list[Path] = []
-    for path in _walk(root):
-        ending = path.suffix.lower()
-        chosen = images if ending in EXTENSIONS else unsupported if ending in OTHER_PICTURES else others
-        chosen.append(path)
-    refuse_unreadable(
-        root,
-        {
-            _relative(path, root): f"{path.suffix.lower()} files are not read; save it as PNG"
-            for path in sorted(unsupported)
-        },
-    )
-    if not images:
-        raise UserError(f"{root}: no images in it", fix=f"give {', '.join(sorted(EXTENSIONS))} files")
-    images.sort(key=lambda path: natural(_relative(path, root)))
-    names = ", ".join(sorted(_relative(path, root) for path in others)[:SHOWN])
-    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-    return images, [f"no images by their names: {names}{more}"] if others else []
-
-
-def _walk(root: Path) -> list[Path]:
-    """Return all files at any depth but hidden ones; links to folders are followed, each folder once."""
-    found: list[Path] = []
-    visited: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
-        status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in files if not name.startswith(".")]
-    return found
-
-
-def _refuse_folder(error: OSError) -> NoReturn:
-    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
-
-
-def natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sort key in which numbers inside names count as numbers."""
-    pieces = re.split(r"([0-9]+)", name)
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], name
-
-
-def _relative(path: Path, root: Path) -> str:
-    """Name a file inside its folder, with forward slashes and printable characters only."""
-    name = path.relative_to(root).as_posix()
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _bytes_of(path: Path) -> bytes:
-    if not path.is_file():  # a broken link, or a pipe that would never end
-        raise UnreadableImage("not a regular file")
-    return path.read_bytes()
-
-
-def _labels(source: _Files) -> np.ndarray | None:
-    """Return class ids if every image lies in a folder whose name is a number, one level down."""
-    parents = [file.relative_to(source.root).parent.as_posix() for file in source.files]
-    if not all(re.fullmatch(r"[0-9]{1,9}", parent) for parent in parents):
-        return None
-    return np.array([int(parent) for parent in parents], dtype=np.int64)
-
-
-def _lossy_note(files: Sequence[Path]) -> list[str]:
-    lossy = sum(file.suffix.lower() in LOSSY for file in files)
-    if not lossy:
-        return []
-    return [f"{lossy} of {len(files)} images are JPEG or WebP: what compression changed counts as theirs"]
-
-
-def _identity(source: _Files) -> str:
-    """Hash the root and every file's name, size and time of change."""
-    state = hashlib.sha256(os.fsencode(source.root.resolve()))
-    for position, file in enumerate(source.files):
-        status = file.stat()
-        state.update(json.dumps([source.name(position), status.st_size, status.st_mtime_ns]).encode())
-    return state.hexdigest()
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -353,69 +193,3 @@ def _check_own_prompts(path: Path, own: Sequence[Prompt], wanted: Sequence[Promp
     if strange or missing:
         what = f"{strange[0]!r} is not in" if strange else f"no image of {min(missing)!r}, which is in"
         raise UserError(f"{path}: {what} the protocol's prompt file", fix="generate from that file's prompts")
-
-
-# --- an ADM sample file ---------------------------------------------------------------------------
-
-
-def _open_npz(path: Path, image_size: int, prompts: Sequence[Prompt], images_per_prompt: int) -> SampleImages:
-    archive = Archive(path)
-    rows = check_pixels(archive, image_size=image_size)
-    count = len(rows)
-    return SampleImages(
-        title=str(path),
-        identity=npz_identity(path),
-        count=count,
-        read=lambda ids: pixels_of(rows, ids),
-        labels=_npz_labels(archive, count),
-        prompts=_expand(path, count, prompts, images_per_prompt),
-    )
-
-
-def check_pixels(archive: Archive, *, image_size: int) -> Rows:
-    """Return a reader of `arr_0`.
-
-    Raises:
-        UserError: it is missing, not uint8 [N, H, W, 3], empty, or of another size.
-    """
-    header = archive.headers.get("arr_0")
-    if header is None:
-        names = ", ".join(archive.headers) or "nothing"
-        raise UserError(f"{archive.path}: no images: it has no array arr_0, but {names}")
-    shape = "×".join(map(str, header.shape))
-    if header.dtype != np.uint8 or len(header.shape) != 4 or header.shape[3] != 3:
-        raise UserError(
-            f"{archive.path}: arr_0 is {header.dtype} {shape}, not uint8 N×H×W×3",
-            fix="save the images as bytes, channels last",
-        )
-    if header.shape[0] == 0:
-        raise UserError(f"{archive.path}: arr_0 holds no images")
-    if header.shape[1:3] != (image_size, image_size):
-        raise UserError(
-            f"{archive.path}: its images are {header.shape[2]}×{header.shape[1]}, "
-            f"the protocol scores {image_size}×{image_size}",
-            fix="generate at that size; images are never resized here",
-        )
-    return archive.rows("arr_0")
-
-
-def pixels_of(rows: Rows, ids: range) -> Tensor:
-    """Read images, [n, 3, H, W] uint8."""
-    return torch.from_numpy(rows.read(ids.start, ids.stop)).permute(0, 3, 1, 2).contiguous()
-
-
-def npz_identity(path: Path) -> str:
-    """Hash a file's place, size and time of change."""
-    status = path.stat()
-    text = json.dumps([os.fsdecode(path.resolve()), status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _npz_labels(archive: Archive, count: int) -> np.ndarray | None:
-    header = archive.headers.get("arr_1")
-    if header is None:
-        return None
-    if header.shape != (count,) or header.dtype.kind not in "iu":
-        shape = "×".join(map(str, header.shape))
-        raise UserError(f"{archive.path}: arr_1 is {header.dtype} {shape}, not {count} whole class ids")
-    return archive.array("arr_1").astype(np.int64)

@@ -1,6 +1,6 @@
 """Procedural scenes of coloured shapes, and the closed language that asks for them.
 
-A scene is 24×24 pixels of black with one to four things in it. A thing is one of five shapes, 7×7 pixels in one
+A scene is 20×20 pixels of black with one to four things in it. A thing is one of five shapes, 7×7 pixels in one
 flat colour, on a grid of 4 pixels; things keep at least a pixel between them. What is asked for has the form of
 GenEval's prompts (arXiv:2310.11513): six tasks, `include` and `exclude`.
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from alignbench.randomness import generator, permutation
 
-SIZE = 24
+SIZE = 20
 """Side of a scene in pixels."""
 SIDE = 7
 """Side of a thing."""
@@ -180,7 +180,7 @@ def arrange(request: Request, numbers: np.random.Generator) -> Scene:
 
 
 def draw(things: Sequence[Thing]) -> np.ndarray:
-    """Return a scene's pixels, [24, 24, 3] uint8 RGB."""
+    """Return a scene's pixels, [20, 20, 3] uint8 RGB."""
     pixels = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
     for thing in things:
         top, left = STEP * thing.row, STEP * thing.column

@@ -1,8 +1,8 @@
 """Captioned images in tar shards, in the form of LAION-COCO and other web data sets.
 
 Files whose names agree up to the first dot of the last part are one sample: an image, and a .txt or .json
-with its caption. A shard is read through once; where its pictures lie is kept, so that any of them can be read
-at any time. Shards are not unpacked and must not be compressed.
+with its caption. A shard is read through once; where its pictures lie is kept, so that each can be read at any
+time. Shards are not unpacked and must not be compressed.
 """
 
 from __future__ import annotations
@@ -136,6 +136,10 @@ def _index(shard: Path, key: str) -> list[_Entry]:
                 for member in tar:
                     if member.isreg():
                         _sort_in(groups, member)
+                # Where it cannot read on, tarfile mostly just stops.
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("it breaks off, or cannot be read from there on")
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             found = "damaged" if groups else "not an uncompressed tar file"
             damage.append(_Entry("", 0, 0, (), f"{found}: {error}"))

@@ -57,7 +57,9 @@ def find(images: np.ndarray) -> list[list[Found]]:
         shape, top, left = np.unravel_index(best, (shapes, height, width))
         value = matches[rows, shape, top, left]
         enough = value >= SMALLEST_MATCH
-        for row, *place in zip(rows[enough], shape[enough], top[enough], left[enough], value[enough], strict=True):
+        for row, *place in zip(
+            rows[enough], shape[enough], top[enough], left[enough], value[enough], strict=True
+        ):
             found[row].append(_found(nearest[row], *place))
             _, y, x, _ = place
             matches[row, :, max(y - SIDE + 1, 0) : y + SIDE, max(x - SIDE + 1, 0) : x + SIDE] = 0

@@ -9,7 +9,7 @@ from alignbench.tables import Column, Row, Table, number
 
 SET_NOTE = (
     "‡: ± is the sampling error of one set of images, 95 %, as its evaluator estimates it (bootstrap, for "
-    "example): not the luck of another sampling seed, and not training luck."
+    "example); it is not training luck."
 )
 
 COST_HEADERS = ("train s", "sequences", "device", "peak GiB", "trained")

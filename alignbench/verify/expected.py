@@ -71,6 +71,12 @@ class Expected:
             self._report.close(self._row(name), other.value, expected)
             rows[-1] = _excuse(rows[-1], other, float(expected.abs().max()))
 
+    def within(self, name: str, actual: Tensor, *, absolute: float = 0.0, relative: float = 0.0) -> None:
+        """Compare numbers by a tolerance of the set's own, absolute or relative to the largest magnitude."""
+        expected = self._take(name)
+        if expected is not None:
+            self._report.close(self._row(name), actual, expected, relative=relative, absolute=absolute)
+
     def equal(self, name: str, actual: Tensor) -> None:
         """Compare integers or booleans exactly."""
         expected = self._take(name)

@@ -15,6 +15,7 @@ CHECKS = {
     ),
     "vapi": ("alignbench.verify.vapi", ("vapi_golden*.safetensors",)),
     "metrics": ("alignbench.verify.metrics", ("arrays.npz",)),
+    "janus": ("alignbench.verify.janus", ("expected.safetensors",)),
 }
 """{kind: (module with `check(folder)`, patterns any of which marks a folder of that kind)}."""
 

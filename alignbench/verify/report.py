@@ -39,8 +39,16 @@ class Report:
         judged = [row for row in self.rows if row.verdict != "info"]
         return bool(judged) and all(row.verdict == "ok" for row in judged)
 
-    def close(self, name: str, actual: Tensor, expected: Tensor, *, relative: float = RELATIVE) -> None:
-        """Compare floats: max |a - e| ≤ `ABSOLUTE` + relative · max |e| over the whole tensor.
+    def close(
+        self,
+        name: str,
+        actual: Tensor,
+        expected: Tensor,
+        *,
+        relative: float = RELATIVE,
+        absolute: float = ABSOLUTE,
+    ) -> None:
+        """Compare floats: max |a - e| ≤ absolute + relative · max |e| over the whole tensor.
 
         The scale is the tensor's largest magnitude: an element that happens to be near zero carries the
         rounding of its larger neighbours. A shape mismatch or a non-finite difference is a miss.
@@ -54,7 +62,7 @@ class Report:
         difference = (actual - expected).abs().masked_fill(same, 0.0)
         error = float(difference.max()) if difference.numel() else 0.0
         finite = expected[expected.isfinite()].abs()
-        tolerance = ABSOLUTE + relative * (float(finite.max()) if finite.numel() else 0.0)
+        tolerance = absolute + relative * (float(finite.max()) if finite.numel() else 0.0)
         self.rows.append(Row(name, error, tolerance, "ok" if error <= tolerance else "MISS"))
 
     def equal(self, name: str, actual: Tensor, expected: Tensor) -> None:
