@@ -35,6 +35,18 @@ def weights_digest(weights: dict[str, str]) -> str:
     return f"sha256:{digest_of(weights)}"
 
 
+def starting_weights(plan: Plan) -> dict[str, str]:
+    """Hash the files that a run starts from, those of its text encoder included: {role: digest}.
+
+    Raises:
+        UserError: one is not the file that was meant.
+    """
+    if plan.random_weights:
+        return {}
+    weights = {role: f"sha256:{hub.verify(status)}" for role, status in plan.weights.items()}
+    return weights | ({"text": f"sha256:{plan.text.sha256}"} if plan.text else {})
+
+
 @dataclass
 class Facts:
     """Everything that goes into `run.json` and is not in the plan."""
@@ -53,14 +65,7 @@ class Facts:
     @classmethod
     def begin(cls, job: Job, *, is_main: bool) -> Facts:
         """Note the time and hash the weights."""
-        weights = {
-            role: f"sha256:{hub.verify(status)}"
-            for role, status in job.plan.weights.items()
-            if not job.plan.random_weights
-        }
-        if job.plan.text:
-            weights["text"] = f"sha256:{job.plan.text.sha256}"
-        return cls(_first_start(job), is_main, weights)
+        return cls(_first_start(job), is_main, starting_weights(job.plan))
 
     def add_scores(
         self, subject: Literal["base", "method"], scores: list[Score], reference: str | None, job: Job

@@ -45,7 +45,8 @@ def wilson(share: float, images: float) -> tuple[float, float]:
     spread = Z * Z / images
     centre = (share + spread / 2) / (1 + spread)
     half = Z * math.sqrt(share * (1 - share) / images + spread / images / 4) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the exact bound is the share itself; rounding must not move it.
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
 
 
 def mean_interval(

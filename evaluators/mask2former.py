@@ -81,7 +81,7 @@ class Mask2FormerDetector:
         identity: str,
         batch: int,
         device: torch.device,
-        class_names: Sequence[str] = CLASS_NAMES,
+        class_names: Sequence[str],
     ) -> None:
         classes = network.config.num_labels
         if classes != len(class_names):
@@ -119,7 +119,7 @@ def build_official(
 
         network = Mask2FormerForUniversalSegmentation(swin_s_config())
     network.load_state_dict(convert(read_checkpoint(file), network.state_dict()))
-    return Mask2FormerDetector(network, identity=file.sha256, batch=int(options["batch"]), device=device)
+    return _detector(network, file, options, device)
 
 
 def build_hub(
@@ -133,7 +133,15 @@ def build_hub(
         network: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
             folder.path, dtype=torch.float32, local_files_only=True
         )
-    return Mask2FormerDetector(network, identity=folder.sha256, batch=int(options["batch"]), device=device)
+    return _detector(network, folder, options, device)
+
+
+def _detector(
+    network: Any, file: AssetFile, options: Mapping[str, Scalar], device: torch.device
+) -> Mask2FormerDetector:
+    return Mask2FormerDetector(
+        network, identity=file.sha256, batch=int(options["batch"]), device=device, class_names=CLASS_NAMES
+    )
 
 
 def swin_s_config() -> Any:

@@ -1,9 +1,9 @@
 """The arithmetic around Mask2Former as mmdetection 2 does it: image in, detections out.
 
 Images: resized with OpenCV's bilinear filter for bytes so that the shorter side is 800 and the longer at most
-1333, padded with 128 to multiples of 32, normalised (`configs/mask2former`, test pipeline). Detections: mmdet's
-`MaskFormerFusionHead.instance_postprocess`. transformers' own processing of both differs: it would resize to
-384 and threshold masks on a small grid.
+1333, padded with 128 to multiples of 32, normalised (`configs/mask2former`, test pipeline). Detections:
+mmdet's `MaskFormerFusionHead.instance_postprocess`. transformers' own processing of both differs: it would
+resize to 384 and threshold masks on a small grid.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def build(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     fidelity: Fidelity = "exact",
-    trains: Sequence[str] = DEFAULT_TRAINS,
+    trains: str | Sequence[str] = DEFAULT_TRAINS,
 ) -> Janus:
     """Build a model in eval mode with a frozen tokenizer.
 
@@ -144,12 +144,14 @@ def build(
         files: {role: file}. The policy's may be the released `pytorch_model.bin` or its shards (keys
             `policy`, `policy.2`, …), files or a folder in the hub's form, or a policy exported by a run. The
             VQ tokenizer is taken from `tokenizer` if given, else from the policy's files; the text tokenizer
-            is `text`, or else `tokenizer.json` beside any of them. None: random weights and a text tokenizer of single bytes.
+            is `text`, or else `tokenizer.json` beside any of them. None: random weights and a text tokenizer
+            of single bytes.
         seed: of the random weights.
         device: where to build; on "meta" no weights are drawn.
         dtype: of the policy; the tokenizer stays float32, because rounding moves codes.
         fidelity: alignment of `logits`, see `JanusPolicy.forward`.
-        trains: parts of the policy that train when its gradients are switched on, see `PARTS`.
+        trains: parts of the policy that train when its gradients are switched on, see `PARTS`; a list or one
+            text with commas.
 
     Raises:
         UserError: a file that is missing, cannot be read or does not fit; a part that does not exist.
@@ -175,7 +177,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     fidelity: Fidelity = "exact",
-    trains: Sequence[str] = DEFAULT_TRAINS,
+    trains: str | Sequence[str] = DEFAULT_TRAINS,
 ) -> Janus:
     """Read a model of any size from a folder in the hub's form, as `Janus.save` writes it.
 
@@ -203,7 +205,7 @@ def _networks(
     device: torch.device | str,
     dtype: torch.dtype,
     fidelity: Fidelity,
-    trains: Sequence[str],
+    trains: str | Sequence[str],
 ) -> tuple[JanusPolicy, JanusTokenizer]:
     """Return empty networks on a device."""
     from transformers.models.janus.modeling_janus import JanusVQVAE

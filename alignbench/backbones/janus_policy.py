@@ -11,7 +11,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -64,19 +64,26 @@ class JanusPolicy(nn.Module):
         trains: parts that `requires_grad_(True)` switches on, see `PARTS`; the others stay frozen.
 
     Raises:
-        UserError: an unknown part, or none.
+        UserError: an unknown part or fidelity, or nothing to train.
     """
 
     shard_classes = ("LlamaDecoderLayer",)
     """Classes to wrap one by one under FSDP. `forward` does all the work, so this module can be the root."""
 
     def __init__(
-        self, config: Any, *, pad: int, fidelity: Fidelity = "exact", trains: Sequence[str] = tuple(PARTS)
+        self,
+        config: Any,
+        *,
+        pad: int,
+        fidelity: Fidelity = "exact",
+        trains: str | Sequence[str] = tuple(PARTS),
     ) -> None:
         from transformers import LlamaModel
         from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
 
         super().__init__()
+        if fidelity not in get_args(Fidelity):
+            raise UserError(f"fidelity {fidelity!r} is not one of {', '.join(get_args(Fidelity))}")
         text = copy.deepcopy(config.text_config)
         # With a padding id the embedding keeps that row from training; unconditional prompts consist of it.
         text.pad_token_id = None
@@ -251,12 +258,14 @@ class JanusPolicy(nn.Module):
         return at_least_float32(self.generation_head(states))
 
 
-def check_parts(parts: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of parts to train in the order of `PARTS`, each once.
+def check_parts(parts: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of parts to train in the order of `PARTS`, each once; one text holds them with commas.
 
     Raises:
         UserError: an unknown name, or none.
     """
+    if isinstance(parts, str):
+        parts = [part.strip() for part in parts.split(",")]
     for part in parts:
         if part not in PARTS:
             raise UserError(

@@ -40,16 +40,15 @@ class CachedText:
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """See `api.TextEncoder.encode`."""
-        found = {text: self._read(text) for text in dict.fromkeys(texts)}
-        absent = [text for text, entry in found.items() if entry is None]
+        unique = dict.fromkeys(texts)
+        found = {text: entry for text in unique if (entry := self._read(text)) is not None}
+        absent = [text for text in unique if text not in found]
         if absent:
             fresh = self.encoder.encode(absent)
             for row, text in enumerate(absent):
-                entry = fresh.features[row][fresh.mask[row]].cpu(), fresh.mask.shape[1]
-                found[text] = entry
-                self._write(text, *entry)
-        rows = [entry for text in texts if (entry := found[text]) is not None]
-        return _left_padded(rows, tuple(texts), self._device)
+                found[text] = fresh.features[row][fresh.mask[row]].cpu(), fresh.mask.shape[1]
+                self._write(text, *found[text])
+        return _left_padded([found[text] for text in texts], tuple(texts), self._device)
 
     def path(self, text: str) -> Path:
         """Where a caption's features are, or would be."""

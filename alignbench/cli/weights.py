@@ -16,7 +16,10 @@ from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
 from alignbench.verify.report import Report, Row
 
-PRETRAINABLE = {"llamagen-tiny": "alignbench.pretrain.llamagen_tiny:pretrain"}
+PRETRAINABLE = {
+    "llamagen-tiny": "alignbench.pretrain.llamagen_tiny:pretrain",
+    "shapes-tiny": "alignbench.pretrain.shapes_tiny:pretrain",
+}
 
 
 def fetch(
@@ -69,7 +72,7 @@ def _wanted(catalogue: Catalogue, name: str) -> tuple[list[str], list[str]]:
 
 
 def pretrain(
-    model: str = typer.Argument(help="llamagen-tiny"),
+    model: str = typer.Argument(help="llamagen-tiny or shapes-tiny"),
     out: Path = typer.Option(Path("pretrained"), "--out", help="Folder for the weights and manifest.json."),
     seed: int = typer.Option(0, "--seed"),
 ) -> None:

@@ -61,8 +61,8 @@ class ImageDataset(Protocol):
 
 
 @runtime_checkable
-class Captioned(Protocol):
-    """What a data set with condition `text` has beside the rest of `ImageDataset`."""
+class Captioned(ImageDataset, Protocol):
+    """A data set with condition `text`: images with captions."""
 
     captions: Sequence[str]
     """[N] one caption an image, not empty."""

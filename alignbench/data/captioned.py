@@ -15,6 +15,7 @@ from typing import Any
 
 from alignbench.data import ProgressCallback
 from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
+from alignbench.data.pool import ordered_map
 from alignbench.registry.schema import Scalar
 
 CAPTION_KEYS = ("caption", "text", "prompt", "captions")
@@ -35,6 +36,24 @@ class Sample:
     captions: tuple[str, ...] = ()
     problem: str = ""
     """Why it is left out before its image is even looked at."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All samples of a source, by position."""
+
+    names: Sequence[str]
+    sample: Callable[[int], Sample]
+    """Called once for each sample that is used; may read a file."""
+    read: Callable[[int], bytes]
+    """Encoded picture; called from several threads, and not for samples with a problem."""
+    identity: str
+    """Changes whenever a picture may have changed."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], read: Callable[[int], bytes], identity: str) -> Listing:
+        """List samples that are known already."""
+        return cls([sample.name for sample in samples], samples.__getitem__, read, identity)
 
 
 def captions_in(value: Any) -> tuple[str, ...]:
@@ -72,11 +91,9 @@ def read_captions(data: bytes, *, is_json: bool, key: str) -> tuple[tuple[str, .
 
 
 def open_samples(
-    samples: Sequence[Sample],
-    read: Callable[[int], bytes],
+    listing: Listing,
     *,
     title: str,
-    identity: str,
     options: Mapping[str, Scalar],
     image_size: int,
     workers: int,
@@ -86,10 +103,8 @@ def open_samples(
     """Check samples and open the good ones.
 
     Args:
-        samples: in their order; names are unique.
-        read: position → encoded picture; called from several threads, and not for samples with a problem.
+        listing: the samples in their order.
         title: what messages call the source.
-        identity: changes whenever a picture may have changed.
         options: `choice`, `limit` and `subset_seed`.
         image_size: side of the loaded images.
         workers: threads that decode.
@@ -100,16 +115,16 @@ def open_samples(
         UserError: there is no good sample.
     """
     seed = int(options["subset_seed"])
-    kept = choose([sample.name for sample in samples], limit=int(options["limit"]), seed=seed)
-    chosen = [samples[position] for position in kept]
+    kept = choose(listing.names, limit=int(options["limit"]), seed=seed)
+    chosen = list(ordered_map(listing.sample, kept, workers=workers))
 
     def read_kept(position: int) -> bytes:
         if chosen[position].problem:
             raise UnreadableImage(chosen[position].problem)
-        return read(kept[position])
+        return listing.read(kept[position])
 
     # A sample that has lost its caption since the last time has to be looked at again.
-    problems = json.dumps([identity, [sample.problem for sample in chosen]])
+    problems = json.dumps([listing.identity, [sample.problem for sample in chosen]])
     source = Source(
         title=title,
         names=[sample.name for sample in chosen],

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from alignbench.data import ProgressCallback
-from alignbench.data.captioned import NO_CAPTION, Sample, captions_in, open_samples
+from alignbench.data.captioned import NO_CAPTION, Listing, Sample, captions_in, open_samples
 from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import Scalar
@@ -95,11 +95,10 @@ def open_text_hub(
         Sample(f"row {row}", captions, "" if captions else NO_CAPTION) for row, captions in enumerate(found)
     ]
     pictures = _encoded(table, image_column)
+    identity = _identity(table, range(len(table)), image_column)
     return open_samples(
-        samples,
-        lambda row: _picture(pictures[row][image_column]),
+        Listing.of(samples, lambda row: _picture(pictures[row][image_column]), identity),
         title=path,
-        identity=_identity(table, range(len(table)), image_column),
         options=options,
         image_size=image_size,
         workers=workers,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from alignbench.data.captioned import (
     IMAGE_KEYS,
     MAX_CAPTION_BYTES,
     NO_CAPTION,
+    Listing,
     Sample,
     captions_of_object,
     read_captions,
@@ -23,16 +23,6 @@ CAPTION_FILES = (".txt", ".json")
 """Beside the image and of the same name; the first that exists counts. With a caption key only JSON does."""
 
 
-@dataclass(frozen=True)
-class Listing:
-    """All samples of a source."""
-
-    samples: list[Sample]
-    read: Callable[[int], bytes]
-    """Position → encoded picture."""
-    identity: str
-
-
 def list_folder(root: Path, key: str) -> Listing:
     """List all images at any depth with the captions beside them, sorted by path.
 
@@ -41,8 +31,12 @@ def list_folder(root: Path, key: str) -> Listing:
         key: of the caption in JSON files; empty: the usual ones.
     """
     names = sorted(path.relative_to(root).as_posix() for path in walk_images(root))
-    samples = [_beside(root, name, key) for name in names]
-    return Listing(samples, lambda position: read_picture(root / names[position]), identity_of(root, names))
+    return Listing(
+        names,
+        lambda position: _beside(root, names[position], key),
+        lambda position: read_picture(root / names[position]),
+        identity_of(root, names),
+    )
 
 
 def list_manifests(root: Path, key: str) -> Listing:
@@ -63,7 +57,8 @@ def list_manifests(root: Path, key: str) -> Listing:
     paths = [folder / path for path, _ in lines]
     # Named as written: the same manifest elsewhere is the same data set.
     identity = identity_of(folder, [str(path) for path, _ in lines])
-    return Listing([sample for _, sample in lines], lambda position: read_picture(paths[position]), identity)
+    samples = [sample for _, sample in lines]
+    return Listing.of(samples, lambda position: read_picture(paths[position]), identity)
 
 
 def _beside(root: Path, name: str, key: str) -> Sample:

@@ -50,10 +50,8 @@ def open_text_images(
     else:
         listing = list_shards(root, key, workers=workers, cache_dir=cache_dir)
     return open_samples(
-        listing.samples,
-        listing.read,
+        listing,
         title=str(root),
-        identity=listing.identity,
         options=options,
         image_size=image_size,
         workers=workers,

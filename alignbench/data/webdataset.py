@@ -1,8 +1,8 @@
 """Captioned images in tar shards, in the form of LAION-COCO and other web data sets.
 
 Files whose names agree up to the first dot of the last part are one sample: an image, and a .txt or .json
-with its caption. A shard is read through once; where its pictures lie is kept, so that each can be read at any
-time. Shards are not unpacked and must not be compressed.
+with its caption. A shard is read through once; where its pictures lie is kept, so that any can be read later.
+Shards are not unpacked and must not be compressed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignbench.data.captioned import MAX_CAPTION_BYTES, NO_CAPTION, Sample, read_captions
+from alignbench.data.captioned import MAX_CAPTION_BYTES, NO_CAPTION, Listing, Sample, read_captions
 from alignbench.data.encoded import UnreadableImage
 from alignbench.data.images import EXTENSIONS, MAX_BYTES, identity_of
 from alignbench.data.pool import ordered_map
-from alignbench.data.text_folder import Listing
 from alignbench.errors import UserError
 from alignbench.files import write_atomic
 
@@ -77,7 +76,7 @@ def list_shards(root: Path, key: str, *, workers: int, cache_dir: Path) -> Listi
             samples.append(Sample(whole, entry.captions, entry.problem))
             places.append((shard, entry.offset, entry.size))
     identity = identity_of(base, [shard.relative_to(base).as_posix() for shard in shards])
-    return Listing(samples, lambda position: _read(*places[position]), identity)
+    return Listing.of(samples, lambda position: _read(*places[position]), identity)
 
 
 def _read(shard: Path, offset: int, size: int) -> bytes:

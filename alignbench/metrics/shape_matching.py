@@ -17,13 +17,13 @@ from alignbench.data.shapes_scenes import COLOURS, SHAPES, SIDE, mask
 VERSION = 1
 """Changes whenever an image may get another answer."""
 SMALLEST_MATCH = 0.7
-"""Overlap below which foreground is not taken for a shape: 0.76 is the largest of two different shapes."""
+"""Agreement below which foreground is not taken for a shape at all."""
 CLEAR_COLOUR = 2 / 3
 """Share of a thing's pixels that must agree on its colour."""
 NO_COLOUR = "mixed"
 """Colour of a thing whose pixels do not agree."""
 MARGIN = 1
-"""Pixels around a shape that must be background; things keep that distance."""
+"""Pixels around a shape that must be background; things of a scene keep that distance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +34,8 @@ class Found:
     """Number of it in SHAPES."""
     match: float
     """Intersection over union of the shape and the foreground in its place with the margin, 0 to 1."""
-    top: int
-    left: int
-    colour: str
+    box: tuple[int, int, int, int]
+    """Left, top, right, bottom in pixels; right and bottom are one past the last pixel."""
     mask: np.ndarray
     """[H, W] bool, its foreground pixels."""
 
@@ -47,34 +46,36 @@ def find(images: np.ndarray) -> list[list[Found]]:
     Args:
         images: [N, H, W, 3] uint8 RGB, sides of at least 7.
     """
-    nearest = nearest_colour(images)
-    matches = match_maps(nearest > 0)
+    foreground = nearest_colour(images) > 0
+    matches = match_maps(foreground)
     found: list[list[Found]] = [[] for _ in images]
     rows = np.arange(len(images))
     while len(rows):
-        _, shapes, height, width = matches.shape
         best = matches[rows].reshape(len(rows), -1).argmax(axis=1)
-        shape, top, left = np.unravel_index(best, (shapes, height, width))
+        shape, top, left = np.unravel_index(best, matches.shape[1:])
         value = matches[rows, shape, top, left]
-        enough = value >= SMALLEST_MATCH
-        for row, *place in zip(
-            rows[enough], shape[enough], top[enough], left[enough], value[enough], strict=True
-        ):
-            found[row].append(_found(nearest[row], *place))
-            _, y, x, _ = place
+        kept = np.flatnonzero(value >= SMALLEST_MATCH)
+        for k in kept:
+            row, y, x = rows[k], int(top[k]), int(left[k])
+            found[row].append(_found(foreground[row], int(shape[k]), float(value[k]), y, x))
             matches[row, :, max(y - SIDE + 1, 0) : y + SIDE, max(x - SIDE + 1, 0) : x + SIDE] = 0
-        rows = rows[enough]
+        rows = rows[kept]
     return found
 
 
 def nearest_colour(images: np.ndarray) -> np.ndarray:
-    """[N, H, W, 3] uint8 → [N, H, W] int: 0 background, otherwise 1 + the number of the colour; ties go to the
-    first."""
-    palette = np.array([(0, 0, 0), *COLOURS.values()], dtype=np.int32)
-    pixels = images.astype(np.int32)
-    # ‖p − c‖² without its ‖p‖², which is the same for every colour.
-    distance = (palette**2).sum(axis=1) - 2 * pixels @ palette.T
-    return np.asarray(distance.argmin(axis=-1))
+    """Return the nearest colour of each pixel; of equally near ones the first.
+
+    Args:
+        images: [..., 3] uint8 RGB.
+
+    Returns:
+        [...] int64: 0 is the background, otherwise 1 + the number of the colour in COLOURS.
+    """
+    palette = np.array([(0, 0, 0), *COLOURS.values()], dtype=np.int64)
+    # ‖p − c‖² without its ‖p‖², which is the same for every colour; whole numbers, so ties are ties.
+    distance = (palette**2).sum(axis=1) - 2 * images.astype(np.int64) @ palette.T
+    return distance.argmin(axis=-1)
 
 
 def match_maps(foreground: np.ndarray) -> np.ndarray:
@@ -90,25 +91,37 @@ def match_maps(foreground: np.ndarray) -> np.ndarray:
     side = SIDE + 2 * MARGIN
     padded = np.pad(foreground, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
-    flat = windows.reshape(*windows.shape[:3], side * side).astype(np.float32)  # sums of 0 and 1 are exact
+    flat = windows.reshape(*windows.shape[:3], side * side).astype(np.float32)  # small whole numbers: exact
     both = flat @ _templates().T
     either = flat.sum(axis=-1, keepdims=True) + _templates().sum(axis=1) - both
     return np.moveaxis(both.astype(np.float64) / either, -1, 1)
 
 
+def colour_of(image: np.ndarray, thing: np.ndarray) -> str:
+    """Return the colour that most of a thing's pixels lie nearest to.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        thing: [H, W] bool, its pixels.
+
+    Returns:
+        One of COLOURS; NO_COLOUR if fewer than two thirds of the pixels agree, or there are none.
+    """
+    counts = np.bincount(nearest_colour(image[thing]), minlength=1 + len(COLOURS))[1:]
+    winner = int(counts.argmax())
+    clear = counts[winner] > 0 and counts[winner] >= CLEAR_COLOUR * thing.sum()
+    return list(COLOURS)[winner] if clear else NO_COLOUR
+
+
 @cache
 def _templates() -> np.ndarray:
-    """[shapes, 81] float32."""
+    """[shapes, 81] float32: each shape with its margin."""
     masks = [np.pad(mask(name), MARGIN).ravel() for name in SHAPES]
     return np.stack(masks).astype(np.float32)
 
 
-def _found(nearest: np.ndarray, shape: int, top: int, left: int, match: float) -> Found:
-    """Describe one thing of an image whose nearest colours are [H, W]."""
-    own = np.zeros(nearest.shape, dtype=bool)
-    own[top : top + SIDE, left : left + SIDE] = nearest[top : top + SIDE, left : left + SIDE] > 0
-    counts = np.bincount(nearest[own], minlength=1 + len(COLOURS))
-    winner = int(counts.argmax())
-    clear = counts[winner] >= CLEAR_COLOUR * counts.sum()
-    colour = list(COLOURS)[winner - 1] if clear else NO_COLOUR
-    return Found(int(shape), float(match), int(top), int(left), colour, own)
+def _found(foreground: np.ndarray, shape: int, match: float, top: int, left: int) -> Found:
+    own = np.zeros_like(foreground)
+    place = (slice(top, top + SIDE), slice(left, left + SIDE))
+    own[place] = foreground[place]
+    return Found(shape, match, (left, top, left + SIDE, top + SIDE), own)

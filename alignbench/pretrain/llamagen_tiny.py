@@ -6,26 +6,20 @@ never opened. The same seed on the same machine and torch gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from alignbench import __version__
 from alignbench.data.digits import CLASSES, SIZE, Digits, open_digits
 from alignbench.data.reference import DatasetImages
-from alignbench.files import write_atomic
 from alignbench.pretrain import digit_nets, policy, tokenizer
 from alignbench.pretrain.fitting import Budget, Progress, Split, one_thread
+from alignbench.pretrain.made import Made, write
 from alignbench.registry.catalogue import Catalogue
 from alignbench.rewards.perceptual import PerceptualDistance
 
@@ -42,18 +36,6 @@ BUDGETS: Mapping[str, Budget] = {
 """What the shipped weights were made with."""
 
 NetT = TypeVar("NetT", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Made:
-    """A trained module and what there is to say of it; goes into the manifest."""
-
-    net: nn.Module
-    budget: Budget
-    seconds: float
-    training: Mapping[str, float]
-    """Losses averaged over the last steps."""
-    validation: Mapping[str, float]
 
 
 def pretrain(
@@ -77,21 +59,8 @@ def pretrain(
     train, validation = _split(sets["train"]), _split(sets["validation"])
     with one_thread():
         made = _train_all(train, validation, budgets, seed, progress)
-    manifest = {
-        "schema": 1,
-        "model": MODEL,
-        "made_by": f"alignbench pretrain {MODEL} --seed {seed}",
-        "alignbench": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, 1 thread",
-        "seed": seed,
-        "data": {name: {"images": len(part), "digest": part.digest} for name, part in sets.items()},
-        "seconds": round(sum(part.seconds for part in made.values()), 1),
-        "files": {f"{name}.safetensors": _write(out_dir, name, part) for name, part in made.items()},
-    }
-    write_atomic(out_dir / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return manifest
+    data = {name: {"images": len(part), "digest": part.digest} for name, part in sets.items()}
+    return write(out_dir, made, model=MODEL, seed=seed, data=data)
 
 
 def _open(split: str) -> Digits:
@@ -138,19 +107,3 @@ def _train_all(
         partial(policy.validate, tokenizer=vq, data=validation),
     )
     return made
-
-
-def _write(folder: Path, name: str, made: Made) -> dict[str, Any]:
-    """Write one network and return its entry in the manifest."""
-    state = {key: tensor.contiguous() for key, tensor in made.net.state_dict().items()}
-    content = to_safetensors(state)
-    write_atomic(folder / f"{name}.safetensors", content)
-    return {
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-        "parameters": sum(parameter.numel() for parameter in made.net.parameters()),
-        "seconds": round(made.seconds, 1),
-        "budget": asdict(made.budget),
-        "training": {key: round(value, 6) for key, value in made.training.items()},
-        "validation": {key: round(value, 6) for key, value in made.validation.items()},
-    }
