@@ -19,7 +19,7 @@ from alignbench.progress import Progress
 from alignbench.record import Result, RunRecord, read, write
 from alignbench.registry.catalogue import Catalogue
 from alignbench.results import results_of
-from alignbench.run_facts import reward_networks
+from alignbench.run_facts import reward_networks, starting_weights
 
 
 def evaluate_again(
@@ -99,7 +99,7 @@ def _config(run: Path, catalogue: Catalogue, protocol: str, assignments: list[st
 def _results(
     plan: Plan, catalogue: Catalogue, record: RunRecord, run: Path, workers: int, progress: Progress
 ) -> list[Result]:
-    weights = {} if plan.random_weights else _weights(plan)
+    weights = starting_weights(plan)
     if weights != record.model.weights:
         raise UserError(f"the weights {run} started from changed since", fix="put them back as they were")
     exports = {
@@ -139,7 +139,3 @@ def _results(
     finally:
         parallel.close()
     return found
-
-
-def _weights(plan: Plan) -> dict[str, str]:
-    return {role: f"sha256:{hub.verify(status)}" for role, status in plan.weights.items()}

@@ -32,7 +32,9 @@ def build_model(plan: Plan, device: torch.device) -> Backbone:
     build = import_target(str(plan.model.target))
     files = None if plan.random_weights else {role: status.path for role, status in plan.weights.items()}
     # A plug-in's backbone knows of a text encoder only if its card names one.
-    more = {"encoder": build_text_encoder(plan, device)} if plan.model.text else {}
+    more: dict[str, Any] = {"encoder": build_text_encoder(plan, device)} if plan.model.text else {}
+    section = plan.config.section("model")
+    more |= {key: section[key] for key in plan.model.options}
     backbone: Backbone = build(plan.model, files, seed=0, device=device, **more)
     members.require(f"model {plan.config.model!r}", backbone, members.OBJECT_MEMBERS["models"])
     return backbone

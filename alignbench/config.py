@@ -202,10 +202,14 @@ def parse_value(text: str, option: Option) -> Scalar:
         raise
 
 
-def known_options(catalogue: Catalogue, method: str | None, dataset: str) -> dict[str, Option]:
-    """All keys that `--set` takes for this method and data set."""
+def known_options(
+    catalogue: Catalogue, method: str | None, dataset: str, model: str | None = None
+) -> dict[str, Option]:
+    """All keys that `--set` takes for this method, data set and model."""
     options = {f"train.{key}": option for key, option in TRAIN_OPTIONS.items()}
     options |= {f"model.{key}": option for key, option in MODEL_OPTIONS.items()} | {"model.text": TEXT_OPTION}
+    if model is not None:
+        options |= {f"model.{key}": option for key, option in catalogue.model(model).options.items()}
     options |= {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
     options |= {f"data.{key}": option for key, option in catalogue.dataset(dataset).options.items()}
     options |= asset_options(catalogue)
@@ -244,7 +248,7 @@ def resolve(
         catalogue.method(method)
     model_card = catalogue.model(model)
     dataset = dataset or model_card.dataset
-    options = known_options(catalogue, method, dataset)
+    options = known_options(catalogue, method, dataset, model)
     values = {
         key: Origin(option.default, "default")
         for key, option in options.items()

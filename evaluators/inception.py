@@ -18,7 +18,6 @@ from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.config import digest_of
 from alignbench.errors import RunFailed, UserError
 from alignbench.metrics.bootstrap import (
-    POINTS,
     Z95,
     FrechetBootstrap,
     WeightedFrechet,
@@ -170,8 +169,10 @@ class InceptionDistribution:
         if target is None:
             return dict.fromkeys(("fid", "fid-corrected", "fid-inf"), UNKNOWN)
         options = self.options
+        # With fewer images than features neither estimate comes near the truth: see docs/evaluators/error-bars.md.
+        enough = len(pool) >= pool.shape[1]
         infinity = math.nan
-        if len(pool) >= 2 * POINTS:
+        if enough:
             infinity = frechet_at_infinity(pool, *target, seed=options.bootstrap_seed, device=self._device)
         if options.bootstrap < 2:
             fid = self._distance(pool, target)
@@ -179,11 +180,9 @@ class InceptionDistribution:
         found: FrechetBootstrap = frechet_bootstrap(
             pool, *target, replicates=options.bootstrap, seed=options.bootstrap_seed, device=self._device
         )
-        # With fewer images than features the bootstrap sees too little of the bias: no interval then.
-        covers = len(pool) >= pool.shape[1]
         return {
             "fid": (found.value, found.interval),
-            "fid-corrected": (found.corrected, found.corrected_interval if covers else None),
+            "fid-corrected": (found.corrected, found.corrected_interval) if enough else UNKNOWN,
             "fid-inf": (infinity, None),
         }
 

@@ -150,7 +150,10 @@ class TextSpec(_Table):
 
 
 class ModelCard(Card):
-    """A pretrained generator."""
+    """A pretrained generator.
+
+    The target is called as `target(card, files, seed=…, device=…, **options)` with every option of the card.
+    """
 
     family: str
     target: Target | None = None
@@ -165,6 +168,8 @@ class ModelCard(Card):
     files: list[WeightFile] = []
     roles: list[Literal["policy", "tokenizer", "text"]] = ["policy", "tokenizer"]
     """Files it cannot be built without; a tokenizer may lie in the policy's."""
+    options: dict[str, Option] = {}
+    """Set as `model.KEY`, by recipes too."""
     dataset: str
     """Dataset card the model is post-trained on by default."""
     protocol: str

@@ -216,6 +216,8 @@ def test_formulas_agree_with_torch_fidelity_where_covariances_have_full_rank(wei
     assert 0 < found["precision-adm"] < 1 and 0 < found["recall-adm"] < 1
     low, high = {m.name: m.interval for m in metrics}["fid-corrected"] or (math.nan, math.nan)
     assert low < found["fid-corrected"] < high
+    # Fewer images, larger FID: both corrections go down.
+    assert found["fid-corrected"] < found["fid"] and found["fid-inf"] < found["fid"]
 
 
 def test_frechet_distances_equal_the_nuclear_norm_form(weights: Path, rows: dict[str, Rows]) -> None:
@@ -260,7 +262,8 @@ def test_what_a_reference_does_not_allow_is_blank(weights: Path) -> None:
     statistics = {"mu": np.zeros(inception.POOL), "sigma": np.eye(inception.POOL)}
     found = built.score(made_up(30, seed=0), Reference(digest="r", statistics=statistics))
     blank = {metric.name for metric in found if math.isnan(metric.value)}
-    assert blank == {"sfid", "precision-adm", "recall-adm", "kid"}
+    few = {"fid-corrected", "fid-inf"}  # fewer images than features
+    assert blank == {"sfid", "precision-adm", "recall-adm", "kid"} | few
     assert all(metric.n == 30 for metric in found)
 
 
@@ -271,9 +274,6 @@ def test_intervals_surround_their_values(weights: Path) -> None:
     for name in ("fid", "is", "precision-adm", "recall-adm"):
         low, high = metrics[name].interval or (math.nan, math.nan)
         assert low <= metrics[name].value <= high and low < high
-    # Fewer images, larger FID: both corrections go down.
-    assert metrics["fid-corrected"].value < metrics["fid"].value
-    assert metrics["fid-inf"].value < metrics["fid"].value
     for name in ("sfid", "fid-inf", "kid", "fid-corrected"):  # the last for want of images
         assert metrics[name].interval is None
     in_order = evaluator(weights, is_order="in-order", bootstrap=0).score(made_up(40, seed=0), reference)

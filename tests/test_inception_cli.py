@@ -29,8 +29,8 @@ def test_300_images_against_a_reference_of_one_s_own(tmp_path: Path) -> None:
     generated = save_pngs(tmp_path / "generated", pictures(300, 1, side=256))
     found = evaluate(generated, reference, tmp_path / "run", 300, network)
     blank = {name for name, value in found.items() if value is None}
-    assert blank == {"kid"}, "subsets of 1,000 images"
-    assert found["fid"] > found["fid-corrected"] > 0 and found["fid"] > found["fid-inf"]
+    assert blank == {"kid", "fid-corrected", "fid-inf"}, "subsets of 1,000 images; 2,048 features"
+    assert found["fid"] > 0
     assert found["is"] > 1 and 0 < found["precision-adm"] < 1 and found["sfid"] > 0
 
 

@@ -15,8 +15,9 @@ from alignbench.errors import UserError
 from alignbench.registry.schema import Scalar
 
 SEED = 0
-COUNTS = {"train": 6000, "validation": 600, "test": 600}
-"""Scenes of each split, the same number of each task."""
+COUNTS = {"pretraining": 20_004, "train": 6000, "validation": 600, "test": 600}
+"""Scenes of each split, the same number of each task. Post-training has scenes of its own: a model knows those it
+was pretrained on too well for its samples to differ."""
 PROMPTS_EACH = 100
 """Prompts of each task in a prompt file."""
 PROMPT_FILES = {"test": "prompts.jsonl", "validation": "validation-prompts.jsonl"}
@@ -59,7 +60,7 @@ def open_shapes(
     cache_dir: Path,
     progress: ProgressCallback | None = None,
 ) -> Shapes:
-    """Open `train` (6000 scenes), `validation` (600) or `test` (600); arguments as in `open_dataset`.
+    """Open a split; arguments as in `open_dataset`.
 
     Raises:
         UserError: the model does not work on 20×20 images.

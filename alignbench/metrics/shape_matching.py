@@ -16,8 +16,8 @@ from alignbench.data.shapes_scenes import COLOURS, SHAPES, SIDE, mask
 
 VERSION = 1
 """Changes whenever an image may get another answer."""
-SMALLEST_MATCH = 0.7
-"""Agreement below which foreground is not taken for a shape at all."""
+SMALLEST_MATCH = 0.8
+"""Agreement below which foreground is not taken for a shape at all; two different shapes agree by 0.76 at most."""
 CLEAR_COLOUR = 2 / 3
 """Share of a thing's pixels that must agree on its colour."""
 NO_COLOUR = "mixed"

@@ -1,7 +1,7 @@
 """Re-make the weights of the small text-to-image model: a tokenizer, a text encoder, a policy.
 
-Only the training scenes are trained on; the validation numbers are for people to look at; the test scenes are
-never made. The same seed on the same machine and torch gives the same bytes.
+Only the pretraining scenes are trained on; the validation numbers are for people to look at; post-training and
+test scenes are never made. The same seed on the same machine and torch gives the same bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BUDGETS: Mapping[str, Budget] = {
     shapes_policy.STAGE: Budget(steps=1500, batch=64, lr=3e-3, weight_decay=0.05, warmup=30),
 }
 """What the shipped weights were made with."""
-ENCODE_BATCH = 200
+ENCODE_BATCH = 500
 
 
 def pretrain(
@@ -58,14 +58,14 @@ def pretrain(
         OSError: the folder cannot be written.
     """
     card = Catalogue.default().model(MODEL)
-    train, validation = _open("train"), _open("validation")
+    train, validation = _open("pretraining"), _open("validation")
     with one_thread():
         vq = _tokenizer(card, train, validation, budgets, seed, progress)
         assert isinstance(vq.net, VQModel)
         made = {"tokenizer": vq, **_reader(card, vq.net, train, validation, budgets, seed, progress)}
     for split, name in PROMPT_FILES.items():
         write_atomic(out_dir / name, prompt_file(split))
-    sets = {"train": train, "validation": validation}
+    sets = {"pretraining": train, "validation": validation}
     data = {name: {"images": len(part), "digest": part.digest} for name, part in sets.items()}
     return write(out_dir, made, model=MODEL, seed=seed, data=data)
 
