@@ -195,7 +195,7 @@ class Evaluation:
         return [(setting, seed) for setting in self.protocol.settings for seed in self.protocol.seeds]
 
     def _rows(self, name: str, images: ImageSet, setting: str, seed: int) -> RowStore:
-        folder = self.folder / "rows" / self.subject / setting / f"seed-{seed}"
+        folder = measuring.row_folder(self.folder, self.subject, setting, seed)
         return _store(folder, name, self.evaluators[name], images, self.device)
 
     def _known(self, name: str, setting: str, seed: int) -> Score | None:

@@ -1,25 +1,30 @@
-"""Write scored images for other programs: ADM sample files and PNG files."""
+"""Write scored images for other programs: ADM sample files, PNG files, GenEval's folder layout."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
+
+from alignbench.api import ImageBatch, ImageSet
+from alignbench.data import geneval_folder
+from alignbench.data.writers import write_npz, write_png
 from alignbench.evaluation import Evaluation
-from alignbench.progress import Progress
+from alignbench.measuring import row_files
+from alignbench.progress import Progress, Stage
 
 
 def export_images(evaluation: Evaluation, forms: Sequence[str], progress: Progress) -> None:
     """Write every image set of a subject under `images/` in its folder; what is there already stays.
 
     Args:
-        evaluation: whose sets.
-        forms: `npz` for `<setting>-seed-<seed>.npz`, `png` for a folder of the same name.
+        evaluation: whose sets; scored.
+        forms: `npz` for `<setting>-seed-<seed>.npz`; `png` for a folder of the same name, which has GenEval's
+            layout where images have prompts.
         progress: told what happens.
     """
-    if not forms:
-        return
-    from alignbench.data.writers import write_npz, write_png
-
     for form in forms:
         for setting in evaluation.protocol.settings:
             for seed in evaluation.protocol.seeds:
@@ -29,5 +34,39 @@ def export_images(evaluation: Evaluation, forms: Sequence[str], progress: Progre
                 if path.exists():
                     continue
                 with progress.stage(f"write {path.name}", len(images.shards())) as stage:
-                    writer = write_npz if form == "npz" else write_png
-                    writer(path, images, stage)
+                    if form == "npz":
+                        write_npz(path, images, stage)
+                    elif evaluation.protocol.prompts:
+                        _write_layout(path, images, stage)
+                        _write_verdicts(path, evaluation, setting, seed)
+                    else:
+                        write_png(path, images, stage)
+
+
+def _write_layout(path: Path, images: ImageSet, stage: Stage) -> None:
+    """Write GenEval's layout; the folder is whole or absent."""
+
+    def batches() -> Iterator[ImageBatch]:
+        for number in range(len(images.shards())):
+            yield images.load(number)
+            stage.advance()
+
+    unfinished = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of an earlier attempt
+    geneval_folder.write_layout(unfinished, batches())
+    unfinished.rename(path)
+
+
+def _write_verdicts(path: Path, evaluation: Evaluation, setting: str, seed: int) -> None:
+    """Write `results-<evaluator>.jsonl`, in the official form, for evaluators that judged each image."""
+    for name in evaluation.evaluators:
+        rows = []
+        for file in row_files(evaluation.folder, evaluation.subject, setting, seed, name):
+            with np.load(file) as columns:
+                if {"correct", "reason"} <= set(columns.files):
+                    rows.append((columns["correct"], columns["reason"]))
+        if rows:
+            correct, reasons = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+            layout = geneval_folder.read_layout(path)
+            target = path / f"results-{name}.jsonl"
+            geneval_folder.write_results(target, layout, correct.tolist(), reasons.tolist())

@@ -168,7 +168,7 @@ class Judge:
             evaluators=self.evaluators,
             needy=frozenset(name for name, card in cards.items() if "reference" in card.needs),
             kept={
-                name: sorted({fact.column for fact in card.metrics.values() if fact.column})
+                name: sorted({*card.keep, *(fact.column for fact in card.metrics.values() if fact.column)})
                 for name, card in cards.items()
             },
             references=self.references,

@@ -122,6 +122,16 @@ class RowStore:
         return meta if meta.get("key") == self.key else None
 
 
+def row_folder(run: Path, subject: str, setting: str, seed: int) -> Path:
+    """Where the rows of one image set lie in a run folder, one folder an evaluator."""
+    return run / "rows" / subject / setting / f"seed-{seed}"
+
+
+def row_files(run: Path, subject: str, setting: str, seed: int, evaluator: str) -> list[Path]:
+    """Return the row files of one image set that are there, in order."""
+    return sorted((row_folder(run, subject, setting, seed) / evaluator).glob("shard-*.npz"))
+
+
 class StoredRows:
     """The rows of a whole image set, read from their files as they are asked for (an `api.Measured`)."""
 

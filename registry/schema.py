@@ -454,6 +454,8 @@ class EvaluatorCard(Card):
     """The extra that brings them: `pip install 'alignbench[EXTRA]'`."""
     min_images: dict[str, int] = {}
     """{option: n}: with fewer than the option's value + n images nothing can be estimated."""
+    keep: list[str] = []
+    """Columns that stay in the run folder after scoring, besides those that metrics are means of."""
     row_bytes: int = 0
     """Disk space that one image's rows take until they are scored; the plan's estimate counts it."""
     metrics: dict[str, MetricFact]

@@ -195,13 +195,17 @@ def mask(shape: str) -> np.ndarray:
 
 
 def prompts(seed: int, purpose: str, each: int) -> list[Request]:
-    """Return `each` requests of every task: all that it can ask for in random order, again and again."""
+    """Return `each` requests of every task: all that it can ask for in random order, again and again.
+
+    The tasks take turns, so that the first n prompts are a fair choice too.
+    """
     chosen = []
     for tag in TASKS:
         pool = requests(tag)
         orders = (permutation(seed, f"{purpose}/{tag}", turn, len(pool)) for turn in itertools.count())
-        chosen += [pool[place] for place in itertools.islice(itertools.chain.from_iterable(orders), each)]
-    return chosen
+        places = itertools.islice(itertools.chain.from_iterable(orders), each)
+        chosen.append([pool[place] for place in places])
+    return list(itertools.chain.from_iterable(zip(*chosen, strict=True)))
 
 
 def _apart(places: Sequence[tuple[int, int]]) -> bool:
