@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from alignbench import grid, randomness
-from alignbench.api import Backbone, ClassLabels, Sampling
+from alignbench.api import Backbone, ClassLabels, Condition, Sampling
 from alignbench.assembly import build_model, load_export
 from alignbench.backbones.pixels import to_uint8
 from alignbench.errors import UserError
@@ -28,6 +28,7 @@ def draw(
     number: int,
     seed: int,
     classes: str,
+    prompts: Sequence[str],
     sampling: Sampling,
     out: Path,
 ) -> Path:
@@ -38,23 +39,24 @@ def draw(
         run: run folder whose export replaces the model's weights, or None.
         number: how many images.
         seed: of the random numbers; image i depends on (seed, i) alone.
-        classes: comma-separated class ids, repeated in turn; empty for all.
+        classes: comma-separated class ids, repeated in turn; empty for all. For class-conditional models.
+        prompts: repeated in turn. For text-conditional models.
         sampling: how to draw.
         out: folder for `00000.png` … and `grid.png`.
 
     Raises:
-        UserError: class ids the model does not have, a run without an export, or more images of an earlier
-            call in the folder than would be replaced.
+        UserError: class ids the model does not have, prompts for classes or the reverse, a run without an
+            export, or more images of an earlier call in the folder than would be replaced.
         RunFailed: the model's probabilities are not numbers.
     """
-    labels = _labels(classes, plan.model.num_classes or 1, number)
+    wanted = _wanted(plan, classes, prompts, number)
     choose_threads(plan.model.policy.parameters)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = build_model(plan, device)
     if run is not None:
         load_export(run, backbone)
     _refuse_other_images(out, number)
-    images = torch.cat([_images(backbone, labels, seed, ids, sampling, device) for ids in _chunks(number)])
+    images = torch.cat([_images(backbone, wanted, seed, ids, sampling, device) for ids in _chunks(number)])
     out.mkdir(parents=True, exist_ok=True)
     for image_id, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / f"{image_id:05d}.png")
@@ -78,6 +80,18 @@ def _chunks(number: int) -> list[range]:
     return [range(start, min(start + BATCH, number)) for start in range(0, number, BATCH)]
 
 
+def _wanted(plan: Plan, classes: str, prompts: Sequence[str], number: int) -> list[int] | list[str]:
+    """Return the class id of each image, or its prompt."""
+    by_text = plan.model.condition == "text"
+    if by_text and (classes or not prompts):
+        raise UserError(f"{plan.config.model} draws what a text asks for", fix='--prompt "…", repeatable')
+    if prompts and not by_text:
+        raise UserError(f"{plan.config.model} draws classes, not texts", fix="--classes 3,7")
+    if by_text:
+        return [prompts[image_id % len(prompts)] for image_id in range(number)]
+    return _labels(classes, plan.model.num_classes or 1, number)
+
+
 def _labels(classes: str, num_classes: int, number: int) -> list[int]:
     try:
         chosen = [int(text) for text in classes.split(",")] if classes else list(range(num_classes))
@@ -92,14 +106,24 @@ def _labels(classes: str, num_classes: int, number: int) -> list[int]:
 @torch.no_grad()
 def _images(
     backbone: Backbone,
-    labels: Sequence[int],
+    wanted: Sequence[int] | Sequence[str],
     seed: int,
     ids: range,
     sampling: Sampling,
     device: torch.device,
 ) -> torch.Tensor:
     uniforms = randomness.uniforms(seed, "sample-token", 0, ids, (backbone.num_tokens,))
-    condition = ClassLabels(torch.from_numpy(np.asarray([labels[i] for i in ids])).to(device))
-    rollout = backbone.generate(condition, torch.from_numpy(uniforms).to(device), sampling)
+    rollout = backbone.generate(
+        _condition(backbone, [wanted[i] for i in ids], device),
+        torch.from_numpy(uniforms).to(device),
+        sampling,
+    )
     check_probabilities(rollout)
     return to_uint8(backbone.tokenizer.decode(rollout.tokens, backbone.grid)).cpu()
+
+
+def _condition(backbone: Backbone, wanted: Sequence[int | str], device: torch.device) -> Condition:
+    texts = [text for text in wanted if isinstance(text, str)]
+    if texts:
+        return backbone.text_condition(texts)
+    return ClassLabels(torch.from_numpy(np.asarray(wanted)).to(device))

@@ -6,6 +6,8 @@ opens a checkpoint: reading weights is the backbones' business.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,13 +170,29 @@ def _missing(model: str, file: WeightFile, expected: Path) -> tuple[str, str]:
 def verify(status: FileStatus) -> str:
     """Return the SHA-256 of a file that was found; see `check_digest` for what it is compared with.
 
+    Of an index given by the user (`….index.json`) it covers the files it lists.
+
     Raises:
         UserError: it is not the file that was meant.
     """
     assert status.path is not None, f"{status.role} was not found"
+    if status.file is None and status.path.name.endswith(".index.json"):
+        return _index_sha256(status.path)
     if status.file is None:
         return file_sha256(status.path)
     return check_digest(status.file, status.path)
+
+
+def _index_sha256(path: Path) -> str:
+    """Hash an index of sharded weights with everything it lists."""
+    try:
+        listed = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        digests = {name: file_sha256(path.parent / name) for name in [path.name, *listed]}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not an index of weight files", fix="name a weight file") from error
+    except OSError as error:
+        raise UserError(f"{path} lists {error.filename}: {(error.strerror or '').lower()}") from error
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 # --- how they get there ---------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Parts for GenEval on procedural scenes: an exact detector of the shapes and a judge of their colours.
 
-Neither has a network: `alignbench.metrics.shape_matching` does the arithmetic. On scenes as they are drawn every
-answer is right with a score of 1.
+Neither has a network: `alignbench.data.shapes_matching` does the arithmetic. On scenes as they are drawn
+every answer is right with a score of 1.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from alignbench.config import digest_of
-from alignbench.data.shapes_scenes import COLOURS, SHAPES
+from alignbench.data import shapes_matching
+from alignbench.data.shapes_scenes import COLOURS, SHAPES, SIDE
 from alignbench.errors import UserError
 from alignbench.evaluators.geneval_rules import Detection
-from alignbench.metrics import shape_matching
 
 if TYPE_CHECKING:
     from alignbench.assets import AssetFile
     from alignbench.registry.schema import Scalar
-
-SMALLEST_SIDE = 7
 
 
 class ShapesDetector:
@@ -32,7 +30,7 @@ class ShapesDetector:
     class_names = tuple(SHAPES)
 
     def __init__(self, *, batch: int) -> None:
-        self.identity = digest_of({"detector": "shapes", "version": shape_matching.VERSION})
+        self.identity = digest_of({"detector": "shapes", "version": shapes_matching.VERSION})
         self.batch = batch
 
     def detect(self, images: Tensor, ids: Sequence[int]) -> list[list[Detection]]:
@@ -41,29 +39,30 @@ class ShapesDetector:
         Raises:
             UserError: images too small to hold a shape.
         """
-        if min(images.shape[2:]) < SMALLEST_SIDE:
-            raise UserError(f"the shapes have {SMALLEST_SIDE} px, these images {images.shape[3]}×{images.shape[2]}")
+        height, width = images.shape[2:]
+        if min(height, width) < SIDE:
+            raise UserError(f"the shapes have {SIDE} px, these images {width}×{height}")
         pixels = images.permute(0, 2, 3, 1).numpy()
         return [
             [Detection(item.shape, item.match, item.box, item.mask) for item in found]
-            for found in shape_matching.find(pixels)
+            for found in shapes_matching.find(pixels)
         ]
 
 
 class ShapesColours:
     """The colour of most of an object's pixels; an `evaluators.geneval_detector.Colours`."""
 
-    names = (*COLOURS, shape_matching.NO_COLOUR)
+    names = (*COLOURS, shapes_matching.NO_COLOUR)
 
     def __init__(self) -> None:
-        self.identity = digest_of({"colours": "shapes", "version": shape_matching.VERSION})
+        self.identity = digest_of({"colours": "shapes", "version": shapes_matching.VERSION})
 
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
         """See `Colours.classify`."""
         colours = []
         for item in objects:
             assert item.mask is not None, "the detector gives masks"
-            colours.append(shape_matching.colour_of(image, item.mask))
+            colours.append(shapes_matching.colour_of(image, item.mask))
         return colours
 
 

@@ -539,7 +539,7 @@ def test_terminals_without_greek_letters() -> None:
 def test_json_is_alone_on_standard_output(call: Call, copy: Path) -> None:
     done = call(*TINY, "--out", str(copy), "--json")
     assert json.loads(done.out)["status"] == "complete"
-    assert "evaluate method" in done.err
+    assert "score method" in done.err
 
 
 def test_samples_of_two_calls_are_not_mixed(call: Call, finished: Path, tmp_path: Path) -> None:

@@ -126,8 +126,8 @@ SURFACE = {
         "--run", "--samples", "--set", "--workers", "--write-npz", "--write-png",
     ],
     "sample": [
-        "--cfg", "--classes", "--model", "--number", "--out", "--run", "--seed", "--set", "--temperature",
-        "--top-k", "--top-p", "-n",
+        "--cfg", "--classes", "--model", "--number", "--out", "--prompt", "--run", "--seed", "--set",
+        "--temperature", "--top-k", "--top-p", "-n",
     ],
     "reference": [
         "--batch", "--image-size", "--images", "--limit", "--out", "--seed", "--set", "--workers", "images",

@@ -18,7 +18,7 @@ TIMEOUT = 1800
 """Seconds for one command: 300 images are 100 s of one idle core."""
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_300_images_against_a_reference_of_one_s_own(tmp_path: Path) -> None:
     network = random_network(tmp_path)
     real = save_pngs(tmp_path / "real", pictures(300, 0, side=280, cells=6))

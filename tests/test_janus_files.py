@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -78,6 +79,7 @@ def released(original: Any, hub: Path, tmp_path_factory: pytest.TempPathFactory)
     state = released_names({key: value.clone() for key, value in original.state_dict().items()})
     state["gen_vision_model.quantize.codebook_used"] = torch.zeros(8)
     state["vision_model.vision_tower.attn_pool.latent"] = torch.zeros(1, 1, 4)
+    state["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
     keys = sorted(state)
     for number, part in enumerate((keys[::2], keys[1::2]), start=1):
         torch.save({key: state[key] for key in part}, folder / f"pytorch_model-0000{number}-of-00002.bin")
@@ -247,3 +249,10 @@ def test_unwrap_finds_the_policy_inside_wrappers(hub: Path) -> None:
     inner = model.policy
     model.policy = torch.nn.parallel.DataParallel(torch.nn.parallel.DataParallel(inner))
     assert unwrap(model.policy) is inner
+
+
+def test_without_transformers_the_extra_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for attempt in (lambda: load(hub), lambda: build(janus_toys.card(), None)):
+        with pytest.raises(UserError, match=r"needs transformers.*pip install"):
+            attempt()

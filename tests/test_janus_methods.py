@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignbench import api, assembly
-from alignbench.backbones.janus import Janus, build
+from alignbench.backbones.janus import Janus, build, unwrap
 from alignbench.backbones.janus_policy import Fidelity
 from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.testing import METHOD_CHECKS, Case
 from tests import janus_toys
+from tests.contract.method_checks import METHOD_CHECKS as MORE_CHECKS
 
 CATALOGUE = Catalogue.default()
 METHODS = [name for name in CATALOGUE.names("methods") if "text" in CATALOGUE.method(name).conditions]
@@ -140,3 +143,26 @@ def test_parts_left_out_do_not_move() -> None:
     steps(model, method, 1)
     for key, value in model.policy.state_dict().items():
         assert torch.equal(value, before[key]) != key.startswith(("generation_aligner.", "generation_head."))
+
+
+RANDOM = ("model.weights=random", "method.perceptual=none", "method.perceptual_weight=0")
+
+
+def test_recipes_and_settings_reach_the_model(tmp_path: Path) -> None:
+    case = Case(CATALOGUE, "vapi", "janus-tiny", (*RANDOM, "model.trains=head", "model.fidelity=as_released"))
+    model = assembly.build_model(case.job(tmp_path).plan, torch.device("cpu"))
+    assert isinstance(model, Janus)
+    assert (unwrap(model.policy).trains, unwrap(model.policy).fidelity) == (("head",), "as_released")
+    recipe = CATALOGUE.recipe("vapi-janus-pro-1b-as-released")
+    assert recipe.values["model.fidelity"] == "as_released" and recipe.values["method.noise"] == 1.0
+    assert CATALOGUE.recipe_for("vapi", "janus-pro-1b") == "vapi-janus-pro-1b"
+
+
+PROMISES = {check.__name__: check for check in (*METHOD_CHECKS, *MORE_CHECKS)}
+KEPT = ("gradients_reach_only_what_trains", "two_ranks_give_what_one_gives", "only_what_trains_changes")
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_run_keeps_its_promises(name: str, tmp_path: Path) -> None:
+    """Some of the contract of methods, with data, plan and driver as they are."""
+    PROMISES[name](Case(CATALOGUE, "vapi", "janus-tiny", RANDOM), tmp_path)

@@ -112,6 +112,12 @@ def test_parts_that_do_not_exist_are_refused(parts: str | tuple[str, ...]) -> No
         build(janus_toys.card(), None, trains=parts)
 
 
+def test_an_unknown_fidelity_is_refused() -> None:
+    wrong: Any = "released"
+    with pytest.raises(UserError, match="fidelity 'released' is not one of exact, as_released"):
+        build(janus_toys.card(), None, fidelity=wrong)
+
+
 def test_a_reference_is_a_frozen_copy(model: Janus) -> None:
     twin = model.reference()
     assert twin.tokenizer is model.tokenizer

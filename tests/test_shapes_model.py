@@ -152,6 +152,27 @@ def test_codes_cover_what_is_rare() -> None:
     assert ((centres @ codes.T).max(dim=1).values > 0.999).all()
 
 
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--model", "shapes-tiny", "--prompt", "two rings", "--prompt", "a white circle", "-n", "3"], 0),
+        (["--model", "shapes-tiny"], 2),
+        (["--model", "shapes-tiny", "--prompt", "a photo"], 2),
+        (["--model", "shapes-tiny", "--prompt", "two rings", "--classes", "1"], 2),
+        (["--model", "llamagen-tiny", "--prompt", "two rings"], 2),
+    ],
+)
+def test_pictures_are_drawn_from_prompts(arguments: list[str], code: int, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", *arguments, "--out", str(tmp_path / "s")])
+    assert (stopped.value.code or 0) == code
+    drawn = sorted(path.name for path in tmp_path.glob("s/*.png"))
+    assert drawn == ([] if code else ["00000.png", "00001.png", "00002.png", "grid.png"])
+
+
 # --- every method ---------------------------------------------------------------------------------
 
 
@@ -172,6 +193,8 @@ def test_every_method_runs(method: str, tmp_path: Path) -> None:
     scores = {row["subject"]: row["metrics"] for row in record["results"]}
     assert set(scores) == {"base", "method"}
     for metrics in scores.values():
-        tasks = [value[0] for name, value in metrics.items() if name not in ("shapes-overall", "shapes-images")]
+        tasks = [
+            value[0] for name, value in metrics.items() if name not in ("shapes-overall", "shapes-images")
+        ]
         assert len(tasks) == 6
         assert metrics["shapes-overall"][0] == pytest.approx(sum(tasks) / 6)

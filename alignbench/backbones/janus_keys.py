@@ -29,8 +29,13 @@ POLICY_PREFIXES = (
 REST_PREFIXES = ("vision_model.", "aligner.", "lm_head.")
 TOKENIZER_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 
-UNUSED = (r"gen_vision_model\.quantize\.codebook_used", r"vision_model\.vision_tower\.attn_pool\..*")
-"""What transformers has no place for: a usage counter and a pooling layer that nothing reads."""
+UNUSED = (
+    r"gen_vision_model\.quantize\.codebook_used",
+    r"vision_model\.vision_tower\.attn_pool\..*",
+    r"language_model\.model\..*rotary_emb\.inv_freq",
+)
+"""What transformers has no place for: a usage counter, a pooling layer that nothing reads, and position
+frequencies, which old versions saved although they follow from the configuration."""
 
 RENAMED = (
     (r"language_model\.model\.", "language_model."),

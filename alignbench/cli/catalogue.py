@@ -86,7 +86,7 @@ def _print_card(console: Console, kind: str, name: str, card: Card, path: str) -
         console.print(f"  note: {note}", highlight=False, markup=False, soft_wrap=True)
     options: dict[str, Option] = getattr(card, "options", {})
     if options:
-        prefix = {"methods": "method", "datasets": "data"}.get(kind, kind)
+        prefix = {"methods": "method", "datasets": "data", "models": "model"}.get(kind, kind)
         _print_options(console, prefix, options)
     console.print(f"  card: {path}", highlight=False, markup=False, soft_wrap=True)
 

@@ -204,6 +204,7 @@ def sample(
     number: int = typer.Option(40, "--number", "-n", min=1, help="Images."),
     seed: int = typer.Option(0, "--seed", help="Sampling seed; image i depends on nothing else."),
     labels: str = typer.Option("", "--classes", help="Class ids, e.g. 3,7; default: all in turn."),
+    prompts: list[str] = typer.Option([], "--prompt", help="Text to draw; repeatable, all in turn."),
     temperature: float = typer.Option(1.0, "--temperature", min=0.01),
     top_k: int = typer.Option(0, "--top-k", min=0),
     top_p: float = typer.Option(1.0, "--top-p", min=0.0, max=1.0),
@@ -222,7 +223,14 @@ def sample(
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
     written = drawing.draw(
-        plan, run=run, number=number, seed=seed, classes=labels, sampling=sampling, out=out
+        plan,
+        run=run,
+        number=number,
+        seed=seed,
+        classes=labels,
+        prompts=prompts,
+        sampling=sampling,
+        out=out,
     )
     Console().print(f"{number} images in {out}, all of them in {written}", highlight=False, soft_wrap=True)
 

@@ -163,10 +163,11 @@ def plan_lines(plan: planning.Plan) -> list[str]:
     chosen = ", ".join(f"{key}={value}" for key, value in config.section("data").items() if value)
     lines.append(f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}")
     lines.append(f"  evaluate   {_evaluation(plan)}")
-    parts = ", ".join(f"{name} {size:.2g}" for name, size in plan.estimate.parts.items() if size)
+    gib = planning.gib
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.estimate.parts.items() if size)
     lines.append(
-        f"  estimate   {plan.estimate.train_gib:.2g} GiB per device ({parts}) · "
-        f"{plan.estimate.disk_gib:.2g} GiB disk"
+        f"  estimate   {gib(plan.estimate.train_gib)} GiB per device ({parts}) · "
+        f"{gib(plan.estimate.disk_gib)} GiB disk"
     )
     return lines
 

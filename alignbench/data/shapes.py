@@ -16,8 +16,8 @@ from alignbench.registry.schema import Scalar
 
 SEED = 0
 COUNTS = {"pretraining": 20_004, "train": 6000, "validation": 600, "test": 600}
-"""Scenes of each split, the same number of each task. Post-training has scenes of its own: a model knows those it
-was pretrained on too well for its samples to differ."""
+"""Scenes of each split, the same number of each task. Post-training has scenes of its own: a model knows
+those it was pretrained on too well for its samples to differ."""
 PROMPTS_EACH = 100
 """Prompts of each task in a prompt file."""
 PROMPT_FILES = {"test": "prompts.jsonl", "validation": "validation-prompts.jsonl"}
@@ -28,7 +28,7 @@ class Shapes:
     """One split, held in memory; see `ImageDataset` and `Captioned`. The class of a scene is its task."""
 
     num_classes = len(TASKS)
-    class_names = TASKS
+    class_names: tuple[str, ...] = TASKS
     skipped: tuple[Skipped, ...] = ()
 
     def __init__(self, scenes: Sequence[Scene]) -> None:

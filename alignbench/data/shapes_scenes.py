@@ -1,8 +1,8 @@
 """Procedural scenes of coloured shapes, and the closed language that asks for them.
 
-A scene is 20×20 pixels of black with one to four things in it. A thing is one of five shapes, 7×7 pixels in one
-flat colour, on a grid of 4 pixels; things keep at least a pixel between them. What is asked for has the form of
-GenEval's prompts (arXiv:2310.11513): six tasks, `include` and `exclude`.
+A scene is 20×20 pixels of black with one to four things in it. A thing is one of five shapes, 7×7 pixels in
+one flat colour, on a grid of 4 pixels; things keep at least a pixel between them. What is asked for has the
+form of GenEval's prompts (arXiv:2310.11513): six tasks, `include` and `exclude`.
 
 All that can be asked for is a short list, so a caption is known from its text.
 """

@@ -1,7 +1,7 @@
 """Re-make the weights of the small text-to-image model: a tokenizer, a text encoder, a policy.
 
-Only the pretraining scenes are trained on; the validation numbers are for people to look at; post-training and
-test scenes are never made. The same seed on the same machine and torch gives the same bytes.
+Only the pretraining scenes are trained on; the validation numbers are for people to look at; scenes for
+post-training and testing are never made. The same seed on the same machine and torch gives the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MODEL = "shapes-tiny"
 BUDGETS: Mapping[str, Budget] = {
     shapes_tokenizer.WARMUP: Budget(steps=250, batch=32, lr=6e-3),
     shapes_tokenizer.STAGE: Budget(steps=350, batch=32, lr=6e-3),
-    shapes_policy.STAGE: Budget(steps=1500, batch=64, lr=3e-3, weight_decay=0.05, warmup=30),
+    shapes_policy.STAGE: Budget(steps=2400, batch=64, lr=4e-3, weight_decay=0.05, warmup=30),
 }
 """What the shipped weights were made with."""
 ENCODE_BATCH = 500

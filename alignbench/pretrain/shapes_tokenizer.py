@@ -1,14 +1,15 @@
-"""Train the tokenizer of the procedural scenes: first without quantising, then with a codebook laid on the latents.
+"""Train the tokenizer of the procedural scenes: without quantising, then with codes laid on the latents.
 
-A codebook drawn at random is used by a third only and caps every score: the detector then finds half of what is
-in a reconstruction. So the first half trains a plain autoencoder, the codes start at the centres of its latents,
-and the second half trains everything.
+A codebook drawn at random was used by a third only and capped every score: the detector then found half of
+what is in a reconstruction. So the first stage trains a plain autoencoder, the codes start at the centres of
+its latents, and the second stage trains everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,10 +57,12 @@ def train(
         loss = mse + codebook + commitment + entropy
         return {"loss": loss, "mse": mse, "codebook": codebook, "usage": usage}
 
-    size, seeds = len(images), {"seed": seed, "progress": progress}
-    fit(model, plain, size=size, budget=budgets[0], stage=WARMUP, **seeds)
-    model.quantize.embedding.weight.data.copy_(codes_on(_latents(model, images[:LATENT_SCENES]), model.num_codes))
-    losses = fit(model, quantised, size=size, budget=budgets[1], stage=STAGE, **seeds)
+    run = partial(fit, model, size=len(images), seed=seed, progress=progress)
+    run(plain, budget=budgets[0], stage=WARMUP)
+    model.quantize.embedding.weight.data.copy_(
+        codes_on(_latents(model, images[:LATENT_SCENES]), model.num_codes)
+    )
+    losses = run(quantised, budget=budgets[1], stage=STAGE)
     return model.requires_grad_(False), losses
 
 
@@ -96,7 +99,7 @@ def codes_on(points: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def validate(model: VQModel, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """Return the reconstruction error, the codes in use, and the share of scenes that still are as captioned."""
+    """Return reconstruction error, codes in use and the share of scenes that still fit their captions."""
     tokens = model.encode(images)
     side = images.shape[-1] // model.downsample
     rebuilt = model.decode(tokens, (side, side))

@@ -1,8 +1,8 @@
 """Finding the shapes of procedural scenes again: exact on the scenes themselves, tolerant of blur.
 
-A pixel belongs to the colour it lies nearest to, black being the background. The foreground around every possible
-place is compared with every shape, and of all overlapping answers the best one stands. No network, no
-randomness: the same image has the same answer anywhere.
+A pixel belongs to the colour it lies nearest to, black being the background. The foreground around every
+possible place is compared with every shape, and of all overlapping answers the best one stands. No network,
+no randomness: the same image has the same answer anywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from alignbench.data.shapes_scenes import COLOURS, SHAPES, SIDE, mask
 VERSION = 1
 """Changes whenever an image may get another answer."""
 SMALLEST_MATCH = 0.8
-"""Agreement below which foreground is not taken for a shape at all; two different shapes agree by 0.76 at most."""
+"""Agreement below which foreground is taken for no shape; two different shapes agree by 0.76 at most."""
 CLEAR_COLOUR = 2 / 3
 """Share of a thing's pixels that must agree on its colour."""
 NO_COLOUR = "mixed"
