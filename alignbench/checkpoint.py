@@ -77,7 +77,9 @@ def save(root: Path, state: State) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunFailed(
             f"checkpoint {final} cannot be written: {error}",
-            fix="free disk space and run the same command again; it continues from the last checkpoint",
+            fix="untie the weights that share memory"
+            if "share memory" in str(error)
+            else "free disk space and run the same command again; it continues from the last checkpoint",
         ) from error
     for old in complete(root)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
