@@ -160,3 +160,25 @@ def test_rows_of_column_metrics_stay_and_others_go(evaluated: Path) -> None:
     (kept,) = (evaluated / "rows").rglob("distribution-digits/shard-00000.npz")
     with np.load(kept) as file:
         assert set(file.files) == {"correct", measuring.META}
+
+
+def test_the_official_layout_of_a_text_model_scores_the_same(tmp_path: Path) -> None:
+    """Images written with prompts and verdicts, read back as somebody's samples."""
+    few = ["--set", "protocol.samples=120", "--set", "protocol.seeds=3", "--set", "protocol.settings=t1"]
+    made = tmp_path / "made"
+    assert alignbench("evaluate", "--model", "shapes-tiny", *few, "--write-png", "--out", made) == 0
+    folder = made / "images" / "base" / "t1-seed-3"
+    verdicts = [json.loads(line) for line in (folder / "results-geneval-shapes.jsonl").read_text().splitlines()]
+    assert len(verdicts) == 120 and {line["correct"] for line in verdicts} == {True, False}
+    assert all(line["reason"] for line in verdicts if not line["correct"])
+    metadata = json.loads((folder / "00000" / "metadata.jsonl").read_text())
+    assert metadata["prompt"] == verdicts[0]["prompt"] and (folder / "00000" / "samples" / "0000.png").is_file()
+    # Nobody's prompts but those of the folder: a protocol of 120 images on the same prompts file.
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [json.dumps(json.loads(line["metadata"])) for line in verdicts]
+    prompts.write_text("\n".join(lines) + "\n")
+    arguments = ["--samples", folder, "--protocol", "shapes", "--set", f"assets.shapes-prompts={prompts}"]
+    assert alignbench("evaluate", *arguments, "--out", tmp_path / "given") == 0
+    (ours,), (theirs,) = record(made)["results"], record(tmp_path / "given")["results"]
+    assert theirs["n"] == 120 and theirs["metrics"] == {n: v for n, v in ours["metrics"].items()}
+    assert theirs["protocol"]["digest"] != ours["protocol"]["digest"]  # other prompts, other protocol
