@@ -363,7 +363,7 @@ def test_absent_file_and_wrong_file_on_disk(server: SimpleNamespace, cache: Path
 
 def table_row(name: str, card: AssetCard) -> str:
     """The line of docs/evaluators/assets.md about an asset: nothing that its card does not say."""
-    source = f"hub, `{card.repo}`" if card.repo else "bring your own"
+    source = f"hub, `{card.repo}`" if card.repo else "shipped" if card.shipped else "bring your own"
     if card.url:
         source = f"<{card.url}>"
     known = "yes" if card.sha256 else "no"

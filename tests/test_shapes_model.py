@@ -33,7 +33,7 @@ CAPTIONS = ["a red square", "two rings", "a white circle and a blue cross", "a r
 def model() -> LlamaGen:
     shape = CARD.policy
     assert shape.caption_dim is not None
-    files = {file.role: FOLDER / f"{file.role}.safetensors" for file in CARD.files}
+    files: dict[str, Path] = {file.role: FOLDER / f"{file.role}.safetensors" for file in CARD.files}
     encoder = text_words.build(
         files.pop("text"),
         digest="",
