@@ -312,7 +312,7 @@ def _size_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Problem
 
 
 def _condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolCard) -> list[Problem]:
-    if protocol.condition == model.condition:
+    if protocol.condition == model.condition or protocol.task == "reconstruction":
         return []
     return [
         Problem(

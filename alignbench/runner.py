@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal

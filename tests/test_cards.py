@@ -117,7 +117,8 @@ def test_protocol_is_whole(name: str) -> None:
     protocol = CATALOGUE.protocol(name)
     given = {"originals": protocol.task == "reconstruction", "prompts": bool(protocol.prompts)}
     given["reference"] = protocol.reference is not None
-    assert (protocol.condition == "text") == (protocol.labels == "prompts") == bool(protocol.prompts)
+    if protocol.task == "generation":
+        assert (protocol.condition == "text") == (protocol.labels == "prompts") == bool(protocol.prompts)
     assert protocol.settings and protocol.seeds and set(protocol.options) <= set(protocol.evaluators)
     for evaluator in protocol.evaluators:
         card = CATALOGUE.evaluator(evaluator)

@@ -168,11 +168,15 @@ def test_the_official_layout_of_a_text_model_scores_the_same(tmp_path: Path) -> 
     made = tmp_path / "made"
     assert alignbench("evaluate", "--model", "shapes-tiny", *few, "--write-png", "--out", made) == 0
     folder = made / "images" / "base" / "t1-seed-3"
-    verdicts = [json.loads(line) for line in (folder / "results-geneval-shapes.jsonl").read_text().splitlines()]
+    verdicts = [
+        json.loads(line) for line in (folder / "results-geneval-shapes.jsonl").read_text().splitlines()
+    ]
     assert len(verdicts) == 120 and {line["correct"] for line in verdicts} == {True, False}
     assert all(line["reason"] for line in verdicts if not line["correct"])
     metadata = json.loads((folder / "00000" / "metadata.jsonl").read_text())
-    assert metadata["prompt"] == verdicts[0]["prompt"] and (folder / "00000" / "samples" / "0000.png").is_file()
+    assert (
+        metadata["prompt"] == verdicts[0]["prompt"] and (folder / "00000" / "samples" / "0000.png").is_file()
+    )
     # Nobody's prompts but those of the folder: a protocol of 120 images on the same prompts file.
     prompts = tmp_path / "prompts.jsonl"
     lines = [json.dumps(json.loads(line["metadata"])) for line in verdicts]

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from alignbench.data.shapes_scenes import SIZE, Thing, draw
 from alignbench.rewards import perceptual
 from tests.lpips_trunks import random_trunk
 
@@ -175,3 +177,22 @@ TINY: dict[str, Callable[[Path, pytest.MonkeyPatch], str | None]] = {
     "vlm-judge": lambda folder, patch: save_vlm(folder),
 }
 """{card: makes its network where the real weights are not here, and returns the options that use it}."""
+
+
+def captioned_shapes(side: int) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Five scenes that show ever more of one caption, [5, 3, side, side] in [0, 1], cut or padded with black."""
+    circles = [[], [("circle", "red")], [("circle", "white")], [("circle", "white")], [("circle", "white")]]
+    squares = [[], [], [], [("square", "red")], [("square", "green")]]
+    scenes = [
+        draw([Thing(*kind, row, 0) for row, kind in zip((0, 2), (*circle, *square), strict=False)])
+        for circle, square in zip(circles, squares, strict=True)
+    ]
+    pixels = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2)[..., :side, :side].float() / 255
+    room = (0, max(0, side - SIZE), 0, max(0, side - SIZE))
+    return torch.nn.functional.pad(pixels, room), ("a white circle and a green square",) * 5
+
+
+REQUESTS: dict[str, Callable[[int], tuple[torch.Tensor, tuple[str, ...]]]] = {
+    "shapes-detector": captioned_shapes,
+}
+"""{card: (images, captions) of a side that it understands}, for rewards that take no other language."""

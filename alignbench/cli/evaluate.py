@@ -77,7 +77,14 @@ def evaluate(
     assert model is not None
     if reconstruction:
         protocol = protocol or reconstruction_protocol(catalogue, model)
-    config = resolve(catalogue, method=None, model=model, protocol=protocol, assignments=assignments)
+    config = resolve(
+        catalogue,
+        method=None,
+        model=model,
+        dataset=_reconstructed(catalogue, protocol),
+        protocol=protocol,
+        assignments=assignments,
+    )
     only(config, "model", "protocol", "assets", "data")
     plan = planning.make_plan(catalogue, config)
     if dry_run:
@@ -103,6 +110,14 @@ def evaluate(
     record = runner.run(job, progress)
     if not progress.quiet:
         show_record(record, catalogue, folder, as_json=as_json)
+
+
+def _reconstructed(catalogue: Catalogue, protocol: str | None) -> str | None:
+    """The data set whose images a reconstruction protocol takes: its options can be set."""
+    card = catalogue.protocol(protocol) if protocol else None
+    if card is None or card.task != "reconstruction" or card.reference is None:
+        return None
+    return card.reference.dataset
 
 
 def reconstruction_protocol(catalogue: Catalogue, model: str) -> str:

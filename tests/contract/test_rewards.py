@@ -22,7 +22,7 @@ from alignbench.rewards.build import BuiltDistance, BuiltReward, build
 from alignbench.rewards.placement import Placed
 from alignbench.rewards.remote import serve
 from tests.test_reward_remote import running
-from tests.tiny_rewards import TINY
+from tests.tiny_rewards import REQUESTS, TINY
 
 CATALOGUE = Catalogue([("built-in", Path(__file__).parent.parent.parent / "registry")])
 NAMES = CATALOGUE.names("rewards")
@@ -57,8 +57,13 @@ class Case:
         numbers = torch.Generator().manual_seed(7)
         shape = (2, COUNT, 3, self.side, self.side)
         images, reference = torch.rand(shape, generator=numbers)
+        images, texts = REQUESTS[self.name](self.side) if self.name in REQUESTS else (images, ())
         return api.ScoreRequest(
-            images=images, group=torch.arange(COUNT), labels=torch.arange(COUNT) + 3, reference=reference
+            images=images,
+            group=torch.arange(COUNT),
+            labels=torch.arange(COUNT) + 3,
+            texts=texts,
+            reference=reference,
         )
 
 
@@ -84,6 +89,7 @@ def rows(given: api.ScoreRequest, order: list[int]) -> api.ScoreRequest:
         images=given.images[order],
         group=given.group[order],
         labels=given.labels[order],
+        texts=tuple(given.texts[row] for row in order) if given.texts else (),
         reference=given.reference[order],
     )
 
