@@ -1,8 +1,8 @@
 """Evaluate image sets under a protocol: measure every shard once, then turn rows into metrics.
 
 Measuring is shared by all processes, scoring is the first one's. A result file that exists is not computed
-again. Results of an untouched model are also kept in the cache folder, addressed by everything they depend on,
-so that comparing ten methods evaluates the base once.
+again. Results of an untouched model are also kept in the cache folder, addressed by everything they depend
+on, so that comparing ten methods evaluates the base once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A protocol made ready to judge: its evaluators built, its reference opened, its image sets described.
 
-Three kinds of images can be judged: what a model generates, what its tokenizer makes of real images, and images
-that are given.
+Three kinds of images can be judged: what a model generates, what its tokenizer makes of real images, and
+images that are given.
 """
 
 from __future__ import annotations

@@ -257,7 +257,8 @@ def make_court(catalogue: Catalogue, name: str, protocol: ProtocolCard, paths: M
             problems.append(
                 Problem(
                     f"assets/{protocol.prompts}",
-                    f"{len(prompts)} prompts × {protocol.images_per_prompt} are fewer than {protocol.samples}",
+                    f"{len(prompts)} prompts × {protocol.images_per_prompt} are fewer than "
+                    f"{protocol.samples}",
                     f"alignbench fetch {protocol.prompts}",
                 )
             )
@@ -317,7 +318,8 @@ def _condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolC
     return [
         Problem(
             f"protocol {config.protocol}",
-            f"is for {protocol.condition}-conditioned models, {config.model} is {model.condition}-conditioned",
+            f"is for {protocol.condition}-conditioned models, "
+            f"{config.model} is {model.condition}-conditioned",
             "choose another with --protocol; see: alignbench list protocols",
         )
     ]
@@ -446,9 +448,9 @@ def estimate(
 
     Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments). A layer keeps about
     9·dim + 3·ffn values per token for the backward pass (attention through a fused kernel), or dim with
-    recomputation; transformers' Llama layers keep 15·dim + 4·ffn (measured on both sizes of Janus-Pro: 107 and
-    212 kB per token in bf16). Logits are counted as fp32 with their gradient and one softmax copy. The decoder keeps
-    about six feature maps of base width at full resolution per image.
+    recomputation; transformers' Llama layers keep 15·dim + 4·ffn (measured on both sizes of Janus-Pro: 107
+    and 212 kB per token in bf16). Logits are counted as fp32 with their gradient and one softmax copy. The
+    decoder keeps about six feature maps of base width at full resolution per image.
     """
     shape, tokenizer, train = model.policy, model.tokenizer, config.train
     width = 2 if train.precision == "bf16" else 4

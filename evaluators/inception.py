@@ -169,7 +169,8 @@ class InceptionDistribution:
         if target is None:
             return dict.fromkeys(("fid", "fid-corrected", "fid-inf"), UNKNOWN)
         options = self.options
-        # With fewer images than features neither estimate comes near the truth: see docs/evaluators/error-bars.md.
+        # With fewer images than features neither estimate comes near the truth, as measured in
+        # docs/evaluators/error-bars.md.
         enough = len(pool) >= pool.shape[1]
         infinity = math.nan
         if enough:

@@ -113,7 +113,7 @@ def test_protocol_ranks_by_a_metric_it_computes(name: str) -> None:
 
 @pytest.mark.parametrize("name", CATALOGUE.names("protocols"))
 def test_protocol_is_whole(name: str) -> None:
-    """Evaluators get what they need, options exist, and an evaluator's defaults cannot drift under a protocol."""
+    """Evaluators get what they need, and their defaults cannot drift under a protocol."""
     protocol = CATALOGUE.protocol(name)
     given = {"originals": protocol.task == "reconstruction", "prompts": bool(protocol.prompts)}
     given["reference"] = protocol.reference is not None

@@ -1,4 +1,4 @@
-"""`alignbench evaluate`: models, given images, reconstructions and finished runs, interrupted and repeated."""
+"""`alignbench evaluate`: models, given images, tokenizers and finished runs, interrupted and repeated."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def evaluate(
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print the plan or the record as JSON."),
 ) -> None:
-    """Score a model, a finished run, a tokenizer or any images under a protocol: a row for the leaderboard."""
+    """Score a model, a finished run, a tokenizer or any images under a protocol."""
     given = {"--model": model, "--samples": samples, "--run": run}
     named = [option for option, value in given.items() if value is not None]
     if len(named) != 1:
