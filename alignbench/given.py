@@ -16,9 +16,10 @@ from alignbench.config import (
     parse_assignments,
     parse_value,
 )
+from alignbench.court import Court, make_court, resolve_protocol
 from alignbench.errors import EXIT_PARTIAL, UserError
 from alignbench.files import write_atomic
-from alignbench.plan import Court, Problem, make_court, resolve_protocol
+from alignbench.problems import Problem
 from alignbench.record import FILE_NAME, Change, ModelInfo, RunRecord, now, read, write
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import ProtocolCard, Setting

@@ -6,8 +6,6 @@ All problems are collected and shown at once, each with its remedy. Imports no t
 from __future__ import annotations
 
 import importlib.util
-import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,37 +14,14 @@ from alignbench import assets as files
 from alignbench import hub, launch, plugins
 from alignbench.api import Prompt
 from alignbench.config import RunConfig, digest_of, protocol_content, protocol_digest
-from alignbench.errors import UserError, suggest
-from alignbench.prompts import read_prompts
+from alignbench.court import make_court, resolve_protocol
+from alignbench.errors import UserError
+from alignbench.estimates import Estimate, estimate, rows_gib
+from alignbench.problems import Problem
 from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import MethodCard, ModelCard, ProtocolCard, Scalar
+from alignbench.registry.schema import MethodCard, ModelCard, ProtocolCard
 from alignbench.rewards.resolve import resolve
 from alignbench.specs import parse_terms
-
-GIB = 2**30
-PROMPT_TOKENS = 40
-"""Taken for the length of a prompt with its template where a language model reads it."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that stops the run, and what to do about it."""
-
-    where: str
-    what: str
-    fix: str = ""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Arithmetic from the architecture, not a measurement."""
-
-    train_gib: float
-    """Device memory while training."""
-    disk_gib: float
-    """Checkpoints, export and what evaluators remember, in the run folder."""
-    parts: dict[str, float]
-    """GiB of weights, gradients and optimiser, activations, logits, decoder."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +137,7 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         weights=weights,
         world_size=world_size,
         sequences_per_image=sequences,
-        estimate=estimate(config, model, method, _rows_gib(catalogue, protocol, court, method)),
+        estimate=estimate(config, model, method, rows_gib(catalogue, protocol, court, method)),
         evaluates=evaluates,
         assets=court.assets if court else {},
         prompts=tuple(court.prompts) if court else (),
@@ -170,146 +145,6 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         problems=problems,
         plugins=code,
     )
-
-
-def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCard:
-    """Apply `protocol.samples`, `protocol.seeds` and `protocol.settings`.
-
-    Raises:
-        UserError: a setting the protocol lacks, or seeds that are no whole numbers.
-    """
-    changes: dict[str, Any] = {}
-    if options["samples"]:
-        changes["samples"] = options["samples"]
-    if options["seeds"]:
-        try:
-            changes["seeds"] = [int(text) for text in str(options["seeds"]).split(",")]
-        except ValueError:
-            raise UserError(f"protocol.seeds: {options['seeds']!r} is not of the form 0,1,2") from None
-        if len(set(changes["seeds"])) < len(changes["seeds"]):
-            raise UserError(f"protocol.seeds: {options['seeds']!r} names a seed twice")
-    if options["settings"]:
-        chosen = {}
-        for name in str(options["settings"]).split(","):
-            if name not in card.settings:
-                hint = suggest(name, card.settings)
-                raise UserError(
-                    f"protocol.settings: no setting named {name!r}.{hint}",
-                    fix=f"it has {', '.join(card.settings)}",
-                )
-            chosen[name] = card.settings[name]
-        changes["settings"] = chosen
-    return card.model_copy(update=changes)
-
-
-@dataclass(frozen=True)
-class Court:
-    """A protocol with the files its evaluators read."""
-
-    digest: str
-    """Identity of the protocol; files other than those on the cards count."""
-    protocol: ProtocolCard
-    """As given, but for the number of images where the user's own prompts decide it."""
-    assets: dict[str, files.AssetFile]
-    prompts: list[Prompt]
-    problems: list[Problem]
-
-
-def make_court(catalogue: Catalogue, name: str, protocol: ProtocolCard, paths: Mapping[str, Scalar]) -> Court:
-    """Find what a protocol needs, and say what this installation lacks.
-
-    Args:
-        catalogue: where the cards are.
-        name: of the protocol.
-        protocol: as resolved.
-        paths: {asset: path} as given by the user.
-    """
-    problems = _missing_names(catalogue, name, protocol)
-    if problems:
-        return Court(protocol_digest(protocol), protocol, {}, [], problems)
-    problems = [*_package_problems(catalogue, protocol), *_size_problems(catalogue, protocol)]
-    found, unofficial = {}, {}
-    wanted = files.assets_of(catalogue, protocol)
-    for asset in wanted:
-        card = catalogue.asset(asset)
-        status = files.locate(asset, card, str(paths.get(asset, "")))
-        if not status.ok:
-            problems.append(Problem(f"assets/{asset}", status.reason, status.fix))
-            continue
-        try:
-            found[asset] = files.verify(asset, card, status)
-        except UserError as error:
-            problems.append(Problem(f"assets/{asset}", error.what, error.fix))
-            continue
-        if not files.is_official(card, found[asset]):
-            unofficial[asset] = found[asset].sha256
-    unread = [asset for asset, path in paths.items() if path and asset not in wanted]
-    problems += [
-        Problem(f"assets.{asset}", f"protocol {name} does not read it", "leave it out") for asset in unread
-    ]
-    prompts: list[Prompt] = []
-    if protocol.prompts in found:
-        prompts = read_prompts(found[protocol.prompts].path)
-        images = len(prompts) * protocol.images_per_prompt
-        if paths.get(protocol.prompts):
-            protocol = protocol.model_copy(update={"samples": images})
-        elif images < protocol.samples:
-            problems.append(
-                Problem(
-                    f"assets/{protocol.prompts}",
-                    f"{len(prompts)} prompts × {protocol.images_per_prompt} are fewer than "
-                    f"{protocol.samples}",
-                    f"alignbench fetch {protocol.prompts}",
-                )
-            )
-    return Court(protocol_digest(protocol, unofficial), protocol, found, prompts, problems)
-
-
-def _missing_names(catalogue: Catalogue, name: str, protocol: ProtocolCard) -> list[Problem]:
-    dataset = protocol.reference.dataset if protocol.reference else ""
-    problems = []
-    for kind, names in {"evaluators": protocol.evaluators, "datasets": [dataset] if dataset else []}.items():
-        for wanted in names:
-            if wanted not in catalogue.found[kind]:
-                reason = catalogue.planned.get(kind, {}).get(wanted, "no card has this name")
-                problems.append(
-                    Problem(
-                        f"protocol {name}",
-                        f"{kind[:-1]} {wanted!r} is not in this version: {reason}",
-                        "train only with --no-eval, then score the exported weights elsewhere",
-                    )
-                )
-    return problems
-
-
-def _package_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Problem]:
-    problems = []
-    for name in protocol.evaluators:
-        card = catalogue.evaluator(name)
-        absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
-        if absent:
-            extra = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {absent[0]}"
-            problems.append(Problem(f"evaluator {name}", f"needs {', '.join(absent)}", extra))
-    return problems
-
-
-def _size_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Problem]:
-    """Fewer images than an evaluator can estimate anything from."""
-    problems = []
-    for name in protocol.evaluators:
-        card = catalogue.evaluator(name)
-        values = {key: option.default for key, option in card.options.items()}
-        values |= protocol.options.get(name, {})
-        minimum = max((int(values[key]) + more for key, more in card.min_images.items()), default=1)
-        if protocol.samples < minimum:
-            problems.append(
-                Problem(
-                    f"evaluator {name}",
-                    f"needs at least {minimum} images, {protocol.samples} are planned",
-                    f"--set protocol.samples={minimum} or more",
-                )
-            )
-    return problems
 
 
 def _condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolCard) -> list[Problem]:
@@ -429,69 +264,3 @@ def _geometry_problems(config: RunConfig, world_size: int) -> list[Problem]:
             f"--set train.images_per_step={near}",
         )
     ]
-
-
-def _rows_gib(
-    catalogue: Catalogue, protocol: ProtocolCard, court: Court | None, method: MethodCard | None
-) -> float:
-    """What evaluators remember of all images until they are scored."""
-    if court is None or court.problems:
-        return 0.0
-    images = protocol.samples * len(protocol.seeds) * len(protocol.settings) * (2 if method else 1)
-    return images * sum(catalogue.evaluator(name).row_bytes for name in protocol.evaluators) / GIB
-
-
-def estimate(
-    config: RunConfig, model: ModelCard, method: MethodCard | None, rows_gib: float = 0.0
-) -> Estimate:
-    """Estimate memory and disk from the architecture.
-
-    Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments). A layer keeps about
-    9·dim + 3·ffn values per token for the backward pass (attention through a fused kernel), or dim with
-    recomputation; transformers' Llama layers keep 15·dim + 4·ffn (measured on both sizes of Janus-Pro: 107
-    and 212 kB per token in bf16). Logits are counted as fp32 with their gradient and one softmax copy. The
-    decoder keeps about six feature maps of base width at full resolution per image.
-    """
-    shape, tokenizer, train = model.policy, model.tokenizer, config.train
-    width = 2 if train.precision == "bf16" else 4
-    trainable = shape.parameters if method is None or method.updates == "policy" else tokenizer.parameters
-    frozen = shape.parameters + tokenizer.parameters - trainable
-    length, per_layer = shape.tokens + shape.condition_tokens, 9 * shape.dim + 3 * shape.ffn_hidden
-    if shape.text_vocab:  # a language model that reads the prompt itself
-        length, per_layer = length + PROMPT_TOKENS, 15 * shape.dim + 4 * shape.ffn_hidden
-    if train.recompute:
-        per_layer = shape.dim
-    decode_batch = int(config.section("method").get("decode_batch", train.micro_batch))
-    rows = train.micro_batch
-    if method is not None and method.update_rows == "sequence":
-        rows *= int(config.section("method")[method.group_option])
-    parts = {
-        "weights, gradients, optimiser": trainable * 16.0 + frozen * 4.0,
-        "autocast copy": trainable * 2.0 if train.precision == "bf16" else 0.0,
-        "activations": float(rows * length * shape.layers * per_layer * width),
-        "logits": float(rows * shape.tokens * shape.vocab_size * 12),
-        "decoder": float(decode_batch * model.image_size**2 * tokenizer.base_channels * 4 * 6),
-    }
-    if model.text and model.text.parameters:
-        parts["text encoder"] = model.text.parameters * 2.0
-    parts = {name: size / GIB for name, size in parts.items()}
-    disk = (trainable * 12.0 * 2 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB + rows_gib
-    return Estimate(train_gib=sum(parts.values()), disk_gib=disk, parts=parts)
-
-
-def gib(size: float) -> str:
-    """Two digits, or whole numbers from 100 on."""
-    return f"{size:.0f}" if size >= 100 else f"{size:.2g}"
-
-
-def disk_problem(folder: Path, needed_gib: float) -> Problem | None:
-    """Return a problem if the file system that will hold `folder` has too little room."""
-    existing = next(place for place in [folder, *folder.parents] if place.exists())
-    free = shutil.disk_usage(existing).free / GIB
-    if free >= needed_gib:
-        return None
-    return Problem(
-        "disk",
-        f"{gib(free)} GiB free under {existing}, about {gib(needed_gib)} GiB needed",
-        "free space or choose another folder with --out",
-    )

@@ -19,6 +19,7 @@ from alignbench.config import parse_assignments, resolve
 from alignbench.errors import EXIT_PARTIAL, UserError, suggest
 from alignbench.files import write_atomic
 from alignbench.launch import world_size
+from alignbench.problems import Problem
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, RunRecord, read
 from alignbench.registry.catalogue import Catalogue
@@ -84,7 +85,7 @@ class Sweep:
     out: Path
 
     @property
-    def problems(self) -> list[planning.Problem]:
+    def problems(self) -> list[Problem]:
         """Problems of all runs, each once."""
         return list(dict.fromkeys(problem for run in self.runs for problem in run.plan.problems))
 

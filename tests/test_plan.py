@@ -10,7 +10,8 @@ import pytest
 
 from alignbench.config import resolve
 from alignbench.errors import UserError
-from alignbench.plan import Plan, estimate, make_plan
+from alignbench.estimates import estimate
+from alignbench.plan import Plan, make_plan
 from alignbench.registry.catalogue import Catalogue
 
 ROOT = Path(__file__).parent.parent

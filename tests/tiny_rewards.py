@@ -180,7 +180,7 @@ TINY: dict[str, Callable[[Path, pytest.MonkeyPatch], str | None]] = {
 
 
 def captioned_shapes(side: int) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Five scenes that show ever more of one caption, [5, 3, side, side] in [0, 1], cut or padded with black."""
+    """Five scenes that show ever more of one caption, [5, 3, side, side], cut or padded with black."""
     circles = [[], [("circle", "red")], [("circle", "white")], [("circle", "white")], [("circle", "white")]]
     squares = [[], [], [], [("square", "red")], [("square", "green")]]
     scenes = [

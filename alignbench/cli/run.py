@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from alignbench import estimates, plugins
 from alignbench import plan as planning
-from alignbench import plugins
 from alignbench.cli.output import print_json
 from alignbench.config import resolve
 from alignbench.errors import UserError
 from alignbench.folder import check_folder
 from alignbench.launch import is_first
+from alignbench.problems import Problem
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
 
@@ -69,7 +70,7 @@ def run(
     )
     plan = planning.make_plan(catalogue, config, evaluates=evaluates)
     folder = out or DEFAULT_OUT / plan.id
-    problems = [*plan.problems, *filter(None, [planning.disk_problem(folder, plan.estimate.disk_gib)])]
+    problems = [*plan.problems, *filter(None, [estimates.disk_problem(folder, plan.estimate.disk_gib)])]
     if dry_run:
         show_plan(plan, problems, as_json=as_json)
         raise typer.Exit(2 if problems else 0)
@@ -101,7 +102,7 @@ def default_workers(image_size: int) -> int:
     return 0 if image_size <= 32 else min(8, os.cpu_count() or 1)
 
 
-def refuse(plan: planning.Plan, problems: list[planning.Problem]) -> None:
+def refuse(plan: planning.Plan, problems: list[Problem]) -> None:
     """Stop before anything expensive if the plan has problems, naming all of them.
 
     Raises:
@@ -127,7 +128,7 @@ def show_record(record: RunRecord, catalogue: Catalogue, folder: Path, *, as_jso
     console.print(" · ".join(str(file) for file in files if file.exists()), highlight=False, soft_wrap=True)
 
 
-def show_plan(plan: planning.Plan, problems: list[planning.Problem], *, as_json: bool) -> None:
+def show_plan(plan: planning.Plan, problems: list[Problem], *, as_json: bool) -> None:
     """Print a plan on standard output."""
     console = Console(soft_wrap=True)
     if as_json:
@@ -163,7 +164,7 @@ def plan_lines(plan: planning.Plan) -> list[str]:
     chosen = ", ".join(f"{key}={value}" for key, value in config.section("data").items() if value)
     lines.append(f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}")
     lines.append(f"  evaluate   {_evaluation(plan)}")
-    gib = planning.gib
+    gib = estimates.gib
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.estimate.parts.items() if size)
     lines.append(
         f"  estimate   {gib(plan.estimate.train_gib)} GiB per device ({parts}) · "
@@ -184,7 +185,7 @@ def _evaluation(plan: planning.Plan) -> str:
     )
 
 
-def problem_lines(problems: list[planning.Problem]) -> list[str]:
+def problem_lines(problems: list[Problem]) -> list[str]:
     """All problems, numbered, each with its remedy after an arrow."""
     if not problems:
         return []

@@ -8,8 +8,7 @@ from typing import cast
 import typer
 from rich.console import Console
 
-from alignbench import plan as planning
-from alignbench import plugins
+from alignbench import estimates, plugins
 from alignbench import sweep as sweeps
 from alignbench.cli.run import PLUGIN_HELP, default_workers, problem_lines
 from alignbench.errors import EXIT_FAILED, UserError
@@ -45,7 +44,7 @@ def sweep(
         assignments=assignments,
         plugins=[path.absolute() for path in plugin],
     )
-    disk = planning.disk_problem(folder, sum(r.plan.estimate.disk_gib for r in planned.runs if not r.done))
+    disk = estimates.disk_problem(folder, sum(r.plan.estimate.disk_gib for r in planned.runs if not r.done))
     problems = [*planned.problems, *filter(None, [disk])]
     if dry_run:
         console = Console(soft_wrap=True)
