@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from alignbench.registry.schema import ProtocolCard, Setting
 
 if TYPE_CHECKING:
     from alignbench.data.samples import SampleImages
+    from alignbench.evaluation import Score
     from alignbench.progress import Progress
 
 GIVEN = "given"
@@ -212,7 +214,26 @@ def _score(
         scores = evaluation.scores(progress) if parallel.is_main else []
     finally:
         parallel.close()
-    record = RunRecord(
+    record = _record(plan, catalogue, scores, judge.references.digest, command=command, started=started)
+    if parallel.is_main:
+        text = report.report_markdown(
+            record, catalogue.metric_facts(), assets=catalogue.asset_cards(), samples=None
+        )
+        write_atomic(out / "report.md", text)
+        write(record, out)
+    return record
+
+
+def _record(
+    plan: GivenPlan,
+    catalogue: Catalogue,
+    scores: Sequence[Score],
+    reference: str | None,
+    *,
+    command: str,
+    started: str,
+) -> RunRecord:
+    return RunRecord(
         schema=1,
         status="complete",
         id=plan.id,
@@ -240,7 +261,7 @@ def _score(
             digest=plan.court.digest,
             subject="samples",
             scores=scores,
-            reference=judge.references.digest,
+            reference=reference,
             assets=plan.court.assets,
         ),
         environment=environment.describe(),
@@ -248,10 +269,3 @@ def _score(
         finished=now(),
         config=plan.as_dict()["config"],
     )
-    if parallel.is_main:
-        text = report.report_markdown(
-            record, catalogue.metric_facts(), assets=catalogue.asset_cards(), samples=None
-        )
-        write_atomic(out / "report.md", text)
-        write(record, out)
-    return record

@@ -120,7 +120,8 @@ class Judge:
             sampled: the same with the policy in the protocol's precision.
             cache: folder of results shared between runs, or None.
         """
-        address = {"weights": weights, "protocol": self.digest}
+        files = {name: file.sha256 for name, file in self.assets.items()}
+        address = {"weights": weights, "protocol": self.digest, "assets": files}
         sampler = self.sampler(sampled)
         decoder = ImageDecoder(backbone, self.protocol, self.device)
 
