@@ -176,7 +176,8 @@ def test_synthetic_data_and_random_weights_are_never_ranked(tmp_path: Path) -> N
 
 def test_two_processes_may_not_share_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
-    first = subprocess.Popen(command(folder, steps=5000), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    first = subprocess.Popen(command(folder, steps=5000), stderr=quiet, stdout=quiet)
     try:
         while first.poll() is None and not (folder / "metrics.jsonl").exists():
             time.sleep(0.005)
