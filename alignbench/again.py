@@ -12,6 +12,7 @@ from alignbench.errors import UserError, suggest
 from alignbench.evaluation import Score
 from alignbench.files import write_atomic
 from alignbench.job import Job
+from alignbench.measuring import protocol_folder
 from alignbench.model_evaluation import Subject, evaluate_models
 from alignbench.parallel import Parallel, choose_threads
 from alignbench.plan import Plan, make_plan
@@ -134,7 +135,7 @@ def _results(
             parallel=parallel,
             progress=progress,
             note=note,
-            folder=run / "protocols" / f"{plan.config.protocol}-{plan.protocol_digest[7:15]}",
+            folder=protocol_folder(run, plan.config.protocol, plan.protocol_digest),
         )
     finally:
         parallel.close()

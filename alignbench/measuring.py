@@ -47,14 +47,6 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class Alone:
-    """The only process."""
-
-    rank: int = 0
-    world_size: int = 1
-
-
-@dataclass(frozen=True)
 class RowStore:
     """One evaluator's rows of one image set in a folder.
 
@@ -120,6 +112,11 @@ class RowStore:
         except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error):
             return None
         return meta if meta.get("key") == self.key else None
+
+
+def protocol_folder(run: Path, name: str, digest: str) -> Path:
+    """Where a finished run keeps what was evaluated later, under another protocol than its own."""
+    return run / "protocols" / f"{name}-{digest.removeprefix('sha256:')[:8]}"
 
 
 def row_folder(run: Path, subject: str, setting: str, seed: int) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignbench.measuring import META, PROMPT
+from alignbench.measuring import META, PROMPT, protocol_folder, row_folder
 from alignbench.record import Result
 
 TOLERANCE = 1e-5
@@ -101,9 +101,10 @@ def read_rows(run: Path, result: Result, column: str) -> ImageRows:
         NoRowsError: no rows, other rows than those of the record, or damaged ones.
     """
     evaluator = result.evaluator.partition("@")[0]
+    later = protocol_folder(run, result.protocol.name, result.protocol.digest)
+    place = later if later.is_dir() else run
     folders = [
-        run / "rows" / result.subject / result.setting.name / f"seed-{seed}" / evaluator
-        for seed in result.seeds
+        row_folder(place, result.subject, result.setting.name, seed) / evaluator for seed in result.seeds
     ]
     values, prompts = [], []
     for folder in folders:

@@ -156,6 +156,23 @@ def test_a_finished_run_is_scored_under_another_protocol(evaluated: Path, tmp_pa
     assert [r["metrics"] for r in record(alone)["results"]] == ours
 
 
+def test_rows_of_a_later_protocol_are_compared_image_by_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They lie apart from those of the run's own protocol."""
+    for name in ("a", "b"):
+        # Results that come from the cache shared between runs bring no rows.
+        monkeypatch.setenv("ALIGNBENCH_CACHE", str(tmp_path / f"cache-{name}"))
+        few = ["--model", "llamagen-tiny", *SMALL, "--set", "protocol.samples=60"]
+        assert alignbench("evaluate", *few, "--out", tmp_path / name) == 0
+        assert alignbench("evaluate", "--run", tmp_path / name, "--reconstruction") == 0
+        assert list((tmp_path / name / "protocols").glob("*/rows/base/**/shard-*.npz"))
+    capsys.readouterr()
+    assert alignbench("compare", tmp_path / "a", tmp_path / "b", "--metric", "rec-psnr") == 0
+    shown = capsys.readouterr().out
+    assert "paired images" in shown and "difference not significant" in shown
+
+
 def test_rows_of_column_metrics_stay_and_others_go(evaluated: Path) -> None:
     (kept,) = (evaluated / "rows").rglob("distribution-digits/shard-00000.npz")
     with np.load(kept) as file:

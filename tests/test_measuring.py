@@ -12,7 +12,7 @@ import torch
 
 from alignbench.api import ImageBatch, Metric, Prompt, Rows
 from alignbench.errors import RunFailed
-from alignbench.measuring import PROMPT, Alone, RowStore, measure, prompt_key
+from alignbench.measuring import PROMPT, RowStore, measure, prompt_key
 from alignbench.progress import Progress, Stage
 
 STAGE = Stage(Progress(quiet=True), "measure", total=99, done=0)
@@ -65,9 +65,9 @@ def store(folder: Path, key: str = "key") -> RowStore:
     return RowStore(folder / "mean", key)
 
 
-def run(images: Images, evaluator: Mean, folder: Path, place: Rank | Alone | None = None) -> RowStore:
+def run(images: Images, evaluator: Mean, folder: Path, place: Rank | None = None) -> RowStore:
     rows = store(folder)
-    measure(images, {"mean": evaluator}, {"mean": rows}, place=place or Alone(), stage=STAGE)
+    measure(images, {"mean": evaluator}, {"mean": rows}, place=place or Rank(0, 1), stage=STAGE)
     return rows
 
 
@@ -104,7 +104,7 @@ def test_three_processes_share_the_shards(tmp_path: Path) -> None:
 def test_each_shard_is_decoded_once_for_all_evaluators(tmp_path: Path) -> None:
     images = Images()
     stores = {name: RowStore(tmp_path / name, name) for name in ("a", "b", "c")}
-    measure(images, {name: Mean() for name in stores}, stores, place=Alone(), stage=STAGE)
+    measure(images, {name: Mean() for name in stores}, stores, place=Rank(0, 1), stage=STAGE)
     assert images.reads == [0, 1, 2]
     assert all(rows.has(number) for rows in stores.values() for number in range(3))
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from alignbench import randomness
 from alignbench.api import Evaluator, ImageBatch, Prompt, Reference
-from alignbench.measuring import Alone, RowStore, StoredRows, measure
+from alignbench.measuring import RowStore, StoredRows, measure
 from alignbench.progress import Progress, Stage
 from alignbench.registry.catalogue import Catalogue, import_target
 from alignbench.registry.schema import EvaluatorCard
+from tests.test_measuring import Rank
 
 CATALOGUE = Catalogue.default()
 NAMES = [
@@ -72,7 +73,7 @@ def built(name: str) -> tuple[EvaluatorCard, Evaluator]:
 
 def rows(evaluator: Evaluator, images: Images, folder: Path) -> StoredRows:
     store = RowStore(folder / images.identity, f"{images.identity}{images.shard}")
-    measure(images, {"it": evaluator}, {"it": store}, place=Alone(), stage=STAGE)
+    measure(images, {"it": evaluator}, {"it": store}, place=Rank(0, 1), stage=STAGE)
     return store.rows(len(images.shards()))
 
 
