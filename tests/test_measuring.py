@@ -14,6 +14,7 @@ from alignbench.api import ImageBatch, Metric, Prompt, Rows
 from alignbench.errors import RunFailed
 from alignbench.measuring import PROMPT, RowStore, measure, prompt_key
 from alignbench.progress import Progress, Stage
+from tests.toys import Rank
 
 STAGE = Stage(Progress(quiet=True), "measure", total=99, done=0)
 
@@ -53,12 +54,6 @@ class Mean:
 
     def score(self, samples: object, reference: object) -> list[Metric]:
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Rank:
-    rank: int
-    world_size: int
 
 
 def store(folder: Path, key: str = "key") -> RowStore:

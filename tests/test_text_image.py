@@ -22,13 +22,14 @@ from alignbench.assets import AssetFile, locate, verify
 from alignbench.errors import UserError
 from alignbench.evaluation import build_evaluators
 from alignbench.evaluators import hps
-from alignbench.measuring import Alone, RowStore, StoredRows, measure
+from alignbench.measuring import RowStore, StoredRows, measure
 from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets import clip_files
 from alignbench.progress import Progress, Stage
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import ProtocolCard
 from tests.tiny_open_clip import make_config, make_model, save_archive, save_folder
+from tests.toys import Rank
 
 CATALOGUE = Catalogue.default()
 CPU = torch.device("cpu")
@@ -91,7 +92,7 @@ def built(name: str, path: Path, **options: Any) -> Evaluator:
 
 def rows_of(evaluator: Evaluator, batch: ImageBatch, place: Path, shard: int = 4) -> StoredRows:
     images, store = Images(batch, shard), RowStore(place, "key")
-    measure(images, {"it": evaluator}, {"it": store}, place=Alone(), stage=STAGE)
+    measure(images, {"it": evaluator}, {"it": store}, place=Rank(0, 1), stage=STAGE)
     return store.rows(len(images.shards()))
 
 

@@ -18,6 +18,14 @@ def train_config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**values, **changes})
 
 
+@dataclass(frozen=True)
+class Rank:
+    """One process of several, where only its place matters (a `measuring.Place`)."""
+
+    rank: int
+    world_size: int
+
+
 class Line(nn.Module):
     """y = w · x + b."""
 

@@ -18,7 +18,7 @@ from alignbench.measuring import RowStore, StoredRows, measure
 from alignbench.progress import Progress, Stage
 from alignbench.registry.catalogue import Catalogue, import_target
 from alignbench.registry.schema import EvaluatorCard
-from tests.test_measuring import Rank
+from tests.toys import Rank
 
 CATALOGUE = Catalogue.default()
 NAMES = [
