@@ -91,7 +91,7 @@ class Driver:
         parallel: the devices.
         folder: run folder; `metrics.jsonl`, `timing.jsonl` and `checkpoints/` go there.
         progress: where messages go.
-        checkpoint_every: steps between two checkpoints.
+        checkpoint_every: steps between two checkpoints; 0: none, unless the run is stopped.
         stop: asked after every step; True ends the run with a checkpoint.
     """
 
@@ -139,11 +139,15 @@ class Driver:
                 stage.advance(1, _headline(numbers))
                 stopping = self.stop()
                 done = step + 1
-                if stopping or done == self.config.steps or done % self.checkpoint_every == 0:
+                if self._due(done) or stopping:
                     self._save(done)
                 if stopping:
                     raise Interrupted(done)
         return self.totals
+
+    def _due(self, done: int) -> bool:
+        every = self.checkpoint_every
+        return every > 0 and (done == self.config.steps or done % every == 0)
 
     # --- one step ---
 

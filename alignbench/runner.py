@@ -15,17 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from alignbench import folder, hub, report, run_facts
-from alignbench.assembly import (
-    build_method,
-    build_model,
-    open_training_data,
-    role_of,
-    text_conditions,
-    trained_module,
-)
-from alignbench.data.stream import Stream
-from alignbench.driver import Driver, Interrupted, parameter_groups
+from alignbench import folder, hub, report, run_facts, training
+from alignbench.assembly import open_training_data, role_of
+from alignbench.driver import Interrupted
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
 from alignbench.evaluation import Score
 from alignbench.files import write_atomic
@@ -149,54 +141,19 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
     )
     if parallel.is_main:
         folder.remember(job.out, f"data set {plan.config.dataset}", {"images": dataset.digest})
-    backbone = build_model(plan, parallel.device)
-    backbone.recompute(plan.config.train.recompute)
-    module = trained_module(backbone, plan.method.updates)
-    facts.trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    train = plan.config.train
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-        parameter_groups(module, train.weight_decay),
-        lr=train.lr,
-        betas=(train.beta1, train.beta2),
-        eps=train.eps,
-        fused=parallel.device.type == "cuda",
-    )
-    module, optimizer = parallel.wrap(module, optimizer)
-    # So that `backbone.logits` computes in the precision of the run, whatever is trained.
-    backbone.policy = module if plan.method.updates == "policy" else parallel.wrap_frozen(backbone.policy)
-    # After wrapping: a frozen reference is a copy and must compute in the same precision.
-    method = build_method(job, backbone, parallel.device)
-    with (
-        StopOnSignal(progress) as stop,
-        Stream(
-            dataset,
-            seed=plan.config.seed,
-            images_per_step=train.images_per_step,
-            workers=job.workers,
-            text_condition=text_conditions(plan, backbone),
-        ) as stream,
-    ):
-        driver = Driver(
-            train,
-            method=method,
-            module=module,
-            optimizer=optimizer,
-            stream=stream,
-            parallel=parallel,
-            folder=job.out,
-            progress=progress,
-            checkpoint_every=job.checkpoint_every,
-            stop=stop,
-        )
+    # Signals are only put off once there is a step to finish.
+    with training.prepared(job, dataset, parallel, progress) as ready, StopOnSignal(progress) as stop:
+        facts.trainable = ready.trainable
+        ready.driver.stop = stop
         try:
-            facts.totals = driver.train()
+            facts.totals = ready.driver.train()
             if stop():  # after the last step
-                raise Interrupted(train.steps)
+                raise Interrupted(plan.config.train.steps)
         except (Interrupted, RunFailed):
-            facts.totals = driver.totals
+            facts.totals = ready.driver.totals
             raise
     if parallel.is_main:
-        _save_export(backbone.export()[role_of(plan)], export)
+        _save_export(ready.backbone.export()[role_of(plan)], export)
     parallel.barrier()
     facts.exports = {role_of(plan): f"sha256:{hub.file_sha256(export)}"}
 

@@ -80,7 +80,7 @@ class Sampler:
         for start in range(0, len(padded), batch):
             rows = slice(start, start + batch)
             drawn = self.backbone.generate(
-                self._condition(labels[rows]),
+                self.condition(labels[rows]),
                 torch.from_numpy(uniforms[rows]).to(self.device),
                 sampling_of(setting),
             )
@@ -92,7 +92,8 @@ class Sampler:
         """Return the prompt of each image; empty for class-conditional protocols."""
         return [self.prompts[number] for number in labels] if self.prompts else []
 
-    def _condition(self, labels: np.ndarray) -> Condition:
+    def condition(self, labels: np.ndarray) -> Condition:
+        """Return the conditions of classes or prompt numbers, [n] int64, on the device."""
         if self.protocol.labels == "prompts":
             return self.backbone.text_condition([prompt.text for prompt in self.prompts_of(labels)])
         return ClassLabels(torch.from_numpy(labels).to(self.device))

@@ -137,6 +137,10 @@ SURFACE = {
     "list": ["--json", "--plugin", "kind"],
     "show": ["--json", "--plugin", "name"],
     "new": ["--out", "kind", "name"],
+    "bench": [
+        "--data", "--images", "--json", "--method", "--model", "--plugin", "--protocol", "--reference-rows",
+        "--repeats", "--rows", "--set", "-m",
+    ],
     "sweep": ["--dry-run", "--json", "--out", "--plugin", "--set", "sweep"],
     "doctor": ["--json", "--method"],
     "fetch": ["--dry-run", "name"],

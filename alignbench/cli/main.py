@@ -13,7 +13,19 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from alignbench import __version__
-from alignbench.cli import board, catalogue, compare, doctor, evaluate, new, reference, run, sweep, weights
+from alignbench.cli import (
+    bench,
+    board,
+    catalogue,
+    compare,
+    doctor,
+    evaluate,
+    new,
+    reference,
+    run,
+    sweep,
+    weights,
+)
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, UserError
 
 
@@ -70,6 +82,7 @@ app.command("pretrain")(weights.pretrain)
 app.command("verify")(weights.verify)
 app.command("new")(new.new)
 app.command("sweep")(sweep.sweep)
+app.command("bench")(bench.bench)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Random pixels of any size and class count, for checks of the engine; never for a leaderboard."""
+"""Random pixels of any size with classes or captions, for checks of the engine; never for a leaderboard."""
 
 from __future__ import annotations
 
@@ -57,4 +57,42 @@ def open_synthetic(
         num_classes=int(options["classes"]) if num_classes is None else num_classes,
         count=int(options["count"]),
         seed=int(options["seed"]),
+    )
+
+
+WORDS = ("a", "red", "blue", "small", "large", "photo", "of", "two", "cube", "dog", "beside", "under", "tree")
+CAPTION_WORDS = (3, 24)
+"""Fewest and most words of a caption."""
+
+
+class SyntheticText(Synthetic):
+    """The same with captions of random words; see `Captioned`."""
+
+    def __init__(self, *, split: str, image_size: int, count: int, seed: int) -> None:
+        super().__init__(split=split, image_size=image_size, num_classes=1, count=count, seed=seed)
+        self.captions = tuple(self._caption(number) for number in range(count))
+        self.digest = f"sha256:{hashlib.sha256(f'{self.digest}/captions'.encode()).hexdigest()}"
+
+    def _caption(self, number: int) -> str:
+        numbers = generator(self._seed, f"{self._purpose}/caption", number)
+        fewest, most = CAPTION_WORDS
+        return " ".join(numbers.choice(WORDS, numbers.integers(fewest, most + 1)))
+
+
+def open_synthetic_text(
+    *,
+    split: str,
+    image_size: int,
+    num_classes: int | None,
+    options: Mapping[str, Scalar],
+    workers: int,
+    cache_dir: Path,
+    progress: ProgressCallback | None = None,
+) -> SyntheticText:
+    """Open random images with captions; arguments as in `open_dataset`.
+
+    Options: `count` images; `seed`.
+    """
+    return SyntheticText(
+        split=split, image_size=image_size, count=int(options["count"]), seed=int(options["seed"])
     )

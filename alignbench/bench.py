@@ -1,0 +1,253 @@
+"""Time and memory of the parts of a run on this machine: training steps, sampling, evaluators.
+
+The parts are those of a real run, with random weights and random images unless others are named. Nothing is
+kept; what is measured is what a run of the same plan would spend.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alignbench import environment, randomness, training
+from alignbench.api import Batch, Collected, Loss, Method, Prompt
+from alignbench.assembly import build_model, open_training_data
+from alignbench.data.synthetic import SyntheticText
+from alignbench.driver import peak_memory_gib
+from alignbench.job import Job
+from alignbench.judging import in_precision
+from alignbench.parallel import Parallel, choose_threads
+from alignbench.plan import Plan
+from alignbench.progress import Progress
+from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.schema import Setting
+from alignbench.sampling import ImageDecoder, Sampler, sampling_of
+
+WARM_UP_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number."""
+
+    name: str
+    value: float
+    unit: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured, where, and with what."""
+
+    title: str
+    figures: tuple[Figure, ...]
+    facts: dict[str, str] = field(default_factory=dict)
+    """What was timed: sizes and options."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form, with the environment."""
+        where = environment.describe().model_dump(mode="json")
+        return {**asdict(self), "environment": where}
+
+
+class Clock:
+    """Adds up wall time of blocks, each after the device has finished what was asked of it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.laps: list[float] = []
+
+    @contextmanager
+    def lap(self) -> Iterator[None]:
+        self._synchronise()
+        started = time.monotonic()
+        yield
+        self._synchronise()
+        self.laps.append(time.monotonic() - started)
+
+    def _synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+class TimedMethod:
+    """A method whose `collect` is timed, a lap each call; otherwise the method itself."""
+
+    def __init__(self, method: Method, clock: Clock) -> None:
+        self._method, self._clock = method, clock
+        self.updates = method.updates
+
+    def collect(self, batch: Batch, step: int) -> Collected:
+        with self._clock.lap():
+            return self._method.collect(batch, step)
+
+    def loss(self, experience: object) -> Loss:
+        return self._method.loss(experience)
+
+
+def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: Progress) -> Timing:
+    """Take the plan's optimiser steps; the first one is a warm-up and not counted.
+
+    Args:
+        plan: of a method, with two steps or more.
+        catalogue: where the cards are.
+        workers: threads that decode images.
+        progress: told what happens.
+
+    Raises:
+        UserError: the plan cannot be carried out.
+        RunFailed: out of memory, or a loss that is not finite.
+    """
+    train = plan.config.train
+    assert plan.method is not None and train.steps >= 2
+    choose_threads(plan.model.policy.parameters)
+    parallel = Parallel(train.precision)
+    collecting, steps = Clock(parallel.device), _StepTimes()
+    try:
+        forget_peak(parallel.device)
+        with tempfile.TemporaryDirectory() as folder:
+            job = Job(plan, catalogue, Path(folder), command="", checkpoint_every=0, workers=workers)
+            dataset = open_training_data(job, progress)
+
+            def timed(method: Method) -> Method:
+                return TimedMethod(method, collecting)
+
+            with training.prepared(job, dataset, parallel, progress, around=timed) as ready:
+                ready.driver.stop = steps
+                steps.start()
+                totals = ready.driver.train()
+    finally:
+        parallel.close()
+    micro_batches = plan.accumulation
+    collects = [sum(lap) for lap in _groups(collecting.laps, micro_batches)][1:]
+    step = statistics.median(steps.seconds[1:])
+    images = train.images_per_step
+    figures = [
+        Figure("step", step, "s", f"median of {train.steps - 1}, {spread(steps.seconds[1:])}"),
+        Figure("collecting", statistics.median(collects), "s", "tokenise, draw, decode, reward"),
+        Figure("images", images / step, "1/s"),
+        Figure("sequences", totals.sequences / train.steps / step, "1/s"),
+        Figure("peak memory", totals.peak_memory_gib, "GiB"),
+        Figure("estimate", plan.estimate.train_gib, "GiB", "of the plan, before anything was run"),
+    ]
+    facts = {
+        "images per step": str(images),
+        "sequences per image": str(plan.sequences_per_image),
+        "micro-batch": str(train.micro_batch),
+        "precision": train.precision,
+        "recompute": str(train.recompute).lower(),
+        "trainable": f"{ready.trainable:,}",
+    }
+    title = f"training step, {plan.config.method} on {plan.config.model}"
+    return Timing(title, tuple(f for f in figures if f.name != "sequences" or f.value), facts)
+
+
+class _StepTimes:
+    """Asked by the driver after each step whether to stop; it never does, but notes the time."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def start(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        self.seconds.append(now - self._last)
+        self._last = now
+        return False
+
+
+def time_sampling(plan: Plan, *, repeats: int, progress: Progress) -> list[Timing]:
+    """Draw and decode batches under every setting of the plan's protocol.
+
+    Args:
+        plan: of a model, without a method.
+        repeats: batches of each setting, after a short warm-up.
+        progress: told what happens.
+
+    Raises:
+        UserError: the model does not fit its files.
+    """
+    choose_threads(plan.model.policy.parameters)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    protocol = plan.protocol
+    backbone = build_model(plan, device)
+    prompts = plan.prompts or _prompts(plan, repeats * protocol.batch)
+    sampler = Sampler(
+        in_precision(backbone, protocol), protocol, plan.model.num_classes or 1, device, prompts
+    )
+    decoder = ImageDecoder(backbone, protocol, device)
+    timings = []
+    for name, setting in protocol.settings.items():
+        progress.say(f"sampling at {setting.title}")
+        _warm_up(sampler, setting)
+        forget_peak(device)
+        drawing, decoding = Clock(device), Clock(device)
+        for number in range(repeats):
+            ids = range(number * protocol.batch, (number + 1) * protocol.batch)
+            with drawing.lap():
+                tokens, _ = sampler.generate(setting, protocol.seeds[0], ids)
+            with decoding.lap():
+                decoder.decode(torch.from_numpy(tokens).long())
+        draw = statistics.median(drawing.laps)
+        # The first batch also prepares the decoder.
+        decode = statistics.median(decoding.laps[1:] or decoding.laps)
+        per_image = (draw + decode) / protocol.batch
+        total = protocol.samples * len(protocol.seeds)
+        figures = (
+            Figure("batch drawn", draw, "s", f"median of {repeats}, {spread(drawing.laps)}"),
+            Figure("tokens", protocol.batch * backbone.num_tokens / draw, "1/s"),
+            Figure("batch decoded", decode, "s"),
+            Figure("images", 1 / per_image, "1/s"),
+            Figure(f"{total:,} images", per_image * total / 3600, "h", "by extrapolation"),
+            Figure("peak memory", peak_memory_gib(device), "GiB"),
+        )
+        facts = {
+            "setting": setting.title,
+            "batch": str(protocol.batch),
+            "tokens per image": str(backbone.num_tokens),
+            "precision": protocol.precision,
+        }
+        timings.append(Timing(f"sampling from {plan.config.model}, {name}", figures, facts))
+    return timings
+
+
+def _prompts(plan: Plan, count: int) -> tuple[Prompt, ...]:
+    """Random words for a model that wants a text."""
+    if plan.model.condition != "text":
+        return ()
+    made = SyntheticText(split="bench", image_size=1, count=count, seed=0)
+    return tuple(Prompt(caption) for caption in made.captions)
+
+
+def _warm_up(sampler: Sampler, setting: Setting) -> None:
+    """Draw a few tokens: kernels are loaded and memory is reserved."""
+    ids = range(sampler.protocol.batch)
+    uniforms = torch.from_numpy(randomness.uniforms(0, "bench", 0, ids, (WARM_UP_TOKENS,)))
+    condition = sampler.condition(np.zeros(len(ids), dtype=np.int64))
+    sampler.backbone.generate(condition, uniforms.to(sampler.device), sampling_of(setting))
+
+
+def _groups(laps: Sequence[float], size: int) -> list[Sequence[float]]:
+    return [laps[start : start + size] for start in range(0, len(laps), size)]
+
+
+def spread(seconds: Sequence[float]) -> str:
+    return f"{min(seconds):.3g} to {max(seconds):.3g} s"
+
+
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
