@@ -145,5 +145,5 @@ SURFACE = {
     "doctor": ["--json", "--method"],
     "fetch": ["--dry-run", "name"],
     "pretrain": ["--out", "--seed", "model"],
-    "verify": ["--failures", "--golden", "--json"],
+    "verify": ["--device", "--failures", "--golden", "--json"],
 }  # fmt: skip

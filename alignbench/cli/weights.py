@@ -101,13 +101,14 @@ def verify(
     golden: Path = typer.Option(
         ..., "--golden", help="Folder of numbers made by an official implementation."
     ),
+    device: str = typer.Option("cpu", "--device", help="Where to compute, e.g. cuda."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     failures: bool = typer.Option(False, "--failures", help="Print only what does not agree."),
 ) -> None:
     """Reproduce golden numbers: name, error, tolerance and verdict of every tensor; exit 1 on any miss."""
     from alignbench.verify.golden import verify as check
 
-    reports = check(golden)
+    reports = check(golden, device=device)
     console = Console()
     if as_json:
         rows = {name: [vars(row) for row in report.rows] for name, report in reports.items()}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from alignbench.backbones.containers import read_state_dict
@@ -38,7 +39,8 @@ class Expected:
 
     def __init__(self, path: Path, report: Report) -> None:
         self.file = path.name
-        self._tensors = read_state_dict(path)
+        device = torch.get_default_device()
+        self._tensors = {name: tensor.to(device) for name, tensor in read_state_dict(path).items()}
         self._report = report
         self._seen: set[str] = set()
 

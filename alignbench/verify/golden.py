@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import torch
+
 from alignbench.errors import EXIT_FAILED, UserError
 from alignbench.verify.report import Report
 
@@ -29,23 +31,30 @@ def kinds_of(folder: Path) -> list[str]:
     ]
 
 
-def verify(folder: Path) -> dict[str, Report]:
+def verify(folder: Path, *, device: str = "cpu") -> dict[str, Report]:
     """Check a golden folder, or every golden folder directly inside it.
+
+    Args:
+        folder: what to check.
+        device: where networks and formulas are computed, always in full precision. Metrics of image sets are
+            float64 on the CPU.
 
     Returns:
         {folder name: report}.
 
     Raises:
-        UserError: no such folder, or nothing in it that a check knows.
+        UserError: no such folder or device, or nothing in the folder that a check knows.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder", fix="name a folder of golden files with --golden DIR")
     candidates = [folder] if kinds_of(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
-    reports = {
-        f"{candidate.name} ({kind})": importlib.import_module(CHECKS[kind][0]).check(candidate)
-        for candidate in candidates
-        for kind in kinds_of(candidate)
-    }
+    reports = {}
+    # TensorFloat-32 alone would exceed every tolerance.
+    with torch.device(_known(device)), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for candidate in candidates:
+            for kind in kinds_of(candidate):
+                check = importlib.import_module(CHECKS[kind][0]).check
+                reports[f"{candidate.name} ({kind})"] = check(candidate)
     if not reports:
         raise UserError(
             f"{folder} holds no golden set that this version can check",
@@ -53,3 +62,12 @@ def verify(folder: Path) -> dict[str, Report]:
             exit_code=EXIT_FAILED,
         )
     return reports
+
+
+def _known(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises where it was built without a backend
+        raise UserError(f"no device {name!r} here", fix="--device cpu, or cuda on a GPU") from error
+    return device

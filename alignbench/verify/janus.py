@@ -69,7 +69,7 @@ def check(folder: Path) -> Report:
     report = Report()
     try:
         golden = _Set(
-            load(folder),
+            load(folder, device=torch.get_default_device()),
             _read_meta(folder),
             Expected(folder / INPUTS, report),
             Expected(folder / EXPECTED, report),

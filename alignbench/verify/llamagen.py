@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -167,11 +168,12 @@ def _check_text(golden: GoldenSet) -> None:
 
 
 def _image(pixels: Tensor) -> Image.Image:
-    return Image.fromarray(pixels.numpy())
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, -1)
+    pixels = np.array(image).reshape(image.height, image.width, -1)
+    return torch.from_numpy(pixels).to(torch.get_default_device())
 
 
 _PARTS: dict[tuple[str, ...], Callable[[GoldenSet], None]] = {

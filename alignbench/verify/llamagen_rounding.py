@@ -58,8 +58,8 @@ class Evaluations(Generic[Module]):
 def _moved(module: Module, seed: int) -> Module:
     """Return a copy with every weight moved by at most one unit in the last place."""
     moved = copy.deepcopy(module)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for parameter in moved.parameters():
-        share = torch.rand(parameter.shape, generator=generator) * 2 - 1
-        parameter.mul_(1 + share * torch.finfo(torch.float32).eps)
+        share = torch.rand(parameter.shape, generator=generator, device="cpu") * 2 - 1
+        parameter.mul_(1 + share.to(parameter.device) * torch.finfo(torch.float32).eps)
     return moved

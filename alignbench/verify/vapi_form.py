@@ -33,7 +33,9 @@ class Golden:
         try:
             with safe_open(path, framework="pt") as stream:
                 self.metadata = stream.metadata() or {}
-                self.tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+                names = stream.keys()
+                device = torch.get_default_device()
+                self.tensors = {name: stream.get_tensor(name).to(device) for name in names}
         except SafetensorError as error:
             raise UserError(f"{path} is not a readable safetensors file: {error}") from error
 
