@@ -133,7 +133,7 @@ def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: P
     step = statistics.median(steps.seconds[1:])
     images = train.images_per_step
     figures = [
-        Figure("step", step, "s", f"median of {train.steps - 1}, {spread(steps.seconds[1:])}"),
+        Figure("step", step, "s", spread(steps.seconds[1:])),
         Figure("collecting", statistics.median(collects), "s", "tokenise, draw, decode, reward"),
         Figure("images", images / step, "1/s"),
         Figure("sequences", totals.sequences / train.steps / step, "1/s"),
@@ -207,7 +207,7 @@ def time_sampling(plan: Plan, *, repeats: int, progress: Progress) -> list[Timin
         per_image = (draw + decode) / protocol.batch
         total = protocol.samples * len(protocol.seeds)
         figures = (
-            Figure("batch drawn", draw, "s", f"median of {repeats}, {spread(drawing.laps)}"),
+            Figure("batch drawn", draw, "s", spread(drawing.laps)),
             Figure("tokens", protocol.batch * backbone.num_tokens / draw, "1/s"),
             Figure("batch decoded", decode, "s"),
             Figure("images", 1 / per_image, "1/s"),
@@ -245,7 +245,10 @@ def _groups(laps: Sequence[float], size: int) -> list[Sequence[float]]:
 
 
 def spread(seconds: Sequence[float]) -> str:
-    return f"{min(seconds):.3g} to {max(seconds):.3g} s"
+    """Say what a median is of."""
+    if len(seconds) == 1:
+        return "measured once"
+    return f"median of {len(seconds)}, {min(seconds):.3g} to {max(seconds):.3g} s"
 
 
 def forget_peak(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from alignbench.config import digest_of
 from alignbench.evaluators.clip_score import pil_pictures
 from alignbench.evaluators.geneval_rules import Detection
 from alignbench.nets import clip_files
+from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.assets import AssetFile
@@ -58,7 +59,8 @@ class ClipColours:
     @torch.no_grad()
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
         pictures = torch.cat([self._pictures(cut_out(image, item)) for item in objects]).to(self._device)
-        seen = F.normalize(self._network.encode_image(pictures), dim=-1)
+        with full_precision():
+            seen = F.normalize(self._network.encode_image(pictures), dim=-1)
         best = (seen @ self._embeddings(class_name).T).argmax(dim=1)
         return [COLOURS[index] for index in best.tolist()]
 

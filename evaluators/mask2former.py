@@ -19,6 +19,7 @@ from alignbench.errors import UserError
 from alignbench.evaluators.geneval_rules import Detection
 from alignbench.evaluators.mask2former_arrays import instances, prepare
 from alignbench.evaluators.mask2former_keys import convert
+from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.assets import AssetFile
@@ -96,7 +97,8 @@ class Mask2FormerDetector:
     def detect(self, images: Tensor, ids: Sequence[int]) -> list[list[Detection]]:
         """Return the best 100 pairs of object and class for each image, at any score."""
         pixels, resized = prepare(images.to(self._device))
-        found = self._network(pixel_values=pixels)
+        with full_precision():
+            found = self._network(pixel_values=pixels)
         padded = (pixels.shape[2], pixels.shape[3])
         original = (images.shape[2], images.shape[3])
         return [

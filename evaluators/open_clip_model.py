@@ -16,6 +16,7 @@ from alignbench.errors import UserError
 from alignbench.measuring import PROMPT
 from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets.clip_files import ClipModel
+from alignbench.nets.precision import full_precision
 from alignbench.registry.schema import EvaluatorCard, Scalar
 
 VERSION = 1
@@ -108,8 +109,7 @@ class PromptMatch:
         return F.normalize(self.network.encode_text(tokens), dim=-1)
 
     def _embed_images(self, images: Tensor) -> Tensor:
-        # cuDNN would use TF32 by itself; matrix products keep torch's default, which is full precision.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_precision():
             seen = self.network.encode_image(self.pictures(images).to(self.device))
         return F.normalize(seen, dim=-1)
 

@@ -18,6 +18,7 @@ from alignbench.config import digest_of
 from alignbench.errors import RunFailed, UserError
 from alignbench.metrics import image_quality
 from alignbench.nets import lpips
+from alignbench.nets.precision import full_precision
 from alignbench.statistics import LEVEL, t_critical
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class LpipsComparison:
         """
         images, originals = _pair(batch, LPIPS_MIN_SIDE, self._device)
         pairs = zip(images.split(self._batch), originals.split(self._batch), strict=True)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_precision():
             values = torch.cat([self._apart(*pair) for pair in pairs]).cpu().numpy().astype(np.float64)
         bad = ~np.isfinite(values)
         if bad.any():

@@ -32,12 +32,12 @@ def save_pngs(folder: Path, pixels: np.ndarray) -> Path:
     return folder
 
 
-def evaluator(weights: Path, **changes: int | str) -> InceptionDistribution:
+def evaluator(weights: Path, *, device: str = "cpu", **changes: int | str) -> InceptionDistribution:
     """Build the evaluator of the card with some options changed."""
     card = Catalogue.default().evaluator("distribution-inception")
     options = {key: option.default for key, option in card.options.items()} | changes
     file = AssetFile(ASSET, weights, hashlib.sha256(weights.read_bytes()).hexdigest())
     built: InceptionDistribution = import_target(card.target)(
-        card, options=options, assets={ASSET: file}, device=torch.device("cpu")
+        card, options=options, assets={ASSET: file}, device=torch.device(device)
     )
     return built

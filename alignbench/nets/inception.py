@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from alignbench.errors import UserError
+from alignbench.nets.precision import full_precision
 
 NAME = "inception-v3-compat"
 POOL = 2048
@@ -61,8 +62,7 @@ class Inception:
             images: [n, 3, H, W] uint8 RGB, any device.
         """
         self._spatial.clear()
-        # TensorFloat-32 would move FID in its third digit.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_precision():
             pool, logits = self._net(images.to(self._device))
         (spatial,) = self._spatial
         # Channels last, as TensorFlow lays them out; channels first would give another, meaningless sFID.

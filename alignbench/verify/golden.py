@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from alignbench.errors import EXIT_FAILED, UserError
+from alignbench.nets.precision import full_precision
 from alignbench.verify.report import Report
 
 CHECKS = {
@@ -49,8 +50,7 @@ def verify(folder: Path, *, device: str = "cpu") -> dict[str, Report]:
         raise UserError(f"{folder} is not a folder", fix="name a folder of golden files with --golden DIR")
     candidates = [folder] if kinds_of(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
     reports = {}
-    # TensorFloat-32 alone would exceed every tolerance.
-    with torch.device(_known(device)), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.device(_known(device)), full_precision():
         for candidate in candidates:
             for kind in kinds_of(candidate):
                 check = importlib.import_module(CHECKS[kind][0]).check
