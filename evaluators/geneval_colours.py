@@ -15,7 +15,7 @@ from alignbench.config import digest_of
 from alignbench.evaluators.clip_score import pil_pictures
 from alignbench.evaluators.geneval_rules import Detection
 from alignbench.nets import clip_files
-from alignbench.nets.precision import full_precision
+from alignbench.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.assets import AssetFile

@@ -19,7 +19,7 @@ from alignbench.errors import UserError
 from alignbench.evaluators.geneval_rules import Detection
 from alignbench.evaluators.mask2former_arrays import instances, prepare
 from alignbench.evaluators.mask2former_keys import convert
-from alignbench.nets.precision import full_precision
+from alignbench.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.assets import AssetFile

@@ -132,18 +132,24 @@ def instances(
     masks = logits > 0
     inside = (logits.sigmoid() * masks).sum(dim=(1, 2)) / (masks.sum(dim=(1, 2)) + MASK_EPSILON)
     products = (best.values * inside[pair]).tolist()
-    boxes = [_box(mask) for mask in masks.cpu()]
+    boxes = tight_boxes(masks).tolist()
     kept = masks.cpu().numpy()
     labels = (best.indices % classes).tolist()
     return [
-        Detection(label, score, boxes[row], kept[row])
+        Detection(label, score, tuple(boxes[row]), kept[row])
         for label, score, row in zip(labels, products, pair.tolist(), strict=True)
     ]
 
 
-def _box(mask: Tensor) -> tuple[float, float, float, float]:
-    """Tight box of [H, W] bool; all zero for an empty mask."""
-    columns, rows = (mask.any(dim=axis).nonzero()[:, 0] for axis in (0, 1))
-    if not len(columns):
-        return 0.0, 0.0, 0.0, 0.0
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+def tight_boxes(masks: Tensor) -> Tensor:
+    """Return (left, top, right, bottom) of each of [n, H, W] bool masks, [n, 4] float32; 0 for an empty one.
+
+    Right and bottom are one past the last pixel.
+    """
+    edges = []
+    for occupied in (masks.any(dim=1), masks.any(dim=2)):  # columns, rows
+        first = occupied.int().argmax(dim=1)
+        last = occupied.shape[1] - occupied.flip(1).int().argmax(dim=1)
+        edges += [first, last.where(occupied.any(dim=1), 0)]
+    left, right, top, bottom = edges
+    return torch.stack([left, top, right, bottom], dim=1).float()

@@ -16,7 +16,7 @@ from alignbench.errors import UserError
 from alignbench.measuring import PROMPT
 from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets.clip_files import ClipModel
-from alignbench.nets.precision import full_precision
+from alignbench.precision import full_precision
 from alignbench.registry.schema import EvaluatorCard, Scalar
 
 VERSION = 1

@@ -18,7 +18,7 @@ from alignbench.config import digest_of
 from alignbench.errors import RunFailed, UserError
 from alignbench.metrics import image_quality
 from alignbench.nets import lpips
-from alignbench.nets.precision import full_precision
+from alignbench.precision import full_precision
 from alignbench.statistics import LEVEL, t_critical
 
 if TYPE_CHECKING:

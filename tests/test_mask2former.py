@@ -22,7 +22,13 @@ pytest.importorskip("transformers")
 from alignbench.assets import AssetFile
 from alignbench.errors import UserError
 from alignbench.evaluators import mask2former
-from alignbench.evaluators.mask2former_arrays import detector_size, instances, prepare, resize_bytes
+from alignbench.evaluators.mask2former_arrays import (
+    detector_size,
+    instances,
+    prepare,
+    resize_bytes,
+    tight_boxes,
+)
 from alignbench.evaluators.mask2former_keys import by_pixel, convert
 
 DATA = Path(__file__).parent / "data"
@@ -407,3 +413,16 @@ def test_a_hundred_detections_at_most() -> None:
     inside = float(torch.tensor(1.0).sigmoid()) / (1 + 1e-6)
     scores = sorted((item.score for item in found), reverse=True)
     np.testing.assert_allclose(scores, (best * inside).numpy(), rtol=1e-5)
+
+
+def test_boxes_are_tight() -> None:
+    masks = torch.zeros(4, 6, 9, dtype=torch.bool)
+    masks[1, 2:5, 3:4] = True
+    masks[2] = True
+    masks[3, 0, 8] = masks[3, 5, 0] = True
+    assert tight_boxes(masks).tolist() == [[0, 0, 0, 0], [3, 2, 4, 5], [0, 0, 9, 6], [0, 0, 9, 6]]
+    numbers = torch.rand(50, 7, 8, generator=torch.Generator().manual_seed(0)) > 0.93
+    for mask, box in zip(numbers, tight_boxes(numbers).tolist(), strict=True):
+        rows, columns = mask.nonzero(as_tuple=True)
+        expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0] * 4
+        assert box == [float(edge) for edge in expected]

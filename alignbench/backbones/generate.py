@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from alignbench.api import ClassLabels, Condition, Rollout, Sampling, TextFeatures
+from alignbench.backbones.graphs import GraphedStep, graphed
 from alignbench.randomness import inverse_cdf
 
 MIN_TEMPERATURE = 1e-5
@@ -200,6 +201,8 @@ class _Decoder:
         self._last_guided = sampling.cfg_interval + 1 if sampling.cfg_interval >= 0 else count
         self._condition = _stack(condition, gpt.null(condition)) if self._guided else condition
         self._cache = gpt.cache_for(condition, count)
+        self._steps = count - 1
+        self._graphed: GraphedStep | None = None
 
     def logits(self, tokens: Tensor | None) -> Tensor:
         """Return the logits of the next token; `tokens` [N] are the ones just drawn, None at the start."""
@@ -207,18 +210,27 @@ class _Decoder:
             self._drop_null_half()
         if tokens is None:
             logits = self._gpt.prefill(self._condition, self._cache)
+            self._graphed = graphed(self._gpt, self._condition, self._cache, steps=self._steps)
         else:
             fed = torch.cat([tokens, tokens]) if self._guided else tokens
-            logits = self._gpt.step(fed, self._condition, self._cache)
+            logits = self._step(fed)
         self._position += 1
         if not self._guided:
             return logits
         conditional, null = logits.chunk(2)
         return null + self._scale * (conditional - null)
 
+    def _step(self, tokens: Tensor) -> Tensor:
+        if self._graphed is not None:
+            return self._graphed(tokens)
+        return self._gpt.step(tokens, self._condition, self._cache)
+
     def _drop_null_half(self) -> None:
         self._guided = False
         self._condition = self._condition.select(slice(0, self._rows))
+        if self._graphed is not None:
+            self._graphed.keep(self._rows)
+            return
         for layer in self._cache:
             layer.keep(self._rows)
 

@@ -12,6 +12,7 @@ drop-path and grouped queries, which no released model has.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignbench.api import ClassLabels, Condition, TextFeatures
+from alignbench.backbones.graphs import Places
 from alignbench.backbones.transformer import (
     Block,
+    FixedLayer,
     GPTConfig,
     LayerCache,
     RMSNorm,
@@ -103,6 +106,20 @@ class CaptionEmbedding(nn.Module):
             features = torch.where(drop[:, None, None], self.uncond_embedding, features)
         out: Tensor = self.cap_proj(features)
         return out
+
+
+@dataclass
+class FixedCache:
+    """The cache of all layers at fixed shapes."""
+
+    layers: list[FixedLayer]
+    places: Places
+
+    def keep(self, rows: int) -> None:
+        """Forget all but the first `rows` sequences."""
+        for layer in self.layers:
+            layer.keep(rows)
+        self.places.keep(rows)
 
 
 class GPT(nn.Module):
@@ -203,6 +220,23 @@ class GPT(nn.Module):
             seen = cache[0].length + 1 - condition.mask.shape[1]
             mask = F.pad(condition.mask, (0, seen), value=True)[:, None, None]
         return self._advance(self.tok_embeddings(tokens[:, None]), mask, cache)
+
+    def fix(self, condition: Condition, cache: list[LayerCache]) -> FixedCache:
+        """See `graphs.FixedPolicy`."""
+        hidden = ~condition.mask if isinstance(condition, TextFeatures) else None
+        device = next(self.parameters()).device
+        places = Places.behind(cache[0].length, cache[0].capacity, hidden, device)
+        return FixedCache([layer.fixed(places) for layer in cache], places)
+
+    def fixed_step(self, tokens: Tensor, state: FixedCache) -> Tensor:
+        """See `graphs.FixedPolicy`."""
+        x = self.tok_embeddings(tokens[:, None])
+        table = self._rope(x.device).index_select(0, state.places.place)
+        bias = state.places.bias(x.dtype)
+        for block, layer in zip(self.layers, state.layers, strict=True):
+            x = block(x, table, bias, layer)
+        state.places.advance()
+        return self._score(x[:, -1])
 
     def _advance(self, x: Tensor, mask: Tensor | None, cache: list[LayerCache]) -> Tensor:
         start = cache[0].length

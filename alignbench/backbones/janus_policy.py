@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignbench.api import Condition
+from alignbench.backbones.graphs import Places
 from alignbench.backbones.janus_prompts import PromptTokens
 from alignbench.backbones.transformer import at_least_float32
 from alignbench.errors import UserError, suggest
@@ -44,6 +47,7 @@ class PromptCache:
         from transformers import StaticCache
 
         self.states = StaticCache(config=config, max_cache_len=length)
+        self.length = length
         self.fed = 0
         """Image tokens in it."""
 
@@ -52,6 +56,22 @@ class PromptCache:
         layers: list[Any] = list(self.states.layers)
         for layer in layers:
             layer.keys, layer.values = layer.keys[:rows], layer.values[:rows]
+
+
+@dataclass
+class FixedPrompts:
+    """The cache at fixed shapes."""
+
+    cache: PromptCache
+    places: Places
+    positions: Tensor
+    """[N, 1] int64 of the next token."""
+
+    def keep(self, rows: int) -> None:
+        """Forget all sequences but the first `rows`."""
+        self.cache.keep(rows)
+        self.places.keep(rows)
+        self.positions = self.positions[:rows]
 
 
 class JanusPolicy(nn.Module):
@@ -97,6 +117,9 @@ class JanusPolicy(nn.Module):
         self.generation_embeddings = nn.Embedding(config.vq_config.num_embeddings, config.vq_config.embed_dim)
         self.generation_aligner = JanusVQVAEAlignerMLP(config.vq_config)
         self.generation_head = JanusVQVAEHead(config.vq_config)
+        # Renamed in transformers 5.24, the old name goes in 5.40.
+        names = inspect.signature(LlamaModel.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -234,13 +257,30 @@ class JanusPolicy(nn.Module):
         positions = prompts.mask.sum(dim=1, keepdim=True) + fed
         return self._advance(self._embed_image(tokens[:, None]), mask, positions, cache[0])
 
+    def fix(self, condition: Condition, cache: Sequence[PromptCache]) -> FixedPrompts:
+        """See `graphs.FixedPolicy`; transformers' static cache keeps its place on the device by itself."""
+        prompts, (filled,) = _prompts(condition), cache
+        used = prompts.ids.shape[1] + filled.fed
+        places = Places.behind(used, filled.length, ~prompts.mask, prompts.ids.device)
+        positions = prompts.mask.sum(dim=1, keepdim=True) + filled.fed
+        return FixedPrompts(filled, places, positions)
+
+    def fixed_step(self, tokens: Tensor, state: FixedPrompts) -> Tensor:
+        """See `graphs.FixedPolicy`."""
+        embedded = self._embed_image(tokens[:, None])
+        bias = state.places.bias(embedded.dtype)
+        logits = self._advance(embedded, bias, state.positions, state.cache)
+        state.places.advance()
+        state.positions.add_(1)
+        return logits
+
     def _advance(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: PromptCache) -> Tensor:
         out = self.language_model(
             inputs_embeds=embeddings,
-            attention_mask=mask.long(),
+            attention_mask=mask if mask.dim() == 4 else mask.long(),
             position_ids=positions,
-            past_key_values=cache.states,
             use_cache=True,
+            **{self._cache_name: cache.states},
         )
         return self._score(out.last_hidden_state[:, -1])
 

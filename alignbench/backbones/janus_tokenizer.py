@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from alignbench.backbones.transformer import at_least_float32
 from alignbench.backbones.vq import PixelDecoder
+from alignbench.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.backbones.vq_layers import Decoder
@@ -77,7 +78,8 @@ class JanusTokenizer(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, h·w] int64 codes, raster order."""
-        return self.quantise(self.latent(images))[1]
+        with full_precision():  # in TF32 about one code in a hundred would be another
+            return self.quantise(self.latent(images))[1]
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """[N, h·w] codes on a (h, w) grid → [N, 3, H, W] float32, about [-1, 1], not clamped."""

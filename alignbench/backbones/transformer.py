@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignbench.backbones.graphs import Places
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
@@ -127,6 +129,30 @@ class LayerCache:
         if self._keys is not None and self._values is not None:
             self._keys, self._values = self._keys[:rows], self._values[:rows]
 
+    def fixed(self, places: Places) -> FixedLayer:
+        """Return the same memory as a cache that is written at a place on the device."""
+        assert self._keys is not None and self._values is not None
+        for states in (self._keys, self._values):
+            states[:, :, self.length :] = 0  # never attended, but 0 · NaN would be NaN
+        return FixedLayer(self._keys, self._values, places)
+
+
+class FixedLayer:
+    """Keys and values of one layer, always all of them; see `graphs`."""
+
+    def __init__(self, keys: Tensor, values: Tensor, places: Places) -> None:
+        self._keys, self._values, self._places = keys, values, places
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [N, H, 1, D] at the present place and return everything, [N, H, L, D]."""
+        self._keys.index_copy_(2, self._places.place, keys)
+        self._values.index_copy_(2, self._places.place, values)
+        return self._keys, self._values
+
+    def keep(self, rows: int) -> None:
+        """Forget all but the first `rows` sequences."""
+        self._keys, self._values = self._keys[:rows], self._values[:rows]
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm; rounds to the input's dtype *before* the weight, as the released code does."""
@@ -152,7 +178,9 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
         self.resid_dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, table: Tensor, mask: Tensor | None, cache: LayerCache | FixedLayer | None
+    ) -> Tensor:
         parts = self.wqkv(x).unflatten(-1, (3, self.heads, -1))  # [N, L, 3, H, D]
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
         query, key = rotate(query, table), rotate(key, table)
@@ -190,7 +218,11 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self, x: Tensor, table: Tensor, mask: Tensor | None, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        table: Tensor,
+        mask: Tensor | None,
+        cache: LayerCache | FixedLayer | None = None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), table, mask, cache)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from alignbench.backbones.transformer import at_least_float32
 from alignbench.backbones.vq_layers import Decoder, Encoder, VQConfig
+from alignbench.precision import full_precision
 
 __all__ = ["PixelDecoder", "Quantised", "Quantizer", "VQConfig", "VQModel"]
 
@@ -162,7 +163,8 @@ class VQModel(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, h·w] int64 codes, raster order."""
-        quantised: Quantised = self.quantize(self.latent(images))
+        with full_precision():  # in TF32 about one code in a hundred would be another
+            quantised: Quantised = self.quantize(self.latent(images))
         return quantised.tokens
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
