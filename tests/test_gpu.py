@@ -14,11 +14,13 @@ import torch
 from alignbench import randomness
 from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Reference, Sampling
 from alignbench.backbones import janus, llamagen
+from alignbench.backbones.generate import generate_steps
 from alignbench.cli.main import main
 from alignbench.evaluators import mask2former
 from alignbench.nets import inception
 from alignbench.registry.catalogue import Catalogue
 from alignbench.verify.golden import verify
+from tests import test_graphs
 from tests.conftest import DATA
 from tests.inception_toys import evaluator, pictures
 from tests.test_inception import Held, batch_of
@@ -231,3 +233,40 @@ def test_clip_scores_agree_with_the_cpu(tmp_path: Path) -> None:
         batch: ImageBatch = toys.batch_of(images)
         scores.append(judge.measure(batch)["score"])
     assert np.abs(scores[0] - scores[1]).max() < 1e-2
+
+
+# --- decoding as a graph --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [test_graphs.classes, test_graphs.captions, test_graphs.prompts])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(cfg_scale=2.5, top_k=20), Sampling(cfg_scale=2.5, cfg_interval=9)],
+    ids=["plain", "guided", "guided at first"],
+)
+def test_a_graph_draws_what_plain_steps_draw(make: Any, sampling: Sampling, monkeypatch: Any) -> None:
+    policy, condition = make()
+    policy, condition = policy.cuda(), condition.to(torch.device("cuda"))
+    uniforms = torch.from_numpy(randomness.uniforms(0, "gpu-test", 0, range(3), (25,))).cuda()
+    replays = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
+    graph = generate_steps(policy, condition, uniforms, sampling, keep_logits=True)
+    again = generate_steps(policy, condition, uniforms, sampling)
+    assert len(replays) >= 2 * (25 - 1 - 2 * 2) and torch.equal(graph.tokens, again.tokens)
+    monkeypatch.setenv("ALIGNBENCH_CUDA_GRAPHS", "0")
+    plain = generate_steps(policy, condition, uniforms, sampling, keep_logits=True)
+    assert torch.equal(graph.tokens, plain.tokens)
+    assert graph.logits is not None and plain.logits is not None
+    scale = float(plain.logits.abs().max())
+    torch.testing.assert_close(graph.logits, plain.logits, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_codes_of_the_tokenizer_do_not_depend_on_the_device() -> None:
+    model = llamagen.build(CATALOGUE.model("llamagen-b"), None, seed=0, device="cpu").tokenizer
+    noise = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(noise, (96, 96), mode="bicubic").clamp(0, 1) * 2 - 1
+    with torch.no_grad():
+        codes = model.encode(images)
+        assert len(codes.unique()) > 20
+        assert torch.equal(model.cuda().encode(images.cuda()).cpu(), codes)
