@@ -10,7 +10,7 @@ from alignbench.config import RunConfig
 from alignbench.court import Court
 from alignbench.problems import Problem
 from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import MethodCard, ModelCard, ProtocolCard
+from alignbench.registry.schema import MethodCard, ModelCard, PolicyShape, ProtocolCard
 
 GIB = 2**30
 PROMPT_TOKENS = 40
@@ -44,21 +44,21 @@ def estimate(
 ) -> Estimate:
     """Estimate memory and disk from the architecture.
 
-    Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments). A layer keeps about
-    9·dim + 3·ffn values per token for the backward pass (attention through a fused kernel), or dim with
-    recomputation; transformers' Llama layers keep 15·dim + 4·ffn (measured on both sizes of Janus-Pro: 107
-    and 212 kB per token in bf16). Logits are counted as fp32 with their gradient and one softmax copy. The
-    decoder keeps about six feature maps of base width at full resolution per image.
+    Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments). What a layer keeps for the
+    backward pass is `layer_values`. Logits are counted as fp32 with their gradient and one softmax copy. The
+    decoder keeps about 6.5 feature maps of base width at full resolution per image. Compared with measured
+    peaks in docs/performance.md.
     """
     shape, tokenizer, train = model.policy, model.tokenizer, config.train
     width = 2 if train.precision == "bf16" else 4
     trainable = shape.parameters if method is None or method.updates == "policy" else tokenizer.parameters
     frozen = shape.parameters + tokenizer.parameters - trainable
-    length, per_layer = shape.tokens + shape.condition_tokens, 9 * shape.dim + 3 * shape.ffn_hidden
+    length = shape.tokens + shape.condition_tokens
     if shape.text_vocab:  # a language model that reads the prompt itself
-        length, per_layer = length + PROMPT_TOKENS, 15 * shape.dim + 4 * shape.ffn_hidden
-    if train.recompute:
-        per_layer = shape.dim
+        length += PROMPT_TOKENS
+    per_token = shape.layers * layer_values(shape, train.precision)
+    if train.recompute:  # what enters each layer, in float32, and one layer at work
+        per_token = shape.layers * shape.dim * 4 // width + layer_values(shape, train.precision)
     decode_batch = int(config.section("method").get("decode_batch", train.micro_batch))
     rows = train.micro_batch
     if method is not None and method.update_rows == "sequence":
@@ -66,15 +66,26 @@ def estimate(
     parts = {
         "weights, gradients, optimiser": trainable * 16.0 + frozen * 4.0,
         "autocast copy": trainable * 2.0 if train.precision == "bf16" else 0.0,
-        "activations": float(rows * length * shape.layers * per_layer * width),
+        "activations": float(rows * length * per_token * width),
         "logits": float(rows * shape.tokens * shape.vocab_size * 12),
-        "decoder": float(decode_batch * model.image_size**2 * tokenizer.base_channels * 4 * 6),
+        "decoder": float(decode_batch * model.image_size**2 * tokenizer.base_channels * 4 * 6.5),
     }
     if model.text and model.text.parameters:
         parts["text encoder"] = model.text.parameters * 2.0
     parts = {name: size / GIB for name, size in parts.items()}
     disk = (trainable * 12.0 * 2 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB + rows_gib
     return Estimate(train_gib=sum(parts.values()), disk_gib=disk, parts=parts)
+
+
+def layer_values(shape: PolicyShape, precision: str) -> int:
+    """Numbers of the precision's width that one layer keeps per token for the backward pass.
+
+    Counted from what autograd saves (tests/test_plan.py counts again): under autocast norms and the residual
+    stream stay in float32 and count twice. Attention goes through a fused kernel.
+    """
+    if shape.text_vocab:  # transformers' Llama
+        return (17 if precision == "bf16" else 10) * shape.dim + 4 * shape.ffn_hidden
+    return (21 if precision == "bf16" else 16) * shape.dim + 3 * shape.ffn_hidden
 
 
 def gib(size: float) -> str:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from alignbench.config import resolve
 from alignbench.errors import UserError
-from alignbench.estimates import estimate
+from alignbench.estimates import estimate, layer_values
 from alignbench.plan import Plan, make_plan
 from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.schema import PolicyShape
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -161,3 +166,78 @@ def test_memory_estimate_by_hand() -> None:
     recomputed = plan_of("llamagen-xxl", "train.recompute=true")
     assert recomputed.estimate.parts["activations"] < parts["activations"] / 10
     assert estimate(plan.config, plan.model, plan.method) == plan.estimate
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", ["llamagen", "janus"])
+def test_what_a_layer_keeps_is_what_autograd_saves(family: str, precision: str) -> None:
+    """Of two networks that differ by one layer, at widths where vectors do not matter."""
+    shape = Catalogue.default().model(f"{family}-tiny").policy
+    size = {"dim": 512, "heads": 8, "ffn_hidden": 1536, "vocab_size": 16, "tokens": 64}
+    wide = shape.model_copy(update=size)
+    saved = [_saved_bytes(family, wide.model_copy(update={"layers": n}), precision) for n in (1, 2)]
+    width = 2 if precision == "bf16" else 4
+    counted = (saved[1] - saved[0]) / LENGTH / width
+    assert counted == pytest.approx(layer_values(wide, precision), rel=0.05)
+
+
+LENGTH = 64
+
+
+def _saved_bytes(family: str, shape: PolicyShape, precision: str) -> int:
+    """Bytes that a forward leaves for the backward pass, parameters and their casts left out."""
+    import torch
+
+    make = _llama if family == "janus" else _gpt
+    network, run = make(shape)
+    storages: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        # Held, so that no address is used twice.
+        storages[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        run()
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    casts = {tuple(parameter.shape) for parameter in network.parameters() if parameter.dim() > 1}
+    casts |= {shape[::-1] for shape in casts}
+    return sum(
+        size
+        for place, (size, tensor) in storages.items()
+        if place not in own and tuple(tensor.shape) not in casts
+    )
+
+
+def _gpt(shape: PolicyShape) -> Any:
+    import torch
+
+    from alignbench.api import ClassLabels
+    from alignbench.backbones.gpt import GPT, GPTConfig
+
+    network = GPT(
+        GPTConfig(
+            dim=shape.dim, layers=shape.layers, heads=shape.heads, ffn_hidden=shape.ffn_hidden,
+            vocab_size=shape.vocab_size, grid=(8, 8), num_classes=3,
+        )
+    ).eval()  # fmt: skip
+    context = torch.zeros(1, LENGTH - 1, dtype=torch.int64)
+    return network, lambda: network(ClassLabels(torch.tensor([1])), context)
+
+
+def _llama(shape: PolicyShape) -> Any:
+    import torch
+
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=shape.dim, intermediate_size=shape.ffn_hidden, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads, num_hidden_layers=shape.layers, vocab_size=16,
+    )  # fmt: skip
+    network = transformers.LlamaModel(config).eval()
+    inputs = torch.randn(1, LENGTH, shape.dim, requires_grad=True)
+    mask = torch.ones(1, LENGTH, dtype=torch.int64)
+    return network, lambda: network(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
