@@ -106,10 +106,9 @@ def time_evaluators(
             figures += _scoring(evaluator, seen, rows, reference_rows if needs_reference else 0, device)
         facts = {"images": str(images), "size": f"{protocol.image_size} px"}
         if rows:
-            facts |= {
-                "rows": f"{rows:,}",
-                "reference rows": f"{reference_rows:,}" if needs_reference else "–",
-            }
+            facts["rows"] = f"{rows:,}"
+        if rows and needs_reference:
+            facts["reference rows"] = f"{reference_rows:,}"
         timings.append(Timing(f"evaluator {name}", tuple(figures), facts))
     return timings
 

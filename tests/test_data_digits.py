@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from alignbench.data import ImageDataset, open_dataset
+from alignbench.data import ImageDataset, captions_of, open_dataset
 from alignbench.data.digits import split_rows
 from alignbench.errors import UserError
 from alignbench.registry.catalogue import Catalogue
@@ -83,3 +83,16 @@ def test_opening_data_imports_no_torch() -> None:
         "alignbench.data.synthetic; sys.exit(bool({'torch', 'sklearn', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_synthetic_captions_are_addressed_by_number() -> None:
+    assert CARDS.dataset("synthetic-text").leaderboard is False
+    one = opened("synthetic-text", image_size=5, num_classes=None, options={"count": 30})
+    again = opened("synthetic-text", image_size=5, num_classes=None, options={"count": 60})
+    captions = captions_of(one)
+    assert captions == captions_of(again)[:30] and len(set(captions)) == 30
+    assert all(3 <= len(caption.split()) <= 24 for caption in captions)
+    assert len({len(caption.split()) for caption in captions}) > 5
+    assert one.load(3)[0].shape == (5, 5, 3) and one.load(3)[1] == 0
+    plain = opened("synthetic", image_size=5, num_classes=1, options={"count": 30})
+    assert len({one.digest, again.digest, plain.digest}) == 3

@@ -153,3 +153,16 @@ def test_vectors_do_not_decay() -> None:
     decayed, free = parameter_groups(Line(), 0.1)
     assert [p.dim() for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
     assert [p.dim() for p in free["params"]] == [1] and free["weight_decay"] == 0.0
+
+
+def test_without_checkpoints_nothing_is_kept_but_the_logs(tmp_path: Path, parallel: Parallel) -> None:
+    driver, _ = make_driver(tmp_path, parallel)
+    driver.checkpoint_every = 0
+    driver.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "timing.jsonl"]
+    asked = iter([False, True])
+    stopped, _ = make_driver(tmp_path / "stopped", parallel, stop=lambda: next(asked))
+    stopped.checkpoint_every = 0
+    with pytest.raises(Interrupted):
+        stopped.train()
+    assert (tmp_path / "stopped" / "checkpoints" / "step-000002" / "DONE.json").exists()

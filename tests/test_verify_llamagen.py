@@ -17,6 +17,7 @@ from alignbench.backbones.pixels import to_uint8
 from alignbench.backbones.transformer import rope_table
 from alignbench.errors import UserError
 from alignbench.verify.expected import ROUNDING_LIMIT, Alternative, Expected
+from alignbench.verify.golden import verify
 from alignbench.verify.llamagen import FILES, check
 from alignbench.verify.llamagen_networks import _grid
 from alignbench.verify.llamagen_rounding import Evaluations
@@ -253,3 +254,11 @@ def test_pixels_may_be_off_only_on_an_edge(tmp_path: Path):
         expected.pixels(name, images)
     assert [row.verdict for row in report.rows] == ["ok", "MISS", "MISS", "MISSING"]
     assert report.rows[1].error == 1.0
+
+
+def test_the_device_is_a_choice() -> None:
+    reports = verify(DATA.parent / "vapi", device="cpu")
+    assert all(report.ok for report in reports.values())
+    for device in ("cudo", "cuda:99"):
+        with pytest.raises(UserError, match=f"no device '{device}'"):
+            verify(DATA.parent / "vapi", device=device)
