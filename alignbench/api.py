@@ -368,6 +368,9 @@ class Metric:
     """Images behind it."""
     interval: tuple[float, float] | None = None
     """95 % interval of sampling error for this one set of images; None: not estimated."""
+    resampled: tuple[float, ...] = ()
+    """The metric of resamples of the images. Resample k takes image i equally often in every set of n images,
+    so that sets whose image i belong together can be compared resample by resample."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class Score:
     evaluate_seconds: float
     intervals: dict[str, list[float] | None] = field(default_factory=dict)
     """95 % sampling error of this one set, of the metrics that have one."""
+    resampled: dict[str, list[float]] = field(default_factory=dict)
+    """Values on resamples of the images, of the metrics that have them; see `api.Metric`."""
 
 
 def build_evaluators(
@@ -240,6 +242,7 @@ class Evaluation:
             sample_seconds=rows.load_seconds,
             evaluate_seconds=rows.seconds + seconds,
             intervals={m.name: list(m.interval) for m in metrics if _finite(m.interval)},  # type: ignore[arg-type]
+            resampled={m.name: list(m.resampled) for m in metrics if m.resampled},
         )
         # The result first: without it the rows would have to be measured again.
         write_atomic(self._path(name, setting, seed), _text(score))
@@ -281,6 +284,7 @@ def _read(path: Path) -> Score | None:
         score = Score(**json.loads(path.read_text(encoding="utf-8")))
         numbers = [value for value in score.metrics.values() if value is not None]
         numbers += [bound for interval in score.intervals.values() if interval for bound in interval]
+        numbers += [value for values in score.resampled.values() for value in values]
         sound = all(isinstance(value, float | int) and math.isfinite(value) for value in numbers)
     except (OSError, ValueError, TypeError, AttributeError):
         return None

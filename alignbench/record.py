@@ -177,6 +177,9 @@ class Result(_Table):
     """Networks behind the training rewards; a metric that uses one of them is marked † in tables."""
     intervals: dict[str, list[Bounds | None]] = {}
     """{metric: per sampling seed the 95 % interval of the error of that one image set, or null}."""
+    resampled: dict[str, list[list[float] | None]] = {}
+    """{metric: per sampling seed its values on resamples of the images, or null}; resample k takes the same
+    images of every set of n images."""
     assets: dict[str, Digest] = {}
     """{asset: digest} of the networks, reference statistics and prompts behind the numbers."""
 
@@ -192,6 +195,9 @@ class Result(_Table):
                 raise ValueError(f"intervals.{name} does not belong to the values of a metric")
             if any(bounds is not None and bounds[0] > bounds[1] for bounds in intervals):
                 raise ValueError(f"intervals.{name} has a lower end above its upper end")
+        for name, drawn in self.resampled.items():
+            if len(drawn) != len(self.metrics.get(name, [])):
+                raise ValueError(f"resampled.{name} does not belong to the values of a metric")
         return self
 
 
@@ -284,7 +290,7 @@ def dumps(record: RunRecord) -> str:
     # Records older than these fields keep their bytes.
     _drop_empty(values, "plugins")
     for result in values["results"]:
-        _drop_empty(result, "intervals", "assets")
+        _drop_empty(result, "intervals", "resampled", "assets")
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -68,6 +68,11 @@ def results_of(
                 for metric in members[0].metrics
                 if any(score.intervals.get(metric) for score in members)
             },
+            resampled={
+                metric: [score.resampled.get(metric) for score in members]
+                for metric in members[0].metrics
+                if any(score.resampled.get(metric) for score in members)
+            },
             assets=_read_by(catalogue, protocol, evaluator, assets),
         )
         for (setting, evaluator), members in groups.items()

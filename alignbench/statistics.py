@@ -171,6 +171,30 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, level: float = 
     return _tested(interval.mean, half)
 
 
+def resampled_difference(
+    a: float, b: float, drawn_a: Sequence[float], drawn_b: Sequence[float], *, level: float = LEVEL
+) -> Difference:
+    """Compare two metrics of one image set each by what resampling does to their difference.
+
+    Resample k of both sets holds the same image numbers, so what images of a pair have in common cancels. The
+    interval is what the difference would be in other draws of as many pairs; a bias that both metrics have
+    alike cancels as well.
+
+    Args:
+        a: metric of one set.
+        b: metric of the other.
+        drawn_a: a of each resample, two or more.
+        drawn_b: b of the same resamples.
+        level: of the interval; Student's t with one degree of freedom less than there are resamples.
+
+    Raises:
+        ValueError: other numbers of resamples.
+    """
+    differences = [x - y for x, y in zip(drawn_a, drawn_b, strict=True)]
+    half = t_critical(level, len(differences) - 1) * math.sqrt(_variance(differences))
+    return _tested(a - b, half)
+
+
 def _tested(mean: float, half: float) -> Difference:
     return Difference(mean, mean - half, mean + half, abs(mean) > half)
 

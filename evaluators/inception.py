@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from alignbench.metrics.bootstrap import (
     WeightedFrechet,
     frechet_at_infinity,
     frechet_bootstrap,
+    resamples,
 )
 from alignbench.metrics.frechet import frechet_distance
 from alignbench.metrics.inception_score import inception_score
@@ -44,10 +45,17 @@ VERSION = 1
 Moments = tuple[np.ndarray, np.ndarray]
 """Mean [D] and covariance [D, D], float64."""
 
-Values = dict[str, tuple[float, tuple[float, float] | None]]
-"""{metric: (value, 95 % interval)}."""
 
-UNKNOWN = (math.nan, None)
+class Found(NamedTuple):
+    """One metric; see `api.Metric`."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+    resampled: tuple[float, ...] = ()
+
+
+Values = dict[str, Found]
+UNKNOWN = Found(math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +131,9 @@ class InceptionDistribution:
             **self._precision_recall(pool, real),
             **self._kid(pool, real),
         }
-        return [Metric(name, value, len(samples), interval) for name, (value, interval) in found.items()]
+        return [
+            Metric(name, one.value, len(samples), one.interval, one.resampled) for name, one in found.items()
+        ]
 
     def _require(self, generated: int, real: int | None) -> None:
         options = self.options
@@ -177,24 +187,24 @@ class InceptionDistribution:
             infinity = frechet_at_infinity(pool, *target, seed=options.bootstrap_seed, device=self._device)
         if options.bootstrap < 2:
             fid = self._distance(pool, target)
-            return {"fid": (fid, None), "fid-corrected": UNKNOWN, "fid-inf": (infinity, None)}
+            return {"fid": Found(fid), "fid-corrected": UNKNOWN, "fid-inf": Found(infinity)}
         found: FrechetBootstrap = frechet_bootstrap(
             pool, *target, replicates=options.bootstrap, seed=options.bootstrap_seed, device=self._device
         )
         return {
-            "fid": (found.value, found.interval),
-            "fid-corrected": (found.corrected, found.corrected_interval) if enough else UNKNOWN,
-            "fid-inf": (infinity, None),
+            "fid": Found(found.value, found.interval, found.resampled),
+            "fid-corrected": Found(found.corrected, found.corrected_interval) if enough else UNKNOWN,
+            "fid-inf": Found(infinity),
         }
 
     def _sfid(self, samples: Measured, target: Moments | None) -> Values:
         if target is None:
             return {"sfid": UNKNOWN}
         if len(samples) <= len(target[0]):
-            return {"sfid": (self._distance(samples.column("spatial"), target), None)}
+            return {"sfid": Found(self._distance(samples.column("spatial"), target))}
         moments = moments_of(samples.shards("spatial"), self._device)
         value = frechet_distance(moments.mean, moments.covariance, *target, device=self._device)
-        return {"sfid": (value, None)}
+        return {"sfid": Found(value)}
 
     def _distance(self, rows: np.ndarray, target: Moments) -> float:
         return WeightedFrechet(rows, *target, device=self._device).distance(np.ones(len(rows)))
@@ -211,17 +221,21 @@ class InceptionDistribution:
         parts = -(-len(logits) // options.is_split_size) if options.is_split_size else options.is_splits
         # Rows in their own order may be sorted: then the parts are no independent draws.
         if parts < 2 or options.is_order == "in-order":
-            return {"is": (mean, None)}
+            return {"is": Found(mean)}
         half = t_critical(LEVEL, parts - 1) * sd / math.sqrt(parts - 1)
-        return {"is": (mean, (mean - half, mean + half))}
+        return {"is": Found(mean, (mean - half, mean + half))}
 
     def _precision_recall(self, pool: np.ndarray, real: np.ndarray | None) -> Values:
         if real is None:
             return {"precision-adm": UNKNOWN, "recall-adm": UNKNOWN}
         found = precision_recall(pool, real, k=self.options.neighbours, device=self._device)
+        # Recall is a share of the real images: resampling generated ones would move the balls around them.
+        precise = found.inside_real.astype(np.float64)
+        drawn = resamples(len(pool), replicates=self.options.bootstrap, seed=self.options.bootstrap_seed)
+        shares = tuple(float(weights @ precise) / len(pool) for weights in drawn)
         return {
-            "precision-adm": (found.precision, share_interval(found.precision, len(pool))),
-            "recall-adm": (found.recall, share_interval(found.recall, len(real))),
+            "precision-adm": Found(found.precision, share_interval(found.precision, len(pool)), shares),
+            "recall-adm": Found(found.recall, share_interval(found.recall, len(real))),
         }
 
     def _kid(self, pool: np.ndarray, real: np.ndarray | None) -> Values:
@@ -236,7 +250,7 @@ class InceptionDistribution:
             seed=options.kid_seed,
             device=self._device,
         )
-        return {"kid": (value, None)}
+        return {"kid": Found(value)}
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:

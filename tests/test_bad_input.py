@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from alignbench import checkpoint, driver, record, runner, sampling
+from alignbench import checkpoint, driver, record, runner, sampling, training
 from alignbench.cli import main as cli
 from alignbench.progress import Progress
 from alignbench.stopping import StopOnSignal
@@ -454,7 +454,7 @@ def test_ctrl_c_elsewhere(call: Call, monkeypatch: pytest.MonkeyPatch, copy: Pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "build_model", interrupted)
+        patch.setattr(training, "build_model", interrupted)
         done = call(*TINY, "--out", str(copy))
     assert done.code == 3 and "finished work is kept" in complaint(done)
     monkeypatch.setattr("alignbench.cli.catalogue.plugins.catalogue", interrupted)

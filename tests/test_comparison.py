@@ -243,6 +243,48 @@ def test_seeds_of_given_images_are_not_pairs(tmp_path: Path) -> None:
     assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
 
 
+A_DRAWN, B_DRAWN = [2.5, 2.9, 2.7, 2.4, 2.8], [2.41, 2.80, 2.62, 2.30, 2.69]
+
+
+def resampled(folder: Path, value: float, drawn: list[float] | None, subject: str = "method") -> Path:
+    """One set with an error of ±0.4 and what resamples gave."""
+    more = {"intervals": {"fd": [[value - 0.4, value + 0.4]]}, "resampled": {"fd": [drawn]} if drawn else {}}
+    found = result(subject, {"fd": [value]}, **more)
+    return run(folder, found, kind="method" if subject == "method" else "samples")
+
+
+def test_single_sets_of_one_seed_are_compared_by_their_resamples(tmp_path: Path) -> None:
+    a, b = resampled(tmp_path / "a", 2.3, A_DRAWN), resampled(tmp_path / "b", 2.2, B_DRAWN)
+    found = only(a, b)
+    half = stats.t.ppf(0.975, 4) * np.std(np.subtract(B_DRAWN, A_DRAWN), ddof=1)
+    assert (found.evidence, found.detail) == ("paired resamples", "5 resamples of 1 image set")
+    assert found.difference.mean == pytest.approx(-0.1)
+    assert (found.difference.low, found.difference.high) == pytest.approx((-0.1 - half, -0.1 + half))
+    assert found.verdict == "B is better" and only(b, a).verdict == "A is better"
+    same = only(a, resampled(tmp_path / "c", 2.3, A_DRAWN))
+    assert (same.evidence, same.verdict) == ("paired resamples", "difference not significant")
+
+
+def test_resamples_are_no_pairs_without_common_images(tmp_path: Path) -> None:
+    a = resampled(tmp_path / "a", 2.3, A_DRAWN)
+    others = {
+        "fewer": resampled(tmp_path / "b", 2.2, B_DRAWN[:4]),
+        "none": resampled(tmp_path / "c", 2.2, None),
+        "given": resampled(tmp_path / "d", 2.2, B_DRAWN, subject="samples"),
+    }
+    for other in others.values():
+        found = only(a, other)
+        assert (found.evidence, found.verdict) == ("unpaired", "difference not significant")
+
+
+def test_several_seeds_go_before_resamples(tmp_path: Path) -> None:
+    a, b = (
+        run(tmp_path / name, result("method", {"fd": values}, resampled={"fd": [[1.0, 2.0]] * 4}))
+        for name, values in (("a", A_SEEDS), ("b", B_SEEDS))
+    )
+    assert only(a, b).evidence == "paired sampling seeds"
+
+
 def single(folder: Path, value: float, half: float | None, subject: str = "method", **changes: Any) -> Path:
     bounds: Sequence[float] | None = None if half is None else [value - half, value + half]
     found = result(subject, {"fd": [value]}, intervals={"fd": [bounds]}, **changes)

@@ -17,6 +17,8 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from alignbench.api import ImageBatch, Reference, Rows
 from alignbench.errors import RunFailed, UserError
 from alignbench.evaluators.inception import share_interval
+from alignbench.metrics.bootstrap import resamples
+from alignbench.metrics.manifold import precision_recall
 from alignbench.nets import inception
 from tests.inception_toys import evaluator, pictures, save_pngs
 
@@ -279,6 +281,27 @@ def test_intervals_surround_their_values(weights: Path) -> None:
     in_order = evaluator(weights, is_order="in-order", bootstrap=0).score(made_up(40, seed=0), reference)
     assert {m.name: m.interval for m in in_order}["is"] is None
     assert {m.name: m.interval for m in in_order}["fid"] is None
+
+
+def test_resamples_are_of_the_same_images_for_every_set(weights: Path) -> None:
+    """Each against its own computation from repeated rows."""
+    built = evaluator(weights, bootstrap=3, bootstrap_seed=5)
+    real = made_up(30, seed=1)
+    reference = Reference(digest="r", measured=real)
+    drawn = list(resamples(40, replicates=3, seed=5))
+    assert all(weights.sum() == 40 for weights in drawn) and len({bytes(w) for w in drawn}) == 3
+    for seed in (0, 7):
+        samples = made_up(40, seed=seed)
+        metrics = {metric.name: metric for metric in built.score(samples, reference)}
+        plain = evaluator(weights, bootstrap=0)
+        for k, times in enumerate(drawn):
+            again = Held({name: np.repeat(rows, times, axis=0) for name, rows in samples.rows.items()})
+            (fid,) = [m.value for m in plain.score(again, reference) if m.name == "fid"]
+            assert metrics["fid"].resampled[k] == pytest.approx(fid, rel=1e-7)
+        inside = precision_recall(samples.column("pool"), real.column("pool"), k=3).inside_real
+        expected = [float(times @ inside) / 40 for times in drawn]
+        assert metrics["precision-adm"].resampled == pytest.approx(expected)
+        assert {name for name, metric in metrics.items() if metric.resampled} == {"fid", "precision-adm"}
 
 
 def test_share_interval_is_wilson_s() -> None:

@@ -106,7 +106,19 @@ def test_what_came_later_is_left_out_while_empty() -> None:
     content = given_images()
     del content["results"][0]["intervals"], content["results"][0]["assets"]
     text = record.dumps(RunRecord.model_validate(content))
-    assert not {"intervals", "assets"} & set(json.loads(text)["results"][0])
+    assert not {"intervals", "resampled", "assets"} & set(json.loads(text)["results"][0])
+
+
+def test_resamples_belong_to_a_metric_and_survive_the_disk(tmp_path: Path) -> None:
+    content = given_images()
+    content["results"][0]["resampled"] = {"fd-digits": [[2.3, 2.5, 2.4]], "recall": [None]}
+    first = RunRecord.model_validate(content)
+    record.write(first, tmp_path)
+    assert record.read(tmp_path) == first
+    for wrong in ({"beauty": [[1.0]]}, {"fd-digits": [[1.0], [1.0]]}):
+        content["results"][0]["resampled"] = wrong
+        with pytest.raises(ValidationError, match="does not belong to the values"):
+            RunRecord.model_validate(content)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from alignbench.statistics import (
     mean_interval,
     nested_interval,
     paired_difference,
+    resampled_difference,
     set_interval,
     t_critical,
     units,
 )
+from tests.paired_study import study
 
 A = [1.60, 1.75, 1.68, 1.71]
 B = [2.40, 2.51, 2.13]
@@ -209,3 +211,20 @@ def test_pairs_must_match_and_one_is_not_enough() -> None:
     assert not paired_difference([1.0], [2.0]).tested
     with pytest.raises(ValueError, match="zip"):
         paired_difference([1.0, 2.0], [1.0])
+
+
+def test_resampled_difference_by_hand() -> None:
+    found = resampled_difference(1.0, 3.0, [1.1, 0.9, 1.3], [3.0, 3.0, 3.0])
+    half = float(stats.t.ppf(0.975, 2)) * 0.2  # standard deviation of -1.9, -2.1, -1.7
+    assert found.mean == -2.0 and (found.low, found.high) == pytest.approx((-2 - half, -2 + half))
+    assert found.significant
+    assert not resampled_difference(1.0, 1.0, [1.0, 2.0], [1.0, 2.0]).significant
+    with pytest.raises(ValueError):
+        resampled_difference(1.0, 2.0, [1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_paired_resamples_cover_and_see_more_where_images_have_more_in_common(correlation: float) -> None:
+    one = study(correlation, 1.12, sets=40, replicates=20)
+    assert one.paired >= 0.9 and one.paired_sd < (0.6 if correlation else 1.1) * one.unpaired_sd
+    assert one.spread == pytest.approx(one.paired_sd, rel=0.45)

@@ -6,7 +6,7 @@ The reference is taken as given: only the generated rows are resampled. A resamp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +140,16 @@ def _centred_gram(gram: Tensor, w: Tensor) -> Tensor:
     return centred * w.sqrt() * w.sqrt()[:, None]
 
 
+def resamples(count: int, *, replicates: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each of `count` images is drawn, [count] int64 with sum `count`, for each replicate.
+
+    The same for every set of as many images, whatever is computed of them.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(replicates):
+        yield rng.multinomial(count, np.full(count, 1 / count))
+
+
 def frechet_bootstrap(
     features: np.ndarray,
     mean: np.ndarray,
@@ -169,10 +179,8 @@ def frechet_bootstrap(
         raise ValueError(f"{replicates} replicates; a standard deviation needs two")
     frechet = WeightedFrechet(features, mean, cov, device=device)
     count = len(frechet)
-    rng = np.random.default_rng(seed)
-    value = frechet.distance(np.ones(count))
-    drawn = [frechet.distance(rng.multinomial(count, np.full(count, 1 / count))) for _ in range(replicates)]
-    return FrechetBootstrap(value, tuple(drawn))
+    drawn = [frechet.distance(weights) for weights in resamples(count, replicates=replicates, seed=seed)]
+    return FrechetBootstrap(frechet.distance(np.ones(count)), tuple(drawn))
 
 
 def frechet_at_infinity(
