@@ -17,7 +17,7 @@ from alignbench.errors import UserError, suggest
 from alignbench.ranking import cell_difference
 from alignbench.record import FILE_NAME, ProtocolRef, Result, RunRecord, SettingRef, Subject, read
 from alignbench.rows import cell_of, sampling_of, values_of
-from alignbench.statistics import Difference, paired_difference, resampled_difference
+from alignbench.statistics import Difference, paired_difference
 from alignbench.tables import Cell, Column
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _metric(
         return f"{fact.title} at {setting.title} is blank on a side"
     cells = cell_of([x], column), cell_of([y], column)
     evidence, why = _by_rows(a, b, x, y, column) if fact.column else (None, "")
-    found = evidence or _by_values(x, y, column, *cells)
+    found = evidence or _by_values(x, y, *cells)
     return Compared(
         protocol=x.protocol,
         column=column,
@@ -230,17 +230,14 @@ def _by_rows(a: Side, b: Side, x: Result, y: Result, column: Column) -> tuple[_F
     return _Found(found, name, f"{len(pairs.a):,} {name.removeprefix('paired ')}"), ""
 
 
-def _by_values(x: Result, y: Result, column: Column, a: Cell, b: Cell) -> _Found:
+def _by_values(x: Result, y: Result, a: Cell, b: Cell) -> _Found:
     """Compare the recorded values."""
-    if _made_here(x, y) and x.seeds == y.seeds:
-        if len(x.seeds) > 1:
-            found = paired_difference(b.values, a.values)
-            return _Found(found, "paired sampling seeds", f"{len(a.values)} sampling seeds")
-        drawn = [result.resampled.get(column.metric, [None])[0] for result in (y, x)]
-        if drawn[0] and drawn[1] and len(drawn[0]) == len(drawn[1]) > 1:
-            found = resampled_difference(b.values[0], a.values[0], drawn[0], drawn[1])
-            return _Found(found, "paired resamples", f"{len(drawn[0])} resamples of 1 image set")
+    if _made_here(x, y) and len(x.seeds) > 1 and x.seeds == y.seeds:
+        found = paired_difference(b.values, a.values)
+        return _Found(found, "paired sampling seeds", f"{len(a.values)} sampling seeds")
     found = cell_difference(b, a)
+    if a.pairs_with(b):
+        return _Found(found, "paired resamples", f"{len(a.drawn)} resamples of 1 image set")
     words = [
         f"{len(cell.values)} sampling seeds" if len(cell.values) > 1 else "1 image set" for cell in (a, b)
     ]

@@ -1,8 +1,8 @@
 """Order rows and say which differences are real: bold cells, ranks with ties, comparisons with the base.
 
-A row beats another if the interval of their difference excludes 0: Welch's over seeds, and for a single value
-the sampling error of its image set. Where a single value comes without that error, nothing can be tested and
-the plain values decide.
+A row beats another if the interval of their difference excludes 0: Welch's over seeds, and for a single
+value the sampling error of its image set, or of the pair where both were resampled alike. Where a single
+value comes without that error, nothing can be tested and the plain values decide.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alignbench.record import SettingRef
-from alignbench.statistics import Difference, difference
+from alignbench.statistics import Difference, difference, resampled_difference
 from alignbench.tables import Cell, Column, Comparison, Row, Table
 
 
 def cell_difference(a: Cell, b: Cell) -> Difference:
-    """Compare two cells of a column; see `statistics.difference`."""
+    """Compare two cells of a column; see `statistics.difference` and `statistics.resampled_difference`."""
+    if a.pairs_with(b):
+        return resampled_difference(a.values[0], b.values[0], a.drawn, b.drawn)
     return difference(a.values, b.values, sd_a=a.interval.set_sd, sd_b=b.interval.set_sd)
 
 

@@ -93,7 +93,11 @@ def _notes(table: Table) -> list[str]:
     if sets:
         notes.append(cells.SET_NOTE)
     if any(row.kind == "method" for row in table.rows):
-        test = "95 %; Welch over seeds, normal for the errors ‡ of single sets" if sets else "Welch, 95 %"
+        test = (
+            "95 %; Welch over seeds; single sets ‡ by common resamples, else normal"
+            if sets
+            else "Welch, 95 %"
+        )
         notes.append(f"Bold: significantly better than the other row of the same setting ({test}).")
     if any(cell.rewarded for row in table.rows for cell in row.cells.values()):
         notes.append("†: a network behind this metric was also a training reward.")

@@ -157,9 +157,13 @@ def values_of(result: Result, column: Column) -> tuple[float, ...]:
 def cell_of(results: Sequence[Result], column: Column, *, rewarded: bool = False) -> Cell:
     """Return the number of one column from results that all have it, one for each training seed."""
     pooled, kind = units([values_of(x, column) for x in results])
-    bounds = results[0].intervals.get(column.metric, [None])[0] if len(pooled) == 1 else None
+    if len(pooled) > 1:
+        return Cell(mean_interval(pooled, kind=kind), tuple(pooled), rewarded=rewarded)
+    (result,) = results
+    bounds = result.intervals.get(column.metric, [None])[0]
     interval = set_interval(pooled[0], bounds) if bounds else mean_interval(pooled, kind=kind)
-    return Cell(interval, tuple(pooled), rewarded=rewarded)
+    drawn = result.resampled.get(column.metric, [None])[0] if result.subject != "samples" else None
+    return Cell(interval, tuple(pooled), rewarded=rewarded, drawn=tuple(drawn or ()))
 
 
 def sample_rows(

@@ -69,6 +69,12 @@ class Cell:
     """Best of the column, or not significantly different from the best."""
     rewarded: bool = False
     """The metric's network was also a training reward (†)."""
+    drawn: tuple[float, ...] = ()
+    """The single value on resamples of its images, which were made here; see `api.Metric`."""
+
+    def pairs_with(self, other: Cell) -> bool:
+        """Whether both are known on the same resamples."""
+        return len(self.drawn) == len(other.drawn) > 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,34 @@ def test_a_difference_beyond_its_interval_is_none() -> None:
     assert "**better than** base" in verdict(table)[0]
 
 
+def test_sets_that_were_resampled_alike_are_compared_as_pairs() -> None:
+    drawn = [2.61, 2.42, 2.55, 2.70, 2.48]
+    after = [
+        value - 0.1 + jitter for value, jitter in zip(drawn, (0.01, -0.01, 0.0, 0.02, -0.02), strict=True)
+    ]
+
+    def with_resamples(record: RunRecord, base: list[float], method: list[float]) -> RunRecord:
+        before, found = record.results
+        pair = [
+            result.model_copy(update={"resampled": {"fd-digits": [values]}})
+            for result, values in ((before, base), (found, method))
+        ]
+        return record.model_copy(update={"results": pair})
+
+    one = one_seed(2.30, 0.10)
+    assert [row.tied for row in only(build([one], FACTS)).rows] == [True, True]
+    table = only(build([with_resamples(one, drawn, after)], FACTS))
+    assert [(row.rank, row.tied) for row in table.rows] == [(2, False), (1, False)]
+    half = stats.t.ppf(0.975, 4) * 0.0158113883
+    assert f"95 % interval [{-0.1 - half:+.3f}, {-0.1 + half:+.3f}]" in verdict(table)[0]
+    # Nothing in common, or fewer resamples: the errors of the sets.
+    for other in (drawn[::-1], after[:4]):
+        assert [row.tied for row in only(build([with_resamples(one, drawn, other)], FACTS)).rows] == [
+            True,
+            True,
+        ]
+
+
 def test_without_an_interval_values_decide_as_before() -> None:
     table = only(build([one_seed(2.39, None)], FACTS))
     assert [(row.rank, row.tied) for row in table.rows] == [(2, False), (1, False)]

@@ -171,7 +171,7 @@ class Count:
         return {"one": np.ones(len(batch))}
 
     def score(self, samples, reference):
-        return [api.Metric("count", float(len(samples)), len(samples))]
+        return [api.Metric("count", float(len(samples)), len(samples), (29.0, 31.0), (30.5, 29.5))]
 
 
 class Squares:
@@ -229,6 +229,8 @@ def test_model_and_evaluator_of_a_file_are_used(tmp_path: Path) -> None:
     assert [one.metrics for one in record.results] == [
         {"count": [30.0]}
     ] and record.model.name == "other-tiny"
+    assert record.results[0].intervals == {"count": [[29.0, 31.0]]}
+    assert record.results[0].resampled == {"count": [[30.5, 29.5]]}
     assert "Count" in done.stdout
 
 

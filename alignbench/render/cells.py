@@ -89,7 +89,7 @@ def footnotes(table: Table) -> list[str]:
         )
     if sets:
         notes.append(SET_NOTE)
-    test = "95 %; Welch over seeds, normal for the errors ‡ of single sets" if sets else "Welch, 95 %"
+    test = "95 %; Welch over seeds; single sets ‡ by common resamples, else normal" if sets else "Welch, 95 %"
     notes.append(
         "Bold: best of its column, or not significantly different from the best "
         f"({test}, no correction for the number of comparisons)."
