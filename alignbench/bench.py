@@ -6,6 +6,7 @@ kept; what is measured is what a run of the same plan would spend.
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
@@ -112,7 +113,7 @@ def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: P
     assert plan.method is not None and train.steps >= 2
     choose_threads(plan.model.policy.parameters)
     parallel = Parallel(train.precision)
-    collecting, steps = Clock(parallel.device), _StepTimes()
+    clock = Clock(parallel.device)
     try:
         forget_peak(parallel.device)
         with tempfile.TemporaryDirectory() as folder:
@@ -120,21 +121,19 @@ def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: P
             dataset = open_training_data(job, progress)
 
             def timed(method: Method) -> Method:
-                return TimedMethod(method, collecting)
+                return TimedMethod(method, clock)
 
             with training.prepared(job, dataset, parallel, progress, around=timed) as ready:
-                ready.driver.stop = steps
-                steps.start()
                 totals = ready.driver.train()
+            lines = (Path(folder) / "timing.jsonl").read_text(encoding="utf-8").splitlines()
     finally:
         parallel.close()
-    micro_batches = plan.accumulation
-    collects = [sum(lap) for lap in _groups(collecting.laps, micro_batches)][1:]
-    step = statistics.median(steps.seconds[1:])
-    images = train.images_per_step
+    steps = [float(json.loads(line)["seconds"]) for line in lines][1:]
+    collecting = np.reshape(clock.laps, (train.steps, plan.accumulation)).sum(axis=1)[1:]
+    step, images = statistics.median(steps), train.images_per_step
     figures = [
-        Figure("step", step, "s", spread(steps.seconds[1:])),
-        Figure("collecting", statistics.median(collects), "s", "tokenise, draw, decode, reward"),
+        Figure("step", step, "s", spread(steps)),
+        Figure("collecting", float(np.median(collecting)), "s", "tokenise, draw, decode, reward"),
         Figure("images", images / step, "1/s"),
         Figure("sequences", totals.sequences / train.steps / step, "1/s"),
         Figure("peak memory", totals.peak_memory_gib, "GiB"),
@@ -147,26 +146,11 @@ def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: P
         "precision": train.precision,
         "recompute": str(train.recompute).lower(),
         "trainable": f"{ready.trainable:,}",
+        "devices": str(plan.world_size),
     }
     title = f"training step, {plan.config.method} on {plan.config.model}"
+    # Some methods draw no sequences.
     return Timing(title, tuple(f for f in figures if f.name != "sequences" or f.value), facts)
-
-
-class _StepTimes:
-    """Asked by the driver after each step whether to stop; it never does, but notes the time."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._last = 0.0
-
-    def start(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        self.seconds.append(now - self._last)
-        self._last = now
-        return False
 
 
 def time_sampling(plan: Plan, *, repeats: int, progress: Progress) -> list[Timing]:
@@ -192,28 +176,7 @@ def time_sampling(plan: Plan, *, repeats: int, progress: Progress) -> list[Timin
     timings = []
     for name, setting in protocol.settings.items():
         progress.say(f"sampling at {setting.title}")
-        _warm_up(sampler, setting)
-        forget_peak(device)
-        drawing, decoding = Clock(device), Clock(device)
-        for number in range(repeats):
-            ids = range(number * protocol.batch, (number + 1) * protocol.batch)
-            with drawing.lap():
-                tokens, _ = sampler.generate(setting, protocol.seeds[0], ids)
-            with decoding.lap():
-                decoder.decode(torch.from_numpy(tokens).long())
-        draw = statistics.median(drawing.laps)
-        # The first batch also prepares the decoder.
-        decode = statistics.median(decoding.laps[1:] or decoding.laps)
-        per_image = (draw + decode) / protocol.batch
-        total = protocol.samples * len(protocol.seeds)
-        figures = (
-            Figure("batch drawn", draw, "s", spread(drawing.laps)),
-            Figure("tokens", protocol.batch * backbone.num_tokens / draw, "1/s"),
-            Figure("batch decoded", decode, "s"),
-            Figure("images", 1 / per_image, "1/s"),
-            Figure(f"{total:,} images", per_image * total / 3600, "h", "by extrapolation"),
-            Figure("peak memory", peak_memory_gib(device), "GiB"),
-        )
+        figures = _time_setting(sampler, decoder, setting, repeats)
         facts = {
             "setting": setting.title,
             "batch": str(protocol.batch),
@@ -222,6 +185,34 @@ def time_sampling(plan: Plan, *, repeats: int, progress: Progress) -> list[Timin
         }
         timings.append(Timing(f"sampling from {plan.config.model}, {name}", figures, facts))
     return timings
+
+
+def _time_setting(
+    sampler: Sampler, decoder: ImageDecoder, setting: Setting, repeats: int
+) -> tuple[Figure, ...]:
+    protocol, device = sampler.protocol, sampler.device
+    _warm_up(sampler, setting)
+    forget_peak(device)
+    drawing, decoding = Clock(device), Clock(device)
+    for number in range(repeats):
+        ids = range(number * protocol.batch, (number + 1) * protocol.batch)
+        with drawing.lap():
+            tokens, _ = sampler.generate(setting, protocol.seeds[0], ids)
+        with decoding.lap():
+            decoder.decode(torch.from_numpy(tokens).long())
+    draw = statistics.median(drawing.laps)
+    # The first batch also prepares the decoder.
+    decode = statistics.median(decoding.laps[1:] or decoding.laps)
+    per_image = (draw + decode) / protocol.batch
+    total = protocol.samples * len(protocol.seeds)
+    return (
+        Figure("batch drawn", draw, "s", spread(drawing.laps)),
+        Figure("tokens", protocol.batch * sampler.backbone.num_tokens / draw, "1/s"),
+        Figure("batch decoded", decode, "s"),
+        Figure("images", 1 / per_image, "1/s"),
+        Figure(f"{total:,} images", per_image * total / 3600, "h", "by extrapolation"),
+        Figure("peak memory", peak_memory_gib(device), "GiB"),
+    )
 
 
 def _prompts(plan: Plan, count: int) -> tuple[Prompt, ...]:
@@ -238,10 +229,6 @@ def _warm_up(sampler: Sampler, setting: Setting) -> None:
     uniforms = torch.from_numpy(randomness.uniforms(0, "bench", 0, ids, (WARM_UP_TOKENS,)))
     condition = sampler.condition(np.zeros(len(ids), dtype=np.int64))
     sampler.backbone.generate(condition, uniforms.to(sampler.device), sampling_of(setting))
-
-
-def _groups(laps: Sequence[float], size: int) -> list[Sequence[float]]:
-    return [laps[start : start + size] for start in range(0, len(laps), size)]
 
 
 def spread(seconds: Sequence[float]) -> str:

@@ -16,6 +16,7 @@ from alignbench.cli.run import PLUGIN_HELP, default_workers, plan_lines, refuse
 from alignbench.config import asset_options, complete_key, parse_assignments, resolve
 from alignbench.court import make_court, resolve_protocol
 from alignbench.errors import UserError, suggest
+from alignbench.launch import is_first
 from alignbench.problems import Problem
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
@@ -47,7 +48,7 @@ def bench(
 ) -> None:
     """Time training steps (--method and --model), sampling (--model) or evaluators (--protocol)."""
     catalogue = plugins.catalogue(plugin)
-    progress = Progress()
+    progress = Progress(quiet=not is_first())
     if model is None:
         if method is not None or protocol is None:
             raise UserError("nothing to time", fix="name --model, with or without --method, or --protocol")
@@ -68,7 +69,8 @@ def bench(
         for line in plan_lines(plan):
             progress.say(line)
         timings = _model(plan, catalogue, repeats, progress)
-    _show(timings, as_json=as_json)
+    if is_first():
+        _show(timings, as_json=as_json)
 
 
 def _model(plan: planning.Plan, catalogue: Catalogue, repeats: int, progress: Progress) -> list[Timing]:
