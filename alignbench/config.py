@@ -48,8 +48,17 @@ MODEL_OPTIONS: dict[str, Option] = {
     "tokenizer": Option(default="", doc="Path of the tokenizer's weights, instead of the card's file."),
 }
 
-TEXT_OPTION = Option(default="", doc="Path of the text encoder's weights, where the card has a file of them.")
-"""`model.text`; a configuration holds it only if it was given."""
+RARE_OPTIONS: dict[str, Option] = {
+    "model.text": Option(
+        default="", doc="Path of the text encoder's weights, where the card has a file of them."
+    ),
+    "protocol.batch": Option(
+        default=0,
+        minimum=0,
+        doc="Images generated together, for want of memory; rounding and so the protocol become others.",
+    ),
+}
+"""A configuration holds these only if they were given."""
 
 PROTOCOL_OPTIONS: dict[str, Option] = {
     "samples": Option(default=0, minimum=0, doc="Images per sampling seed; 0: as the protocol says."),
@@ -207,7 +216,7 @@ def known_options(
 ) -> dict[str, Option]:
     """All keys that `--set` takes for this method, data set and model."""
     options = {f"train.{key}": option for key, option in TRAIN_OPTIONS.items()}
-    options |= {f"model.{key}": option for key, option in MODEL_OPTIONS.items()} | {"model.text": TEXT_OPTION}
+    options |= {f"model.{key}": option for key, option in MODEL_OPTIONS.items()} | RARE_OPTIONS
     if model is not None:
         options |= {f"model.{key}": option for key, option in catalogue.model(model).options.items()}
     options |= {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
@@ -252,7 +261,7 @@ def resolve(
     values = {
         key: Origin(option.default, "default")
         for key, option in options.items()
-        if not key.startswith("assets.") and key != "model.text"
+        if not key.startswith("assets.") and key not in RARE_OPTIONS
     }
     recipe = _apply_recipe(catalogue, values, options, method, model, recipe)
     given = {complete_key(key, options): text for key, text in parse_assignments(assignments).items()}

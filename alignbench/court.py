@@ -21,7 +21,7 @@ from alignbench.registry.schema import ProtocolCard, Scalar
 
 
 def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCard:
-    """Apply `protocol.samples`, `protocol.seeds` and `protocol.settings`.
+    """Apply `protocol.samples`, `protocol.seeds`, `protocol.settings` and, if it is there, `protocol.batch`.
 
     Raises:
         UserError: a setting the protocol lacks, or seeds that are no whole numbers.
@@ -29,6 +29,8 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
     changes: dict[str, Any] = {}
     if options["samples"]:
         changes["samples"] = options["samples"]
+    if options.get("batch"):
+        changes["batch"] = options["batch"]
     if options["seeds"]:
         try:
             changes["seeds"] = [int(text) for text in str(options["seeds"]).split(",")]

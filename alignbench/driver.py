@@ -26,6 +26,7 @@ from alignbench.api import Batch, Collected, Method
 from alignbench.config import TrainConfig
 from alignbench.errors import RunFailed
 from alignbench.files import write_atomic
+from alignbench.memory import named_shortage
 from alignbench.parallel import Parallel
 from alignbench.progress import Progress
 
@@ -153,16 +154,11 @@ class Driver:
 
     def _guarded_step(self, step: int) -> dict[str, float]:
         """Do a step; a device that is too small is a failed run that names the knob."""
-        try:
+        size = self.config.micro_batch
+        smaller = f"train.micro_batch={size // 2}" if size > 1 else "train.recompute=true"
+        what = f"step {step + 1}: out of memory with train.micro_batch = {size}"
+        with named_shortage(what, f"--set {smaller}"):
             return self._step(step)
-        except RuntimeError as error:  # the CPU's allocator has no exception of its own
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            size = self.config.micro_batch
-            smaller = f"train.micro_batch={size // 2}" if size > 1 else "train.recompute=true"
-            raise RunFailed(
-                f"step {step + 1}: out of memory with train.micro_batch = {size}", fix=f"--set {smaller}"
-            ) from error
 
     def _step(self, step: int) -> dict[str, float]:
         """Collect, then update `updates_per_collect` times; return this step's numbers over all ranks."""

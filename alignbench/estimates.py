@@ -93,6 +93,19 @@ def gib(size: float) -> str:
     return f"{size:.0f}" if size >= 100 else f"{size:.2g}"
 
 
+def memory_note(estimate: Estimate, available_gib: float) -> str:
+    """What to say where training will hardly fit on a device; empty where it should.
+
+    No problem of the plan: the estimate may be a tenth off.
+    """
+    if estimate.train_gib <= available_gib:
+        return ""
+    return (
+        f"about {gib(estimate.train_gib)} GiB are needed for training and this device has "
+        f"{gib(available_gib)} → --set train.micro_batch=… smaller, or --set train.recompute=true"
+    )
+
+
 def disk_problem(folder: Path, needed_gib: float) -> Problem | None:
     """Return a problem if the file system that will hold `folder` has too little room."""
     existing = next(place for place in [folder, *folder.parents] if place.exists())

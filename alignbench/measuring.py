@@ -24,6 +24,7 @@ import numpy as np
 from alignbench.api import Evaluator, ImageSet, Prompt, Rows
 from alignbench.errors import RunFailed
 from alignbench.files import write_atomic
+from alignbench.memory import named_shortage
 from alignbench.progress import Stage
 
 FORM = 2
@@ -182,7 +183,8 @@ def measure(
         stage: advanced once a shard.
 
     Raises:
-        RunFailed: an evaluator returns other than one row per image, or numbers that are not finite.
+        RunFailed: an evaluator returns other than one row per image, or numbers that are not finite, or needs
+            more memory than there is.
     """
     for number, _ in enumerate(images.shards()):
         if number % place.world_size == place.rank:
@@ -201,7 +203,9 @@ def _measure_shard(
     load_seconds = time.monotonic() - started
     for name, evaluator in evaluators.items():
         started = time.monotonic()
-        rows = dict(evaluator.measure(batch))
+        what = f"evaluator {name!r}: out of memory with shards of {len(batch)} images"
+        with named_shortage(what, "a device with more memory"):
+            rows = dict(evaluator.measure(batch))
         _check(name, rows, len(batch))
         if batch.prompts:
             rows[PROMPT] = np.array([prompt_key(prompt) for prompt in batch.prompts])

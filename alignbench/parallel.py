@@ -68,6 +68,13 @@ class Parallel:
         return self._accelerator.device
 
     @property
+    def memory_gib(self) -> float | None:
+        """Memory of this process's GPU; None on the CPU."""
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.get_device_properties(self.device).total_memory / 2**30
+
+    @property
     def rank(self) -> int:
         return self._accelerator.process_index
 

@@ -17,6 +17,7 @@ from alignbench.config import digest_of, protocol_digest
 from alignbench.data import ImageDataset
 from alignbench.data.pool import ordered_map
 from alignbench.errors import UserError
+from alignbench.memory import named_shortage, smaller_batch
 from alignbench.registry.schema import ProtocolCard
 
 SHARD = 256
@@ -95,12 +96,17 @@ class ReconstructedImages:
 
         Raises:
             ValueError: the data set was not opened at the protocol's image size.
+            RunFailed: out of memory.
         """
-        ids = self.shards()[number]
+        ids, batch = self.shards()[number], self._protocol.batch
         originals = self._originals(ids)
+        with named_shortage(
+            f"out of memory while reconstructing {batch} images together", smaller_batch(batch)
+        ):
+            rebuilt = torch.cat(list(self._rebuilt(originals)))
         return ImageBatch(
             ids=ids,
-            images=torch.cat(list(self._rebuilt(originals))),
+            images=rebuilt,
             labels=torch.from_numpy(np.asarray(self._dataset.labels)[ids.start : ids.stop].astype(np.int64)),
             originals=originals,
         )

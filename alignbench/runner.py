@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from alignbench import folder, hub, report, run_facts, training
+from alignbench import estimates, folder, hub, report, run_facts, training
 from alignbench.assembly import open_training_data, role_of
 from alignbench.driver import Interrupted
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
@@ -79,6 +79,9 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
         if parallel.is_main:
             folder.remember(job.out, "weights", facts.weights)
         if job.plan.method is not None:
+            memory = parallel.memory_gib
+            if memory and (note := estimates.memory_note(job.plan.estimate, memory)):
+                progress.say(note)
             _train(job, facts, parallel, progress)
             parallel.release()
         if job.plan.evaluates:

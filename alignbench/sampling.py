@@ -23,6 +23,7 @@ from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt,
 from alignbench.backbones.pixels import resize_bicubic, to_uint8
 from alignbench.errors import RunFailed
 from alignbench.files import write_atomic
+from alignbench.memory import named_shortage, smaller_batch
 from alignbench.registry.schema import ProtocolCard, Setting
 
 SHARD = 256
@@ -197,15 +198,17 @@ class TokenImages:
         """Return one shard at the protocol's size; its tokens are generated if they are not there.
 
         Raises:
-            RunFailed: its file is damaged, or the model's probabilities are not numbers.
+            RunFailed: its file is damaged, the model's probabilities are not numbers, or out of memory.
         """
         path, ids = shard_path(self._folder, number), self.shards()[number]
-        if not path.exists():
-            made = self._sampler.generate(self._setting, self._seed, ids)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_shard(path, np.asarray(ids), made[1], made[0])
-        tokens, labels = read_shard(path)
-        images = self._decoder.decode(torch.from_numpy(tokens).long())
+        batch = self._sampler.protocol.batch
+        with named_shortage(f"out of memory while generating {batch} images together", smaller_batch(batch)):
+            if not path.exists():
+                made = self._sampler.generate(self._setting, self._seed, ids)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_shard(path, np.asarray(ids), made[1], made[0])
+            tokens, labels = read_shard(path)
+            images = self._decoder.decode(torch.from_numpy(tokens).long())
         prompts = self._sampler.prompts_of(labels)
         classes = None if prompts else torch.from_numpy(labels)
         return ImageBatch(ids=ids, images=images, labels=classes, prompts=prompts)

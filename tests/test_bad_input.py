@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from alignbench import checkpoint, driver, record, runner, sampling, training
 from alignbench.cli import main as cli
+from alignbench.evaluators import distribution
 from alignbench.progress import Progress
 from alignbench.stopping import StopOnSignal
 
@@ -407,6 +408,34 @@ def test_too_little_memory_names_the_knob(
     done = call(*TINY, "--out", str(tmp_path / "run"))
     assert done.code == 1
     assert "step 1: out of memory with train.micro_batch = 32 → --set train.micro_batch=16" in complaint(done)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (
+            (sampling.Sampler, "generate"),
+            "out of memory while generating 500 images together → a device with more memory, or "
+            "--set protocol.batch=250: another protocol",
+        ),
+        (
+            (distribution.DigitsDistribution, "measure"),
+            "evaluator 'distribution-digits': out of memory with shards of",
+        ),
+    ],
+)
+def test_too_little_memory_to_evaluate(
+    call: Call, copy: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], said: str
+) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    for name in ("samples", "metrics"):
+        shutil.rmtree(copy / name)
+    monkeypatch.setattr(*place, too_much)
+    monkeypatch.setenv("ALIGNBENCH_CACHE", str(copy / "cache"))
+    done = call(*TINY, "--out", str(copy))
+    assert done.code == 1 and said in complaint(done)
 
 
 # --- interrupted and killed -----------------------------------------------------------------------

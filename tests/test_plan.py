@@ -11,7 +11,7 @@ import pytest
 
 from alignbench.config import resolve
 from alignbench.errors import UserError
-from alignbench.estimates import estimate, layer_values
+from alignbench.estimates import estimate, layer_values, memory_note
 from alignbench.plan import Plan, make_plan
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import PolicyShape
@@ -166,6 +166,20 @@ def test_memory_estimate_by_hand() -> None:
     recomputed = plan_of("llamagen-xxl", "train.recompute=true")
     assert recomputed.estimate.parts["activations"] < parts["activations"] / 10
     assert estimate(plan.config, plan.model, plan.method) == plan.estimate
+
+
+def test_images_generated_together_are_part_of_the_protocol() -> None:
+    plain, smaller = plan_of("llamagen-tiny"), plan_of("llamagen-tiny", "protocol.batch=100")
+    assert (plain.protocol.batch, smaller.protocol.batch) == (500, 100)
+    assert plain.protocol_digest != smaller.protocol_digest and plain.digest != smaller.digest
+    assert "protocol.batch" not in plain.config.values, "older configurations keep their digest"
+
+
+def test_too_small_a_device_is_named_before_it_is_tried() -> None:
+    found = plan_of("llamagen-xxl", "model.weights=random", dataset="synthetic", evaluates=False).estimate
+    assert memory_note(found, found.train_gib) == ""
+    note = memory_note(found, 23.6)
+    assert f"about {found.train_gib:.2g} GiB" in note and "has 24" in note and "train.recompute=true" in note
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -12,7 +12,7 @@ from rich.table import Table
 from alignbench import plugins
 from alignbench.cli.output import print_json
 from alignbench.cli.run import PLUGIN_HELP
-from alignbench.config import MODEL_OPTIONS, PROTOCOL_OPTIONS, TRAIN_OPTIONS
+from alignbench.config import MODEL_OPTIONS, PROTOCOL_OPTIONS, RARE_OPTIONS, TRAIN_OPTIONS
 from alignbench.errors import UserError, suggest
 from alignbench.registry.catalogue import SINGULAR
 from alignbench.registry.schema import Card, Option
@@ -58,6 +58,9 @@ def show(
     """Show one model, method, recipe, protocol, … with every fact its card holds."""
     console = Console()
     common = {"train": TRAIN_OPTIONS, "model": MODEL_OPTIONS, "protocol": PROTOCOL_OPTIONS}
+    for key, option in RARE_OPTIONS.items():
+        section, _, leaf = key.partition(".")
+        common[section] = {**common[section], leaf: option}
     if name in common:
         options = {key: option.model_dump() for key, option in common[name].items()}
         print_json(options) if as_json else _print_options(console, name, common[name])
