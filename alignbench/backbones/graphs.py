@@ -137,6 +137,8 @@ class GraphedStep:
             # Other threads may be busy with the device meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._logits = self._policy.fixed_step(self._tokens, self._state)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RunFailed(
                 f"a decoding step cannot be captured as a CUDA graph: {str(error).splitlines()[0]}",

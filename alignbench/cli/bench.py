@@ -12,9 +12,9 @@ from rich.table import Table
 from alignbench import plan as planning
 from alignbench import plugins
 from alignbench.cli.output import print_json
-from alignbench.cli.run import PLUGIN_HELP, default_workers, plan_lines, refuse
+from alignbench.cli.run import PLUGIN_HELP, default_workers, plan_lines, problem_lines, refuse
 from alignbench.config import asset_options, complete_key, parse_assignments, resolve
-from alignbench.court import make_court, resolve_protocol
+from alignbench.court import make_court
 from alignbench.errors import UserError, suggest
 from alignbench.launch import is_first
 from alignbench.problems import Problem
@@ -102,13 +102,11 @@ def _evaluators(
         raise UserError(
             f"{name} judges pairs of images, which are not made here", fix="name another protocol"
         )
-    unset = {"samples": 0, "seeds": "", "settings": ""}
-    court = make_court(catalogue, name, resolve_protocol(card, unset), paths)
+    court = make_court(catalogue, name, card, paths)
     # No reference is read: rows are made.
     problems = [p for p in court.problems if not _is_reference(catalogue, p)]
     if problems:
-        lines = "\n".join(f"  {p.where}: {p.what}" + (f" → {p.fix}" if p.fix else "") for p in problems)
-        raise UserError(f"{name} cannot be timed:\n{lines}")
+        raise UserError(f"{name} cannot be timed: " + "\n".join(problem_lines(problems)))
     import torch
 
     from alignbench.bench_evaluators import time_evaluators
