@@ -146,13 +146,17 @@ def _home(name: str, card: AssetCard) -> Path:
     return cache_root() / "assets" / name / card.file
 
 
+def expand(place: str) -> Path:
+    """Return the path that a card means by `$TORCH_HOME/…` or `~/…`."""
+    torch_home = os.environ.get("TORCH_HOME") or "~/.cache/torch"
+    return Path(place.replace("$TORCH_HOME", torch_home)).expanduser()
+
+
 def _elsewhere(card: AssetCard) -> Iterator[Path]:
     """Where other programs keep it."""
     if card.shipped:
         return
-    torch_home = os.environ.get("TORCH_HOME") or "~/.cache/torch"
-    for place in card.places:
-        yield Path(place.replace("$TORCH_HOME", torch_home)).expanduser()
+    yield from map(expand, card.places)
     if card.repo:
         from huggingface_hub import constants
 

@@ -6,6 +6,7 @@ kept; what is measured is what a run of the same plan would spend.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import tempfile
@@ -19,16 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignbench import environment, randomness, training
+from alignbench import assets, environment, randomness, training
 from alignbench.api import Batch, Collected, Loss, Method, Prompt
 from alignbench.assembly import build_model, open_training_data
 from alignbench.data.synthetic import SyntheticText
 from alignbench.driver import peak_memory_gib
 from alignbench.job import Job
 from alignbench.judging import in_precision
+from alignbench.memory import named_shortage, smaller_batch
 from alignbench.parallel import Parallel, choose_threads
 from alignbench.plan import Plan
 from alignbench.progress import Progress
+from alignbench.prompts import read_prompts
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import Setting
 from alignbench.sampling import ImageDecoder, Sampler, sampling_of
@@ -153,22 +156,24 @@ def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: P
     return Timing(title, tuple(f for f in figures if f.name != "sequences" or f.value), facts)
 
 
-def time_sampling(plan: Plan, *, repeats: int, progress: Progress) -> list[Timing]:
+def time_sampling(plan: Plan, catalogue: Catalogue, *, repeats: int, progress: Progress) -> list[Timing]:
     """Draw and decode batches under every setting of the plan's protocol.
 
     Args:
         plan: of a model, without a method.
+        catalogue: where the cards are.
         repeats: batches of each setting, after a short warm-up.
         progress: told what happens.
 
     Raises:
         UserError: the model does not fit its files.
+        RunFailed: out of memory.
     """
     choose_threads(plan.model.policy.parameters)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     protocol = plan.protocol
     backbone = build_model(plan, device)
-    prompts = plan.prompts or _prompts(plan, repeats * protocol.batch)
+    prompts = _prompts(plan, catalogue, repeats * protocol.batch)
     sampler = Sampler(
         in_precision(backbone, protocol), protocol, plan.model.num_classes or 1, device, prompts
     )
@@ -176,7 +181,9 @@ def time_sampling(plan: Plan, *, repeats: int, progress: Progress) -> list[Timin
     timings = []
     for name, setting in protocol.settings.items():
         progress.say(f"sampling at {setting.title}")
-        figures = _time_setting(sampler, decoder, setting, repeats)
+        shortage = f"out of memory while generating {protocol.batch} images together"
+        with named_shortage(shortage, smaller_batch(protocol.batch)):
+            figures = _time_setting(sampler, decoder, setting, repeats)
         facts = {
             "setting": setting.title,
             "batch": str(protocol.batch),
@@ -215,10 +222,16 @@ def _time_setting(
     )
 
 
-def _prompts(plan: Plan, count: int) -> tuple[Prompt, ...]:
-    """Random words for a model that wants a text."""
+def _prompts(plan: Plan, catalogue: Catalogue, count: int) -> tuple[Prompt, ...]:
+    """The protocol's prompts in turn for a model that wants a text; random words where they are not here."""
     if plan.model.condition != "text":
         return ()
+    name = plan.protocol.prompts
+    card = catalogue.asset(name)
+    place = assets.locate(name, card, str(plan.config.section("assets").get(name, "")))
+    if place.ok:
+        known = read_prompts(assets.verify(name, card, place).path)
+        return tuple(itertools.islice(itertools.cycle(known), count))
     made = SyntheticText(split="bench", image_size=1, count=count, seed=0)
     return tuple(Prompt(caption) for caption in made.captions)
 

@@ -14,6 +14,7 @@ from alignbench.court import Court
 from alignbench.driver import peak_memory_gib
 from alignbench.evaluation import build_evaluators
 from alignbench.measuring import PROMPT, prompt_key
+from alignbench.memory import named_shortage
 from alignbench.progress import Progress
 from alignbench.randomness import generator
 from alignbench.registry.catalogue import Catalogue
@@ -81,6 +82,10 @@ def time_evaluators(
         rows: how many to score; 0: none.
         reference_rows: rows of the reference, where an evaluator needs one.
         progress: told what happens.
+
+    Raises:
+        UserError: an evaluator refuses its files or what it would have to score.
+        RunFailed: out of memory.
     """
     protocol = court.protocol
     evaluators = build_evaluators(catalogue, protocol, court.assets, device)
@@ -89,11 +94,12 @@ def time_evaluators(
     for name, evaluator in evaluators.items():
         progress.say(f"{name} looks at {images} images")
         needs_reference = "reference" in catalogue.evaluator(name).needs
-        evaluator.measure(_first(batch, WARM_UP_IMAGES))
-        forget_peak(device)
         looking = Clock(device)
-        with looking.lap():
-            seen = dict(evaluator.measure(batch))
+        with named_shortage(f"{name}: out of memory with {images} images", "a smaller --images N"):
+            evaluator.measure(_first(batch, WARM_UP_IMAGES))
+            forget_peak(device)
+            with looking.lap():
+                seen = dict(evaluator.measure(batch))
         figures = [
             Figure("images", images / looking.laps[0], "1/s"),
             Figure("peak memory", peak_memory_gib(device), "GiB"),
@@ -124,7 +130,8 @@ def _scoring(
         reference = Reference(digest=made.digest, measured=made)
     forget_peak(device)
     scoring = Clock(device)
-    with scoring.lap():
+    shortage = f"out of memory with {rows:,} rows"
+    with named_shortage(shortage, "a smaller --rows N"), scoring.lap():
         evaluator.score(samples, reference)
     return [
         Figure(f"scoring {rows:,} rows", scoring.laps[0], "s", "making them included"),

@@ -102,7 +102,7 @@ def memory_note(estimate: Estimate, available_gib: float) -> str:
         return ""
     return (
         f"about {gib(estimate.train_gib)} GiB are needed for training and this device has "
-        f"{gib(available_gib)} → --set train.micro_batch=… smaller, or --set train.recompute=true"
+        f"{gib(available_gib)} → a smaller --set train.micro_batch=N, or --set train.recompute=true"
     )
 
 

@@ -20,7 +20,7 @@ from alignbench.estimates import Estimate, estimate, rows_gib
 from alignbench.problems import Problem
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import MethodCard, ModelCard, ProtocolCard
-from alignbench.rewards.resolve import resolve
+from alignbench.rewards.resolve import require_parts, resolve
 from alignbench.specs import parse_terms
 
 
@@ -173,11 +173,15 @@ def _model_problems(config: RunConfig, model: ModelCard, method: MethodCard | No
 
 def _reward_problems(catalogue: Catalogue, config: RunConfig, method: MethodCard | None) -> list[Problem]:
     problems = []
+    options = config.section("method") if method else {}
+    used = all(options[switch] != 0 for switch in (method.reward_switches if method else []))
     for option in method.reward_options if method else []:
-        text = str(config.section("method")[option])
+        text = str(options[option])
         try:
             for spec, _ in parse_terms(text) if text != "none" else []:
-                resolve(spec, catalogue)
+                resolved = resolve(spec, catalogue)
+                if used:
+                    require_parts(resolved)
         except UserError as error:
             problems.append(Problem(f"method.{option}", error.what, error.fix))
     return problems

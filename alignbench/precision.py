@@ -12,8 +12,8 @@ import torch
 def full_precision() -> Iterator[None]:
     """Keep cuDNN from computing convolutions in TensorFloat-32, which it does unless told otherwise.
 
-    TF32 keeps ten bits of each factor: it would move FID in its third digit and change one in a hundred codes
-    of a tokenizer. Matrix products outside cuDNN keep torch's default, which is full precision.
+    TF32 keeps ten bits of each factor; on random weights it changed nearly one in a hundred codes of a
+    tokenizer (docs/performance.md). Matrix products outside cuDNN keep torch's default, full precision.
     """
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from alignbench.record import ProtocolRef, Result, SettingRef, Subject
 from alignbench.registry.catalogue import Catalogue
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from alignbench.assets import AssetFile
     from alignbench.evaluation import Score
 
+T = TypeVar("T")
 UNSAMPLED: dict[str, None] = dict.fromkeys(("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval"))
 
 
@@ -63,20 +64,18 @@ def results_of(
             sample_seconds=sum(score.sample_seconds for score in members),
             evaluate_seconds=sum(score.evaluate_seconds for score in members),
             networks_used_as_reward=list(rewards),
-            intervals={
-                metric: [score.intervals.get(metric) for score in members]
-                for metric in members[0].metrics
-                if any(score.intervals.get(metric) for score in members)
-            },
-            resampled={
-                metric: [score.resampled.get(metric) for score in members]
-                for metric in members[0].metrics
-                if any(score.resampled.get(metric) for score in members)
-            },
+            intervals=_known(members[0].metrics, [score.intervals for score in members]),
+            resampled=_known(members[0].metrics, [score.resampled for score in members]),
             assets=_read_by(catalogue, protocol, evaluator, assets),
         )
         for (setting, evaluator), members in groups.items()
     ]
+
+
+def _known(metrics: Iterable[str], seeds: Sequence[Mapping[str, T | None]]) -> dict[str, list[T | None]]:
+    """{metric: one entry per seed} of the metrics that any seed has an entry for."""
+    rows = {metric: [seed.get(metric) for seed in seeds] for metric in metrics}
+    return {metric: row for metric, row in rows.items() if any(row)}
 
 
 def _setting(protocol: ProtocolCard, name: str, *, sampled: bool) -> SettingRef:

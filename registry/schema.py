@@ -205,6 +205,8 @@ class MethodCard(Card):
     """What one row of the update's forward is; the plan's memory estimate counts them."""
     reward_options: list[str] = []
     """Options whose value names a reward card."""
+    reward_switches: list[str] = []
+    """Options any of which at 0 leaves these rewards out: they are then neither loaded nor computed."""
 
 
 class RewardCard(Card):
@@ -233,7 +235,8 @@ class RewardCard(Card):
     extra: str = ""
     """The extra that brings them: `pip install 'alignbench[EXTRA]'`."""
     files: list[str] = []
-    """Files it needs that pip does not bring."""
+    """Files it needs that pip does not bring. One that begins with $TORCH_HOME/ is a path, looked for before
+    a run starts; the others are words."""
     min_size: int = 1
     """Smallest image side it accepts."""
 

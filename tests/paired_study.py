@@ -1,6 +1,6 @@
 """How often do intervals for the difference of two Fréchet distances cover it, with and without pairs?
 
-python -m tests.paired_study            # the table of docs/evaluators/comparing.md, about five minutes
+python -m tests.paired_study            # the table of docs/evaluators/comparing.md, some minutes
 """
 
 from __future__ import annotations

@@ -92,6 +92,77 @@ def test_what_cannot_be_timed_is_refused(here: Path, capsys: pytest.CaptureFixtu
     assert "Did you mean vapi" in refused(capsys, "--method", "vappi", "--model", "llamagen-tiny")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "llamagen-tiny", "--rows", "5"], "--rows changes nothing where sampling is timed"),
+        (["--model", "llamagen-tiny", "--data", "digits8"], "--data changes nothing where sampling"),
+        (["--protocol", "digits8", "--repeats", "2"], "--repeats changes nothing where evaluators"),
+        (["--method", "vapi", "--model", "llamagen-tiny", "--images", "9"], "--images changes nothing where"),
+        (
+            ["--method", "vapi", "--model", "llamagen-tiny", "--set", "train.steps=3"],
+            "train.steps changes nothing here → --repeats",
+        ),
+        (["--model", "llamagen-tiny", "--protocol", "geneval"], "generates nothing from llamagen-tiny"),
+        (["--model", "llamagen-tiny", "--protocol", "digits8-reconstruction"], "generates nothing from"),
+    ],
+)
+def test_what_changes_nothing_is_refused(
+    arguments: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, *arguments)
+
+
+def test_given_weights_count_however_they_are_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for key in ("weights", "model.weights"):
+        with pytest.raises(SystemExit):
+            main(["bench", "--model", "llamagen-tiny", "--repeats", "1", "--set", f"{key}=pretrained",
+                  "--set", "protocol.settings=t1"])  # fmt: skip
+        assert "policy.safetensors ✓" in capsys.readouterr().err
+
+
+def test_a_text_model_is_timed_on_the_protocol_s_prompts(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real encoder of `shapes-tiny` reads no other words."""
+    (found,) = bench(
+        capsys, "--model", "shapes-tiny", "--repeats", "1", "--set", "model.weights=pretrained",
+        "--set", "protocol.settings=t1",
+    )  # fmt: skip
+    assert values(found)["tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "arguments", "said"),
+    [
+        ("alignbench.sampling.Sampler", "generate", ["--model", "llamagen-tiny"], "--set protocol.batch=250"),
+        (
+            "alignbench.evaluators.distribution.DigitsDistribution",
+            "measure",
+            ["--protocol", "digits8"],
+            "a smaller --images N",
+        ),
+        (
+            "alignbench.evaluators.distribution.DigitsDistribution",
+            "score",
+            ["--protocol", "digits8", "--images", "64", "--rows", "600"],
+            "a smaller --rows N",
+        ),
+    ],
+)
+def test_a_shortage_of_memory_names_the_knob(
+    target: str, name: str, arguments: list[str], said: str, here: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def too_much(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(f"{target}.{name}", too_much)
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *arguments])
+    assert stop.value.code == 1 and said in capsys.readouterr().err
+
+
 def test_made_rows_are_of_full_rank_and_always_the_same() -> None:
     seen = {"x": np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32), "n": np.arange(4)}
     rows = MadeRows(seen, 5000, jitter=True)

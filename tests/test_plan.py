@@ -124,7 +124,32 @@ def test_a_file_other_than_the_card_s_makes_another_protocol(tmp_path: Path) -> 
     assert len({*digests, plan_of("llamagen-xxl").protocol_digest}) == 3
 
 
-def test_weights_on_disk_are_accepted(tmp_path: Path) -> None:
+@pytest.fixture
+def trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file where LPIPS's VGG-16 is looked for; plans do not open it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    path = tmp_path / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return path
+
+
+def test_files_of_rewards_are_looked_for_before_anything_is_built(trunk: Path) -> None:
+    def problems(*more: str) -> list[str]:
+        found = plan_of(
+            "llamagen-xxl", "model.weights=random", *more, dataset="synthetic", evaluates=False
+        ).problems
+        return [f"{problem.where}: {problem.what}" for problem in found]
+
+    assert problems() == []
+    trunk.unlink()
+    assert problems() == [f"method.perceptual: reward 'lpips-vgg' needs {trunk}, which is not there"]
+    # Not computed, or computed elsewhere.
+    assert problems("method.perceptual_weight=0") == problems("method.policy_weight=0") == []
+    assert problems("method.perceptual=lpips-vgg(placement=http://localhost:1)") == []
+
+
+def test_weights_on_disk_are_accepted(tmp_path: Path, trunk: Path) -> None:
     for name in ("policy.safetensors", "tokenizer.pt"):
         (tmp_path / name).write_bytes(b"x" * 10)
     plan = plan_of(
@@ -137,7 +162,7 @@ def test_weights_on_disk_are_accepted(tmp_path: Path) -> None:
     assert plan.problems == []
 
 
-def test_random_weights_need_no_files() -> None:
+def test_random_weights_need_no_files_of_their_own(trunk: Path) -> None:
     plan = plan_of("llamagen-xxl", "model.weights=random", dataset="synthetic", evaluates=False)
     assert plan.random_weights and plan.problems == []
 

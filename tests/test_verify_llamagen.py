@@ -259,6 +259,6 @@ def test_pixels_may_be_off_only_on_an_edge(tmp_path: Path):
 def test_the_device_is_a_choice() -> None:
     reports = verify(DATA.parent / "vapi", device="cpu")
     assert all(report.ok for report in reports.values())
-    for device in ("cudo", "cuda:99"):
+    for device in ("cudo", "cuda:99", "meta"):
         with pytest.raises(UserError, match=f"no device '{device}'"):
             verify(DATA.parent / "vapi", device=device)

@@ -78,7 +78,7 @@ class JanusTokenizer(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, h·w] int64 codes, raster order."""
-        with full_precision():  # in TF32 about one code in a hundred would be another
+        with full_precision():  # TF32 gives some codes another value
             return self.quantise(self.latent(images))[1]
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -163,7 +163,7 @@ class VQModel(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, h·w] int64 codes, raster order."""
-        with full_precision():  # in TF32 about one code in a hundred would be another
+        with full_precision():  # TF32 gives some codes another value
             quantised: Quantised = self.quantize(self.latent(images))
         return quantised.tokens
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from alignbench import plan as planning
 from alignbench import plugins
 from alignbench.cli.output import print_json
 from alignbench.cli.run import PLUGIN_HELP, default_workers, plan_lines, problem_lines, refuse
-from alignbench.config import asset_options, complete_key, parse_assignments, resolve
+from alignbench.config import Origin, asset_options, complete_key, parse_assignments, resolve
 from alignbench.court import make_court
 from alignbench.errors import UserError, suggest
 from alignbench.launch import is_first
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SYNTHETIC = {"class": "synthetic", "text": "synthetic-text"}
 """{condition: data set of random images}."""
-WEIGHTS = "model.weights"
+RANDOM = "model.weights=random"
 
 
 def bench(
@@ -39,45 +40,97 @@ def bench(
     assignments: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change one value; repeatable. Weights are random unless set."
     ),
-    repeats: int = typer.Option(3, "--repeats", min=1, help="Steps, or batches, that are timed."),
-    images: int = typer.Option(256, "--images", min=8, help="Images that evaluators look at."),
-    rows: int = typer.Option(0, "--rows", min=0, help="Rows that evaluators score; 0: none."),
-    reference_rows: int = typer.Option(10_000, "--reference-rows", min=1, help="Rows they compare with."),
+    repeats: int | None = typer.Option(
+        None, "--repeats", min=1, help="Steps, or batches, that are timed; default: 3."
+    ),
+    images: int | None = typer.Option(
+        None, "--images", min=8, help="Images that evaluators look at; default: 256."
+    ),
+    rows: int | None = typer.Option(
+        None, "--rows", min=1, help="Rows that evaluators score; default: scoring is not timed."
+    ),
+    reference_rows: int | None = typer.Option(
+        None, "--reference-rows", min=1, help="Rows they compare with; default: 10,000."
+    ),
     plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, with versions and device."),
 ) -> None:
     """Time training steps (--method and --model), sampling (--model) or evaluators (--protocol)."""
+    if model is None and (method is not None or protocol is None):
+        raise UserError("nothing to time", fix="name --model, with or without --method, or --protocol")
+    judged = {"--images": images, "--rows": rows, "--reference-rows": reference_rows}
+    if model is None:
+        _refuse_given("evaluators are timed", {"--data": data, "--repeats": repeats})
+    elif method is None:
+        _refuse_given("sampling is timed", {"--data": data, **judged})
+    else:
+        _refuse_given("training steps are timed", {"--protocol": protocol, **judged})
     catalogue = plugins.catalogue(plugin)
     progress = Progress(quiet=not is_first())
     if model is None:
-        if method is not None or protocol is None:
-            raise UserError("nothing to time", fix="name --model, with or without --method, or --protocol")
-        timings = _evaluators(catalogue, protocol, assignments, images, rows, reference_rows, progress)
-    else:
-        random = [] if any(text.startswith(f"{WEIGHTS}=") for text in assignments) else [f"{WEIGHTS}=random"]
-        config = resolve(
-            catalogue,
-            method=method,
-            model=model,
-            dataset=data or SYNTHETIC[catalogue.model(model).condition],
-            protocol=protocol,
-            assignments=[*assignments, *random],
-            steps=repeats + 1 if method else None,
+        assert protocol is not None
+        timings = _evaluators(
+            catalogue, protocol, assignments, images or 256, rows or 0, reference_rows or 10_000, progress
         )
-        plan = planning.make_plan(catalogue, config, evaluates=False)
-        refuse(plan, plan.problems)
+    else:
+        plan = _plan(catalogue, method, model, protocol, data, assignments, repeats or 3)
         for line in plan_lines(plan):
             progress.say(line)
-        timings = _model(plan, catalogue, repeats, progress)
+        timings = _model(plan, catalogue, repeats or 3, progress)
     if is_first():
         _show(timings, as_json=as_json)
+
+
+def _refuse_given(what: str, options: dict[str, object]) -> None:
+    """Refuse options that nothing would read.
+
+    Raises:
+        UserError: naming the first such option.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{name} changes nothing where {what}", fix="leave it out")
+
+
+def _plan(
+    catalogue: Catalogue,
+    method: str | None,
+    model: str,
+    protocol: str | None,
+    data: str | None,
+    assignments: list[str],
+    repeats: int,
+) -> planning.Plan:
+    """Resolve what is to be timed; random weights go first, so that whatever is given counts."""
+    config = resolve(
+        catalogue,
+        method=method,
+        model=model,
+        dataset=data or SYNTHETIC[catalogue.model(model).condition],
+        protocol=protocol,
+        assignments=[RANDOM, *assignments],
+    )
+    if "train.steps" in config.changed():
+        raise UserError(
+            "train.steps changes nothing here", fix="--repeats N takes N steps and one before them"
+        )
+    if method is not None:
+        steps = Origin(repeats + 1, "--repeats")
+        config = replace(config, values={**config.values, "train.steps": steps})
+    plan = planning.make_plan(catalogue, config, evaluates=False)
+    problems = list(plan.problems)
+    if plan.protocol.condition != plan.model.condition or plan.protocol.task != "generation":
+        where = f"protocol {plan.config.protocol}"
+        problems.append(Problem(where, f"generates nothing from {model}", "choose another with --protocol"))
+    refuse(plan, problems)
+    return plan
 
 
 def _model(plan: planning.Plan, catalogue: Catalogue, repeats: int, progress: Progress) -> list[Timing]:
     from alignbench import bench as timing
 
     if plan.method is None:
-        return timing.time_sampling(plan, repeats=repeats, progress=progress)
+        return timing.time_sampling(plan, catalogue, repeats=repeats, progress=progress)
     workers = default_workers(plan.model.image_size)
     return [timing.time_training(plan, catalogue, workers=workers, progress=progress)]
 

@@ -19,7 +19,7 @@ from alignbench.errors import UserError
 from alignbench.registry import members
 from alignbench.registry.catalogue import Catalogue, import_target
 from alignbench.rewards import placement, remote, requests, transforms
-from alignbench.rewards.resolve import Resolved, require_packages, resolve
+from alignbench.rewards.resolve import Resolved, is_remote, require_packages, resolve
 
 PLACING = ("placement", "timeout", "retries")
 """Common options that `place` reads."""
@@ -73,7 +73,7 @@ def build(
 def place(resolved: Resolved, device: torch.device) -> placement.Placed:
     """Make the object that gives raw scores, where its placement says."""
     where = str(resolved.common["placement"])
-    if placement.is_remote(where):
+    if is_remote(where):
         client = remote.connect(
             where,
             resolved.name,

@@ -47,10 +47,6 @@ class Placed:
             self.raw.to(CPU)
 
 
-def is_remote(placement: str) -> bool:
-    return placement.startswith(("http://", "https://"))
-
-
 def devices(placement: str, device: torch.device) -> tuple[torch.device, torch.device, bool]:
     """Return (device to build on, device to compute on, whether the weights are only lent to it).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
+from alignbench.assets import expand
 from alignbench.errors import UserError, suggest
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import Option, RewardCard, Scalar
@@ -78,6 +79,27 @@ def resolve(text: str, catalogue: Catalogue) -> Resolved:
         options={key: values[key] for key in card.options},
         common={key: values[key] for key in common},
     )
+
+
+def is_remote(placement: str) -> bool:
+    """Whether another machine computes it."""
+    return placement.startswith(("http://", "https://"))
+
+
+def require_parts(resolved: Resolved) -> None:
+    """Raise UserError if a reward that is computed here lacks a module, or a file whose path its card names.
+
+    Nothing is loaded. What a server computes is the server's to check.
+    """
+    if is_remote(str(resolved.common["placement"])):
+        return
+    require_packages(resolved.name, resolved.card)
+    for place in resolved.card.files:
+        if place.startswith("$TORCH_HOME/") and not (path := expand(place)).is_file():
+            raise UserError(
+                f"reward {resolved.name!r} needs {path}, which is not there",
+                fix=f"alignbench show {resolved.name} says where it comes from",
+            )
 
 
 def require_packages(name: str, card: RewardCard) -> None:

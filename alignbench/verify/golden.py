@@ -68,6 +68,8 @@ def _known(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:  # what torch raises where it was built without a backend
         raise UserError(f"no device {name!r} here", fix="--device cpu, or cuda on a GPU") from error
     return device
