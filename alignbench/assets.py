@@ -16,6 +16,7 @@ from typing import Any
 from alignbench.config import digest_of
 from alignbench.digests import KnownDigests, cache_root
 from alignbench.errors import UserError
+from alignbench.files import package_file
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import AssetCard, ProtocolCard
 
@@ -142,7 +143,7 @@ def _what(card: AssetCard) -> str:
 def _home(name: str, card: AssetCard) -> Path:
     """Where an asset belongs."""
     if card.shipped:
-        return Path(__file__).parent / card.file
+        return package_file(card.file)
     return cache_root() / "assets" / name / card.file
 
 

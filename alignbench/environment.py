@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from alignbench import __version__
+from alignbench.files import package_file
 from alignbench.record import EnvironmentInfo
 
 PACKAGES = ("accelerate", "lpips", "numpy", "safetensors", "scikit-learn", "torch-fidelity", "torchvision")
@@ -23,7 +24,7 @@ def version_of(package: str) -> str | None:
 
 def git_revision() -> tuple[str | None, bool | None]:
     """Return (commit, dirty) of the checkout this package runs from, or (None, None)."""
-    root = Path(__file__).resolve().parent.parent
+    root = package_file("").resolve().parent
     if not (root / ".git").exists():
         return None, None
     try:

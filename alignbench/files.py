@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+from importlib import resources
 from pathlib import Path
+
+
+def package_file(name: str) -> Path:
+    """Return the path of a file that ships with the package, relative to its folder."""
+    return Path(str(resources.files("alignbench"))) / name
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

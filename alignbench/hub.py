@@ -19,6 +19,7 @@ from alignbench.digests import check_digest as check_digest
 from alignbench.digests import file_sha256 as file_sha256
 from alignbench.digests import judge, promised
 from alignbench.errors import UserError
+from alignbench.files import package_file
 from alignbench.registry.schema import ModelCard, WeightFile
 
 Say = Callable[[str], None]
@@ -136,7 +137,7 @@ def _look(model: str, file: WeightFile) -> FileStatus:
 def _place(model: str, file: WeightFile) -> Path:
     """Where a file belongs."""
     if file.shipped:
-        return Path(__file__).parent / file.path
+        return package_file(file.path)
     return cache_root() / "weights" / model / file.path
 
 

@@ -16,6 +16,7 @@ import pytest
 from alignbench import asset_fetch, assets, digests, transfer
 from alignbench.cli import doctor, weights
 from alignbench.errors import RunFailed, UserError
+from alignbench.files import package_file
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import AssetCard
 from tests.test_fetch import COMMIT, CONTENT, SHA256, Handler, place
@@ -101,7 +102,7 @@ def test_data_sets_and_branches_of_the_hub(tmp_path: Path) -> None:
 
 def test_shipped_asset_lies_in_the_package() -> None:
     here = assets.locate("x", make_card(file="errors.py", shipped=True))
-    assert here.ok and here.path == Path(assets.__file__).parent / "errors.py"
+    assert here.ok and here.path == package_file("errors.py")
     absent = assets.locate("x", make_card(file="weights/absent.pt", shipped=True))
     assert not absent.ok and "reinstall" in absent.fix
 

@@ -19,6 +19,7 @@ import pytest
 
 from alignbench import hub, transfer
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, RunFailed, UserError
+from alignbench.files import package_file
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import ModelCard, WeightFile
 
@@ -120,7 +121,7 @@ def test_shipped_file_lies_in_the_package() -> None:
     here = WeightFile(role="policy", path="errors.py", shipped=True)
     absent = WeightFile(role="tokenizer", path="weights/absent.safetensors", shipped=True)
     statuses = hub.locate("mine", make_card(here, absent))
-    assert statuses["policy"].path == Path(hub.__file__).parent / "errors.py"
+    assert statuses["policy"].path == package_file("errors.py")
     assert not statuses["tokenizer"].ok and "reinstall" in statuses["tokenizer"].fix
     with pytest.raises(UserError, match="reinstall"):
         hub.fetch("mine", make_card(absent))

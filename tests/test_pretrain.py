@@ -52,7 +52,7 @@ def test_shipped_weights_load_and_reach_the_recorded_validation_numbers() -> Non
         "policy": llamagen_tiny.policy.validate(model.policy, model.tokenizer, validation),
         "tokenizer": llamagen_tiny.tokenizer.validate(model.tokenizer, validation),
         **{
-            name: llamagen_tiny.digit_nets.validate(digits.load(name), validation)
+            name: llamagen_tiny.digit_nets.validate_classifier(digits.load(name), validation)
             for name in digits.ARCHITECTURES
         },
     }

@@ -60,7 +60,7 @@ def test_card_and_manifest_describe_the_shipped_files() -> None:
 
 def test_manifest_says_how_they_were_made() -> None:
     assert MANIFEST["seconds"] <= 360
-    for stage, file in [(shapes_tokenizer.STAGE, "tokenizer"), (shapes_policy.STAGE, "policy")]:
+    for stage, file in [(shapes_tokenizer.STAGE, "tokenizer"), (shapes_policy.POLICY, "policy")]:
         made, budget = MANIFEST["files"][f"{file}.safetensors"]["budget"], shapes_tiny.BUDGETS[stage]
         assert (made["steps"], made["lr"], made["batch"]) == (budget.steps, budget.lr, budget.batch)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from alignbench import api, assembly
 from alignbench.backbones.llamagen import build
 from alignbench.errors import UserError
+from alignbench.files import package_file
 from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder
 from alignbench.registry.catalogue import Catalogue
 from tests.test_vapi import CODES, TOKENS, ToyBackbone, ToyTokenizer, batch, rewards
@@ -193,7 +194,7 @@ def test_run_trains_exports_and_evaluates_the_tokenizer(tmp_path: Path) -> None:
     assert record["train"]["reward_calls"] == {"pixel-mse": 128, "perceptual-digits": 128}
 
     card = next(file for file in CATALOGUE.model("llamagen-tiny").files if file.role == "tokenizer")
-    before = load_file(Path(assembly.__file__).parent / card.path)
+    before = load_file(package_file(card.path))
     after = load_file(out / "export" / "tokenizer.safetensors")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

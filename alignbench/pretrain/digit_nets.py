@@ -14,7 +14,7 @@ LABEL_SMOOTHING = 0.1
 """Keeps logits of real images away from certainty, so that the class score tells good from better."""
 
 
-def train(
+def train_classifier(
     name: str, data: Split, *, budget: Budget, seed: int, progress: Progress
 ) -> tuple[digits.DigitsNet, dict[str, float]]:
     """Return the trained network `name` and its training losses."""
@@ -30,6 +30,6 @@ def train(
 
 
 @torch.no_grad()
-def validate(net: digits.DigitsNet, data: Split) -> dict[str, float]:
+def validate_classifier(net: digits.DigitsNet, data: Split) -> dict[str, float]:
     """Return the share of images classified correctly."""
     return {"accuracy": (net.logits(data.images).argmax(dim=1) == data.labels).double().mean().item()}

@@ -30,8 +30,8 @@ REWARD_NET = "digits-features-b"
 BUDGETS: Mapping[str, Budget] = {
     EVALUATOR_NET: Budget(steps=600, batch=64, lr=4e-3, weight_decay=0.05),
     REWARD_NET: Budget(steps=600, batch=64, lr=4e-3, weight_decay=0.05),
-    tokenizer.STAGE: Budget(steps=800, batch=64, lr=3e-3, weight_decay=0.3),
-    policy.STAGE: Budget(steps=1200, batch=64, lr=3e-3, weight_decay=0.2),
+    tokenizer.TOKENIZER: Budget(steps=800, batch=64, lr=3e-3, weight_decay=0.3),
+    policy.POLICY: Budget(steps=1200, batch=64, lr=3e-3, weight_decay=0.2),
 }
 """What the shipped weights were made with."""
 
@@ -93,17 +93,21 @@ def _train_all(
         return net
 
     _, critic = (
-        run(name, partial(digit_nets.train, name, train), partial(digit_nets.validate, data=validation))
+        run(
+            name,
+            partial(digit_nets.train_classifier, name, train),
+            partial(digit_nets.validate_classifier, data=validation),
+        )
         for name in (EVALUATOR_NET, REWARD_NET)
     )
     vq = run(
-        tokenizer.STAGE,
-        partial(tokenizer.train, card, train, PerceptualDistance(critic.features)),
-        partial(tokenizer.validate, data=validation),
+        tokenizer.TOKENIZER,
+        partial(tokenizer.train_tokenizer, card, train, PerceptualDistance(critic.features)),
+        partial(tokenizer.validate_tokenizer, data=validation),
     )
     run(
-        policy.STAGE,
-        partial(policy.train, card, train, vq),
-        partial(policy.validate, tokenizer=vq, data=validation),
+        policy.POLICY,
+        partial(policy.train_policy, card, train, vq),
+        partial(policy.validate_policy, tokenizer=vq, data=validation),
     )
     return made

@@ -19,7 +19,7 @@ from alignbench.pretrain.fitting import Budget, Progress, fit
 from alignbench.pretrain.shapes_tokenizer import share_right
 from alignbench.registry.schema import ModelCard
 
-STAGE = "policy"
+POLICY = "policy"
 TEXT = "text"
 HEADS = 2
 
@@ -37,7 +37,7 @@ class Reader(nn.Module):
         self.policy = GPT(gpt_config(card))
 
 
-def train(
+def train_policy(
     card: ModelCard,
     tokens: Tensor,
     captions: Sequence[str],
@@ -56,7 +56,7 @@ def train(
         seed: of initial weights, order and dropout.
         progress: told after every step.
     """
-    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{STAGE}/init"):
+    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{POLICY}/init"):
         model = Reader(card)
     ids, mask = model.text.tokenise(captions)
 
@@ -64,18 +64,22 @@ def train(
         features = TextFeatures(model.text(ids[rows], mask[rows]), mask[rows])
         return {"loss": token_loss(model.policy(features, tokens[rows, :-1]), tokens[rows])}
 
-    losses = fit(model, losses_of, size=len(tokens), budget=budget, seed=seed, stage=STAGE, progress=progress)
+    losses = fit(
+        model, losses_of, size=len(tokens), budget=budget, seed=seed, stage=POLICY, progress=progress
+    )
     return model.requires_grad_(False), losses
 
 
 @torch.no_grad()
-def validate(
+def validate_policy(
     model: Reader, tokenizer: VQModel, tokens: Tensor, captions: Sequence[str], *, seed: int
 ) -> dict[str, float]:
     """Return the cross-entropy of a token in nats, and the share of one sample a caption that is as asked."""
     features = model.text.encode(captions)
     logits = model.policy(features, tokens[:, :-1])
-    uniforms = randomness.uniforms(seed, f"pretrain/{STAGE}/samples", 0, range(len(tokens)), tokens.shape[1:])
+    uniforms = randomness.uniforms(
+        seed, f"pretrain/{POLICY}/samples", 0, range(len(tokens)), tokens.shape[1:]
+    )
     drawn = generate(model.policy, features, torch.from_numpy(uniforms), Sampling())
     images = tokenizer.decode(drawn.tokens, model.policy.config.grid)
     return {"cross_entropy": token_loss(logits, tokens).item(), "right": share_right(images, captions)}

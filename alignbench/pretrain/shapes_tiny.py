@@ -34,7 +34,7 @@ MODEL = "shapes-tiny"
 BUDGETS: Mapping[str, Budget] = {
     shapes_tokenizer.WARMUP: Budget(steps=250, batch=32, lr=6e-3),
     shapes_tokenizer.STAGE: Budget(steps=350, batch=32, lr=6e-3),
-    shapes_policy.STAGE: Budget(steps=2400, batch=64, lr=4e-3, weight_decay=0.05, warmup=30),
+    shapes_policy.POLICY: Budget(steps=2400, batch=64, lr=4e-3, weight_decay=0.05, warmup=30),
 }
 """What the shipped weights were made with."""
 ENCODE_BATCH = 500
@@ -107,15 +107,15 @@ def _reader(
     progress: Progress,
 ) -> dict[str, Made]:
     started = time.monotonic()
-    budget = budgets[shapes_policy.STAGE]
+    budget = budgets[shapes_policy.POLICY]
     tokens, held_out = (_tokens(vq, scenes) for scenes in (train, validation))
-    net, losses = shapes_policy.train(
+    net, losses = shapes_policy.train_policy(
         card, tokens, train.captions, budget=budget, seed=seed, progress=progress
     )
     seconds = time.monotonic() - started
-    found = shapes_policy.validate(net, vq, held_out, validation.captions, seed=seed)
+    found = shapes_policy.validate_policy(net, vq, held_out, validation.captions, seed=seed)
     return {
-        shapes_policy.STAGE: Made(net.policy, budget, seconds, losses, found),
+        shapes_policy.POLICY: Made(net.policy, budget, seconds, losses, found),
         # Trained together with the policy: its time and losses are there.
         shapes_policy.TEXT: Made(net.text, budget, 0.0, {}, {}, content=_text_file),
     }

@@ -16,13 +16,13 @@ from alignbench.backbones.vq import VQModel
 from alignbench.pretrain.fitting import Budget, Progress, Split, fit
 from alignbench.registry.schema import ModelCard
 
-STAGE = "tokenizer"
+TOKENIZER = "tokenizer"
 PERCEPTUAL_WEIGHT = 0.3
 USAGE_WINDOW = 4096
 """Recent codes the usage buffer holds; it is part of the file, so it is kept short."""
 
 
-def train(
+def train_tokenizer(
     card: ModelCard, data: Split, perceptual: api.Distance, *, budget: Budget, seed: int, progress: Progress
 ) -> tuple[VQModel, dict[str, float]]:
     """Return the trained tokenizer, frozen, and its training losses.
@@ -35,7 +35,7 @@ def train(
         seed: of the initial weights and the order of images.
         progress: told after every step.
     """
-    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{STAGE}/init"):
+    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{TOKENIZER}/init"):
         model = VQModel(replace(vq_config(card), usage_window=USAGE_WINDOW))
 
     def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -47,12 +47,14 @@ def train(
         parts = {"mse": mse, "perceptual": distance, "codebook": codebook, "usage": usage}
         return {"loss": loss, **parts}
 
-    losses = fit(model, losses_of, size=len(data), budget=budget, seed=seed, stage=STAGE, progress=progress)
+    losses = fit(
+        model, losses_of, size=len(data), budget=budget, seed=seed, stage=TOKENIZER, progress=progress
+    )
     return model.requires_grad_(False), losses
 
 
 @torch.no_grad()
-def validate(model: VQModel, data: Split) -> dict[str, float]:
+def validate_tokenizer(model: VQModel, data: Split) -> dict[str, float]:
     """Return the reconstruction error and how many codes the images use."""
     tokens = model.encode(data.images)
     side = data.images.shape[-1] // model.downsample

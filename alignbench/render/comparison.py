@@ -64,7 +64,7 @@ def rich_comparison(found: Comparison) -> RenderableType:
         place = f"{protocol.title} · {item.setting.title} · {short(protocol.digest)}"
         places.setdefault(place, []).append(item)
     for place, items in places.items():
-        parts += [Text(), _grid(place, items)]
+        parts += [Text(), _comparison_grid(place, items)]
         parts += [Text(f"· {sentence}") for sentence in sentences(items)]
     parts += [Text(), *(Text(f"· {note}") for note in _notes(found))]
     return Group(*parts)
@@ -97,7 +97,7 @@ def _notes(found: Comparison) -> list[str]:
     return [*notes, *(f"not compared: {reason}" for reason in found.left_out)]
 
 
-def _grid(place: str, items: Sequence[Compared]) -> RenderableType:
+def _comparison_grid(place: str, items: Sequence[Compared]) -> RenderableType:
     from rich import box
     from rich.table import Table as Grid
     from rich.text import Text
