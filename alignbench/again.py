@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignbench import folder, hub, report
+from alignbench import hub, report, run_folder
 from alignbench.config import Origin, RunConfig, known_options, parse_assignments, parse_value
 from alignbench.errors import UserError, suggest
 from alignbench.evaluation import Score
 from alignbench.files import write_atomic
 from alignbench.job import Job
-from alignbench.measuring import protocol_folder
 from alignbench.model_evaluation import Subject, evaluate_models
 from alignbench.parallel import Parallel, choose_threads
 from alignbench.plan import Plan, make_plan
@@ -21,6 +20,7 @@ from alignbench.record import Result, RunRecord, read, write
 from alignbench.registry.catalogue import Catalogue
 from alignbench.results import results_of
 from alignbench.run_facts import reward_networks, starting_weights
+from alignbench.run_folder import protocol_folder
 
 
 def evaluate_again(
@@ -58,7 +58,7 @@ def evaluate_again(
     if any(result.protocol.digest == plan.protocol_digest for result in record.results):
         progress.say(f"{run} holds results of {protocol} @ {plan.protocol_digest[7:15]}; nothing to do")
         return record
-    with folder.locked(run):
+    with run_folder.locked(run):
         results = _results(plan, catalogue, record, run, workers, progress)
         record = record.model_copy(update={"results": [*record.results, *results]})
         if results:  # only the first process has them
@@ -72,7 +72,7 @@ def evaluate_again(
 
 def _config(run: Path, catalogue: Catalogue, protocol: str, assignments: list[str]) -> RunConfig:
     """The run's own configuration with another protocol."""
-    path = run / folder.PLAN
+    path = run / run_folder.PLAN
     try:
         held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]
         values = {key: Origin(value, "run") for key, value in held["values"].items()}

@@ -7,22 +7,25 @@ tokens, V codes in the vocabulary, D code width, S condition tokens.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor, nn
 
+
 Updates = Literal["policy", "decoder"]
 """Which module a method trains: the token policy or the tokenizer's decoder."""
 
 
 # --- conditions ----------------------------------------------------------------------------------
-
-
 class Condition(Protocol):
     """What an image is generated from; a batch of them, row-aligned with the images."""
 
@@ -94,8 +97,6 @@ class TextFeatures:
 
 
 # --- what flows through a training step -----------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Batch:
     """Training images with their conditions, as the data pipeline delivers them."""
@@ -155,8 +156,6 @@ class Collected:
 
 
 # --- generation -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How tokens are drawn. Order: guidance, temperature, top-k, top-p, inverse CDF."""
@@ -186,8 +185,6 @@ class Rollout:
 
 
 # --- protocols ------------------------------------------------------------------------------------
-
-
 @runtime_checkable
 class Tokenizer(Protocol):
     """A frozen VQ tokenizer: pixels to codes and back."""
@@ -355,8 +352,6 @@ class Method(Protocol):
 
 
 # --- evaluation -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Metric:
     """One measured number. Direction, digits and unit live on the evaluator's card."""
@@ -479,3 +474,13 @@ class Evaluator(Protocol):
             UserError: too few images, or a reference that does not fit.
         """
         ...
+
+
+PROMPT = "prompt"
+"""Column that the framework adds where images have prompts; see `prompt_key`."""
+
+
+def prompt_key(prompt: Prompt) -> int:
+    """Return a number that is equal for equal prompts: images that share it are not independent."""
+    text = json.dumps([prompt.text, prompt.tag], ensure_ascii=False)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from alignbench import transfer
 from alignbench.assets import FOLDER, AssetStatus, locate, verify
-from alignbench.digests import cache_root, file_sha256
 from alignbench.errors import UserError
+from alignbench.files import cache_root, file_sha256
 from alignbench.hub import Fetched, Say
 from alignbench.registry.schema import AssetCard
 

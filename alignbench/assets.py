@@ -6,17 +6,15 @@ does that, on request), and nothing is opened for its content: that is the evalu
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignbench.config import digest_of
-from alignbench.digests import KnownDigests, cache_root
+from alignbench.digests import KnownDigests
 from alignbench.errors import UserError
-from alignbench.files import package_file
+from alignbench.files import cache_root, digest_of, expand, package_file
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import AssetCard, ProtocolCard
 
@@ -77,8 +75,6 @@ def assets_of(catalogue: Catalogue, protocol: ProtocolCard) -> list[str]:
 
 
 # --- where they are -------------------------------------------------------------------------------
-
-
 def locate(name: str, card: AssetCard, override: str = "") -> AssetStatus:
     """Find an asset.
 
@@ -147,12 +143,6 @@ def _home(name: str, card: AssetCard) -> Path:
     return cache_root() / "assets" / name / card.file
 
 
-def expand(place: str) -> Path:
-    """Return the path that a card means by `$TORCH_HOME/…` or `~/…`."""
-    torch_home = os.environ.get("TORCH_HOME") or "~/.cache/torch"
-    return Path(place.replace("$TORCH_HOME", torch_home)).expanduser()
-
-
 def _elsewhere(card: AssetCard) -> Iterator[Path]:
     """Where other programs keep it."""
     if card.shipped:
@@ -209,8 +199,6 @@ def _fix(name: str, card: AssetCard, expected: Path) -> str:
 
 
 # --- which bytes they are -------------------------------------------------------------------------
-
-
 def verify(name: str, card: AssetCard, status: AssetStatus) -> AssetFile:
     """Return an asset that was found, with its digest.
 

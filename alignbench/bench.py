@@ -25,9 +25,9 @@ from alignbench.api import Batch, Collected, Loss, Method, Prompt
 from alignbench.assembly import build_model, open_training_data
 from alignbench.data.synthetic import SyntheticText
 from alignbench.driver import peak_memory_gib
+from alignbench.errors import named_shortage, smaller_batch
 from alignbench.job import Job
 from alignbench.judging import in_precision
-from alignbench.memory import named_shortage, smaller_batch
 from alignbench.parallel import Parallel, choose_threads
 from alignbench.plan import Plan
 from alignbench.progress import Progress

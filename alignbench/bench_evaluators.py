@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from alignbench.api import Evaluator, ImageBatch, Prompt, Reference
+from alignbench.api import PROMPT, Evaluator, ImageBatch, Prompt, Reference, prompt_key
 from alignbench.bench import Clock, Figure, Timing, forget_peak
 from alignbench.court import Court
 from alignbench.driver import peak_memory_gib
+from alignbench.errors import named_shortage
 from alignbench.evaluation import build_evaluators
-from alignbench.measuring import PROMPT, prompt_key
-from alignbench.memory import named_shortage
 from alignbench.progress import Progress
 from alignbench.randomness import generator
 from alignbench.registry.catalogue import Catalogue

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from alignbench.comparable import evaluator_name, obstacle, why_nothing
 from alignbench.errors import UserError, suggest
+from alignbench.metrics.intervals import Difference, paired_difference
 from alignbench.ranking import cell_difference
 from alignbench.record import FILE_NAME, ProtocolRef, Result, RunRecord, SettingRef, Subject, read
 from alignbench.rows import cell_of, sampling_of, values_of
-from alignbench.statistics import Difference, paired_difference
 from alignbench.tables import Cell, Column
 
 if TYPE_CHECKING:

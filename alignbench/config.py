@@ -9,13 +9,12 @@ Imports no torch.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from alignbench.errors import UserError, suggest
+from alignbench.files import digest_of
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import Option, ProtocolCard, Scalar
 
@@ -137,12 +136,6 @@ class RunConfig:
             "seed": self.seed,
             "values": {key: origin.value for key, origin in self.values.items()},
         }
-
-
-def digest_of(content: Any) -> str:
-    """SHA-256 of the canonical JSON of plain data."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # a path may hold any bytes
 
 
 def protocol_digest(card: ProtocolCard, assets: Mapping[str, str] | None = None) -> str:

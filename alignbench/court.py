@@ -13,8 +13,7 @@ from typing import Any
 from alignbench import assets as files
 from alignbench.api import Prompt
 from alignbench.config import protocol_digest
-from alignbench.errors import UserError, suggest
-from alignbench.problems import Problem
+from alignbench.errors import Problem, UserError, suggest
 from alignbench.prompts import read_prompts
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import ProtocolCard, Scalar

@@ -5,42 +5,15 @@ digests of files read before.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignbench.errors import UserError
-from alignbench.files import write_atomic
+from alignbench.files import cache_root, file_sha256, make_folder, write_atomic
 from alignbench.registry.schema import WeightFile
-
-
-def cache_root() -> Path:
-    """Return the folder for everything downloaded: `$ALIGNBENCH_CACHE`, else `~/.cache/alignbench`."""
-    return Path(os.environ.get("ALIGNBENCH_CACHE") or "~/.cache/alignbench").expanduser()
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder with its parents, or raise UserError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot create {folder}: {error.strerror}",
-            fix="set ALIGNBENCH_CACHE to a folder you can write to",
-        ) from error
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def promised(file: WeightFile) -> str | None:

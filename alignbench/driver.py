@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from alignbench import checkpoint
 from alignbench.api import Batch, Collected, Method
 from alignbench.config import TrainConfig
-from alignbench.errors import RunFailed
+from alignbench.errors import RunFailed, named_shortage
 from alignbench.files import write_atomic
-from alignbench.memory import named_shortage
 from alignbench.parallel import Parallel
 from alignbench.progress import Progress
 

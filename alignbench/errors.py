@@ -5,8 +5,10 @@ Programmer errors stay ordinary exceptions; only what a user can cause or repair
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -44,3 +46,39 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean X?"` for the nearest known names, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that stops the run, and what to do about it."""
+
+    where: str
+    what: str
+    fix: str = ""
+
+
+@contextlib.contextmanager
+def named_shortage(what: str, fix: str) -> Iterator[None]:
+    """Turn a shortage of memory inside the block into a failed run.
+
+    Args:
+        what: needs the memory, as a clause.
+        fix: the remedy.
+
+    Raises:
+        RunFailed: the device or the machine had too little memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # the CPU's allocator has no exception of its own
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise RunFailed(what, fix=fix) from error
+
+
+def smaller_batch(batch: int) -> str:
+    """What to do where a protocol's images need too much memory."""
+    larger = "a device with more memory"
+    return f"{larger}, or --set protocol.batch={batch // 2}: another protocol" if batch > 1 else larger

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignbench.config import RunConfig
 from alignbench.court import Court
-from alignbench.problems import Problem
+from alignbench.errors import Problem
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import MethodCard, ModelCard, PolicyShape, ProtocolCard
 

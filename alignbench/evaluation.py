@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignbench import __version__, measuring
+from alignbench import __version__, measuring, run_folder
 from alignbench.api import Evaluator, ImageSet, Reference
 from alignbench.assets import AssetFile
-from alignbench.config import digest_of
 from alignbench.errors import UserError
-from alignbench.files import write_atomic
+from alignbench.files import digest_of, write_atomic
 from alignbench.measuring import Place, RowStore, measure
 from alignbench.progress import Progress, Stage
 from alignbench.registry import members
@@ -197,7 +196,7 @@ class Evaluation:
         return [(setting, seed) for setting in self.protocol.settings for seed in self.protocol.seeds]
 
     def _rows(self, name: str, images: ImageSet, setting: str, seed: int) -> RowStore:
-        folder = measuring.row_folder(self.folder, self.subject, setting, seed)
+        folder = run_folder.row_folder(self.folder, self.subject, setting, seed)
         return _store(folder, name, self.evaluators[name], images, self.device)
 
     def _known(self, name: str, setting: str, seed: int) -> Score | None:

@@ -12,8 +12,8 @@ from alignbench.api import ImageBatch, ImageSet
 from alignbench.data import geneval_folder
 from alignbench.data.writers import write_npz, write_png
 from alignbench.evaluation import Evaluation
-from alignbench.measuring import row_files
 from alignbench.progress import Progress, Stage
+from alignbench.run_folder import row_files
 
 
 def export_images(evaluation: Evaluation, forms: Sequence[str], progress: Progress) -> None:

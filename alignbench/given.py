@@ -8,19 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignbench import environment, folder, hub, report, results
-from alignbench.config import (
-    PROTOCOL_OPTIONS,
-    asset_options,
-    complete_key,
-    digest_of,
-    parse_assignments,
-    parse_value,
-)
+from alignbench import environment, hub, report, results, run_folder
+from alignbench.config import PROTOCOL_OPTIONS, asset_options, complete_key, parse_assignments, parse_value
 from alignbench.court import Court, make_court, resolve_protocol
-from alignbench.errors import EXIT_PARTIAL, UserError
-from alignbench.files import write_atomic
-from alignbench.problems import Problem
+from alignbench.errors import EXIT_PARTIAL, Problem, UserError
+from alignbench.files import digest_of, write_atomic
 from alignbench.record import FILE_NAME, Change, ModelInfo, RunRecord, now, read, write
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import ProtocolCard, Setting
@@ -167,7 +159,7 @@ def score(
     Raises:
         UserError: not runnable, or interrupted (exit status 3).
     """
-    with folder.opened(out, plan):
+    with run_folder.opened(out, plan):
         done = read(out) if (out / FILE_NAME).exists() else None
         if done is not None and done.status == "complete":
             progress.say(f"{out} is complete; nothing to do")

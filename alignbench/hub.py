@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignbench import transfer
-from alignbench.digests import cache_root as cache_root
 from alignbench.digests import check_digest as check_digest
-from alignbench.digests import file_sha256 as file_sha256
 from alignbench.digests import judge, promised
 from alignbench.errors import UserError
+from alignbench.files import cache_root as cache_root
+from alignbench.files import file_sha256 as file_sha256
 from alignbench.files import package_file
 from alignbench.registry.schema import ModelCard, WeightFile
 

@@ -18,10 +18,10 @@ import torch
 from alignbench import __version__
 from alignbench.api import Backbone, Evaluator, ImageSet, Prompt
 from alignbench.assets import AssetFile
-from alignbench.config import digest_of
 from alignbench.data import open_dataset
 from alignbench.data.reference import DatasetImages
 from alignbench.evaluation import Evaluation, References, Sets, build_evaluators
+from alignbench.files import digest_of
 from alignbench.measuring import Place
 from alignbench.reconstruction import ReconstructedImages
 from alignbench.references import open_reference

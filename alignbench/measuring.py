@@ -21,10 +21,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alignbench.api import Evaluator, ImageSet, Prompt, Rows
-from alignbench.errors import RunFailed
+from alignbench.api import PROMPT, Evaluator, ImageSet, Rows, prompt_key
+from alignbench.errors import RunFailed, named_shortage
 from alignbench.files import write_atomic
-from alignbench.memory import named_shortage
 from alignbench.progress import Stage
 
 FORM = 2
@@ -33,8 +32,6 @@ META = "_meta"
 """Array in each file with JSON text: key, seconds."""
 PIXELS = "_pixels"
 """Column in each file: SHA-256 of each image's bytes, [n, 32]."""
-PROMPT = "prompt"
-"""Column that the framework adds where images have prompts; see `prompt_key`."""
 
 
 class Place(Protocol):
@@ -113,21 +110,6 @@ class RowStore:
         except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error):
             return None
         return meta if meta.get("key") == self.key else None
-
-
-def protocol_folder(run: Path, name: str, digest: str) -> Path:
-    """Where a finished run keeps what was evaluated later, under another protocol than its own."""
-    return run / "protocols" / f"{name}-{digest.removeprefix('sha256:')[:8]}"
-
-
-def row_folder(run: Path, subject: str, setting: str, seed: int) -> Path:
-    """Where the rows of one image set lie in a run folder, one folder an evaluator."""
-    return run / "rows" / subject / setting / f"seed-{seed}"
-
-
-def row_files(run: Path, subject: str, setting: str, seed: int, evaluator: str) -> list[Path]:
-    """Return the row files of one image set that are there, in order."""
-    return sorted((row_folder(run, subject, setting, seed) / evaluator).glob("shard-*.npz"))
 
 
 class StoredRows:
@@ -224,9 +206,3 @@ def _check(name: str, rows: Rows, images: int) -> None:
             raise RunFailed(f"evaluator {name!r}: column {column} has {len(values)} rows for {images} images")
     if not rows:
         raise RunFailed(f"evaluator {name!r} remembers nothing of an image")
-
-
-def prompt_key(prompt: Prompt) -> int:
-    """Return a number that is equal for equal prompts: images that share it are not independent."""
-    text = json.dumps([prompt.text, prompt.tag], ensure_ascii=False)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from alignbench.measuring import META, PROMPT, protocol_folder, row_folder
+from alignbench.api import PROMPT
+from alignbench.measuring import META
 from alignbench.record import Result
+from alignbench.run_folder import protocol_folder, row_folder
 
 TOLERANCE = 1e-5
 """Relative; networks compute in float32 and a metric may be summed in another order."""

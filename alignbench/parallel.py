@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from alignbench import launch
+from alignbench import distributed
 from alignbench.errors import UserError
 
 BUCKET = 25_000_000
@@ -55,7 +55,7 @@ class Parallel:
                 f"the devices cannot be set up: {str(error).splitlines()[0]}",
                 fix="start with torchrun, or without a launcher unset WORLD_SIZE, RANK and LOCAL_RANK",
             ) from error
-        expected = launch.world_size()
+        expected = distributed.world_size()
         if self._accelerator.num_processes != expected:
             raise UserError(
                 f"the launcher started {expected} processes but this one sees "

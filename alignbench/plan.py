@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from alignbench import assets as files
-from alignbench import hub, launch, plugins
+from alignbench import distributed, hub, plugins
 from alignbench.api import Prompt
-from alignbench.config import RunConfig, digest_of, protocol_content, protocol_digest
+from alignbench.config import RunConfig, protocol_content, protocol_digest
 from alignbench.court import make_court, resolve_protocol
-from alignbench.errors import UserError
+from alignbench.errors import Problem, UserError
 from alignbench.estimates import Estimate, estimate, rows_gib
-from alignbench.problems import Problem
+from alignbench.files import digest_of
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import MethodCard, ModelCard, ProtocolCard
 from alignbench.rewards.resolve import require_parts, resolve
@@ -106,7 +106,7 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
     section = config.section("model")
     overrides = {role: str(section[role]) for role in ("policy", "tokenizer", "text") if section.get(role)}
     weights = hub.locate(config.model, model, overrides)
-    world_size = launch.world_size()
+    world_size = distributed.world_size()
     sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
     problems += [*_model_problems(config, model, method), *text_problems]
     problems += _reward_problems(catalogue, config, method)

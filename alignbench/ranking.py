@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from alignbench.metrics.intervals import Difference, difference, resampled_difference
 from alignbench.record import SettingRef
-from alignbench.statistics import Difference, difference, resampled_difference
 from alignbench.tables import Cell, Column, Comparison, Row, Table
 
 

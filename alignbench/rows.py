@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from alignbench.metrics.intervals import mean_interval, set_interval, units
 from alignbench.record import Result, RunRecord, SettingRef, dumps
-from alignbench.statistics import mean_interval, set_interval, units
 from alignbench.tables import Cell, Column, Cost, Row, RowKind, Unranked
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from alignbench import environment, hub, record
-from alignbench.config import digest_of
 from alignbench.driver import Totals
 from alignbench.evaluation import Score
+from alignbench.files import digest_of
 from alignbench.plan import Plan
 from alignbench.record import (
     Change,

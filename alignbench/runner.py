@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from alignbench import estimates, folder, hub, report, run_facts, training
+from alignbench import estimates, hub, report, run_facts, run_folder, training
 from alignbench.assembly import open_training_data, role_of
 from alignbench.driver import Interrupted
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
@@ -37,7 +37,7 @@ def run(job: Job, progress: Progress) -> RunRecord:
     """
     if job.plan.problems:
         raise UserError("; ".join(f"{item.where}: {item.what}" for item in job.plan.problems))
-    with folder.opened(job.out, job.plan):
+    with run_folder.opened(job.out, job.plan):
         record = _record_so_far(job, progress)
         if record is not None and record.status == "complete":
             progress.say(f"{job.out} is complete; nothing to do")
@@ -77,7 +77,7 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
     facts = run_facts.Facts.begin(job, is_main=parallel.is_main)
     try:
         if parallel.is_main:
-            folder.remember(job.out, "weights", facts.weights)
+            run_folder.remember(job.out, "weights", facts.weights)
         if job.plan.method is not None:
             memory = parallel.memory_gib
             if memory and (note := estimates.memory_note(job.plan.estimate, memory)):
@@ -143,7 +143,7 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
         skipped=len(dataset.skipped),
     )
     if parallel.is_main:
-        folder.remember(job.out, f"data set {plan.config.dataset}", {"images": dataset.digest})
+        run_folder.remember(job.out, f"data set {plan.config.dataset}", {"images": dataset.digest})
     # Signals are only put off once there is a step to finish.
     with training.prepared(job, dataset, parallel, progress) as ready, StopOnSignal(progress) as stop:
         facts.trainable = ready.trainable

@@ -21,9 +21,8 @@ from torch import Tensor
 from alignbench import randomness
 from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt, Rollout, Sampling
 from alignbench.backbones.pixels import resize_bicubic, to_uint8
-from alignbench.errors import RunFailed
+from alignbench.errors import RunFailed, named_shortage, smaller_batch
 from alignbench.files import write_atomic
-from alignbench.memory import named_shortage, smaller_batch
 from alignbench.registry.schema import ProtocolCard, Setting
 
 SHARD = 256

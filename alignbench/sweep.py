@@ -16,10 +16,9 @@ from pathlib import Path
 
 from alignbench import plan as planning
 from alignbench.config import parse_assignments, resolve
-from alignbench.errors import EXIT_PARTIAL, UserError, suggest
+from alignbench.distributed import world_size
+from alignbench.errors import EXIT_PARTIAL, Problem, UserError, suggest
 from alignbench.files import write_atomic
-from alignbench.launch import world_size
-from alignbench.problems import Problem
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, RunRecord, read
 from alignbench.registry.catalogue import Catalogue

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignbench import __version__
-from alignbench.config import digest_of
-from alignbench.files import write_atomic
+from alignbench.files import digest_of, write_atomic
+from alignbench.metrics.intervals import Interval, difference, nested_interval, units
 from alignbench.record import RunRecord
 from alignbench.registry.schema import MetricFact
-from alignbench.statistics import Interval, difference, nested_interval, units
 from alignbench.sweep import Configuration, Sweep, SweepRun, text
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from alignbench.statistics import Difference, Interval
+from alignbench.metrics.intervals import Difference, Interval
 
 if TYPE_CHECKING:
     from alignbench.record import ProtocolRef, RunRecord, SettingRef

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from alignbench.digests import make_folder
 from alignbench.errors import RunFailed, UserError
+from alignbench.files import make_folder
 
 
 class RemoteFile(Protocol):

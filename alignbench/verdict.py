@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alignbench.metrics.intervals import Difference
 from alignbench.ranking import better, cell_difference
-from alignbench.statistics import Difference
 from alignbench.tables import Column, Comparison, Row, Table, join
 
 

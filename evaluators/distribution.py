@@ -17,8 +17,8 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from alignbench.api import ImageBatch, Measured, Metric, Reference
-from alignbench.config import digest_of
 from alignbench.errors import UserError
+from alignbench.files import digest_of
 from alignbench.nets import digits
 
 if TYPE_CHECKING:

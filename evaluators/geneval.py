@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from alignbench.api import ImageBatch, Measured, Metric, Prompt, Reference
-from alignbench.config import digest_of
+from alignbench.api import PROMPT, ImageBatch, Measured, Metric, Prompt, Reference
 from alignbench.errors import UserError
 from alignbench.evaluators.geneval_detector import Colours, Detector
-from alignbench.evaluators.geneval_intervals import mean_interval, share_interval
 from alignbench.evaluators.geneval_rules import (
     ColourFunction,
     Demand,
@@ -26,7 +24,8 @@ from alignbench.evaluators.geneval_rules import (
     judge,
     select,
 )
-from alignbench.measuring import PROMPT
+from alignbench.files import digest_of
+from alignbench.metrics.clusters import mean_interval, share_interval
 from alignbench.registry.catalogue import import_target
 
 if TYPE_CHECKING:

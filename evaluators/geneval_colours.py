@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from alignbench.config import digest_of
 from alignbench.evaluators.clip_score import pil_pictures
 from alignbench.evaluators.geneval_rules import Detection
+from alignbench.files import digest_of
 from alignbench.nets import clip_files
 from alignbench.precision import full_precision
 

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.config import digest_of
 from alignbench.errors import UserError, suggest
 from alignbench.evaluators.geneval_rules import Detection
 from alignbench.evaluators.mask2former import CLASS_NAMES
+from alignbench.files import digest_of
 
 if TYPE_CHECKING:
     from alignbench.assets import AssetFile

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from alignbench.api import ImageBatch, Measured, Metric, Reference
-from alignbench.config import digest_of
 from alignbench.errors import RunFailed, UserError
+from alignbench.files import digest_of
 from alignbench.metrics.bootstrap import (
-    Z95,
     FrechetBootstrap,
     WeightedFrechet,
     frechet_at_infinity,
@@ -27,16 +26,17 @@ from alignbench.metrics.bootstrap import (
 )
 from alignbench.metrics.frechet import frechet_distance
 from alignbench.metrics.inception_score import inception_score
+from alignbench.metrics.intervals import LEVEL, share_interval, t_critical
 from alignbench.metrics.kernel import kernel_distance
-from alignbench.metrics.manifold import precision_recall
 from alignbench.metrics.moments import moments_of
+from alignbench.metrics.precision_recall import precision_recall
 from alignbench.nets import inception
 from alignbench.nets.inception import Inception
-from alignbench.statistics import LEVEL, t_critical
 
 if TYPE_CHECKING:
     from alignbench.assets import AssetFile
     from alignbench.registry.schema import EvaluatorCard, Scalar
+
 
 WEIGHTS = "inception-2015-12-05"
 VERSION = 1
@@ -251,14 +251,6 @@ class InceptionDistribution:
             device=self._device,
         )
         return {"kid": Found(value)}
-
-
-def share_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of `count` independent draws (Wilson 1927): has a width even at 0 and 1."""
-    spread = Z95**2 / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return centre - half, centre + half
 
 
 def build(

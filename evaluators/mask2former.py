@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from alignbench.config import digest_of
 from alignbench.errors import UserError
 from alignbench.evaluators.geneval_rules import Detection
 from alignbench.evaluators.mask2former_arrays import instances, prepare
 from alignbench.evaluators.mask2former_keys import convert
+from alignbench.files import digest_of
 from alignbench.precision import full_precision
 
 if TYPE_CHECKING:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alignbench.api import ImageBatch, Measured, Metric, Prompt, Reference
+from alignbench.api import PROMPT, ImageBatch, Measured, Metric, Prompt, Reference
 from alignbench.assets import AssetFile
-from alignbench.config import digest_of
 from alignbench.errors import UserError
-from alignbench.measuring import PROMPT
+from alignbench.files import digest_of
 from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets.clip_files import ClipModel
 from alignbench.precision import full_precision

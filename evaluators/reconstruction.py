@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from alignbench.api import ImageBatch, Measured, Metric, Reference
-from alignbench.config import digest_of
 from alignbench.errors import RunFailed, UserError
+from alignbench.files import digest_of
 from alignbench.metrics import image_quality
+from alignbench.metrics.intervals import LEVEL, t_critical
 from alignbench.nets import lpips
 from alignbench.precision import full_precision
-from alignbench.statistics import LEVEL, t_critical
 
 if TYPE_CHECKING:
     from alignbench.assets import AssetFile

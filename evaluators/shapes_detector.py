@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.config import digest_of
 from alignbench.data import shapes_matching
 from alignbench.data.shapes_scenes import COLOURS, SHAPES, SIDE
 from alignbench.errors import UserError
 from alignbench.evaluators.geneval_rules import Detection
+from alignbench.files import digest_of
 
 if TYPE_CHECKING:
     from alignbench.assets import AssetFile

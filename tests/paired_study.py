@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignbench.metrics.bootstrap import Z95, frechet_bootstrap
-from alignbench.statistics import resampled_difference
+from alignbench.metrics.intervals import resampled_difference
 
 FEATURES, IMAGES = 64, 500
 

@@ -16,15 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignbench.api import ImageBatch, Prompt
+from alignbench.api import PROMPT, ImageBatch, Prompt
 from alignbench.assets import AssetFile
 from alignbench.errors import UserError
 from alignbench.evaluators import geneval_saved
 from alignbench.evaluators.geneval import TASKS, GenEval, prefix_of
-from alignbench.evaluators.geneval_intervals import mean_interval, share_interval, wilson
 from alignbench.evaluators.geneval_rules import Detection
 from alignbench.evaluators.mask2former import CLASS_NAMES
-from alignbench.measuring import PROMPT
+from alignbench.metrics.clusters import mean_interval, share_interval, wilson
 from alignbench.registry.catalogue import Catalogue
 
 CATALOGUE = Catalogue.default()

@@ -166,8 +166,8 @@ def test_inception_features_and_metrics_agree_with_the_cpu(tmp_path: Path) -> No
 def test_fréchet_and_manifolds_of_the_same_rows_agree_with_the_cpu() -> None:
     from alignbench.metrics.bootstrap import frechet_bootstrap
     from alignbench.metrics.frechet import frechet_distance
-    from alignbench.metrics.manifold import precision_recall
     from alignbench.metrics.moments import moments_of
+    from alignbench.metrics.precision_recall import precision_recall
 
     numbers = np.random.default_rng(0)
     generated, real = numbers.normal(size=(900, 40)), numbers.normal(size=(700, 40)) * 1.1 + 0.1

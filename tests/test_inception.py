@@ -16,9 +16,9 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from alignbench.api import ImageBatch, Reference, Rows
 from alignbench.errors import RunFailed, UserError
-from alignbench.evaluators.inception import share_interval
 from alignbench.metrics.bootstrap import resamples
-from alignbench.metrics.manifold import precision_recall
+from alignbench.metrics.intervals import share_interval
+from alignbench.metrics.precision_recall import precision_recall
 from alignbench.nets import inception
 from tests.inception_toys import evaluator, pictures, save_pngs
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.api import ImageBatch, Metric, Prompt, Rows
+from alignbench.api import PROMPT, ImageBatch, Metric, Prompt, Rows, prompt_key
 from alignbench.errors import RunFailed
-from alignbench.measuring import PROMPT, RowStore, measure, prompt_key
+from alignbench.measuring import RowStore, measure
 from alignbench.progress import Progress, Stage
 from tests.toys import Rank
 

@@ -15,12 +15,12 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from alignbench.errors import UserError
-from alignbench.metrics import manifold
+from alignbench.metrics import precision_recall as manifold
 from alignbench.metrics.frechet import frechet_distance
 from alignbench.metrics.inception_score import inception_score, inception_score_of_probabilities
 from alignbench.metrics.kernel import kernel_distance
-from alignbench.metrics.manifold import precision_recall
 from alignbench.metrics.moments import Moments, moments_of
+from alignbench.metrics.precision_recall import precision_recall
 
 
 def rows(count: int, width: int, seed: int, *, offset: float = 0.0) -> np.ndarray:

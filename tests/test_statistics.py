@@ -8,7 +8,7 @@ import math
 import pytest
 from scipy import optimize, stats
 
-from alignbench.statistics import (
+from alignbench.metrics.intervals import (
     difference,
     mean_interval,
     nested_interval,

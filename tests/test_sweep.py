@@ -20,12 +20,12 @@ from scipy import stats
 from alignbench import sweep, sweep_table
 from alignbench.config import resolve
 from alignbench.errors import UserError
+from alignbench.metrics.intervals import Interval
 from alignbench.plan import make_plan
 from alignbench.progress import Progress
 from alignbench.record import RunRecord, read
 from alignbench.registry.catalogue import Catalogue, read_card
 from alignbench.registry.schema import SweepCard
-from alignbench.statistics import Interval
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = Catalogue.default()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from alignbench.api import TextFeatures
-from alignbench.config import digest_of
+from alignbench.files import digest_of
 from alignbench.randomness import generator
 
 END = 1

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from alignbench.api import TextFeatures
 from alignbench.backbones.captions import clean_caption, left_pad
-from alignbench.config import digest_of
 from alignbench.errors import UserError
+from alignbench.files import digest_of
 
 VERSION = 1
 """Changes whenever the same files would give other features."""

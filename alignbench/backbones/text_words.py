@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from alignbench.api import TextFeatures
 from alignbench.backbones.containers import load_strict
-from alignbench.config import digest_of
 from alignbench.errors import UserError, suggest
+from alignbench.files import digest_of
 
 VERSION = 1
 """Changes whenever the same file would give other features."""

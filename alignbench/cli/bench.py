@@ -16,9 +16,8 @@ from alignbench.cli.output import print_json
 from alignbench.cli.run import PLUGIN_HELP, default_workers, plan_lines, problem_lines, refuse
 from alignbench.config import Origin, asset_options, complete_key, parse_assignments, resolve
 from alignbench.court import make_court
-from alignbench.errors import UserError, suggest
-from alignbench.launch import is_first
-from alignbench.problems import Problem
+from alignbench.distributed import is_first
+from alignbench.errors import Problem, UserError, suggest
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
 

@@ -22,11 +22,11 @@ from alignbench.cli.run import (
     show_record,
 )
 from alignbench.config import RunConfig, resolve
+from alignbench.distributed import is_first
 from alignbench.errors import UserError
-from alignbench.folder import check_folder
-from alignbench.launch import is_first
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
+from alignbench.run_folder import check_folder
 
 
 def evaluate(

@@ -15,12 +15,11 @@ from alignbench import estimates, plugins
 from alignbench import plan as planning
 from alignbench.cli.output import print_json
 from alignbench.config import resolve
-from alignbench.errors import UserError
-from alignbench.folder import check_folder
-from alignbench.launch import is_first
-from alignbench.problems import Problem
+from alignbench.distributed import is_first
+from alignbench.errors import Problem, UserError
 from alignbench.progress import Progress
 from alignbench.registry.catalogue import Catalogue
+from alignbench.run_folder import check_folder
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignbench.metrics.arrays import Device, as_moments, as_rows, require
 from alignbench.metrics.frechet import covariance_root
-from alignbench.metrics.rows import Device, as_moments, as_rows, require
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""

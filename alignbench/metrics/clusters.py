@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 REPLICATES = 2000
@@ -39,3 +42,66 @@ def resampled_interval(
         means[replicate] = sums[drawn].sum() / sizes[drawn].sum()
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+Z = 1.959963984540054
+"""Normal quantile of 97.5 %."""
+
+
+def share_interval(correct: np.ndarray, groups: np.ndarray) -> tuple[float, float] | None:
+    """Return Wilson's interval of a share, with the number of independent images in place of all.
+
+    That number follows from the variance between the groups' sums (the cluster-robust variance of the share).
+    It is taken as at least the number of groups, images of a group being at most the same, and at most the
+    number of images. Wilson's form, because some tasks have shares near 0, where a share ± 1.96·sd is too
+    short and leaves [0, 1].
+
+    Args:
+        correct: [N] bool.
+        groups: [N] the prompt of each, any values that can be compared.
+
+    Returns:
+        (low, high), or None with fewer than two groups.
+    """
+    _, member = np.unique(groups, return_inverse=True)
+    count = int(member.max()) + 1 if len(member) else 0
+    if count < 2:
+        return None
+    sums = np.bincount(member.reshape(-1), weights=correct.astype(np.float64), minlength=count)
+    sizes = np.bincount(member.reshape(-1), minlength=count).astype(np.float64)
+    images = float(sizes.sum())
+    share = float(sums.sum()) / images
+    variance = count / (count - 1) * float(((sums - share * sizes) ** 2).sum()) / images**2
+    single = share * (1 - share)
+    independent = min(max(single / variance, count), images) if variance > 0 else float(count)
+    return wilson(share, independent)
+
+
+def wilson(share: float, images: float) -> tuple[float, float]:
+    """Return Wilson's score interval of a share of so many independent images."""
+    spread = Z * Z / images
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z * math.sqrt(share * (1 - share) / images + spread / images / 4) / (1 + spread)
+    # At the ends the exact bound is the share itself; rounding must not move it.
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
+
+
+def mean_interval(
+    values: Sequence[float], intervals: Sequence[tuple[float, float] | None]
+) -> tuple[float, float] | None:
+    """Return the interval of the plain mean of independent numbers from theirs.
+
+    Distances to the lower ends add in quadrature, and so do those to the upper ends (Zou & Donner 2008), so
+    that lopsided intervals give a lopsided one.
+
+    Args:
+        values: the numbers.
+        intervals: of each; one that is missing leaves the mean without one.
+    """
+    known = [interval for interval in intervals if interval is not None]
+    if len(known) < len(values):
+        return None
+    mean, count = math.fsum(values) / len(values), len(values)
+    below = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, known, strict=True)))
+    above = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, known, strict=True)))
+    return mean - below / count, mean + above / count

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.metrics.rows import Device, as_moments
+from alignbench.metrics.arrays import Device, as_moments
 
 
 def frechet_distance(

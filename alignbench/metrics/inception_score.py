@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from alignbench.errors import UserError
-from alignbench.metrics.rows import require
+from alignbench.metrics.arrays import require
 
 Order = Literal["shuffled", "in-order"]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignbench.errors import UserError
-from alignbench.metrics.rows import Device, as_rows, require
+from alignbench.metrics.arrays import Device, as_rows, require
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignbench.digests import cache_root
 from alignbench.errors import UserError
+from alignbench.files import cache_root
 
 WEIGHTS = "model.safetensors|model.safetensors.index.json|pytorch_model.bin|pytorch_model.bin.index.json"
 """Any of the forms in which transformers keeps weights."""

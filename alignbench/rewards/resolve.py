@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from alignbench.assets import expand
 from alignbench.errors import UserError, suggest
+from alignbench.files import expand
 from alignbench.registry.catalogue import Catalogue
 from alignbench.registry.schema import Option, RewardCard, Scalar
 from alignbench.specs import Spec, parse_spec

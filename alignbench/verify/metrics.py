@@ -18,8 +18,8 @@ import numpy as np
 from alignbench.errors import UserError
 from alignbench.metrics.frechet import frechet_distance
 from alignbench.metrics.inception_score import Order, inception_score, inception_score_of_probabilities
-from alignbench.metrics.manifold import precision_recall
 from alignbench.metrics.moments import Moments, moments_of
+from alignbench.metrics.precision_recall import precision_recall
 from alignbench.verify.metrics_form import EXPECTED, Golden, Missing, Result
 from alignbench.verify.report import Report
 

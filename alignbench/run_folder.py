@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from alignbench.distributed import is_first
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, UserError
 from alignbench.files import remove_leftovers, write_atomic
-from alignbench.launch import is_first
 
 PLAN = "plan.json"
 INPUTS = "inputs.json"
@@ -175,3 +175,18 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
         fix="choose another folder with --out",
         exit_code=EXIT_FAILED if error.errno == errno.ENOSPC else EXIT_NOT_RUNNABLE,
     )
+
+
+def protocol_folder(run: Path, name: str, digest: str) -> Path:
+    """Where a finished run keeps what was evaluated later, under another protocol than its own."""
+    return run / "protocols" / f"{name}-{digest.removeprefix('sha256:')[:8]}"
+
+
+def row_folder(run: Path, subject: str, setting: str, seed: int) -> Path:
+    """Where the rows of one image set lie in a run folder, one folder an evaluator."""
+    return run / "rows" / subject / setting / f"seed-{seed}"
+
+
+def row_files(run: Path, subject: str, setting: str, seed: int, evaluator: str) -> list[Path]:
+    """Return the row files of one image set that are there, in order."""
+    return sorted((row_folder(run, subject, setting, seed) / evaluator).glob("shard-*.npz"))

@@ -11,7 +11,15 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from alignbench.metrics.bootstrap import (
+    Z95,
+)
+
+if TYPE_CHECKING:
+    pass
+
 
 LEVEL = 0.95
 
@@ -267,3 +275,11 @@ def _beta_fraction(x: float, a: float, b: float) -> float:
         if abs(c * d - 1.0) < 1e-15:
             return value
     raise ArithmeticError(f"incomplete beta did not converge at x={x}, a={a}, b={b}")
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` independent draws (Wilson 1927): has a width even at 0 and 1."""
+    spread = Z95**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return centre - half, centre + half

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.metrics.rows import Device, as_rows, require
+from alignbench.metrics.arrays import Device, as_rows, require
 
 TIE = 1 + 1e-12
 """Squared distances whose ratio is below this are equal: order of summation must not break a tie."""
