@@ -6,20 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignbench import hub, report, run_folder
-from alignbench.config import Origin, RunConfig, known_options, parse_assignments, parse_value
+from alignbench import report, run_folder
+from alignbench.config.plan import Job, Plan, make_plan, starting_weights
+from alignbench.config.settings import Origin, RunConfig, known_options, parse_assignments, parse_value
 from alignbench.errors import UserError, suggest
 from alignbench.evaluation import Score
 from alignbench.files import write_atomic
-from alignbench.job import Job
+from alignbench.hub import weights as hub
 from alignbench.model_evaluation import Subject, evaluate_models
 from alignbench.parallel import Parallel, choose_threads
-from alignbench.plan import Plan, make_plan
 from alignbench.progress import Progress
 from alignbench.record import Result, RunRecord, read, write
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.results import results_of
-from alignbench.run_facts import reward_networks, starting_weights
+from alignbench.run_facts import reward_networks
 from alignbench.run_folder import protocol_folder
 
 

@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignbench import hub
 from alignbench.api import Backbone, Condition, Method, Reward, TextEncoder, Updates
 from alignbench.backbones.containers import load_strict, read_state_dict
 from alignbench.backbones.text_cache import CachedText
 from alignbench.backbones.text_random import RandomText
+from alignbench.config.plan import Job, Plan
 from alignbench.data import ImageDataset, open_dataset
 from alignbench.errors import UserError
 from alignbench.files import write_atomic
-from alignbench.job import Job
-from alignbench.plan import Plan
+from alignbench.hub import weights
 from alignbench.progress import Progress
-from alignbench.registry import members
-from alignbench.registry.catalogue import import_target
+from alignbench.registry import interfaces
+from alignbench.registry.lookup import import_target
 from alignbench.rewards.build import build as build_reward
 from alignbench.rewards.class_names import class_names
 from alignbench.rewards.placement import Placed
@@ -36,7 +35,7 @@ def build_model(plan: Plan, device: torch.device) -> Backbone:
     section = plan.config.section("model")
     more |= {key: section[key] for key in plan.model.options}
     backbone: Backbone = build(plan.model, files, seed=0, device=device, **more)
-    members.require(f"model {plan.config.model!r}", backbone, members.OBJECT_MEMBERS["models"])
+    interfaces.require(f"model {plan.config.model!r}", backbone, interfaces.OBJECT_MEMBERS["models"])
     return backbone
 
 
@@ -60,9 +59,9 @@ def build_text_encoder(plan: Plan, device: torch.device) -> TextEncoder:
     else:
         status = plan.weights["text"]
         assert status.path is not None
-        path, digest = status.path, hub.verify(status)
+        path, digest = status.path, weights.verify(status)
     encoder: TextEncoder = import_target(spec.target)(path, digest=digest, device=device, **size)
-    return CachedText(encoder, hub.cache_root() / "text", device=device)
+    return CachedText(encoder, weights.cache_root() / "text", device=device)
 
 
 def text_conditions(plan: Plan, backbone: Backbone) -> Callable[[Sequence[str]], Condition] | None:
@@ -99,7 +98,7 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     """
     name = job.plan.config.method
     assert name is not None
-    target = members.load_method(job.catalogue, name)
+    target = interfaces.load_method(job.catalogue, name)
 
     shared: dict[tuple[object, ...], Placed] = {}
 

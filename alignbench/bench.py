@@ -20,20 +20,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignbench import assets, environment, randomness, training
+from alignbench import environment, randomness, training
 from alignbench.api import Batch, Collected, Loss, Method, Prompt
 from alignbench.assembly import build_model, open_training_data
+from alignbench.config.plan import Job, Plan
 from alignbench.data.synthetic import SyntheticText
 from alignbench.driver import peak_memory_gib
 from alignbench.errors import named_shortage, smaller_batch
-from alignbench.job import Job
+from alignbench.hub import assets
 from alignbench.judging import in_precision
 from alignbench.parallel import Parallel, choose_threads
-from alignbench.plan import Plan
 from alignbench.progress import Progress
 from alignbench.prompts import read_prompts
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import Setting
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import Setting
 from alignbench.sampling import ImageDecoder, Sampler, sampling_of
 
 WARM_UP_TOKENS = 4

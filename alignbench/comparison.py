@@ -21,7 +21,7 @@ from alignbench.rows import cell_of, sampling_of, values_of
 from alignbench.tables import Cell, Column
 
 if TYPE_CHECKING:
-    from alignbench.registry.schema import MetricFact
+    from alignbench.registry.protocol import MetricFact
 
 Evidence = Literal[
     "paired prompts", "paired images", "paired sampling seeds", "paired resamples", "unpaired", "not tested"

@@ -13,9 +13,9 @@ from alignbench import grid, randomness
 from alignbench.api import Backbone, ClassLabels, Condition, Sampling
 from alignbench.assembly import build_model, load_export
 from alignbench.backbones.pixels import to_uint8
+from alignbench.config.plan import Plan
 from alignbench.errors import UserError
 from alignbench.parallel import choose_threads
-from alignbench.plan import Plan
 from alignbench.sampling import check_probabilities
 
 BATCH = 64

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from alignbench import checkpoint
 from alignbench.api import Batch, Collected, Method
-from alignbench.config import TrainConfig
+from alignbench.config.settings import TrainConfig
 from alignbench.errors import RunFailed, named_shortage
 from alignbench.files import write_atomic
 from alignbench.parallel import Parallel

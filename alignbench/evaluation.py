@@ -20,14 +20,14 @@ import torch
 
 from alignbench import __version__, measuring, run_folder
 from alignbench.api import Evaluator, ImageSet, Reference
-from alignbench.assets import AssetFile
 from alignbench.errors import UserError
 from alignbench.files import digest_of, write_atomic
+from alignbench.hub.assets import AssetFile
 from alignbench.measuring import Place, RowStore, measure
 from alignbench.progress import Progress, Stage
-from alignbench.registry import members
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import ProtocolCard
+from alignbench.registry import interfaces
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import ProtocolCard
 
 Sets = Callable[[str, int], ImageSet]
 """(setting, sampling seed) → images; must be cheap to call."""
@@ -68,9 +68,9 @@ def build_evaluators(
         options = {key: option.default for key, option in card.options.items()}
         options |= protocol.options.get(name, {})
         files = {asset: assets[asset] for asset in card.assets}
-        target = members.load(catalogue, "evaluators", name)
+        target = interfaces.load(catalogue, "evaluators", name)
         built[name] = target(card, options=options, assets=files, device=device)
-        members.require(f"evaluator {name!r}", built[name], members.OBJECT_MEMBERS["evaluators"])
+        interfaces.require(f"evaluator {name!r}", built[name], interfaces.OBJECT_MEMBERS["evaluators"])
     return built
 
 

@@ -8,14 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignbench import environment, hub, report, results, run_folder
-from alignbench.config import PROTOCOL_OPTIONS, asset_options, complete_key, parse_assignments, parse_value
-from alignbench.court import Court, make_court, resolve_protocol
+from alignbench import environment, report, results, run_folder
+from alignbench.config.requirements import Court, make_court
+from alignbench.config.settings import (
+    PROTOCOL_OPTIONS,
+    asset_options,
+    complete_key,
+    parse_assignments,
+    parse_value,
+)
 from alignbench.errors import EXIT_PARTIAL, Problem, UserError
 from alignbench.files import digest_of, write_atomic
+from alignbench.hub import weights
 from alignbench.record import FILE_NAME, Change, ModelInfo, RunRecord, now, read, write
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import ProtocolCard, Setting
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import ProtocolCard, Setting, resolve_protocol
 
 if TYPE_CHECKING:
     from alignbench.data.samples import SampleImages
@@ -195,7 +202,7 @@ def _score(
             device=parallel.device,
             place=parallel,
             folder=out,
-            cache=hub.cache_root(),
+            cache=weights.cache_root(),
             workers=workers,
         )
         for note in plan.images.notes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from alignbench.tables import Table, join, short
 
 if TYPE_CHECKING:
-    from alignbench.registry.schema import AssetCard
+    from alignbench.registry.protocol import AssetCard
 
 KINDS = ("reference", "network", "prompts")
 """What an asset can be, in the order of labels."""

@@ -34,7 +34,7 @@ from alignbench.rows import (
 from alignbench.tables import Board, Table, Unranked
 
 if TYPE_CHECKING:
-    from alignbench.registry.schema import AssetCard, MetricFact, PublishedCard
+    from alignbench.registry.protocol import AssetCard, MetricFact, PublishedCard
 
 Pairs = tuple[tuple[str, str], ...]
 TableKey = tuple[str, int, str, str, int, tuple[int, ...], str, Pairs, Pairs]

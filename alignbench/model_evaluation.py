@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 
-from alignbench import grid, run_facts
+from alignbench import grid
 from alignbench.api import Backbone
 from alignbench.assembly import build_model, load_export
+from alignbench.config import plan as plan_
+from alignbench.config.plan import Job
 from alignbench.evaluation import Evaluation, Score
 from alignbench.exporting import export_images
-from alignbench.job import Job
 from alignbench.judging import Judge, in_precision, writable
 from alignbench.parallel import Parallel
 from alignbench.progress import Progress
@@ -64,7 +65,7 @@ def evaluate_models(
         sampled = in_precision(backbone, judge.protocol)
         evaluations[subject] = judge.model(
             subject,
-            run_facts.weights_digest(digests),
+            plan_.weights_digest(digests),
             backbone,
             sampled=sampled,
             cache=shared if subject == "base" else None,

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from alignbench.api import Backbone, ImageBatch
 from alignbench.backbones.pixels import from_uint8, to_uint8
-from alignbench.config import protocol_digest
 from alignbench.data import ImageDataset
 from alignbench.data.pool import ordered_map
 from alignbench.errors import UserError, named_shortage, smaller_batch
 from alignbench.files import digest_of
-from alignbench.registry.schema import ProtocolCard
+from alignbench.registry.protocol import ProtocolCard, protocol_digest
 
 SHARD = 256
 """Images per shard at least; a whole number of batches."""

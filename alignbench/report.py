@@ -15,7 +15,7 @@ from alignbench.tables import Column, Row, Table, number, short
 from alignbench.verdict import verdict
 
 if TYPE_CHECKING:
-    from alignbench.registry.schema import AssetCard, MetricFact
+    from alignbench.registry.protocol import AssetCard, MetricFact
 
 SAMPLES = "samples.png"
 

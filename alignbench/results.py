@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from alignbench.record import ProtocolRef, Result, SettingRef, Subject
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import ProtocolCard
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import ProtocolCard
 
 if TYPE_CHECKING:
-    from alignbench.assets import AssetFile
     from alignbench.evaluation import Score
+    from alignbench.hub.assets import AssetFile
 
 T = TypeVar("T")
 UNSAMPLED: dict[str, None] = dict.fromkeys(("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval"))

@@ -17,7 +17,7 @@ from alignbench.record import Result, RunRecord, SettingRef, dumps
 from alignbench.tables import Cell, Column, Cost, Row, RowKind, Unranked
 
 if TYPE_CHECKING:
-    from alignbench.registry.schema import MetricFact
+    from alignbench.registry.protocol import MetricFact
 
 MACHINE_KEYS = {"train.micro_batch", "train.recompute", "model.policy", "model.tokenizer", "data.root"}
 """Configuration keys that say how or from where a run is executed, not what it computes; weights and data

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from alignbench import environment, hub, record
+from alignbench import environment, record
+from alignbench.config.plan import Plan, starting_weights
 from alignbench.driver import Totals
 from alignbench.evaluation import Score
-from alignbench.files import digest_of
-from alignbench.plan import Plan
 from alignbench.record import (
     Change,
     DataInfo,
@@ -21,30 +20,12 @@ from alignbench.record import (
     RunRecord,
     TrainInfo,
 )
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.results import results_of
-from alignbench.rewards.resolve import resolve
-from alignbench.specs import parse_terms
 
 if TYPE_CHECKING:
-    from alignbench.job import Job
-
-
-def weights_digest(weights: dict[str, str]) -> str:
-    """Identity of a set of weight files."""
-    return f"sha256:{digest_of(weights)}"
-
-
-def starting_weights(plan: Plan) -> dict[str, str]:
-    """Hash the files that a run starts from, those of its text encoder included: {role: digest}.
-
-    Raises:
-        UserError: one is not the file that was meant.
-    """
-    if plan.random_weights:
-        return {}
-    weights = {role: f"sha256:{hub.verify(status)}" for role, status in plan.weights.items()}
-    return weights | ({"text": f"sha256:{plan.text.sha256}"} if plan.text else {})
+    from alignbench.config.plan import Job
 
 
 @dataclass

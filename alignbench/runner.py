@@ -15,13 +15,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from alignbench import estimates, hub, report, run_facts, run_folder, training
+from alignbench import report, run_facts, run_folder, training
 from alignbench.assembly import open_training_data, role_of
+from alignbench.config import estimate
+from alignbench.config.plan import Job
 from alignbench.driver import Interrupted
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
 from alignbench.evaluation import Score
 from alignbench.files import write_atomic
-from alignbench.job import Job
+from alignbench.hub import weights
 from alignbench.model_evaluation import evaluate_models
 from alignbench.parallel import Parallel, choose_threads
 from alignbench.progress import Progress
@@ -80,7 +82,7 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
             run_folder.remember(job.out, "weights", facts.weights)
         if job.plan.method is not None:
             memory = parallel.memory_gib
-            if memory and (note := estimates.memory_note(job.plan.estimate, memory)):
+            if memory and (note := estimate.memory_note(job.plan.estimate, memory)):
                 progress.say(note)
             _train(job, facts, parallel, progress)
             parallel.release()
@@ -158,7 +160,7 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
     if parallel.is_main:
         _save_export(ready.backbone.export()[role_of(plan)], export)
     parallel.barrier()
-    facts.exports = {role_of(plan): f"sha256:{hub.file_sha256(export)}"}
+    facts.exports = {role_of(plan): f"sha256:{weights.file_sha256(export)}"}
 
 
 def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -23,7 +23,7 @@ from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt,
 from alignbench.backbones.pixels import resize_bicubic, to_uint8
 from alignbench.errors import RunFailed, named_shortage, smaller_batch
 from alignbench.files import write_atomic
-from alignbench.registry.schema import ProtocolCard, Setting
+from alignbench.registry.protocol import ProtocolCard, Setting
 
 SHARD = 256
 """Images per file at least; a whole number of generation batches."""

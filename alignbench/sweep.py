@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignbench import plan as planning
-from alignbench.config import parse_assignments, resolve
+from alignbench.config import plan as planning
+from alignbench.config.settings import parse_assignments, resolve
 from alignbench.distributed import world_size
 from alignbench.errors import EXIT_PARTIAL, Problem, UserError, suggest
 from alignbench.files import write_atomic
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, RunRecord, read
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.registry.schema import Scalar, SweepCard, SweepRow
 
 NAMES = ("method", "recipe")
@@ -266,7 +266,7 @@ def carry_out(
 def _carry_out_one(run: SweepRun, catalogue: Catalogue, progress: Progress, workers: int) -> str:
     """Do one run; return why it failed, or nothing."""
     from alignbench import runner
-    from alignbench.job import Job
+    from alignbench.config.plan import Job
 
     _forget_memory()
     job = Job(run.plan, catalogue, run.folder, command=run.command, workers=workers)

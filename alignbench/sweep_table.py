@@ -12,7 +12,7 @@ from alignbench import __version__
 from alignbench.files import digest_of, write_atomic
 from alignbench.metrics.intervals import Interval, difference, nested_interval, units
 from alignbench.record import RunRecord
-from alignbench.registry.schema import MetricFact
+from alignbench.registry.protocol import MetricFact
 from alignbench.sweep import Configuration, Sweep, SweepRun, text
 
 

@@ -13,7 +13,7 @@ from alignbench.metrics.intervals import Difference, Interval
 
 if TYPE_CHECKING:
     from alignbench.record import ProtocolRef, RunRecord, SettingRef
-    from alignbench.registry.schema import MetricFact
+    from alignbench.registry.protocol import MetricFact
 
 RowKind = Literal["base", "control", "method", "samples"]
 """`control`: the base model under another setting than the table's first one; `samples`: given images."""

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from alignbench import assembly, runner
 from alignbench.api import Backbone, Batch, Method
-from alignbench.config import resolve
+from alignbench.config.plan import Job, make_plan
+from alignbench.config.settings import resolve
 from alignbench.data.stream import Stream
 from alignbench.errors import EXIT_PARTIAL, UserError
-from alignbench.job import Job
-from alignbench.plan import make_plan
 from alignbench.progress import Progress, Stage
-from alignbench.registry import members
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry import interfaces
+from alignbench.registry.lookup import Catalogue
 
 CPU = torch.device("cpu")
 SHORT = ("steps=4", "images_per_step=8", "micro_batch=4", "warmup_steps=0", "precision=fp32")
@@ -96,7 +95,7 @@ def _gradients(parts: _Parts, pieces: list[Batch], step: int = 0) -> tuple[Tenso
 def the_card_is_complete(case: Case, folder: Path) -> None:
     """The card can be read, says what the method is, and agrees with the class."""
     card = case.catalogue.method(case.method)
-    members.load_method(case.catalogue, case.method)
+    interfaces.load_method(case.catalogue, case.method)
     assert card.summary.endswith("."), "the card's summary is not a sentence"
     for name, option in card.options.items():
         assert option.doc.endswith("."), f"option {name} of the card has no sentence"

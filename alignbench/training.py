@@ -10,10 +10,10 @@ import torch
 
 from alignbench.api import Backbone, Method
 from alignbench.assembly import build_method, build_model, text_conditions, trained_module
+from alignbench.config.plan import Job
 from alignbench.data import ImageDataset
 from alignbench.data.stream import Stream
 from alignbench.driver import Driver, parameter_groups
-from alignbench.job import Job
 from alignbench.parallel import Parallel
 from alignbench.progress import Progress
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from alignbench.assets import AssetFile
 from alignbench.errors import UserError
 from alignbench.evaluators.open_clip_model import Pictures, PromptMatch
+from alignbench.hub.assets import AssetFile
 from alignbench.nets import clip_files
-from alignbench.registry.schema import EvaluatorCard, Scalar
+from alignbench.registry.protocol import EvaluatorCard
+from alignbench.registry.schema import Scalar
 
 
 def build(

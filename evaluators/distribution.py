@@ -22,8 +22,9 @@ from alignbench.files import digest_of
 from alignbench.nets import digits
 
 if TYPE_CHECKING:
-    from alignbench.assets import AssetFile
-    from alignbench.registry.schema import EvaluatorCard, Scalar
+    from alignbench.hub.assets import AssetFile
+    from alignbench.registry.protocol import EvaluatorCard
+    from alignbench.registry.schema import Scalar
 
 BLOCK = 4096
 """Rows per block of the distance matrices; bounds memory, does not change the result."""

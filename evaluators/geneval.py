@@ -26,11 +26,12 @@ from alignbench.evaluators.geneval_rules import (
 )
 from alignbench.files import digest_of
 from alignbench.metrics.clusters import mean_interval, share_interval
-from alignbench.registry.catalogue import import_target
+from alignbench.registry.lookup import import_target
 
 if TYPE_CHECKING:
-    from alignbench.assets import AssetFile
-    from alignbench.registry.schema import EvaluatorCard, Scalar
+    from alignbench.hub.assets import AssetFile
+    from alignbench.registry.protocol import EvaluatorCard
+    from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of the rules; part of the identity."""

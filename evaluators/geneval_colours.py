@@ -18,7 +18,7 @@ from alignbench.nets import clip_files
 from alignbench.precision import full_precision
 
 if TYPE_CHECKING:
-    from alignbench.assets import AssetFile
+    from alignbench.hub.assets import AssetFile
     from alignbench.registry.schema import Scalar
 
 VERSION = 1

@@ -17,7 +17,7 @@ from torch import Tensor
 from alignbench.evaluators.geneval_rules import Detection
 
 if TYPE_CHECKING:
-    from alignbench.assets import AssetFile
+    from alignbench.hub.assets import AssetFile
     from alignbench.registry.schema import Scalar
 
 

@@ -32,7 +32,7 @@ from alignbench.evaluators.mask2former import CLASS_NAMES
 from alignbench.files import digest_of
 
 if TYPE_CHECKING:
-    from alignbench.assets import AssetFile
+    from alignbench.hub.assets import AssetFile
     from alignbench.registry.schema import Scalar
 
 VERSION = 1

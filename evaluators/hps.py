@@ -10,11 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from alignbench.assets import AssetFile
 from alignbench.evaluators.open_clip_model import PromptMatch
+from alignbench.hub.assets import AssetFile
 from alignbench.nets import clip_files
 from alignbench.nets.preprocess import Preprocess
-from alignbench.registry.schema import EvaluatorCard, Scalar
+from alignbench.registry.protocol import EvaluatorCard
+from alignbench.registry.schema import Scalar
 
 ARCHITECTURE = "ViT-H-14"
 """With GELU: these are descendants of LAION's network, not of OpenAI's."""

@@ -34,8 +34,9 @@ from alignbench.nets import inception
 from alignbench.nets.inception import Inception
 
 if TYPE_CHECKING:
-    from alignbench.assets import AssetFile
-    from alignbench.registry.schema import EvaluatorCard, Scalar
+    from alignbench.hub.assets import AssetFile
+    from alignbench.registry.protocol import EvaluatorCard
+    from alignbench.registry.schema import Scalar
 
 
 WEIGHTS = "inception-2015-12-05"

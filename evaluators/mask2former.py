@@ -22,7 +22,7 @@ from alignbench.files import digest_of
 from alignbench.precision import full_precision
 
 if TYPE_CHECKING:
-    from alignbench.assets import AssetFile
+    from alignbench.hub.assets import AssetFile
     from alignbench.registry.schema import Scalar
 
 VERSION = 1

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignbench.api import PROMPT, ImageBatch, Measured, Metric, Prompt, Reference
-from alignbench.assets import AssetFile
 from alignbench.errors import UserError
 from alignbench.files import digest_of
+from alignbench.hub.assets import AssetFile
 from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets.clip_files import ClipModel
 from alignbench.precision import full_precision
-from alignbench.registry.schema import EvaluatorCard, Scalar
+from alignbench.registry.protocol import EvaluatorCard
+from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of the arithmetic here and in the two evaluators."""

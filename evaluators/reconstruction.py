@@ -22,8 +22,9 @@ from alignbench.nets import lpips
 from alignbench.precision import full_precision
 
 if TYPE_CHECKING:
-    from alignbench.assets import AssetFile
-    from alignbench.registry.schema import EvaluatorCard, Scalar
+    from alignbench.hub.assets import AssetFile
+    from alignbench.registry.protocol import EvaluatorCard
+    from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of the arithmetic below: rows of another version are not used."""

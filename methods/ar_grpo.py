@@ -32,7 +32,7 @@ from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
 from alignbench.methods.modes import eval_logits, mode
 from alignbench.methods.reward_terms import combine_normalised, combine_raw, describe, parse_terms
-from alignbench.specs import parse_spec
+from alignbench.registry.reward_spec import parse_spec
 
 FAITHFUL_EPSILON = 1e-4
 """Added to a group's standard deviation by the published program."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignbench.methods.policy_gradient import group_advantages
-from alignbench.specs import parse_terms as parse_terms
+from alignbench.registry.reward_spec import parse_terms as parse_terms
 
 
 class Mixed(NamedTuple):

@@ -6,7 +6,7 @@ Cards hold facts and names only. Reading them imports no implementation.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -71,8 +71,6 @@ _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", 
 
 
 # --- models ---------------------------------------------------------------------------------------
-
-
 class PolicyShape(_Table):
     """Geometry of the autoregressive transformer."""
 
@@ -189,8 +187,6 @@ class ModelCard(Card):
 
 
 # --- methods, rewards, recipes --------------------------------------------------------------------
-
-
 class MethodCard(Card):
     """A post-training method."""
 
@@ -308,8 +304,6 @@ class SweepCard(Card):
 
 
 # --- data and evaluation --------------------------------------------------------------------------
-
-
 class DatasetCard(Card):
     """Training or reference images."""
 
@@ -323,189 +317,3 @@ class DatasetCard(Card):
     class_names: list[str] | Target = []
     """What each class shows, in order of the id and in words that a text model knows, for rewards that read a
     text; or where such a list is. Empty: rewards of that kind need captions."""
-
-
-class Setting(_Table):
-    """One way of sampling inside a protocol; the fields of `api.Sampling`."""
-
-    title: str
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    cfg_scale: float = 1.0
-    cfg_interval: int = -1
-
-
-class AssetCard(Card):
-    """Something from outside that evaluators read: a network's weights, reference statistics, prompts.
-
-    It is looked for at the path given by `--set assets.NAME=PATH`, in the package if shipped, in
-    `$ALIGNBENCH_CACHE/assets/NAME/`, in the places other programs keep it, and in the Hugging Face cache.
-    """
-
-    what: Literal["network", "reference", "prompts", "detections"]
-    file: str
-    """File name; `.` for a whole repository in the hub's folder form."""
-    url: str = ""
-    """Where it can be downloaded; empty: from the hub, or nowhere."""
-    repo: str = ""
-    """Hub repository; empty: from `url`, or nowhere."""
-    revision: str = "main"
-    kind: Literal["model", "dataset"] = "model"
-    """Of the hub repository."""
-    files: list[str] = []
-    """What a repository must hold; `a|b` means either. Only with `file = "."`."""
-    places: list[str] = []
-    """Where other programs keep it, e.g. `$TORCH_HOME/hub/checkpoints/NAME`."""
-    shipped: bool = False
-    """It lies inside the package, at `file`."""
-    size: int | None = None
-    """Bytes."""
-    sha256: str | None = None
-    """Hex digest of the file; None: not known to the authors, recorded on first use."""
-
-
-class ReferenceSpec(_Table):
-    """What samples are compared with: images of a data set, or a statistics file."""
-
-    dataset: str = ""
-    split: str = ""
-    statistics: str = ""
-    """Asset card of an ADM-form npz file; instead of `dataset`."""
-    image_size: int = 0
-    """Side of the images in that file; 0: the protocol's. Another one fits evaluators that resize for
-    themselves."""
-
-    @model_validator(mode="after")
-    def _names_one(self) -> ReferenceSpec:
-        if bool(self.dataset) == bool(self.statistics) or bool(self.dataset) != bool(self.split):
-            raise ValueError("give dataset and split, or statistics")
-        return self
-
-
-class ProtocolCard(Card):
-    """Everything that makes two numbers comparable; its digest is printed beside each number."""
-
-    version: int
-    task: Literal["generation", "reconstruction"] = "generation"
-    """`reconstruction`: images of the reference data set go through the tokenizer and back."""
-    condition: Literal["class", "text"]
-    image_size: int
-    """Side the samples are scored at; larger generations are resized to it."""
-    resize: Literal["none", "bicubic"] = "none"
-    """`bicubic`: on the float image, no antialias, before clamping (LlamaGen)."""
-    rounding: Literal["truncate-128", "truncate-255"] = "truncate-128"
-    """From float pixels x in [-1, 1] to bytes, clamped: trunc(127.5·x + 128) as LlamaGen and ADM do, or
-    trunc(255·(x + 1)/2) as AR-GRPO and Janus do."""
-    samples: int
-    """Images per sampling seed."""
-    seeds: list[int]
-    """Sampling seeds; each gives its own set of images and its own number."""
-    labels: Literal["uniform", "balanced", "prompts"]
-    """`uniform`: drawn at random with replacement; `balanced`: the same number for each class; `prompts`: no
-    classes, each prompt is used `images_per_prompt` times."""
-    prompts: str = ""
-    """Asset card of the prompt file."""
-    images_per_prompt: int = 1
-    precision: Literal["fp32", "bf16"]
-    """Arithmetic of the policy while sampling."""
-    batch: int
-    """Images generated together; fixed because bf16 rounding depends on it."""
-    evaluators: list[str]
-    options: dict[str, dict[str, Scalar]] = {}
-    """{evaluator: {option: value}} where the evaluator card's default is not meant."""
-    rank_by: str
-    """Metric that orders the table."""
-    settings: dict[str, Setting]
-    reference: ReferenceSpec | None = None
-
-
-class MetricFact(_Table):
-    """How a metric is shown and ranked."""
-
-    title: str
-    direction: Literal["higher", "lower"]
-    digits: int
-    networks: list[str] = []
-    """Frozen networks behind it."""
-    detail: bool = False
-    """Shown in a run's own report, not as a column of leaderboards."""
-    column: str = ""
-    """The metric is the plain mean of this column of the evaluator's rows, so that two runs can be compared
-    image by image; empty: it is not."""
-    per: Literal["image", "prompt"] = "image"
-    """What is independent in that mean: images of one prompt are not."""
-    doc: str = ""
-
-
-class EvaluatorCard(Card):
-    """A program that scores an image set.
-
-    The target is called as `target(card, options=…, assets=…, device=…)` and returns an `api.Evaluator`.
-    """
-
-    target: Target
-    needs: list[Literal["reference", "prompts", "originals"]] = []
-    """What an image set must come with."""
-    assets: list[str] = []
-    """Asset cards it reads."""
-    parts: dict[str, Target] = {}
-    """Exchangeable parts, e.g. the detector of GenEval: another card may name another one."""
-    packages: list[str] = []
-    """Modules it imports that a plain installation lacks."""
-    extra: str = ""
-    """The extra that brings them: `pip install 'alignbench[EXTRA]'`."""
-    min_images: dict[str, int] = {}
-    """{option: n}: with fewer than the option's value + n images nothing can be estimated."""
-    keep: list[str] = []
-    """Columns that stay in the run folder after scoring, besides those that metrics are means of."""
-    row_bytes: int = 0
-    """Disk space that one image's rows take until they are scored; the plan's estimate counts it."""
-    metrics: dict[str, MetricFact]
-    options: dict[str, Option] = {}
-
-
-class PublishedRow(_Table):
-    """One printed row."""
-
-    method: str
-    values: dict[str, float]
-    model: str = ""
-    note: str = ""
-
-
-class PublishedTable(_Table):
-    """One table of a paper as printed."""
-
-    id: str
-    caption: str
-    setting: dict[str, Any]
-    rows: list[PublishedRow]
-
-
-class Inconsistency(_Table):
-    """Two places of one paper that disagree."""
-
-    what: str
-    values: list[str]
-
-
-class PublishedCard(Card):
-    """Numbers printed in a paper. Shown beside ours, never ranked with them."""
-
-    tables: list[PublishedTable]
-    inconsistencies: list[Inconsistency] = []
-
-
-KINDS: dict[str, type[Card]] = {
-    "models": ModelCard,
-    "methods": MethodCard,
-    "evaluators": EvaluatorCard,
-    "assets": AssetCard,
-    "rewards": RewardCard,
-    "datasets": DatasetCard,
-    "recipes": RecipeCard,
-    "protocols": ProtocolCard,
-    "published": PublishedCard,
-    "sweeps": SweepCard,
-}

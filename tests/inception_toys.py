@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alignbench.assets import AssetFile
 from alignbench.evaluators.inception import InceptionDistribution
-from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.hub.assets import AssetFile
+from alignbench.registry.lookup import Catalogue, import_target
 
 ASSET = "inception-2015-12-05"
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.registry.schema import ModelCard
 
 CAPTIONS = ("a cat", "  two red cubes on a table ", "")

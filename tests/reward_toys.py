@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignbench import api
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.rewards.requests import FromReference
 
 BUILT_IN = Path(__file__).parent.parent / "registry"

@@ -18,9 +18,9 @@ from alignbench.backbones.llamagen import LlamaGen, build, unwrap
 from alignbench.errors import UserError
 from alignbench.methods.ar_grpo import ArGrpo, Experience
 from alignbench.methods.reward_terms import describe, parse_terms
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.reward_spec import resolve
 from alignbench.rewards import transforms
-from alignbench.rewards.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = Catalogue([("built-in", ROOT / "registry")])

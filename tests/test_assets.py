@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from alignbench import asset_fetch, assets, digests, transfer
 from alignbench.cli import doctor, weights
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import package_file
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import AssetCard
+from alignbench.hub import assets, digests, download, fetch_assets
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import AssetCard
 from tests.test_fetch import COMMIT, CONTENT, SHA256, Handler, place
 
 CATALOGUE = Catalogue.default()
@@ -264,14 +264,14 @@ def test_plain_address(server: SimpleNamespace, cache: Path, address: str) -> No
     server.etag = "version-1"
     card = make_card(url=f"{server.root}/{address}", size=len(CONTENT), sha256=SHA256)
     lines: list[str] = []
-    (done,) = asset_fetch.fetch({"net": card}, say=lines.append)
+    (done,) = fetch_assets.fetch({"net": card}, say=lines.append)
     target = cache / "assets" / "net" / "net.pt"
     assert (done.action, done.path, done.sha256) == ("downloaded", target, SHA256)
     assert target.read_bytes() == CONTENT and [path.name for path in target.parent.iterdir()] == ["net.pt"]
     assert "licence MIT" in lines[0] and "10.2 kB" in lines[0] and str(target) in lines[0]
     assert {token for _, _, token in server.seen} == {None}, "the hub's token is nobody else's business"
     server.seen.clear()
-    assert asset_fetch.fetch({"net": card})[0].action == "present"
+    assert fetch_assets.fetch({"net": card})[0].action == "present"
     assert server.seen == []
 
 
@@ -287,40 +287,40 @@ def test_broken_transfer_is_continued(
     card = make_card(url=f"{server.root}/net.pt")
     with monkeypatch.context() as patch, pytest.raises(RunFailed, match="4000 of 10240 bytes are kept"):
         patch.setattr(file_download, "http_get", breaks)
-        asset_fetch.fetch({"net": card})
+        fetch_assets.fetch({"net": card})
     assert not (cache / "assets" / "net" / "net.pt").exists()
     server.requests.clear()
-    assert asset_fetch.fetch({"net": card})[0].sha256 == SHA256
+    assert fetch_assets.fetch({"net": card})[0].sha256 == SHA256
     assert [given for method, given in server.requests if method == "GET"] == ["bytes=4000-"]
 
 
 def test_another_version_starts_afresh(server: SimpleNamespace, cache: Path) -> None:
     card = make_card(url=f"{server.root}/net.pt", sha256=SHA256)
     place(cache / "assets" / "net" / f"net.pt.{'0' * 16}.partial", b"something else")
-    asset_fetch.fetch({"net": card})
+    fetch_assets.fetch({"net": card})
     assert [given for method, given in server.requests if method == "GET"] == [None]
 
 
 def test_wrong_content_never_gets_the_final_name(server: SimpleNamespace, cache: Path) -> None:
     card = make_card(url=f"{server.root}/net.pt", sha256="0" * 64)
     with pytest.raises(UserError, match="0" * 64) as caught:
-        asset_fetch.fetch({"net": card})
+        fetch_assets.fetch({"net": card})
     assert SHA256 in caught.value.what and not (cache / "assets" / "net" / "net.pt").exists()
     server.seen.clear()
     with pytest.raises(UserError, match="not the file that asset 'net' means"):
-        asset_fetch.fetch({"net": make_card(url=f"{server.root}/net.pt", size=5)})
+        fetch_assets.fetch({"net": make_card(url=f"{server.root}/net.pt", size=5)})
     assert {method for method, _, _ in server.seen} == {"HEAD"}
 
 
 def test_data_set_of_the_hub(server: SimpleNamespace, cache: Path) -> None:
     card = make_card(what="prompts", file="a b.csv", repo="someone/list", revision=COMMIT, kind="dataset")
-    assert asset_fetch.fetch({"list": card})[0].path == cache / "assets" / "list" / "a b.csv"
+    assert fetch_assets.fetch({"list": card})[0].path == cache / "assets" / "list" / "a b.csv"
     assert all(path.startswith("/datasets/someone/list/") for _, path, _ in server.seen)
 
 
 def test_folder_of_the_hub_gets_the_first_of_alternatives(server: SimpleNamespace, cache: Path) -> None:
     place(cache / "assets" / "net" / "a.json", b"{}")
-    (done,) = asset_fetch.fetch({"net": hub_folder()})
+    (done,) = fetch_assets.fetch({"net": hub_folder()})
     assert done.path == cache / "assets" / "net" and done.action == "downloaded"
     assert sorted(path.name for path in done.path.iterdir()) == ["a.json", "w.st"]
     assert {path.rpartition("/")[2] for _, path, _ in server.seen} == {"w.st"}
@@ -329,7 +329,7 @@ def test_folder_of_the_hub_gets_the_first_of_alternatives(server: SimpleNamespac
 def test_dry_run_lists_everything_and_touches_nothing(server: SimpleNamespace, cache: Path) -> None:
     cards = {"net": make_card(url=f"{server.root}/net.pt", size=10), "own": make_card(licence="")}
     lines: list[str] = []
-    done = asset_fetch.fetch(cards, dry_run=True, say=lines.append)
+    done = fetch_assets.fetch(cards, dry_run=True, say=lines.append)
     assert [item.action for item in done] == ["would download", "bring your own"]
     assert server.seen == [] and not cache.exists()
     assert "10 bytes" in lines[0] and "licence not stated" in lines[1] and "--set assets.own=PATH" in lines[2]
@@ -340,22 +340,22 @@ def test_no_network_gets_one_line(monkeypatch: pytest.MonkeyPatch, cache: Path) 
 
     card = make_card(url="http://127.0.0.1:9/net.pt")
     with pytest.raises(UserError, match=r"cannot get http://127\.0\.0\.1:9/net\.pt \(") as caught:
-        asset_fetch.fetch({"net": card})
+        fetch_assets.fetch({"net": card})
     assert "curl -fL -o net.pt http://127.0.0.1:9/net.pt" in caught.value.fix
     assert str(cache / "assets" / "net" / "net.pt") in caught.value.fix
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-        asset_fetch.fetch({"net": card})
+        fetch_assets.fetch({"net": card})
 
 
 def test_absent_file_and_wrong_file_on_disk(server: SimpleNamespace, cache: Path) -> None:
     server.missing = True
     with pytest.raises(UserError, match=r"cannot get .*404"):
-        asset_fetch.fetch({"net": make_card(url=f"{server.root}/net.pt")})
+        fetch_assets.fetch({"net": make_card(url=f"{server.root}/net.pt")})
     mine = place(cache / "assets" / "net" / "net.pt", b"mine")
     with pytest.raises(UserError, match="4 bytes"):
-        asset_fetch.fetch({"net": make_card(url=f"{server.root}/net.pt", size=9)})
+        fetch_assets.fetch({"net": make_card(url=f"{server.root}/net.pt", size=9)})
     assert mine.read_bytes() == b"mine"
 
 
@@ -370,7 +370,7 @@ def table_row(name: str, card: AssetCard) -> str:
     known = "yes" if card.sha256 else "no"
     first = [names.split("|")[0] for names in card.files]
     file = f"`{card.file}`" if card.file != assets.FOLDER else f"folder: {', '.join(first)}"
-    size = transfer.human_size(card.size) if card.size else "–"
+    size = download.human_size(card.size) if card.size else "–"
     return f"| {' | '.join((f'`{name}`', card.what, file, size, known, card.licence, source))} |"
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from alignbench import plugins
 from alignbench.api import ClassLabels, Sampling
-from alignbench.registry import members
+from alignbench.registry import interfaces, plugins
 from tests.test_evaluate import alignbench, record
 
 pytest.importorskip("transformers")
@@ -30,7 +29,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backbone(plugin: Path) -> Any:
     catalogue = plugins.catalogue([plugin])
-    return members.load(catalogue, "models", "gpt2-digits")(catalogue.model("gpt2-digits"), None, seed=0)
+    return interfaces.load(catalogue, "models", "gpt2-digits")(catalogue.model("gpt2-digits"), None, seed=0)
 
 
 def test_no_logit_knows_the_token_it_scores(backbone: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from alignbench.bench import Clock
 from alignbench.bench_evaluators import MadeRows
 from alignbench.cli.main import main
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 
 @pytest.fixture

@@ -9,17 +9,10 @@ from typing import Any
 
 import pytest
 
-from alignbench.config import known_options
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import (
-    KINDS,
-    ModelCard,
-    PolicyShape,
-    PublishedTable,
-    RecipeCard,
-    Scalar,
-    TokenizerShape,
-)
+from alignbench.config.settings import known_options
+from alignbench.registry.lookup import KINDS, Catalogue
+from alignbench.registry.protocol import PublishedTable
+from alignbench.registry.schema import ModelCard, PolicyShape, RecipeCard, Scalar, TokenizerShape
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -132,7 +125,7 @@ def test_protocol_is_whole(name: str) -> None:
 
 
 def test_digits8_keeps_the_digest_of_its_committed_records() -> None:
-    from alignbench.config import protocol_digest
+    from alignbench.registry.protocol import protocol_digest
 
     digest = "sha256:f0017c19c804d22f21f937f7ad71dab48540d7fa8dea0ba96c485841cdfb7c81"
     assert protocol_digest(CATALOGUE.protocol("digits8")) == digest

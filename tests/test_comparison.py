@@ -17,7 +17,7 @@ from scipy import stats
 from alignbench.comparison import Compared, Side, compare, open_side
 from alignbench.errors import UserError
 from alignbench.record import RunRecord, write
-from alignbench.registry.schema import MetricFact
+from alignbench.registry.protocol import MetricFact
 from alignbench.render import comparison as render
 
 DATA = Path(__file__).parent / "data" / "records"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from alignbench.config import TRAIN_OPTIONS, TrainConfig, protocol_digest, resolve
+from alignbench.config.settings import TRAIN_OPTIONS, TrainConfig, resolve
 from alignbench.errors import UserError
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import protocol_digest
 
 
 @pytest.fixture(scope="module")

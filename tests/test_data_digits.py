@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from alignbench.data import ImageDataset, captions_of, open_dataset
 from alignbench.data.digits import split_rows
 from alignbench.errors import UserError
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 CARDS = Catalogue.default()
 SIZES = {"train": 1097, "validation": 300, "test": 400}

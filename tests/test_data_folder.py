@@ -16,7 +16,7 @@ from alignbench.data import ImageDataset, Skipped, open_dataset
 from alignbench.data.crops import center_crop_adm
 from alignbench.data.encoded import UnreadableImage, choose, decode_image
 from alignbench.errors import RunFailed, UserError
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 CARDS = Catalogue.default()
 

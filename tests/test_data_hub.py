@@ -14,7 +14,7 @@ from PIL import Image
 from alignbench.data import ImageDataset, Skipped, open_dataset
 from alignbench.data.crops import center_crop_adm
 from alignbench.errors import UserError
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 datasets = pytest.importorskip("datasets")
 

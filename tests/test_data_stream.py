@@ -15,7 +15,7 @@ from alignbench.data import ImageDataset, open_dataset
 from alignbench.data.pool import AHEAD, ordered_map
 from alignbench.data.reference import DatasetImages
 from alignbench.data.stream import Stream
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 
 def noise(count: int) -> ImageDataset:

@@ -20,7 +20,7 @@ from alignbench.data.captioned import captions_in
 from alignbench.data.stream import Stream
 from alignbench.data.text_images import form_of
 from alignbench.errors import UserError
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from tests.captioned_images import encoded, scenes, shard_files, write_folder, write_tar
 
 CARDS = Catalogue.default()

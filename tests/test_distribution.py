@@ -18,7 +18,7 @@ from alignbench.api import ImageBatch, Reference
 from alignbench.errors import UserError
 from alignbench.evaluators import distribution
 from alignbench.nets import digits
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 DATA = Path(__file__).parent / "data" / "golden-metrics"
 ARRAYS = np.load(DATA / "arrays.npz")

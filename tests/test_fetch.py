@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from alignbench import hub, transfer
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, RunFailed, UserError
 from alignbench.files import package_file
-from alignbench.registry.catalogue import Catalogue
+from alignbench.hub import download, weights
+from alignbench.registry.lookup import Catalogue
 from alignbench.registry.schema import ModelCard, WeightFile
 
 CONTENT = bytes(range(256)) * 40
@@ -57,13 +57,13 @@ def hub_file(**changes: Any) -> WeightFile:
 
 
 def test_cache_root_is_the_variable_or_the_home(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    assert hub.cache_root() == cache
+    assert weights.cache_root() == cache
     monkeypatch.delenv("ALIGNBENCH_CACHE")
-    assert hub.cache_root() == Path.home() / ".cache" / "alignbench"
+    assert weights.cache_root() == Path.home() / ".cache" / "alignbench"
 
 
 def test_missing_file_names_its_place_and_the_command(cache: Path) -> None:
-    status = hub.locate("mine", make_card(hub_file()))["policy"]
+    status = weights.locate("mine", make_card(hub_file()))["policy"]
     assert (status.path, status.ok, status.size_ok) == (None, False, False)
     assert status.expected == cache / "weights" / "mine" / "policy.pt"
     assert str(status.expected.parent) in status.reason
@@ -71,7 +71,7 @@ def test_missing_file_names_its_place_and_the_command(cache: Path) -> None:
 
 
 def test_file_without_release_is_brought(cache: Path) -> None:
-    status = hub.locate("mine", make_card(hub_file(repo="")))["policy"]
+    status = weights.locate("mine", make_card(hub_file(repo="")))["policy"]
     assert "no public release" in status.reason
     assert "fetch" not in status.fix and "--set model.policy=PATH" in status.fix
 
@@ -79,7 +79,7 @@ def test_file_without_release_is_brought(cache: Path) -> None:
 @pytest.mark.parametrize(("wanted", "ok"), [(len(CONTENT), True), (len(CONTENT) + 1, False), (None, True)])
 def test_size_decides(cache: Path, wanted: int | None, ok: bool) -> None:
     place(cache / "weights" / "mine" / "policy.pt", CONTENT)
-    status = hub.locate("mine", make_card(hub_file(size=wanted)))["policy"]
+    status = weights.locate("mine", make_card(hub_file(size=wanted)))["policy"]
     assert status.ok is ok
     if not ok:
         assert f"{len(CONTENT)} bytes" in status.reason and str(wanted) in status.reason
@@ -88,7 +88,7 @@ def test_size_decides(cache: Path, wanted: int | None, ok: bool) -> None:
 
 def test_empty_file_is_not_ok(cache: Path) -> None:
     place(cache / "weights" / "mine" / "policy.pt", b"")
-    status = hub.locate("mine", make_card(hub_file()))["policy"]
+    status = weights.locate("mine", make_card(hub_file()))["policy"]
     assert not status.ok and "0 bytes" in status.reason
 
 
@@ -96,35 +96,38 @@ def test_given_path_wins_and_never_falls_back(cache: Path, tmp_path: Path) -> No
     place(cache / "weights" / "mine" / "policy.pt", CONTENT)
     mine = place(tmp_path / "mine.safetensors", b"x")
     card = make_card(hub_file(size=len(CONTENT)))
-    assert hub.locate("mine", card, {"policy": str(mine)})["policy"].path == mine
-    assert hub.locate("mine", card, {"policy": ""})["policy"].path == cache / "weights" / "mine" / "policy.pt"
+    assert weights.locate("mine", card, {"policy": str(mine)})["policy"].path == mine
+    assert (
+        weights.locate("mine", card, {"policy": ""})["policy"].path
+        == cache / "weights" / "mine" / "policy.pt"
+    )
 
-    absent = hub.locate("mine", card, {"policy": str(tmp_path / "absent.pt")})["policy"]
+    absent = weights.locate("mine", card, {"policy": str(tmp_path / "absent.pt")})["policy"]
     assert absent.path is None and "no such file" in absent.reason and "absent.pt" in absent.reason
-    folder = hub.locate("mine", card, {"policy": str(tmp_path)})["policy"]
+    folder = weights.locate("mine", card, {"policy": str(tmp_path)})["policy"]
     assert not folder.ok and "a folder" in folder.reason
 
 
 def test_shards_have_their_own_keys_and_one_path_replaces_them(tmp_path: Path) -> None:
     card = make_card(hub_file(path="a.bin"), hub_file(path="b.bin"), hub_file(role="tokenizer", path="t.bin"))
-    assert [(key, status.expected.name) for key, status in hub.locate("mine", card).items()] == [
+    assert [(key, status.expected.name) for key, status in weights.locate("mine", card).items()] == [
         ("policy", "a.bin"),
         ("policy.2", "b.bin"),
         ("tokenizer", "t.bin"),
     ]
     mine = place(tmp_path / "whole.safetensors", b"x")
-    statuses = hub.locate("mine", card, {"policy": str(mine)})
+    statuses = weights.locate("mine", card, {"policy": str(mine)})
     assert set(statuses) == {"policy", "tokenizer"} and statuses["policy"].path == mine
 
 
 def test_shipped_file_lies_in_the_package() -> None:
     here = WeightFile(role="policy", path="errors.py", shipped=True)
     absent = WeightFile(role="tokenizer", path="weights/absent.safetensors", shipped=True)
-    statuses = hub.locate("mine", make_card(here, absent))
+    statuses = weights.locate("mine", make_card(here, absent))
     assert statuses["policy"].path == package_file("errors.py")
     assert not statuses["tokenizer"].ok and "reinstall" in statuses["tokenizer"].fix
     with pytest.raises(UserError, match="reinstall"):
-        hub.fetch("mine", make_card(absent))
+        weights.fetch("mine", make_card(absent))
 
 
 @pytest.mark.parametrize("revision", [COMMIT, "main"])
@@ -132,9 +135,9 @@ def test_file_in_the_hugging_face_cache_is_used(tmp_path: Path, revision: str) -
     repo = tmp_path / "hf" / "models--someone--model"
     found = place(repo / "snapshots" / COMMIT / "policy.pt", CONTENT)
     place(repo / "refs" / "main", COMMIT.encode())
-    assert hub.locate("mine", make_card(hub_file(revision=revision)))["policy"].path == found
+    assert weights.locate("mine", make_card(hub_file(revision=revision)))["policy"].path == found
     other = hub_file(revision="f" * 40)
-    assert hub.locate("mine", make_card(other))["policy"].path is None
+    assert weights.locate("mine", make_card(other))["policy"].path is None
 
 
 def test_looking_loads_no_heavy_module(tmp_path: Path) -> None:
@@ -211,8 +214,8 @@ def test_download_is_checked_and_not_repeated(server: SimpleNamespace, cache: Pa
     card = make_card(hub_file(size=len(CONTENT), sha256=SHA256))
     lines: list[str] = []
     target = cache / "weights" / "mine" / "policy.pt"
-    assert hub.fetch("mine", card, say=lines.append) == [
-        hub.Fetched("policy", target, "downloaded", len(CONTENT), SHA256)
+    assert weights.fetch("mine", card, say=lines.append) == [
+        weights.Fetched("policy", target, "downloaded", len(CONTENT), SHA256)
     ]
     assert target.read_bytes() == CONTENT
     assert [path.name for path in target.parent.iterdir()] == ["policy.pt"]
@@ -220,7 +223,7 @@ def test_download_is_checked_and_not_repeated(server: SimpleNamespace, cache: Pa
     assert "someone/model/policy.pt" in lines[1] and "10.2 kB" in lines[1] and str(target) in lines[1]
 
     server.requests.clear()
-    assert hub.fetch("mine", card)[0].action == "present"
+    assert weights.fetch("mine", card)[0].action == "present"
     assert server.requests == []
 
 
@@ -240,20 +243,20 @@ def test_broken_transfer_is_continued(
         pytest.raises(RunFailed, match=r"4000 of 10240 bytes are kept") as caught,
     ):
         patch.setattr(file_download, "http_get", breaks)
-        hub.fetch("mine", card)
+        weights.fetch("mine", card)
     assert caught.value.exit_code == EXIT_FAILED
     assert "same command again" in caught.value.fix
     assert not target.exists()
 
     server.requests.clear()
-    hub.fetch("mine", card)
+    weights.fetch("mine", card)
     assert [given for method, given in server.requests if method == "GET"] == ["bytes=4000-"]
     assert target.read_bytes() == CONTENT
 
 
 def test_part_of_another_version_is_not_continued(server: SimpleNamespace, cache: Path) -> None:
     place(cache / "weights" / "mine" / f"policy.pt.{'0' * 16}.partial", b"something else")
-    hub.fetch("mine", make_card(hub_file()))
+    weights.fetch("mine", make_card(hub_file()))
     assert [given for method, given in server.requests if method == "GET"] == [None]
     assert (cache / "weights" / "mine" / "policy.pt").read_bytes() == CONTENT
 
@@ -261,7 +264,7 @@ def test_part_of_another_version_is_not_continued(server: SimpleNamespace, cache
 def test_damaged_transfer_never_gets_the_final_name(server: SimpleNamespace, cache: Path) -> None:
     partial = place(cache / "weights" / "mine" / f"policy.pt.{SHA256[:16]}.partial", b"?" * 5000)
     with pytest.raises(UserError) as caught:
-        hub.fetch("mine", make_card(hub_file()))
+        weights.fetch("mine", make_card(hub_file()))
     damaged = hashlib.sha256(b"?" * 5000 + CONTENT[5000:]).hexdigest()
     assert damaged in caught.value.what and SHA256 in caught.value.what
     assert str(partial) in caught.value.fix and "delete" in caught.value.fix
@@ -273,7 +276,7 @@ def test_another_file_on_the_hub_is_refused_before_the_download(
     server: SimpleNamespace, change: dict[str, Any]
 ) -> None:
     with pytest.raises(UserError, match="not the file its card means") as caught:
-        hub.fetch("mine", make_card(hub_file(**change)))
+        weights.fetch("mine", make_card(hub_file(**change)))
     assert SHA256 in caught.value.what and str(next(iter(change.values()))) in caught.value.what
     assert {method for method, _ in server.requests} == {"HEAD"}
 
@@ -281,7 +284,7 @@ def test_another_file_on_the_hub_is_refused_before_the_download(
 def test_wrong_digest_is_found_where_the_hub_names_none(server: SimpleNamespace, cache: Path) -> None:
     server.etag = "version-1"
     with pytest.raises(UserError) as caught:
-        hub.fetch("mine", make_card(hub_file(sha256="0" * 64)))
+        weights.fetch("mine", make_card(hub_file(sha256="0" * 64)))
     assert SHA256 in caught.value.what and "0" * 64 in caught.value.what and "policy.pt" in caught.value.what
     assert not (cache / "weights" / "mine" / "policy.pt").exists()
 
@@ -289,40 +292,43 @@ def test_wrong_digest_is_found_where_the_hub_names_none(server: SimpleNamespace,
 def test_first_digest_is_recorded_and_checked_ever_after(server: SimpleNamespace, cache: Path) -> None:
     server.etag = "version-1"
     card = make_card(hub_file())
-    hub.fetch("mine", card)
+    weights.fetch("mine", card)
     recorded = json.loads((cache / "weights" / "digests.json").read_text())
     assert recorded == {f"someone/model@{COMMIT}/policy.pt": SHA256}
 
     target = cache / "weights" / "mine" / "policy.pt"
     target.write_bytes(CONTENT[:-1] + b"?")
-    for check in (lambda: hub.fetch("mine", card), lambda: hub.verify(hub.locate("mine", card)["policy"])):
+    for check in (
+        lambda: weights.fetch("mine", card),
+        lambda: weights.verify(weights.locate("mine", card)["policy"]),
+    ):
         with pytest.raises(UserError, match=r"digests\.json") as caught:
             check()
-        assert SHA256 in caught.value.what and hub.file_sha256(target) in caught.value.what
+        assert SHA256 in caught.value.what and weights.file_sha256(target) in caught.value.what
         assert str(target) in caught.value.fix
 
 
 def test_given_path_is_hashed_and_not_compared(tmp_path: Path) -> None:
     mine = place(tmp_path / "mine.pt", CONTENT)
     card = make_card(hub_file(sha256="0" * 64))
-    assert hub.verify(hub.locate("mine", card, {"policy": str(mine)})["policy"]) == SHA256
+    assert weights.verify(weights.locate("mine", card, {"policy": str(mine)})["policy"]) == SHA256
 
 
 def test_wrong_size_on_disk_stops_and_is_kept(server: SimpleNamespace, cache: Path) -> None:
     target = place(cache / "weights" / "mine" / "policy.pt", b"mine")
     with pytest.raises(UserError, match="4 bytes"):
-        hub.fetch("mine", make_card(hub_file(size=len(CONTENT))))
+        weights.fetch("mine", make_card(hub_file(size=len(CONTENT))))
     assert target.read_bytes() == b"mine" and server.requests == []
 
 
 def test_too_little_room(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_239))
     with pytest.raises(UserError, match=r"10\.2 kB") as caught:
-        hub.fetch("mine", make_card(hub_file()))
+        weights.fetch("mine", make_card(hub_file()))
     assert "ALIGNBENCH_CACHE" in caught.value.fix
     assert {method for method, _ in server.requests} == {"HEAD"}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_240))
-    assert hub.fetch("mine", make_card(hub_file()))[0].action == "downloaded"
+    assert weights.fetch("mine", make_card(hub_file()))[0].action == "downloaded"
 
 
 def test_full_disk_keeps_what_arrived(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +340,7 @@ def test_full_disk_keeps_what_arrived(server: SimpleNamespace, monkeypatch: pyte
 
     monkeypatch.setattr(file_download, "http_get", fills_the_disk)
     with pytest.raises(RunFailed, match=r"no space left .* 100 of 10240 bytes are kept → free some space"):
-        hub.fetch("mine", make_card(hub_file()))
+        weights.fetch("mine", make_card(hub_file()))
 
 
 def test_unwritable_cache_is_named(
@@ -343,19 +349,19 @@ def test_unwritable_cache_is_named(
     place(tmp_path / "occupied", b"a file")
     monkeypatch.setenv("ALIGNBENCH_CACHE", str(tmp_path / "occupied"))
     with pytest.raises(UserError, match=r"cannot create .*occupied"):
-        hub.fetch("mine", make_card(hub_file()))
+        weights.fetch("mine", make_card(hub_file()))
 
 
 def test_file_the_hub_does_not_have(server: SimpleNamespace) -> None:
     server.missing = True
     with pytest.raises(UserError, match=r"the hub refuses someone/model/policy\.pt"):
-        hub.fetch("mine", make_card(hub_file()))
+        weights.fetch("mine", make_card(hub_file()))
 
 
 def test_file_without_release_is_reported_not_fetched(server: SimpleNamespace, cache: Path) -> None:
     lines: list[str] = []
     card = make_card(hub_file(repo="", path="own.pt"), hub_file(role="tokenizer", path="vq.pt"))
-    assert [(item.role, item.action) for item in hub.fetch("mine", card, say=lines.append)] == [
+    assert [(item.role, item.action) for item in weights.fetch("mine", card, say=lines.append)] == [
         ("policy", "bring your own"),
         ("tokenizer", "downloaded"),
     ]
@@ -364,7 +370,7 @@ def test_file_without_release_is_reported_not_fetched(server: SimpleNamespace, c
 
 def test_dry_run_touches_neither_network_nor_disk(server: SimpleNamespace, cache: Path) -> None:
     lines: list[str] = []
-    items = hub.fetch("mine", make_card(hub_file(size=10)), dry_run=True, say=lines.append)
+    items = weights.fetch("mine", make_card(hub_file(size=10)), dry_run=True, say=lines.append)
     assert [(item.action, item.size, item.sha256) for item in items] == [("would download", 10, None)]
     assert server.requests == [] and not cache.exists()
     assert "10 bytes" in lines[1]
@@ -413,7 +419,7 @@ def check_offline_message(message: str, cache: Path) -> None:
     [(None, "size unknown"), (12, "12 bytes"), (443_736_709, "444 MB"), (12_386_725_354, "12.4 GB")],
 )
 def test_sizes_read_as_on_the_hub(size: int | None, text: str) -> None:
-    assert transfer.human_size(size) == text
+    assert download.human_size(size) == text
 
 
 # --- helpers --------------------------------------------------------------------------------------
@@ -427,7 +433,7 @@ def place(path: Path, content: bytes) -> Path:
 
 def fetch_error(model: str, card: ModelCard) -> str:
     with pytest.raises(UserError) as caught:
-        hub.fetch(model, card)
+        weights.fetch(model, card)
     return str(caught.value)
 
 

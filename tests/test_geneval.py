@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench.api import PROMPT, ImageBatch, Prompt
-from alignbench.assets import AssetFile
 from alignbench.errors import UserError
 from alignbench.evaluators import geneval_saved
 from alignbench.evaluators.geneval import TASKS, GenEval, prefix_of
 from alignbench.evaluators.geneval_rules import Detection
 from alignbench.evaluators.mask2former import CLASS_NAMES
+from alignbench.hub.assets import AssetFile
 from alignbench.metrics.clusters import mean_interval, share_interval, wilson
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 CATALOGUE = Catalogue.default()
 CARDS = ("geneval", "geneval-hf", "geneval-saved")

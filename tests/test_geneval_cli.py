@@ -11,7 +11,7 @@ import torch
 
 from alignbench.api import ImageBatch, Prompt
 from alignbench.data.geneval_folder import write_layout
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from tests.test_evaluate import alignbench
 from tests.test_geneval import tiny_clip  # noqa: F401  (a fixture)
 

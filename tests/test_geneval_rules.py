@@ -22,7 +22,7 @@ from alignbench.evaluators.geneval_rules import (
     relations,
     select,
 )
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 NAMES = ("person", "car", "carrot", "dog", "hot dog", "bear", "teddy bear", "tv", "tv remote", "orange")
 COLOURS = ("red", "orange", "green", "blue")

@@ -18,7 +18,7 @@ from alignbench.backbones.generate import generate_steps
 from alignbench.cli.main import main
 from alignbench.evaluators import mask2former
 from alignbench.nets import inception
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.verify.golden import verify
 from tests import test_graphs
 from tests.conftest import DATA

@@ -15,7 +15,7 @@ from torch import Tensor
 from alignbench import api, assembly
 from alignbench.backbones.janus import Janus, build, unwrap
 from alignbench.backbones.janus_policy import Fidelity
-from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.registry.lookup import Catalogue, import_target
 from alignbench.testing import METHOD_CHECKS, Case
 from tests import janus_toys
 from tests.contract.method_checks import METHOD_CHECKS as MORE_CHECKS

@@ -24,7 +24,7 @@ from alignbench import leaderboard, report
 from alignbench.errors import UserError
 from alignbench.leaderboard import build, check, collect, write
 from alignbench.record import RunRecord, read
-from alignbench.registry.schema import MetricFact, PublishedCard
+from alignbench.registry.protocol import MetricFact, PublishedCard
 from alignbench.render import markdown, plain, terminal
 from alignbench.tables import Board, Row, Table, join, number
 from alignbench.verdict import verdict

@@ -12,7 +12,7 @@ from scipy import stats
 
 from alignbench.leaderboard import build, tables
 from alignbench.record import RunRecord
-from alignbench.registry.schema import AssetCard, MetricFact
+from alignbench.registry.protocol import AssetCard, MetricFact
 from alignbench.render import cells, markdown, plain
 from alignbench.report import report_markdown
 from alignbench.tables import Board, Row, Table

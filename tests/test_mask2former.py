@@ -19,7 +19,6 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
-from alignbench.assets import AssetFile
 from alignbench.errors import UserError
 from alignbench.evaluators import mask2former
 from alignbench.evaluators.mask2former_arrays import (
@@ -30,6 +29,7 @@ from alignbench.evaluators.mask2former_arrays import (
     tight_boxes,
 )
 from alignbench.evaluators.mask2former_keys import by_pixel, convert
+from alignbench.hub.assets import AssetFile
 
 DATA = Path(__file__).parent / "data"
 CPU = torch.device("cpu")

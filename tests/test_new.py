@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from alignbench import plugins, testing
+from alignbench import testing
 from alignbench.cli import new
 from alignbench.errors import UserError
 from alignbench.record import read
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry import plugins
+from alignbench.registry.lookup import Catalogue
 from tests.contract import method_checks
 
 CHECKS = {check.__name__: check for check in (*testing.METHOD_CHECKS, *method_checks.METHOD_CHECKS)}

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from alignbench import api
-from alignbench.config import resolve
+from alignbench.config.settings import resolve
 from alignbench.errors import UserError
 from alignbench.methods.ntp import Experience, NextToken
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from tests import test_vapi
 from tests.test_vapi import ToyBackbone, batch, rewards
 

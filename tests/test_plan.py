@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from alignbench.config import resolve
+from alignbench.config.estimate import estimate, layer_values, memory_note
+from alignbench.config.plan import Plan, make_plan
+from alignbench.config.settings import resolve
 from alignbench.errors import UserError
-from alignbench.estimates import estimate, layer_values, memory_note
-from alignbench.plan import Plan, make_plan
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.registry.schema import PolicyShape
 
 if TYPE_CHECKING:

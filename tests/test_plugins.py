@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from alignbench import plugins, rows
-from alignbench.config import resolve
+from alignbench import rows
+from alignbench.config.plan import make_plan
+from alignbench.config.settings import resolve
 from alignbench.errors import UserError
-from alignbench.plan import make_plan
 from alignbench.record import PluginInfo, read
-from alignbench.registry import members
-from alignbench.registry.catalogue import SINGULAR, Catalogue
+from alignbench.registry import interfaces, plugins
+from alignbench.registry.lookup import SINGULAR, Catalogue
 
 ROOT = Path(__file__).parent.parent
 SHORT = [
@@ -283,7 +283,7 @@ def test_a_broken_file_ends_in_one_line(tmp_path: Path) -> None:
 def test_the_documentation_lists_every_member() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
-    for kind, names in members.OBJECT_MEMBERS.items():
+    for kind, names in interfaces.OBJECT_MEMBERS.items():
         assert all(f"`{name}`" in rows[SINGULAR[kind]] for name in names), kind
 
 

@@ -18,7 +18,7 @@ from alignbench.nets import digits
 from alignbench.pretrain import fitting, llamagen_tiny
 from alignbench.pretrain.augment import GREY_STEP, augment
 from alignbench.pretrain.fitting import Budget
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 SHORT = {stage: Budget(steps=2, batch=32, lr=1e-3, warmup=1) for stage in llamagen_tiny.BUDGETS}
 FILES = {"digits-features-a", "digits-features-b", "tokenizer", "policy"}

@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from alignbench.cli.main import app
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -17,8 +17,8 @@ from alignbench.data import open_dataset
 from alignbench.data.digits import Digits
 from alignbench.errors import UserError
 from alignbench.reconstruction import ReconstructedImages
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import ProtocolCard
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import ProtocolCard
 
 CATALOGUE = Catalogue.default()
 CPU = torch.device("cpu")

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from alignbench.api import ImageBatch
-from alignbench.assets import AssetFile
 from alignbench.errors import RunFailed, UserError
 from alignbench.evaluators.reconstruction import LpipsComparison, PixelComparison, build_lpips, build_pixels
+from alignbench.hub.assets import AssetFile
 from alignbench.metrics import image_quality
 from alignbench.nets import lpips
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from tests.lpips_trunks import random_trunk
 
 CATALOGUE = Catalogue.default()

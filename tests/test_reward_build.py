@@ -11,11 +11,11 @@ import torch
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.reward_spec import resolve
 from alignbench.registry.schema import DatasetCard, RewardCard
 from alignbench.rewards.build import BuiltDistance, BuiltReward, build
 from alignbench.rewards.class_names import class_names
-from alignbench.rewards.resolve import resolve
 from alignbench.rewards.transforms import TRANSFORMS
 from tests.reward_toys import BUILT_IN, catalogue, request
 

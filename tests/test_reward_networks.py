@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from alignbench import api
 from alignbench.errors import UserError
+from alignbench.hub.cached import hub_folder
 from alignbench.nets import digits
 from alignbench.nets.preprocess import Preprocess
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.rewards.build import build
-from alignbench.rewards.files import hub_folder
 from tests.reward_toys import BUILT_IN, request
 from tests.tiny_rewards import TINY, save_clip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignbench.errors import UserError
 from alignbench.methods.reward_terms import combine_normalised, combine_raw, parse_terms
-from alignbench.specs import Spec, parse_spec
+from alignbench.registry.reward_spec import Spec, parse_spec
 
 NAN = float("nan")
 

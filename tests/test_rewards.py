@@ -14,7 +14,7 @@ from torch import Tensor
 from alignbench import api
 from alignbench.errors import UserError
 from alignbench.nets import digits, lpips
-from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.registry.lookup import Catalogue, import_target
 from alignbench.rewards import perceptual
 from alignbench.rewards.perceptual import PerceptualDistance, require_trunk
 from alignbench.rewards.pixel import PixelDistance, PixelLoss, pixel_distance

@@ -190,7 +190,7 @@ def test_two_processes_may_not_share_a_folder(tmp_path: Path) -> None:
 
 def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
     from alignbench.backbones.llamagen import build
-    from alignbench.registry.catalogue import Catalogue
+    from alignbench.registry.lookup import Catalogue
 
     card = Catalogue.default().model("llamagen-tiny")
     wrong = card.model_copy(update={"policy": card.policy.model_copy(update={"dim": 32})})

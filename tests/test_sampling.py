@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from alignbench.backbones.llamagen import build
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import ProtocolCard
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import ProtocolCard
 from alignbench.sampling import ImageDecoder, Sampler, TokenImages, labels_of, shard_path
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from alignbench.errors import UserError
 from alignbench.evaluators import geneval
 from alignbench.evaluators.geneval_rules import COUNTING_THRESHOLD, Demand, demand_of
 from alignbench.prompts import read_prompts
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.rewards.build import build as build_reward
 from alignbench.rewards.shapes import COUNTING_MATCH
 

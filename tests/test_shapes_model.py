@@ -18,7 +18,7 @@ from alignbench.cli.main import main
 from alignbench.data import shapes as data
 from alignbench.pretrain import shapes_policy, shapes_tiny, shapes_tokenizer
 from alignbench.pretrain.fitting import Budget
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from tests.test_pretrain import silent
 
 CATALOGUE = Catalogue.default()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods.ste import Experience, StraightThrough
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from tests.test_vapi import CODES, TOKENS, ToyBackbone, batch, rewards
 
 OPTIONS = Catalogue.default().method("ste").options

@@ -18,13 +18,13 @@ import pytest
 from scipy import stats
 
 from alignbench import sweep, sweep_table
-from alignbench.config import resolve
+from alignbench.config.plan import make_plan
+from alignbench.config.settings import resolve
 from alignbench.errors import UserError
 from alignbench.metrics.intervals import Interval
-from alignbench.plan import make_plan
 from alignbench.progress import Progress
 from alignbench.record import RunRecord, read
-from alignbench.registry.catalogue import Catalogue, read_card
+from alignbench.registry.lookup import Catalogue, read_card
 from alignbench.registry.schema import SweepCard
 
 ROOT = Path(__file__).parent.parent
@@ -201,7 +201,7 @@ def test_a_sweep_is_not_for_several_processes(tmp_path: Path, monkeypatch: pytes
 
 def test_an_unexpected_error_costs_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from alignbench import runner
-    from alignbench.job import Job
+    from alignbench.config.plan import Job
 
     def explode(job: Job, progress: Progress) -> RunRecord:
         raise MemoryError("no more")

@@ -18,16 +18,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignbench.api import Evaluator, ImageBatch, Metric, Prompt
-from alignbench.assets import AssetFile, locate, verify
 from alignbench.errors import UserError
 from alignbench.evaluation import build_evaluators
 from alignbench.evaluators import hps
+from alignbench.hub.assets import AssetFile, locate, verify
 from alignbench.measuring import RowStore, StoredRows, measure
 from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets import clip_files
 from alignbench.progress import Progress, Stage
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import ProtocolCard
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import ProtocolCard
 from tests.tiny_open_clip import make_config, make_model, save_archive, save_folder
 from tests.toys import Rank
 

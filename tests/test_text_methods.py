@@ -14,7 +14,7 @@ from alignbench.backbones import llamagen
 from alignbench.backbones.text_cache import CachedText
 from alignbench.errors import UserError
 from alignbench.progress import Progress
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.sampling import sampling_of
 from alignbench.testing import Case
 from tests.captioned_images import write_folder

@@ -19,7 +19,7 @@ from alignbench.backbones.llamagen import build
 from alignbench.errors import UserError
 from alignbench.files import package_file
 from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from tests.test_vapi import CODES, TOKENS, ToyBackbone, ToyTokenizer, batch, rewards
 
 CATALOGUE = Catalogue.default()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from alignbench import plugins, testing
+from alignbench import testing
+from alignbench.registry import plugins
 from tests.contract import method_checks
 
 TEXT = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")

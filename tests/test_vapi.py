@@ -17,7 +17,7 @@ from alignbench.errors import UserError
 from alignbench.methods.objective import Draws
 from alignbench.methods.policy_gradient import corrupt, group_advantages
 from alignbench.methods.vapi import Experience, VaPi
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.rewards.pixel import PixelDistance
 from alignbench.rewards.requests import FromReference
 

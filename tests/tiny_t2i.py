@@ -11,7 +11,7 @@ import torch
 from alignbench import api
 from alignbench.backbones.llamagen import build
 from alignbench.backbones.text_words import WordConfig, WordEncoder
-from alignbench.registry.catalogue import Catalogue, read_card
+from alignbench.registry.lookup import Catalogue, read_card
 from tests.captioned_images import COLOURS
 from tests.tiny_t5 import WIDTH, WORDS
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alignbench import api, randomness
-from alignbench.config import TRAIN_OPTIONS, TrainConfig
+from alignbench.config.settings import TRAIN_OPTIONS, TrainConfig
 
 
 def train_config(**changes: Any) -> TrainConfig:

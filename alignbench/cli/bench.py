@@ -10,16 +10,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench import plan as planning
-from alignbench import plugins
 from alignbench.cli.output import print_json
 from alignbench.cli.run import PLUGIN_HELP, default_workers, plan_lines, problem_lines, refuse
-from alignbench.config import Origin, asset_options, complete_key, parse_assignments, resolve
-from alignbench.court import make_court
+from alignbench.config import plan as planning
+from alignbench.config.requirements import make_court
+from alignbench.config.settings import Origin, asset_options, complete_key, parse_assignments, resolve
 from alignbench.distributed import is_first
 from alignbench.errors import Problem, UserError, suggest
 from alignbench.progress import Progress
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry import plugins
+from alignbench.registry.lookup import Catalogue
 
 if TYPE_CHECKING:
     from alignbench.bench import Timing

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from alignbench.errors import EXIT_FAILED, UserError
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 
 def leaderboard(

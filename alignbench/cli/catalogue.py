@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench import plugins
 from alignbench.cli.output import print_json
 from alignbench.cli.run import PLUGIN_HELP
-from alignbench.config import MODEL_OPTIONS, PROTOCOL_OPTIONS, RARE_OPTIONS, TRAIN_OPTIONS
+from alignbench.config.settings import MODEL_OPTIONS, PROTOCOL_OPTIONS, RARE_OPTIONS, TRAIN_OPTIONS
 from alignbench.errors import UserError, suggest
-from alignbench.registry.catalogue import SINGULAR
+from alignbench.registry import plugins
+from alignbench.registry.lookup import SINGULAR
 from alignbench.registry.schema import Card, Option
 
 

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from alignbench.cli.output import print_json
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 SIDE = "A run folder or record file; RUN:base, RUN:method or RUN:samples to choose."
 

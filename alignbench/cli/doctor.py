@@ -13,13 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench import __version__, assets, hub
+from alignbench import __version__
 from alignbench.cli.output import print_json
-from alignbench.config import resolve
+from alignbench.config.plan import make_plan
+from alignbench.config.settings import resolve
 from alignbench.environment import version_of
 from alignbench.errors import UserError
-from alignbench.plan import make_plan
-from alignbench.registry.catalogue import Catalogue
+from alignbench.hub import assets, weights
+from alignbench.registry.lookup import Catalogue
 
 PACKAGES = (
     "torch", "accelerate", "safetensors", "huggingface_hub", "torch-fidelity", "lpips", "torchvision",
@@ -66,7 +67,7 @@ def gather(method: str) -> dict[str, Any]:
     catalogue.method(method)  # a wrong name is no property of the models
     versions = {"alignbench": __version__, "python": platform.python_version()}
     versions |= {name: version_of(name) or "not installed" for name in PACKAGES}
-    cache = hub.cache_root()
+    cache = weights.cache_root()
     place = next(path for path in (cache, *cache.parents) if path.exists())
     environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     environment |= {"cache": str(cache), "free disk": f"{shutil.disk_usage(place).free / 2**30:.0f} GiB"}

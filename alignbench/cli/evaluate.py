@@ -9,8 +9,6 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench import plan as planning
-from alignbench import plugins
 from alignbench.cli.run import (
     DEFAULT_OUT,
     PLUGIN_HELP,
@@ -21,11 +19,13 @@ from alignbench.cli.run import (
     show_plan,
     show_record,
 )
-from alignbench.config import RunConfig, resolve
+from alignbench.config import plan as planning
+from alignbench.config.settings import RunConfig, resolve
 from alignbench.distributed import is_first
 from alignbench.errors import UserError
 from alignbench.progress import Progress
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry import plugins
+from alignbench.registry.lookup import Catalogue
 from alignbench.run_folder import check_folder
 
 
@@ -94,7 +94,7 @@ def evaluate(
     folder = out or DEFAULT_OUT / plan.id
     check_folder(folder, plan)
     from alignbench import runner
-    from alignbench.job import Job
+    from alignbench.config.plan import Job
 
     job = Job(
         plan,

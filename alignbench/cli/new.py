@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from alignbench.errors import UserError, suggest
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 KINDS = ("method",)
 FILES = {

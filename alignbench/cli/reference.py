@@ -8,10 +8,10 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench.config import parse_assignments
+from alignbench.config.settings import parse_assignments
 from alignbench.errors import UserError
 from alignbench.progress import Progress, Stage
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 
 WEIGHTS = "inception-2015-12-05"
 
@@ -30,7 +30,7 @@ def reference(
     ),
 ) -> None:
     """Measure real images with the Inception network and write a reference to score samples against."""
-    from alignbench import assets
+    from alignbench.hub import assets
 
     paths = parse_assignments(assignments)
     unknown = [key for key in paths if key != f"assets.{WEIGHTS}"]

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from alignbench import estimates, plugins
-from alignbench import plan as planning
 from alignbench.cli.output import print_json
-from alignbench.config import resolve
+from alignbench.config import estimate
+from alignbench.config import plan as planning
+from alignbench.config.settings import resolve
 from alignbench.distributed import is_first
 from alignbench.errors import Problem, UserError
 from alignbench.progress import Progress
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry import plugins
+from alignbench.registry.lookup import Catalogue
 from alignbench.run_folder import check_folder
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def run(
     )
     plan = planning.make_plan(catalogue, config, evaluates=evaluates)
     folder = out or DEFAULT_OUT / plan.id
-    problems = [*plan.problems, *filter(None, [estimates.disk_problem(folder, plan.estimate.disk_gib)])]
+    problems = [*plan.problems, *filter(None, [estimate.disk_problem(folder, plan.estimate.disk_gib)])]
     if dry_run:
         show_plan(plan, problems, as_json=as_json)
         raise typer.Exit(2 if problems else 0)
@@ -78,7 +79,7 @@ def run(
     if not resume and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} already holds this run", fix="leave --no-resume away, or choose --out")
     from alignbench import runner
-    from alignbench.job import Job
+    from alignbench.config.plan import Job
 
     job = Job(
         plan,
@@ -163,7 +164,7 @@ def plan_lines(plan: planning.Plan) -> list[str]:
     chosen = ", ".join(f"{key}={value}" for key, value in config.section("data").items() if value)
     lines.append(f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}")
     lines.append(f"  evaluate   {_evaluation(plan)}")
-    gib = estimates.gib
+    gib = estimate.gib
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.estimate.parts.items() if size)
     lines.append(
         f"  estimate   {gib(plan.estimate.train_gib)} GiB per device ({parts}) · "

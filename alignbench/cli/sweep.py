@@ -8,12 +8,13 @@ from typing import cast
 import typer
 from rich.console import Console
 
-from alignbench import estimates, plugins
 from alignbench import sweep as sweeps
 from alignbench.cli.run import PLUGIN_HELP, default_workers, problem_lines
+from alignbench.config import estimate
 from alignbench.errors import EXIT_FAILED, UserError
 from alignbench.progress import Progress
-from alignbench.registry.catalogue import Catalogue, read_card
+from alignbench.registry import plugins
+from alignbench.registry.lookup import Catalogue, read_card
 from alignbench.registry.schema import SweepCard
 
 DEFAULT_OUT = Path("sweeps")
@@ -44,7 +45,7 @@ def sweep(
         assignments=assignments,
         plugins=[path.absolute() for path in plugin],
     )
-    disk = estimates.disk_problem(folder, sum(r.plan.estimate.disk_gib for r in planned.runs if not r.done))
+    disk = estimate.disk_problem(folder, sum(r.plan.estimate.disk_gib for r in planned.runs if not r.done))
     problems = [*planned.problems, *filter(None, [disk])]
     if dry_run:
         console = Console(soft_wrap=True)

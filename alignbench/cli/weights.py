@@ -9,11 +9,11 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench.assets import assets_of
 from alignbench.cli.output import print_json
 from alignbench.errors import EXIT_FAILED, UserError, suggest
+from alignbench.hub.assets import assets_of
 from alignbench.progress import Progress
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.verify.report import Report, Row
 
 PRETRAINABLE = {
@@ -27,7 +27,7 @@ def fetch(
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be downloaded and stop."),
 ) -> None:
     """Download weights and other files: pinned, checked, resumable. Licences and sizes come first."""
-    from alignbench import asset_fetch, hub
+    from alignbench.hub import fetch_assets, weights
 
     progress = Progress()
     catalogue = Catalogue.default()
@@ -35,9 +35,9 @@ def fetch(
     cards = {asset: catalogue.asset(asset) for asset in assets}
     if not models and not cards:
         progress.say(f"{name} needs no files from outside")
-    fetched = asset_fetch.fetch(cards, dry_run=dry_run, say=progress.say)
+    fetched = fetch_assets.fetch(cards, dry_run=dry_run, say=progress.say)
     for model in models:
-        fetched += hub.fetch(model, catalogue.model(model), dry_run=dry_run, say=progress.say)
+        fetched += weights.fetch(model, catalogue.model(model), dry_run=dry_run, say=progress.say)
     for item in fetched:
         line = f"{item.role}  {item.path}  ({item.action})"
         Console().print(line, highlight=False, markup=False, soft_wrap=True)
@@ -77,7 +77,7 @@ def pretrain(
     seed: int = typer.Option(0, "--seed"),
 ) -> None:
     """Make the shipped weights of a tiny model again from scratch."""
-    from alignbench.registry.catalogue import import_target
+    from alignbench.registry.lookup import import_target
 
     if model not in PRETRAINABLE:
         raise UserError(

@@ -15,8 +15,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 
 from alignbench.errors import UserError, suggest
-from alignbench.registry.catalogue import import_target
-from alignbench.registry.members import OBJECT_MEMBERS, require
+from alignbench.registry.interfaces import OBJECT_MEMBERS, require
+from alignbench.registry.lookup import import_target
 from alignbench.registry.schema import DatasetCard, Scalar
 
 ProgressCallback = Callable[[int, int], None]

@@ -20,7 +20,7 @@ from alignbench.data.reference import DatasetImages
 from alignbench.pretrain import digit_nets, policy, tokenizer
 from alignbench.pretrain.fitting import Budget, Progress, Split, one_thread
 from alignbench.pretrain.made import Made, write
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.rewards.perceptual import PerceptualDistance
 
 MODEL = "llamagen-tiny"

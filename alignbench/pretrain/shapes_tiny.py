@@ -26,7 +26,7 @@ from alignbench.files import write_atomic
 from alignbench.pretrain import shapes_policy, shapes_tokenizer
 from alignbench.pretrain.fitting import Budget, Progress, one_thread
 from alignbench.pretrain.made import Made, write
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.registry.schema import ModelCard
 
 MODEL = "shapes-tiny"

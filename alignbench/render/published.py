@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from alignbench.render.markdown import MARKER, bullets, grid
 
 if TYPE_CHECKING:
-    from alignbench.registry.schema import PublishedCard, PublishedTable
+    from alignbench.registry.protocol import PublishedCard, PublishedTable
 
 
 def published_page(cards: Mapping[str, PublishedCard]) -> str:

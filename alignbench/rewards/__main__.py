@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from alignbench.errors import UserError
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.reward_spec import resolve
 from alignbench.rewards.build import build_raw
 from alignbench.rewards.remote import serve
-from alignbench.rewards.resolve import resolve
 
 _log = logging.getLogger("alignbench.rewards")
 

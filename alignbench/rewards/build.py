@@ -16,10 +16,10 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.registry import members
-from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.registry import interfaces
+from alignbench.registry.lookup import Catalogue, import_target
+from alignbench.registry.reward_spec import Resolved, is_remote, require_packages, resolve
 from alignbench.rewards import placement, remote, requests, transforms
-from alignbench.rewards.resolve import Resolved, is_remote, require_packages, resolve
 
 PLACING = ("placement", "timeout", "retries")
 """Common options that `place` reads."""
@@ -100,7 +100,7 @@ def build_raw(resolved: Resolved, device: torch.device) -> Any:
     except UserError as error:
         raise UserError(f"{what}: {error.what}") from error
     raw = target(device, **resolved.options)
-    members.require(f"{what} ({resolved.card.target})", raw, members.OBJECT_MEMBERS["rewards"])
+    interfaces.require(f"{what} ({resolved.card.target})", raw, interfaces.OBJECT_MEMBERS["rewards"])
     return raw
 
 

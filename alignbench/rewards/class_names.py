@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignbench.errors import UserError
-from alignbench.registry.catalogue import import_target
+from alignbench.registry.lookup import import_target
 from alignbench.registry.schema import DatasetCard
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from alignbench import api
 from alignbench.errors import UserError
+from alignbench.hub.cached import WEIGHTS, hub_folder, plain_file
 from alignbench.nets.preprocess import Preprocess
-from alignbench.rewards.files import WEIGHTS, hub_folder, plain_file
 from alignbench.rewards.requests import all_valid
 
 MODEL_FILES = ("config.json", WEIGHTS)

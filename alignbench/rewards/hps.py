@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignbench import api
+from alignbench.hub.cached import hub_folder
 from alignbench.nets import clip_files
 from alignbench.nets.preprocess import Preprocess
-from alignbench.rewards.files import hub_folder
 from alignbench.rewards.requests import all_valid
 
 ARCHITECTURE = "ViT-H-14"

@@ -11,7 +11,7 @@ import torch
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.rewards.resolve import PLACEMENTS
+from alignbench.registry.reward_spec import PLACEMENTS
 
 CPU = torch.device("cpu")
 

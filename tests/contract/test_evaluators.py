@@ -16,8 +16,8 @@ from alignbench import randomness
 from alignbench.api import Evaluator, ImageBatch, Prompt, Reference
 from alignbench.measuring import RowStore, StoredRows, measure
 from alignbench.progress import Progress, Stage
-from alignbench.registry.catalogue import Catalogue, import_target
-from alignbench.registry.schema import EvaluatorCard
+from alignbench.registry.lookup import Catalogue, import_target
+from alignbench.registry.protocol import EvaluatorCard
 from tests.toys import Rank
 
 CATALOGUE = Catalogue.default()

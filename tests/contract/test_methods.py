@@ -9,7 +9,7 @@ import pytest
 
 from alignbench import testing
 from alignbench.errors import UserError
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.testing import Case
 from tests.contract import method_checks
 

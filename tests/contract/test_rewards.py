@@ -16,7 +16,7 @@ import torch
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.registry.catalogue import Catalogue, import_target
+from alignbench.registry.lookup import Catalogue, import_target
 from alignbench.registry.schema import RewardCard
 from alignbench.rewards.build import BuiltDistance, BuiltReward, build
 from alignbench.rewards.placement import Placed

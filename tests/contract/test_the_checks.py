@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignbench.registry.catalogue import Catalogue
+from alignbench.registry.lookup import Catalogue
 from alignbench.testing import Case
 from tests.contract import method_checks as checks
 

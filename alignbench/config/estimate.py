@@ -6,11 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignbench.config import RunConfig
-from alignbench.court import Court
+from alignbench.config.requirements import Court
+from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import MethodCard, ModelCard, PolicyShape, ProtocolCard
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import ProtocolCard
+from alignbench.registry.schema import MethodCard, ModelCard, PolicyShape
 
 GIB = 2**30
 PROMPT_TOKENS = 40

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from alignbench.errors import UserError, suggest
-from alignbench.registry.catalogue import SINGULAR, Catalogue, import_target
+from alignbench.registry.lookup import SINGULAR, Catalogue, import_target
 from alignbench.registry.schema import MethodCard
 
 CLASS_MEMBERS: dict[str, tuple[str, ...]] = {

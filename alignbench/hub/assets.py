@@ -1,6 +1,6 @@
 """Files from outside that evaluators read: where they are (`locate`), which bytes they are (`verify`).
 
-Looking is quick, reads no file and loads no network library. Nothing is downloaded (`alignbench.asset_fetch`
+Looking is quick, reads no file and loads no network library. Nothing is downloaded (`alignbench.hub.fetch_assets`
 does that, on request), and nothing is opened for its content: that is the evaluators' business.
 """
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignbench.digests import KnownDigests
 from alignbench.errors import UserError
 from alignbench.files import cache_root, digest_of, expand, package_file
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import AssetCard, ProtocolCard
+from alignbench.hub.digests import KnownDigests
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import AssetCard, ProtocolCard
 
 FOLDER = "."
 """`file` of a card whose asset is a whole repository."""

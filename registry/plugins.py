@@ -14,31 +14,20 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
 
-from alignbench.config import RunConfig
 from alignbench.errors import UserError, suggest
-from alignbench.registry.catalogue import SINGULAR, Catalogue, PluginFile, make_importable
-from alignbench.registry.members import CLASS_MEMBERS, check_method, require
-from alignbench.registry.schema import KINDS, Card, MethodCard, ProtocolCard
+from alignbench.registry.interfaces import CLASS_MEMBERS, check_method, require
+from alignbench.registry.lookup import KINDS, SINGULAR, Catalogue, PluginFile, make_importable
+from alignbench.registry.schema import Card, MethodCard
 
 KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 """{what a class's card calls its kind: the kind}."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """A file outside alignbench that a run depends on."""
-
-    path: str
-    sha256: str
-    """`sha256:` plus hex."""
 
 
 def catalogue(given: Sequence[Path] = ()) -> Catalogue:
@@ -84,40 +73,6 @@ def read(path: Path) -> PluginFile:
             fix='give the class an attribute card = {"kind": "method", "title": …}; see docs/plugins.md',
         )
     return PluginFile(path, digest, cards)
-
-
-def cards_used(catalogue: Catalogue, config: RunConfig, protocol: ProtocolCard) -> list[tuple[str, str]]:
-    """(kind, name) of every card with code behind it that a run depends on."""
-    used = [("models", config.model), ("datasets", config.dataset)]
-    used += [("datasets", protocol.reference.dataset)] if protocol.reference else []
-    used += [("evaluators", name) for name in protocol.evaluators]
-    if config.method is not None:
-        used.append(("methods", config.method))
-        options = config.section("method")
-        named = [str(options[option]) for option in catalogue.method(config.method).reward_options]
-        used += [("rewards", word) for word in re.findall(r"[\w.-]+", " ".join(named))]
-    return used
-
-
-def foreign_code(catalogue: Catalogue, used: Iterable[tuple[str, str]]) -> tuple[Code, ...]:
-    """Return the plug-in files of this process, and the modules behind cards that are not built in.
-
-    Of an installed plug-in or a folder of cards this is the file a card points at, not what it imports.
-
-    Args:
-        catalogue: where the cards are.
-        used: (kind, name) of the cards a run depends on; unknown names are passed over.
-    """
-    found = {str(file.path): Code(str(file.path), file.sha256) for file in catalogue.files}
-    for kind, name in used:
-        known = catalogue.found[kind].get(name)
-        if known is None or known.origin == "built-in" or known.card is not None:
-            continue
-        card: Any = catalogue.card(kind, name)
-        path = _module_file(card.target) if card.target else None
-        if path is not None:
-            found[str(path)] = Code(str(path), _sha256(path))
-    return tuple(found[name] for name in sorted(found))
 
 
 def _import(path: Path, digest: str) -> ModuleType:
@@ -182,23 +137,6 @@ def _card(path: Path, module: ModuleType, thing: Any) -> tuple[str, str, Card]:
 def _kebab(name: str) -> str:
     """`BestOfN` → `best-of-n`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).replace("_", "-").lower()
-
-
-def _module_file(target: str) -> Path | None:
-    """The source file of `module:attribute`, without importing it; None if it cannot be told."""
-    top, *inner = target.partition(":")[0].split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    if not inner:
-        candidates = [Path(spec.origin)] if spec.origin else []
-    else:
-        places = [Path(place, *inner) for place in spec.submodule_search_locations or []]
-        candidates = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
-    return next((file for file in candidates if file.is_file()), None)
 
 
 def _sha256(path: Path) -> str:

@@ -21,17 +21,12 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 
 from alignbench.errors import UserError, suggest
+from alignbench.registry.protocol import AssetCard, EvaluatorCard, MetricFact, ProtocolCard, PublishedCard
 from alignbench.registry.schema import (
-    KINDS,
-    AssetCard,
     Card,
     DatasetCard,
-    EvaluatorCard,
     MethodCard,
-    MetricFact,
     ModelCard,
-    ProtocolCard,
-    PublishedCard,
     RecipeCard,
     RewardCard,
     SweepCard,
@@ -106,7 +101,7 @@ class Found:
 
 @dataclass(frozen=True)
 class PluginFile:
-    """A Python file given with `--plugin`, imported; see `alignbench.plugins`."""
+    """A Python file given with `--plugin`, imported; see `alignbench.registry.plugins`."""
 
     path: Path
     sha256: str
@@ -315,3 +310,17 @@ def _package_folders(name: str) -> list[Path]:
         return []
     places = spec.submodule_search_locations if spec else None
     return [Path(place, *inner) for place in places or []]
+
+
+KINDS: dict[str, type[Card]] = {
+    "models": ModelCard,
+    "methods": MethodCard,
+    "evaluators": EvaluatorCard,
+    "assets": AssetCard,
+    "rewards": RewardCard,
+    "datasets": DatasetCard,
+    "recipes": RecipeCard,
+    "protocols": ProtocolCard,
+    "published": PublishedCard,
+    "sweeps": SweepCard,
+}

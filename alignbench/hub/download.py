@@ -1,6 +1,6 @@
 """Move one file from the Hugging Face hub or a plain address to the disk: ask what it is, make sure it fits,
 continue where a broken transfer stopped. Which file is wanted and whether it is the right one is the business
-of `alignbench.hub` and `alignbench.asset_fetch`.
+of `alignbench.hub.weights` and `alignbench.hub.fetch_assets`.
 """
 
 from __future__ import annotations

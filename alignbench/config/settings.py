@@ -14,9 +14,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from alignbench.errors import UserError, suggest
-from alignbench.files import digest_of
-from alignbench.registry.catalogue import Catalogue
-from alignbench.registry.schema import Option, ProtocolCard, Scalar
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.schema import Option, Scalar
 
 TRAIN_OPTIONS: dict[str, Option] = {
     "steps": Option(default=100, minimum=0, doc="Optimiser steps."),
@@ -136,36 +135,6 @@ class RunConfig:
             "seed": self.seed,
             "values": {key: origin.value for key, origin in self.values.items()},
         }
-
-
-def protocol_digest(card: ProtocolCard, assets: Mapping[str, str] | None = None) -> str:
-    """Identity of a protocol: all that must be equal for two rows to be comparable.
-
-    Titles and notes do not count, nor do settings and seeds, which each row carries itself.
-
-    Args:
-        card: the protocol.
-        assets: {asset: SHA-256} of files used that are not, or cannot be known to be, the ones on the cards.
-    """
-    content = {key: value for key, value in protocol_content(card).items() if key not in _WORDS}
-    if assets:
-        content["assets"] = dict(assets)
-    return f"sha256:{digest_of(content)}"
-
-
-def protocol_content(card: ProtocolCard) -> dict[str, Any]:
-    """Return a protocol as plain data; fields that came later only where they are used: digests stay."""
-    content = card.model_dump(mode="json")
-    for name in _LATER_FIELDS:
-        if content[name] == ProtocolCard.model_fields[name].default:
-            del content[name]
-    if content["reference"]:
-        content["reference"] = {key: value for key, value in content["reference"].items() if value}
-    return content
-
-
-_WORDS = {"title", "summary", "notes", "licence", "paper", "settings", "seeds"}
-_LATER_FIELDS = ("task", "rounding", "prompts", "images_per_prompt", "options")
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:

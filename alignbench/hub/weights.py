@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignbench import transfer
-from alignbench.digests import check_digest as check_digest
-from alignbench.digests import judge, promised
 from alignbench.errors import UserError
 from alignbench.files import cache_root as cache_root
 from alignbench.files import file_sha256 as file_sha256
 from alignbench.files import package_file
+from alignbench.hub import download
+from alignbench.hub.digests import check_digest as check_digest
+from alignbench.hub.digests import judge, promised
 from alignbench.registry.schema import ModelCard, WeightFile
 
 Say = Callable[[str], None]
@@ -240,28 +240,28 @@ def fetch(model: str, card: ModelCard, *, dry_run: bool = False, say: Say | None
     absent = [(file, status.expected) for file, status in pairs if status.path is None and file.repo]
     say(f"{model}: licence {card.licence or 'not stated'}")
     for file, target in absent:
-        say(f"{file.repo}/{file.path} @ {file.revision[:12]}, {transfer.human_size(file.size)} → {target}")
+        say(f"{file.repo}/{file.path} @ {file.revision[:12]}, {download.human_size(file.size)} → {target}")
     arrived = _download(model, absent, say) if absent and not dry_run else {}
     return [_outcome(file, status, dry_run, arrived, say) for file, status in pairs]
 
 
 def _download(model: str, absent: Sequence[tuple[WeightFile, Path]], say: Say) -> dict[Path, str]:
     """Bring the files; {target: digest}."""
-    offers = transfer.ask(model, absent)
+    offers = download.ask(model, absent)
     for offer in offers:
         _check_offer(offer)
-    transfer.check_room(offers)
+    download.check_room(offers)
     digests = {}
     for offer in offers:
-        say(f"downloading {offer.file.path}, {transfer.human_size(offer.remaining)} to go")
-        transfer.run(offer)
+        say(f"downloading {offer.file.path}, {download.human_size(offer.remaining)} to go")
+        download.run(offer)
         digest = judge(offer.file, offer.partial, file_sha256(offer.partial), offer.sha256)
         offer.partial.replace(offer.target)
         digests[offer.target] = digest
     return digests
 
 
-def _check_offer(offer: transfer.Transfer) -> None:
+def _check_offer(offer: download.Transfer) -> None:
     """Raise UserError if the hub has another file than the card means, before gigabytes are moved."""
     file = offer.file
     wanted = promised(file) or offer.sha256

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from alignbench import transfer
-from alignbench.assets import FOLDER, AssetStatus, locate, verify
 from alignbench.errors import UserError
 from alignbench.files import cache_root, file_sha256
-from alignbench.hub import Fetched, Say
-from alignbench.registry.schema import AssetCard
+from alignbench.hub import download
+from alignbench.hub.assets import FOLDER, AssetStatus, locate, verify
+from alignbench.hub.weights import Fetched, Say
+from alignbench.registry.protocol import AssetCard
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def describe(name: str, card: AssetCard, status: AssetStatus) -> str:
     """Say in one line what an asset is, under which licence, and whether it is here."""
     source = card.url or (f"{card.repo} @ {card.revision[:12]}" if card.repo else "no public source")
     here = f"here: {status.path}" if status.ok else f"{source} → {status.expected}"
-    return f"{name}: licence {card.licence or 'not stated'}, {transfer.human_size(card.size)}, {here}"
+    return f"{name}: licence {card.licence or 'not stated'}, {download.human_size(card.size)}, {here}"
 
 
 def _fetch_one(name: str, card: AssetCard, status: AssetStatus, dry_run: bool, say: Say) -> Fetched:
@@ -86,15 +86,15 @@ def _download(name: str, card: AssetCard, say: Say) -> None:
         if not (home / path).is_file()
     ]
     if card.url:
-        offers = [transfer.ask_url(file.url, file, target) for file, target in absent]
+        offers = [download.ask_url(file.url, file, target) for file, target in absent]
     else:
-        offers = transfer.ask(name, absent, kind=card.kind)
+        offers = download.ask(name, absent, kind=card.kind)
     for offer in offers:
         _check_offer(name, card, offer)
-    transfer.check_room(offers)
+    download.check_room(offers)
     for offer in offers:
-        say(f"downloading {offer.file.path}, {transfer.human_size(offer.remaining)} to go")
-        transfer.run(offer)
+        say(f"downloading {offer.file.path}, {download.human_size(offer.remaining)} to go")
+        download.run(offer)
         digest = file_sha256(offer.partial)
         promised = (card.sha256 if card.file != FOLDER else None) or offer.sha256 or digest
         if digest != promised:
@@ -106,7 +106,7 @@ def _download(name: str, card: AssetCard, say: Say) -> None:
         offer.partial.replace(offer.target)
 
 
-def _check_offer(name: str, card: AssetCard, offer: transfer.Transfer[_Remote]) -> None:
+def _check_offer(name: str, card: AssetCard, offer: download.Transfer[_Remote]) -> None:
     """Raise UserError if the source has another file than the card means, before gigabytes are moved."""
     if card.file == FOLDER:
         return

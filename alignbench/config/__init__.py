@@ -1,0 +1,1 @@
+"""Names and `--set key=value` become a checked plan. Imports no torch."""

@@ -1,0 +1,255 @@
+"""What a protocol needs of an installation: evaluators, packages, files, prompts, enough images.
+
+Imports no torch and loads no weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignbench.api import Prompt
+from alignbench.config.settings import RunConfig
+from alignbench.errors import Problem, UserError
+from alignbench.hub import assets as files
+from alignbench.hub import weights as hub
+from alignbench.prompts import read_prompts
+from alignbench.registry.lookup import Catalogue
+from alignbench.registry.protocol import ProtocolCard, protocol_digest
+from alignbench.registry.reward_spec import parse_terms, require_parts, resolve
+from alignbench.registry.schema import MethodCard, ModelCard, Scalar
+
+
+@dataclass(frozen=True)
+class Court:
+    """A protocol with the files its evaluators read."""
+
+    digest: str
+    """Identity of the protocol; files other than those on the cards count."""
+    protocol: ProtocolCard
+    """As given, but for the number of images where the user's own prompts decide it."""
+    assets: dict[str, files.AssetFile]
+    prompts: list[Prompt]
+    problems: list[Problem]
+
+
+def make_court(catalogue: Catalogue, name: str, protocol: ProtocolCard, paths: Mapping[str, Scalar]) -> Court:
+    """Find what a protocol needs, and say what this installation lacks.
+
+    Args:
+        catalogue: where the cards are.
+        name: of the protocol.
+        protocol: as resolved.
+        paths: {asset: path} as given by the user.
+    """
+    problems = _missing_names(catalogue, name, protocol)
+    if problems:
+        return Court(protocol_digest(protocol), protocol, {}, [], problems)
+    problems = [*_package_problems(catalogue, protocol), *_size_problems(catalogue, protocol)]
+    found, unofficial = {}, {}
+    wanted = files.assets_of(catalogue, protocol)
+    for asset in wanted:
+        card = catalogue.asset(asset)
+        status = files.locate(asset, card, str(paths.get(asset, "")))
+        if not status.ok:
+            problems.append(Problem(f"assets/{asset}", status.reason, status.fix))
+            continue
+        try:
+            found[asset] = files.verify(asset, card, status)
+        except UserError as error:
+            problems.append(Problem(f"assets/{asset}", error.what, error.fix))
+            continue
+        if not files.is_official(card, found[asset]):
+            unofficial[asset] = found[asset].sha256
+    unread = [asset for asset, path in paths.items() if path and asset not in wanted]
+    problems += [
+        Problem(f"assets.{asset}", f"protocol {name} does not read it", "leave it out") for asset in unread
+    ]
+    prompts: list[Prompt] = []
+    if protocol.prompts in found:
+        prompts = read_prompts(found[protocol.prompts].path)
+        images = len(prompts) * protocol.images_per_prompt
+        if paths.get(protocol.prompts):
+            protocol = protocol.model_copy(update={"samples": images})
+        elif images < protocol.samples:
+            problems.append(
+                Problem(
+                    f"assets/{protocol.prompts}",
+                    f"{len(prompts)} prompts × {protocol.images_per_prompt} are fewer than "
+                    f"{protocol.samples}",
+                    f"alignbench fetch {protocol.prompts}",
+                )
+            )
+    return Court(protocol_digest(protocol, unofficial), protocol, found, prompts, problems)
+
+
+def _missing_names(catalogue: Catalogue, name: str, protocol: ProtocolCard) -> list[Problem]:
+    dataset = protocol.reference.dataset if protocol.reference else ""
+    problems = []
+    for kind, names in {"evaluators": protocol.evaluators, "datasets": [dataset] if dataset else []}.items():
+        for wanted in names:
+            if wanted not in catalogue.found[kind]:
+                reason = catalogue.planned.get(kind, {}).get(wanted, "no card has this name")
+                problems.append(
+                    Problem(
+                        f"protocol {name}",
+                        f"{kind[:-1]} {wanted!r} is not in this version: {reason}",
+                        "train only with --no-eval, then score the exported weights elsewhere",
+                    )
+                )
+    return problems
+
+
+def _package_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Problem]:
+    problems = []
+    for name in protocol.evaluators:
+        card = catalogue.evaluator(name)
+        absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
+        if absent:
+            extra = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {absent[0]}"
+            problems.append(Problem(f"evaluator {name}", f"needs {', '.join(absent)}", extra))
+    return problems
+
+
+def _size_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Problem]:
+    """Fewer images than an evaluator can estimate anything from."""
+    problems = []
+    for name in protocol.evaluators:
+        card = catalogue.evaluator(name)
+        values = {key: option.default for key, option in card.options.items()}
+        values |= protocol.options.get(name, {})
+        minimum = max((int(values[key]) + more for key, more in card.min_images.items()), default=1)
+        if protocol.samples < minimum:
+            problems.append(
+                Problem(
+                    f"evaluator {name}",
+                    f"needs at least {minimum} images, {protocol.samples} are planned",
+                    f"--set protocol.samples={minimum} or more",
+                )
+            )
+    return problems
+
+
+def _condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolCard) -> list[Problem]:
+    if protocol.condition == model.condition or protocol.task == "reconstruction":
+        return []
+    return [
+        Problem(
+            f"protocol {config.protocol}",
+            f"is for {protocol.condition}-conditioned models, "
+            f"{config.model} is {model.condition}-conditioned",
+            "choose another with --protocol; see: alignbench list protocols",
+        )
+    ]
+
+
+def _model_problems(config: RunConfig, model: ModelCard, method: MethodCard | None) -> list[Problem]:
+    problems = []
+    if model.target is None:
+        problems.append(Problem(f"model {config.model}", f"this version has no {model.family} backbone"))
+    if method and model.condition not in method.conditions:
+        problems.append(
+            Problem(f"method {config.method}", f"does not train {model.condition}-conditioned models")
+        )
+    return problems
+
+
+def _reward_problems(catalogue: Catalogue, config: RunConfig, method: MethodCard | None) -> list[Problem]:
+    problems = []
+    options = config.section("method") if method else {}
+    used = all(options[switch] != 0 for switch in (method.reward_switches if method else []))
+    for option in method.reward_options if method else []:
+        text = str(options[option])
+        try:
+            for spec, _ in parse_terms(text) if text != "none" else []:
+                resolved = resolve(spec, catalogue)
+                if used:
+                    require_parts(resolved)
+        except UserError as error:
+            problems.append(Problem(f"method.{option}", error.what, error.fix))
+    return problems
+
+
+def find_text_encoder(
+    catalogue: Catalogue, config: RunConfig, model: ModelCard
+) -> tuple[files.AssetFile | None, list[Problem]]:
+    """Find the files of a model's text encoder where they are an asset, and say what is lacking.
+
+    With random weights the text features are random too and need no files.
+    """
+    spec = model.text
+    if spec is None or config.section("model")["weights"] == "random":
+        return None, []
+    problems = []
+    absent = [package for package in spec.packages if importlib.util.find_spec(package) is None]
+    if absent:
+        extra = f"pip install 'alignbench[{spec.extra}]'" if spec.extra else f"pip install {absent[0]}"
+        problems.append(Problem("text encoder", f"needs {', '.join(absent)}", extra))
+    if not spec.asset:
+        return None, problems
+    card = catalogue.asset(spec.asset)
+    status = files.locate(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
+    try:
+        return files.verify(spec.asset, card, status), problems
+    except UserError as error:
+        return None, [*problems, Problem(f"assets/{spec.asset}", error.what, error.fix)]
+
+
+def _weight_problems(name: str, model: ModelCard, weights: dict[str, hub.FileStatus]) -> list[Problem]:
+    own_text = model.text is not None and not model.text.asset
+    if "text" in weights and not own_text and "text" not in model.roles:
+        return [Problem("model.text", f"{name} has no text encoder of its own", "leave it out")]
+    roles = [*model.roles, *(["text"] if own_text else [])]
+    unnamed = [
+        Problem(f"weights/{role}", f"the card of {name} names no file", f"--set model.{role}=PATH")
+        for role in roles
+        if role not in weights
+    ]
+    return unnamed + [
+        Problem(f"weights/{role}", status.reason, status.fix)
+        for role, status in weights.items()
+        if not status.ok
+    ]
+
+
+def _data_problems(catalogue: Catalogue, config: RunConfig, model: ModelCard) -> list[Problem]:
+    if config.method is None:
+        return []
+    card = catalogue.dataset(config.dataset)
+    problems = []
+    if card.condition != model.condition:
+        problems.append(
+            Problem(
+                f"data {config.dataset}",
+                f"gives {card.condition} conditions, {config.model} needs {model.condition}",
+            )
+        )
+    if config.section("data").get("path") == "":
+        problems.append(Problem(f"data {config.dataset}", "no data set was named", "--set data.path=PATH"))
+    root = config.section("data").get("root")
+    if root == "":
+        problems.append(Problem(f"data {config.dataset}", "no folder was given", "--set data.root=PATH"))
+    elif root is not None:
+        place = Path(str(root)).expanduser()
+        # Captioned images may come as one file.
+        if not (place.is_dir() or (card.condition == "text" and place.is_file())):
+            wrong = "does not exist" if card.condition == "text" else "is not a folder"
+            problems.append(Problem(f"data {config.dataset}", f"{root} {wrong}", "--set data.root=PATH"))
+    return problems
+
+
+def _geometry_problems(config: RunConfig, world_size: int) -> list[Problem]:
+    images = config.train.images_per_step
+    if images % world_size == 0:
+        return []
+    lower = images // world_size * world_size
+    near = " or ".join(str(size) for size in (lower, lower + world_size) if size)
+    return [
+        Problem(
+            "train.images_per_step",
+            f"{images} images cannot be shared by {world_size} devices",
+            f"--set train.images_per_step={near}",
+        )
+    ]
