@@ -14,7 +14,7 @@ from alignbench.backbones.containers import load_strict, read_state_dict
 from alignbench.backbones.text_cache import CachedText
 from alignbench.backbones.text_random import RandomText
 from alignbench.config.plan import Job, Plan
-from alignbench.data import ImageDataset, open_dataset
+from alignbench.data.dataset import ImageDataset, open_dataset
 from alignbench.errors import UserError
 from alignbench.files import write_atomic
 from alignbench.hub import weights

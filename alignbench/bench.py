@@ -24,6 +24,7 @@ from alignbench import environment, randomness, training
 from alignbench.api import Batch, Collected, Loss, Method, Prompt
 from alignbench.assembly import build_model, open_training_data
 from alignbench.config.plan import Job, Plan
+from alignbench.data.prompts import read_prompts
 from alignbench.data.synthetic import SyntheticText
 from alignbench.driver import peak_memory_gib
 from alignbench.errors import named_shortage, smaller_batch
@@ -31,10 +32,9 @@ from alignbench.hub import assets
 from alignbench.judging import in_precision
 from alignbench.parallel import Parallel, choose_threads
 from alignbench.progress import Progress
-from alignbench.prompts import read_prompts
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import Setting
-from alignbench.sampling import ImageDecoder, Sampler, sampling_of
+from alignbench.samples.generated import ImageDecoder, Sampler, sampling_of
 
 WARM_UP_TOKENS = 4
 

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alignbench import grid, randomness
+from alignbench import randomness
 from alignbench.api import Backbone, ClassLabels, Condition, Sampling
 from alignbench.assembly import build_model, load_export
-from alignbench.backbones.pixels import to_uint8
 from alignbench.config.plan import Plan
 from alignbench.errors import UserError
 from alignbench.parallel import choose_threads
-from alignbench.sampling import check_probabilities
+from alignbench.samples import grid
+from alignbench.samples.generated import check_probabilities
+from alignbench.samples.pixels import to_uint8
 
 BATCH = 64
 

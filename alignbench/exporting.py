@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from alignbench.api import ImageBatch, ImageSet
-from alignbench.data import geneval_folder
-from alignbench.data.writers import write_npz, write_png
 from alignbench.evaluation import Evaluation
 from alignbench.progress import Progress, Stage
 from alignbench.run_folder import row_files
+from alignbench.samples import geneval_layout
+from alignbench.samples.writers import write_npz, write_png
 
 
 def export_images(evaluation: Evaluation, forms: Sequence[str], progress: Progress) -> None:
@@ -53,7 +53,7 @@ def _write_layout(path: Path, images: ImageSet, stage: Stage) -> None:
 
     unfinished = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)  # of an earlier attempt
-    geneval_folder.write_layout(unfinished, batches())
+    geneval_layout.write_layout(unfinished, batches())
     unfinished.rename(path)
 
 
@@ -67,6 +67,6 @@ def _write_verdicts(path: Path, evaluation: Evaluation, setting: str, seed: int)
                     rows.append((columns["correct"], columns["reason"]))
         if rows:
             correct, reasons = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-            layout = geneval_folder.read_layout(path)
+            layout = geneval_layout.read_layout(path)
             target = path / f"results-{name}.jsonl"
-            geneval_folder.write_results(target, layout, correct.tolist(), reasons.tolist())
+            geneval_layout.write_results(target, layout, correct.tolist(), reasons.tolist())

@@ -25,9 +25,9 @@ from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard, Setting, resolve_protocol
 
 if TYPE_CHECKING:
-    from alignbench.data.samples import SampleImages
     from alignbench.evaluation import Score
     from alignbench.progress import Progress
+    from alignbench.samples.external import SampleImages
 
 GIVEN = "given"
 """The only setting: nothing is sampled."""
@@ -107,7 +107,7 @@ def make_given_plan(
     paths = {key[7:]: value for key, value in values.items() if key.startswith("assets.")}
     court = make_court(catalogue, protocol, card, paths)
     problems = list(court.problems)
-    from alignbench.data.samples import open_samples
+    from alignbench.samples.external import open_samples
 
     images = open_samples(
         path,

@@ -17,18 +17,18 @@ import torch
 
 from alignbench import __version__
 from alignbench.api import Backbone, Evaluator, ImageSet, Prompt
-from alignbench.data import open_dataset
-from alignbench.data.reference import DatasetImages
+from alignbench.data.dataset import open_dataset
 from alignbench.evaluation import Evaluation, References, Sets, build_evaluators
 from alignbench.files import digest_of
 from alignbench.hub.assets import AssetFile
 from alignbench.measuring import Place
-from alignbench.reconstruction import ReconstructedImages
 from alignbench.references import open_reference
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.registry.schema import Scalar
-from alignbench.sampling import ImageDecoder, Sampler, TokenImages
+from alignbench.samples.generated import ImageDecoder, Sampler, TokenImages
+from alignbench.samples.real import DatasetImages
+from alignbench.samples.reconstructed import ReconstructedImages
 
 
 @dataclass(frozen=True, kw_only=True)

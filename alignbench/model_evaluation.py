@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 
-from alignbench import grid
 from alignbench.api import Backbone
 from alignbench.assembly import build_model, load_export
 from alignbench.config import plan as plan_
@@ -18,7 +17,8 @@ from alignbench.exporting import export_images
 from alignbench.judging import Judge, in_precision, writable
 from alignbench.parallel import Parallel
 from alignbench.progress import Progress
-from alignbench.sampling import ImageDecoder, labels_of
+from alignbench.samples import grid
+from alignbench.samples.generated import ImageDecoder, labels_of
 
 Subject = Literal["base", "method"]
 

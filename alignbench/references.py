@@ -17,12 +17,12 @@ import numpy as np
 
 from alignbench import __version__, randomness
 from alignbench.api import ImageBatch
-from alignbench.data import ProgressCallback
-from alignbench.data.npz import Archive, Stream, write_archive
-from alignbench.data.samples import SampleImages, open_archive
+from alignbench.data.dataset import ProgressCallback
 from alignbench.errors import UserError
 from alignbench.metrics.moments import Moments
 from alignbench.nets.inception import POOL, SPATIAL, Inception
+from alignbench.samples.external import SampleImages, open_archive
+from alignbench.samples.npz import Archive, Stream, write_archive
 
 SHAPES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 """What the moments of this network look like."""

@@ -11,7 +11,7 @@ import torch
 from alignbench.api import Backbone, Method
 from alignbench.assembly import build_method, build_model, text_conditions, trained_module
 from alignbench.config.plan import Job
-from alignbench.data import ImageDataset
+from alignbench.data.dataset import ImageDataset
 from alignbench.data.stream import Stream
 from alignbench.driver import Driver, parameter_groups
 from alignbench.parallel import Parallel

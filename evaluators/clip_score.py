@@ -10,7 +10,7 @@ from torch import Tensor
 from alignbench.errors import UserError
 from alignbench.evaluators.open_clip_model import Pictures, PromptMatch
 from alignbench.hub.assets import AssetFile
-from alignbench.nets import clip_files
+from alignbench.nets import clip
 from alignbench.registry.protocol import EvaluatorCard
 from alignbench.registry.schema import Scalar
 
@@ -28,11 +28,11 @@ def build(
         UserError: open_clip is not installed, or the file does not fit the architecture.
     """
     (name,) = card.assets
-    model = clip_files.load(assets[name].path, str(options["architecture"]))
+    model = clip.load(assets[name].path, str(options["architecture"]))
     return PromptMatch(card, model, pil_pictures(model), options=options, assets=assets, device=device)
 
 
-def pil_pictures(model: clip_files.ClipModel) -> Pictures:
+def pil_pictures(model: clip.ClipModel) -> Pictures:
     """Prepare images as open_clip does: through PIL, bicubic on 8 bits, then the centre.
 
     Raises:
@@ -45,7 +45,7 @@ def pil_pictures(model: clip_files.ClipModel) -> Pictures:
     try:
         prepare = open_clip.image_transform(model.side, is_train=False, **wish)
     except (TypeError, AssertionError) as error:
-        raise UserError(f"{clip_files.CONFIG}: preprocess_cfg is not understood: {error}") from error
+        raise UserError(f"{clip.CONFIG}: preprocess_cfg is not understood: {error}") from error
 
     def pictures(images: Tensor) -> Tensor:
         arrays = images.permute(0, 2, 3, 1).contiguous().numpy()

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from alignbench.evaluators.clip_score import pil_pictures
 from alignbench.evaluators.geneval_rules import Detection
 from alignbench.files import digest_of
-from alignbench.nets import clip_files
-from alignbench.precision import full_precision
+from alignbench.nets import clip
+from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.hub.assets import AssetFile
@@ -48,7 +48,7 @@ class ClipColours:
 
     names = COLOURS
 
-    def __init__(self, model: clip_files.ClipModel, *, identity: str, device: torch.device) -> None:
+    def __init__(self, model: clip.ClipModel, *, identity: str, device: torch.device) -> None:
         self.identity = digest_of({"colours": "clip", "version": VERSION, "weights": identity})
         self._model = model
         self._pictures = pil_pictures(model)
@@ -100,5 +100,5 @@ def build(
         UserError: open_clip is not installed, or the file does not fit the architecture.
     """
     file, architecture = assets[ASSET], str(options["clip"])
-    model = clip_files.load(file.path, architecture)
+    model = clip.load(file.path, architecture)
     return ClipColours(model, identity=f"{architecture} {file.sha256}", device=device)

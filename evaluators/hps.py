@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignbench.evaluators.open_clip_model import PromptMatch
 from alignbench.hub.assets import AssetFile
-from alignbench.nets import clip_files
+from alignbench.nets import clip
 from alignbench.nets.preprocess import Preprocess
 from alignbench.registry.protocol import EvaluatorCard
 from alignbench.registry.schema import Scalar
@@ -34,7 +34,7 @@ def build(
         UserError: open_clip is not installed, or the file does not fit the architecture.
     """
     (name,) = card.assets
-    model = clip_files.load(assets[name].path, ARCHITECTURE)
+    model = clip.load(assets[name].path, ARCHITECTURE)
     # Longest side to the network's, antialiased, then black around: not what open_clip does for this model.
     prepare = Preprocess(model.side, fit="pad")
 

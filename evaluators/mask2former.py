@@ -19,7 +19,7 @@ from alignbench.evaluators.geneval_rules import Detection
 from alignbench.evaluators.mask2former_arrays import instances, prepare
 from alignbench.evaluators.mask2former_keys import convert
 from alignbench.files import digest_of
-from alignbench.precision import full_precision
+from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.hub.assets import AssetFile

@@ -14,8 +14,8 @@ from alignbench.errors import UserError
 from alignbench.files import digest_of
 from alignbench.hub.assets import AssetFile
 from alignbench.metrics.clusters import resampled_interval
-from alignbench.nets.clip_files import ClipModel
-from alignbench.precision import full_precision
+from alignbench.nets.clip import ClipModel
+from alignbench.nets.precision import full_precision
 from alignbench.registry.protocol import EvaluatorCard
 from alignbench.registry.schema import Scalar
 

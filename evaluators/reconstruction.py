@@ -19,7 +19,7 @@ from alignbench.files import digest_of
 from alignbench.metrics import image_quality
 from alignbench.metrics.intervals import LEVEL, t_critical
 from alignbench.nets import lpips
-from alignbench.precision import full_precision
+from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.hub.assets import AssetFile

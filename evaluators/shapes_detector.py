@@ -1,6 +1,6 @@
 """Parts for GenEval on procedural scenes: an exact detector of the shapes and a judge of their colours.
 
-Neither has a network: `alignbench.data.shapes_matching` does the arithmetic. On scenes as they are drawn
+Neither has a network: `alignbench.data.shapes_detector` does the arithmetic. On scenes as they are drawn
 every answer is right with a score of 1.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.data import shapes_matching
+from alignbench.data import shapes_detector
 from alignbench.data.shapes_scenes import COLOURS, SHAPES, SIDE
 from alignbench.errors import UserError
 from alignbench.evaluators.geneval_rules import Detection
@@ -30,7 +30,7 @@ class ShapesDetector:
     class_names = tuple(SHAPES)
 
     def __init__(self, *, batch: int) -> None:
-        self.identity = digest_of({"detector": "shapes", "version": shapes_matching.VERSION})
+        self.identity = digest_of({"detector": "shapes", "version": shapes_detector.VERSION})
         self.batch = batch
 
     def detect(self, images: Tensor, ids: Sequence[int]) -> list[list[Detection]]:
@@ -45,24 +45,24 @@ class ShapesDetector:
         pixels = images.permute(0, 2, 3, 1).numpy()
         return [
             [Detection(item.shape, item.match, item.box, item.mask) for item in found]
-            for found in shapes_matching.find(pixels)
+            for found in shapes_detector.find(pixels)
         ]
 
 
 class ShapesColours:
     """The colour of most of an object's pixels; an `evaluators.geneval_detector.Colours`."""
 
-    names = (*COLOURS, shapes_matching.NO_COLOUR)
+    names = (*COLOURS, shapes_detector.NO_COLOUR)
 
     def __init__(self) -> None:
-        self.identity = digest_of({"colours": "shapes", "version": shapes_matching.VERSION})
+        self.identity = digest_of({"colours": "shapes", "version": shapes_detector.VERSION})
 
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
         """See `Colours.classify`."""
         colours = []
         for item in objects:
             assert item.mask is not None, "the detector gives masks"
-            colours.append(shapes_matching.colour_of(image, item.mask))
+            colours.append(shapes_detector.colour_of(image, item.mask))
         return colours
 
 

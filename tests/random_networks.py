@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from alignbench.evaluators.mask2former import swin_s_config
-from alignbench.nets import clip_files, inception
+from alignbench.nets import clip, inception
 from tests.lpips_trunks import random_trunk
 
 CLIPS = {
@@ -42,7 +42,7 @@ def filled(build: Any, device: torch.device) -> nn.Module:
 def save_clip(path: Path, architecture: str, device: torch.device) -> None:
     import open_clip
 
-    shape = clip_files.architecture_of(architecture)
+    shape = clip.architecture_of(architecture)
     state = filled(lambda: open_clip.CLIP(**shape), device).state_dict()
     torch.save({name: value.cpu() for name, value in state.items()}, path)
 

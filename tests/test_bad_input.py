@@ -26,10 +26,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from alignbench import checkpoint, driver, record, runner, sampling, training
+from alignbench import checkpoint, driver, record, runner, training
 from alignbench.cli import main as cli
 from alignbench.evaluators import distribution
 from alignbench.progress import Progress
+from alignbench.samples import generated
 from alignbench.stopping import StopOnSignal
 
 SHIPPED = Path(cli.__file__).parent.parent / "weights" / "llamagen-tiny"
@@ -369,7 +370,7 @@ def full_log(self: driver.Driver, step: int, *_: Any) -> None:
         (checkpoint, "save_file", no_space_in_safetensors, "step-000001 cannot be written"),
         (driver.Driver, "_log", full_log, "no space left"),
         (runner, "save_file", no_space_in_safetensors, "policy.safetensors cannot be written"),
-        (sampling, "write_atomic", no_space, "no space left"),
+        (generated, "write_atomic", no_space, "no space left"),
         (record, "write_atomic", no_space, "run.json cannot be written"),
         (runner, "write_atomic", no_space, "no space left"),
     ],
@@ -414,7 +415,7 @@ def test_too_little_memory_names_the_knob(
     ("place", "said"),
     [
         (
-            (sampling.Sampler, "generate"),
+            (generated.Sampler, "generate"),
             "out of memory while generating 500 images together → a device with more memory, or "
             "--set protocol.batch=250: another protocol",
         ),

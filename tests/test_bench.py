@@ -135,7 +135,12 @@ def test_a_text_model_is_timed_on_the_protocol_s_prompts(
 @pytest.mark.parametrize(
     ("target", "name", "arguments", "said"),
     [
-        ("alignbench.sampling.Sampler", "generate", ["--model", "llamagen-tiny"], "--set protocol.batch=250"),
+        (
+            "alignbench.samples.generated.Sampler",
+            "generate",
+            ["--model", "llamagen-tiny"],
+            "--set protocol.batch=250",
+        ),
         (
             "alignbench.evaluators.distribution.DigitsDistribution",
             "measure",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from alignbench.data import ImageDataset, captions_of, open_dataset
+from alignbench.data.dataset import ImageDataset, captions_of, open_dataset
 from alignbench.data.digits import split_rows
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Catalogue

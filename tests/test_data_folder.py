@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignbench.data import ImageDataset, Skipped, open_dataset
 from alignbench.data.crops import center_crop_adm
+from alignbench.data.dataset import ImageDataset, Skipped, open_dataset
 from alignbench.data.encoded import UnreadableImage, choose, decode_image
 from alignbench.errors import RunFailed, UserError
 from alignbench.registry.lookup import Catalogue

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from alignbench.api import Batch
-from alignbench.data import ImageDataset, open_dataset
-from alignbench.data.pool import AHEAD, ordered_map
-from alignbench.data.reference import DatasetImages
+from alignbench.data.dataset import AHEAD, ImageDataset, open_dataset, ordered_map
 from alignbench.data.stream import Stream
 from alignbench.registry.lookup import Catalogue
+from alignbench.samples.real import DatasetImages
 
 
 def noise(count: int) -> ImageDataset:

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from alignbench.api import Condition, TextFeatures
-from alignbench.data import Captioned, ImageDataset, Skipped, captions_of, open_dataset
 from alignbench.data.captioned import captions_in
+from alignbench.data.captioned_files import form_of
+from alignbench.data.dataset import Captioned, ImageDataset, Skipped, captions_of, open_dataset
 from alignbench.data.stream import Stream
-from alignbench.data.text_images import form_of
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Catalogue
 from tests.captioned_images import encoded, scenes, shard_files, write_folder, write_tar

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from alignbench.api import ImageBatch, Prompt
-from alignbench.data.geneval_folder import write_layout
 from alignbench.registry.lookup import Catalogue
+from alignbench.samples.geneval_layout import write_layout
 from tests.test_evaluate import alignbench
 from tests.test_geneval import tiny_clip  # noqa: F401  (a fixture)
 

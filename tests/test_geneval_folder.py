@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from alignbench.api import ImageBatch, Prompt
-from alignbench.data.geneval_folder import is_geneval_folder, read_layout, write_layout, write_results
-from alignbench.data.samples import open_samples
 from alignbench.errors import UserError
+from alignbench.samples.external import open_samples
+from alignbench.samples.geneval_layout import is_geneval_folder, read_layout, write_layout, write_results
 
 LINES = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

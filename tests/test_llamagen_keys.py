@@ -14,10 +14,10 @@ from alignbench.api import Backbone, ClassLabels, Sampling
 from alignbench.backbones.captions import clean_caption, left_pad
 from alignbench.backbones.gpt import GPT, GPTConfig, ffn_hidden
 from alignbench.backbones.llamagen import LlamaGen, build, gpt_config, unwrap, vq_config
-from alignbench.backbones.pixels import resize_bicubic, to_uint8
 from alignbench.backbones.vq import VQConfig, VQModel
 from alignbench.errors import UserError
 from alignbench.registry.schema import ModelCard, PolicyShape, TokenizerShape
+from alignbench.samples.pixels import resize_bicubic, to_uint8
 
 LISTED = json.loads((Path(__file__).parent / "data" / "llamagen_state_dict_keys.json").read_text())
 VQ_MULTIPLIERS = {"VQ-16": (1, 1, 2, 2, 4), "VQ-8": (1, 2, 2, 4)}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alignbench.api import Prompt
+from alignbench.data.prompts import read_prompts
 from alignbench.errors import UserError
-from alignbench.prompts import read_prompts
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

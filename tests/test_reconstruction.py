@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from alignbench.backbones.llamagen import build
-from alignbench.backbones.pixels import from_uint8, to_uint8
-from alignbench.data import open_dataset
+from alignbench.data.dataset import open_dataset
 from alignbench.data.digits import Digits
 from alignbench.errors import UserError
-from alignbench.reconstruction import ReconstructedImages
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard
+from alignbench.samples.pixels import from_uint8, to_uint8
+from alignbench.samples.reconstructed import ReconstructedImages
 
 CATALOGUE = Catalogue.default()
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.data.samples import SampleImages, open_samples
 from alignbench.errors import UserError
 from alignbench.nets.inception import POOL, SPATIAL, Inception
 from alignbench.references import open_reference, write_reference
+from alignbench.samples.external import SampleImages, open_samples
 from tests.inception_toys import pictures, save_pngs
 
 SIDE = 6
@@ -52,7 +52,7 @@ def written(tmp_path: Path, pixels: np.ndarray, **changes: Any) -> Path:
 
 
 def test_moments_are_those_of_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignbench.data.samples.SHARD", 4)
+    monkeypatch.setattr("alignbench.samples.external.SHARD", 4)
     pixels = pictures(11, 0, side=SIDE)
     path = written(tmp_path, pixels)
     rows = FakeNet().rows(torch.from_numpy(pixels).permute(0, 3, 1, 2), batch=8)

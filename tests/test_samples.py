@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from alignbench.api import ImageBatch, Prompt
-from alignbench.data import npz
-from alignbench.data import pictures as picture_files
-from alignbench.data.samples import open_samples
-from alignbench.data.writers import PngWriter, write_npz, write_png
 from alignbench.errors import UserError
+from alignbench.samples import npz
+from alignbench.samples import pictures as picture_files
+from alignbench.samples.external import open_samples
+from alignbench.samples.writers import PngWriter, write_npz, write_png
 from tests.inception_toys import pictures, save_pngs
 
 SIDE = 24
@@ -440,7 +440,7 @@ def test_what_goes_wrong_in_a_writing_thread_surfaces(tmp_path: Path) -> None:
 
 
 def test_memory_of_waiting_images_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignbench.data.writers.AHEAD", 2)
+    monkeypatch.setattr("alignbench.samples.writers.AHEAD", 2)
     with PngWriter(tmp_path, workers=1) as writer:
         for start in range(0, 40, 10):
             writer.write(

@@ -11,7 +11,7 @@ import torch
 from alignbench.backbones.llamagen import build
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard
-from alignbench.sampling import ImageDecoder, Sampler, TokenImages, labels_of, shard_path
+from alignbench.samples.generated import ImageDecoder, Sampler, TokenImages, labels_of, shard_path
 
 CPU = torch.device("cpu")
 

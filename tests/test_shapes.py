@@ -15,14 +15,15 @@ from PIL import Image, ImageFilter
 
 import alignbench
 from alignbench.api import ImageBatch, Prompt, ScoreRequest
-from alignbench.data import Captioned, open_dataset, shapes_matching
+from alignbench.data import shapes_detector
 from alignbench.data import shapes_scenes as scenes
+from alignbench.data.dataset import Captioned, open_dataset
+from alignbench.data.prompts import read_prompts
 from alignbench.data.shapes import PROMPT_FILES, prompt_file
 from alignbench.data.shapes_scenes import COLOURS, SHAPES, TASKS, Scene, Thing
 from alignbench.errors import UserError
 from alignbench.evaluators import geneval
 from alignbench.evaluators.geneval_rules import COUNTING_THRESHOLD, Demand, demand_of
-from alignbench.prompts import read_prompts
 from alignbench.registry.lookup import Catalogue
 from alignbench.rewards.build import build as build_reward
 from alignbench.rewards.shapes import COUNTING_MATCH
@@ -136,11 +137,11 @@ def test_every_request_is_a_geneval_prompt() -> None:
 
 
 def test_scenes_as_drawn_are_found_exactly() -> None:
-    for scene, found in zip(SOME, shapes_matching.find(pixels(SOME)), strict=True):
+    for scene, found in zip(SOME, shapes_detector.find(pixels(SOME)), strict=True):
         image = scenes.draw(scene.things)
         assert all(item.match == 1.0 for item in found)
         seen = {
-            (list(SHAPES)[item.shape], shapes_matching.colour_of(image, item.mask), item.box[1], item.box[0])
+            (list(SHAPES)[item.shape], shapes_detector.colour_of(image, item.mask), item.box[1], item.box[0])
             for item in found
         }
         assert len(found) == len(scene.things)
@@ -158,7 +159,7 @@ def test_things_are_found_at_any_pixel() -> None:
     image = np.zeros((31, 26, 3), dtype=np.uint8)
     image[23:30, 1:8][scenes.mask("cross")] = (0, 255, 0)
     image[0:7, 19:26][scenes.mask("triangle")] = (255, 255, 255)
-    found = shapes_matching.find(image[None])[0]
+    found = shapes_detector.find(image[None])[0]
     assert {(list(SHAPES)[item.shape], item.box, item.match) for item in found} == {
         ("cross", (1, 23, 8, 30), 1.0),
         ("triangle", (19, 0, 26, 7), 1.0),
@@ -189,22 +190,22 @@ def test_wrong_scenes_are_judged_wrong(text: str, things: list[tuple[str, str, i
 def test_colours_that_do_not_agree_are_no_colour() -> None:
     image = scenes.draw([Thing("square", "red", 1, 1)])
     image[4:7, 4:11] = (0, 0, 255)  # 21 of 49 pixels
-    found = shapes_matching.find(image[None])[0]
+    found = shapes_detector.find(image[None])[0]
     assert [item.match for item in found] == [1.0]
-    assert shapes_matching.colour_of(image, found[0].mask) == shapes_matching.NO_COLOUR
+    assert shapes_detector.colour_of(image, found[0].mask) == shapes_detector.NO_COLOUR
     assert not judge(image[None], ["a red square"])[0] and judge(image[None], ["a square"])[0]
 
 
 def test_shapes_are_further_apart_than_a_match_may_be() -> None:
     for a, b in itertools.combinations(map(scenes.mask, SHAPES), 2):
-        assert (a & b).sum() / (a | b).sum() < shapes_matching.SMALLEST_MATCH - 0.04
+        assert (a & b).sum() / (a | b).sum() < shapes_detector.SMALLEST_MATCH - 0.04
 
 
 def test_foreground_of_another_form_is_no_shape() -> None:
     bar = np.zeros((20, 20, 3), dtype=np.uint8)
     bar[8:11, 2:18] = 255
     full = np.full((20, 20, 3), 255, dtype=np.uint8)
-    assert shapes_matching.find(np.stack([bar, full])) == [[], []]
+    assert shapes_detector.find(np.stack([bar, full])) == [[], []]
 
 
 def test_the_detector_bears_blur_and_noise() -> None:
@@ -220,7 +221,7 @@ def test_the_detector_bears_blur_and_noise() -> None:
 def test_nearest_colours_are_those_of_a_plain_search() -> None:
     image = np.random.default_rng(1).integers(0, 256, (9, 8, 3), dtype=np.uint8)
     palette = [(0, 0, 0), *COLOURS.values()]
-    found = shapes_matching.nearest_colour(image)
+    found = shapes_detector.nearest_colour(image)
     for y, x in np.ndindex(9, 8):
         distances = [
             sum((int(p) - c) ** 2 for p, c in zip(image[y, x], entry, strict=True)) for entry in palette

@@ -24,7 +24,7 @@ from alignbench.evaluators import hps
 from alignbench.hub.assets import AssetFile, locate, verify
 from alignbench.measuring import RowStore, StoredRows, measure
 from alignbench.metrics.clusters import resampled_interval
-from alignbench.nets import clip_files
+from alignbench.nets import clip
 from alignbench.progress import Progress, Stage
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard
@@ -217,7 +217,7 @@ def test_openai_archive_needs_its_own_activation(tmp_path: Path) -> None:
     from open_clip.openai import load_openai_model
 
     path = save_archive(tmp_path / "ViT.pt", make_config(quick_gelu=True, head=64))
-    ours = clip_files.load(path, "tiny-openai-quickgelu")
+    ours = clip.load(path, "tiny-openai-quickgelu")
     theirs = load_openai_model(str(path), precision="fp32", device="cpu").eval().requires_grad_(False)
     images = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     tokens = ours.tokenizer(["a fox", LONG])
@@ -226,7 +226,7 @@ def test_openai_archive_needs_its_own_activation(tmp_path: Path) -> None:
         assert torch.equal(ours.network.encode_text(tokens), theirs.encode_text(tokens))
     assert ours.network.logit_scale.dtype == torch.float32
     with pytest.raises(UserError, match=r"QuickGELU; tiny-openai does not → .*tiny-openai-quickgelu"):
-        clip_files.load(path, "tiny-openai")
+        clip.load(path, "tiny-openai")
     scored = built("clip-score-l14", path, architecture="tiny-openai-quickgelu").measure(batch_of(pictures()))
     with torch.no_grad():
         read = F.normalize(theirs.encode_text(ours.tokenizer(list(PROMPTS))), dim=-1)
@@ -249,7 +249,7 @@ def test_plain_and_training_checkpoints(tmp_path: Path, wrap: bool) -> None:
     state = model.state_dict()
     parallel = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}
     torch.save(parallel if wrap else state, tmp_path / "x.pt")
-    loaded = clip_files.load(tmp_path / "x.pt", "tiny-test")
+    loaded = clip.load(tmp_path / "x.pt", "tiny-test")
     assert all(torch.equal(value, state[name]) for name, value in loaded.network.state_dict().items())
     assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
     assert not loaded.network.training
@@ -261,19 +261,19 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, folder: Path) -> None
     torch.save(larger, tmp_path / "larger.pt")
     # open_clip's own loader would stretch the position embedding and go on.
     with pytest.raises(UserError, match=r"larger\.pt does not fit tiny-test: .*positional_embedding"):
-        clip_files.load(tmp_path / "larger.pt", "tiny-test")
+        clip.load(tmp_path / "larger.pt", "tiny-test")
     (tmp_path / "broken.pt").write_bytes(b"no weights at all")
     with pytest.raises(UserError, match=r"broken\.pt cannot be read as weights"):
-        clip_files.load(tmp_path / "broken.pt", "tiny-test")
+        clip.load(tmp_path / "broken.pt", "tiny-test")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match=r"list\.pt holds no weights but list"):
-        clip_files.load(tmp_path / "list.pt", "tiny-test")
+        clip.load(tmp_path / "list.pt", "tiny-test")
     with pytest.raises(UserError, match="knows no architecture 'ViT-Q-99'"):
-        clip_files.load(tmp_path / "list.pt", "ViT-Q-99")
+        clip.load(tmp_path / "list.pt", "ViT-Q-99")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match=r"holds no open_clip_model\.safetensors or open_clip_pytorch_model"):
-        clip_files.load(empty, "tiny-test")
+        clip.load(empty, "tiny-test")
 
 
 @pytest.mark.parametrize(

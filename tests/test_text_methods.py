@@ -15,7 +15,7 @@ from alignbench.backbones.text_cache import CachedText
 from alignbench.errors import UserError
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Catalogue
-from alignbench.sampling import sampling_of
+from alignbench.samples.generated import sampling_of
 from alignbench.testing import Case
 from tests.captioned_images import write_folder
 from tests.tiny_t2i import NamedColour, catalogue

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from alignbench.backbones.pixels import to_uint8
 from alignbench.backbones.transformer import rope_table
 from alignbench.errors import UserError
+from alignbench.samples.pixels import to_uint8
 from alignbench.verify.expected import ROUNDING_LIMIT, Alternative, Expected
 from alignbench.verify.golden import verify
 from alignbench.verify.llamagen import FILES, check

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alignbench.backbones.transformer import at_least_float32
 from alignbench.backbones.vq import PixelDecoder
-from alignbench.precision import full_precision
+from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.backbones.vq_layers import Decoder

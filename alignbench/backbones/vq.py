@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from alignbench.backbones.transformer import at_least_float32
 from alignbench.backbones.vq_layers import Decoder, Encoder, VQConfig
-from alignbench.precision import full_precision
+from alignbench.nets.precision import full_precision
 
 __all__ = ["PixelDecoder", "Quantised", "Quantizer", "VQConfig", "VQModel"]
 

@@ -44,8 +44,8 @@ def reference(
     import torch
 
     from alignbench import references
-    from alignbench.data.samples import open_samples
     from alignbench.nets import inception
+    from alignbench.samples.external import open_samples
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = inception.load(file.path, device)

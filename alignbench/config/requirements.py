@@ -12,10 +12,10 @@ from pathlib import Path
 
 from alignbench.api import Prompt
 from alignbench.config.settings import RunConfig
+from alignbench.data.prompts import read_prompts
 from alignbench.errors import Problem, UserError
 from alignbench.hub import assets as files
 from alignbench.hub import weights as hub
-from alignbench.prompts import read_prompts
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import parse_terms, require_parts, resolve

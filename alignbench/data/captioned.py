@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignbench.data import ProgressCallback
+from alignbench.data.dataset import ProgressCallback, ordered_map
 from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
-from alignbench.data.pool import ordered_map
 from alignbench.registry.schema import Scalar
 
 CAPTION_KEYS = ("caption", "text", "prompt", "captions")

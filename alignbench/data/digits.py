@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignbench.data import ProgressCallback, Skipped
+from alignbench.data.dataset import ProgressCallback, Skipped
 from alignbench.errors import UserError
 from alignbench.randomness import permutation
 from alignbench.registry.schema import Scalar

@@ -19,9 +19,8 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
-from alignbench.data import ProgressCallback, Skipped
 from alignbench.data.crops import center_crop_adm
-from alignbench.data.pool import ordered_map
+from alignbench.data.dataset import ProgressCallback, Skipped, ordered_map
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
 

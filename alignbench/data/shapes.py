@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignbench.data import ProgressCallback, Skipped
+from alignbench.data.dataset import ProgressCallback, Skipped
 from alignbench.data.shapes_scenes import SIZE, TASKS, Scene, draw, prompts, scene
 from alignbench.errors import UserError
 from alignbench.registry.schema import Scalar

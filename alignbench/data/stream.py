@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from alignbench.api import Batch, ClassLabels, Condition
-from alignbench.data import ImageDataset, captions_of
+from alignbench.data.dataset import ImageDataset, captions_of
 from alignbench.randomness import permutation
 
 STEPS_AHEAD = 2

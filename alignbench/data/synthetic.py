@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignbench.data import ProgressCallback, Skipped
+from alignbench.data.dataset import ProgressCallback, Skipped
 from alignbench.randomness import generator
 from alignbench.registry.schema import Scalar
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.data.captioned import MAX_CAPTION_BYTES, NO_CAPTION, Listing, Sample, read_captions
+from alignbench.data.dataset import ordered_map
 from alignbench.data.encoded import UnreadableImage
-from alignbench.data.images import EXTENSIONS, MAX_BYTES, identity_of
-from alignbench.data.pool import ordered_map
+from alignbench.data.folder import EXTENSIONS, MAX_BYTES, identity_of
 from alignbench.errors import UserError
 from alignbench.files import write_atomic
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from alignbench.errors import UserError
-from alignbench.precision import full_precision
+from alignbench.nets.precision import full_precision
 
 NAME = "inception-v3-compat"
 POOL = 2048

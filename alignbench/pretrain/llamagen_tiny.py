@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from alignbench.data.digits import CLASSES, SIZE, Digits, open_digits
-from alignbench.data.reference import DatasetImages
 from alignbench.pretrain import digit_nets, policy, tokenizer
 from alignbench.pretrain.fitting import Budget, Progress, Split, one_thread
 from alignbench.pretrain.made import Made, write
 from alignbench.registry.lookup import Catalogue
 from alignbench.rewards.perceptual import PerceptualDistance
+from alignbench.samples.real import DatasetImages
 
 MODEL = "llamagen-tiny"
 EVALUATOR_NET = "digits-features-a"

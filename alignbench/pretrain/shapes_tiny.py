@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from alignbench.backbones.text_words import METADATA, WordEncoder
 from alignbench.backbones.vq import VQModel
-from alignbench.data.reference import DatasetImages
 from alignbench.data.shapes import PROMPT_FILES, Shapes, open_shapes, prompt_file
 from alignbench.data.shapes_scenes import SIZE
 from alignbench.files import write_atomic
@@ -28,6 +27,7 @@ from alignbench.pretrain.fitting import Budget, Progress, one_thread
 from alignbench.pretrain.made import Made, write
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.schema import ModelCard
+from alignbench.samples.real import DatasetImages
 
 MODEL = "shapes-tiny"
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from alignbench import api
 from alignbench.hub.cached import hub_folder
-from alignbench.nets import clip_files
+from alignbench.nets import clip as clip_files
 from alignbench.nets.preprocess import Preprocess
 from alignbench.rewards.requests import all_valid
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from alignbench import api
-from alignbench.data import shapes_matching
-from alignbench.data.shapes_matching import Found
+from alignbench.data import shapes_detector
+from alignbench.data.shapes_detector import Found
 from alignbench.data.shapes_scenes import RELATIONS, SHAPES, Request, by_text
 from alignbench.errors import UserError
 from alignbench.rewards.requests import all_valid
@@ -44,7 +44,7 @@ class ShapesReward:
         pixels = (request.images * 255 + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         shares = [
             share(image, found, asked_by(text))
-            for image, found, text in zip(pixels, shapes_matching.find(pixels), request.texts, strict=True)
+            for image, found, text in zip(pixels, shapes_detector.find(pixels), request.texts, strict=True)
         ]
         values = torch.tensor(shares, dtype=torch.float32)
         if self.form == "verdict":
@@ -98,7 +98,7 @@ def _clause(
     """Say how far number, colour and place of one clause are as asked."""
     met = [len(own) / clause["count"]]
     if "color" in clause:
-        right = [shapes_matching.colour_of(image, item.mask) == clause["color"] for item in own]
+        right = [shapes_detector.colour_of(image, item.mask) == clause["color"] for item in own]
         met.append(sum(right) / clause["count"])
     if "position" in clause:
         relation, target = clause["position"]

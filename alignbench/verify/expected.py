@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alignbench.backbones.containers import read_state_dict
-from alignbench.backbones.pixels import to_uint8
+from alignbench.samples.pixels import to_uint8
 from alignbench.verify.report import ABSOLUTE, RELATIVE, Report, Row
 
 

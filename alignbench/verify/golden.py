@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from alignbench.errors import EXIT_FAILED, UserError
-from alignbench.precision import full_precision
+from alignbench.nets.precision import full_precision
 from alignbench.verify.report import Report
 
 CHECKS = {

@@ -22,8 +22,8 @@ from alignbench.backbones.generate import generate_steps
 from alignbench.backbones.janus import Janus, load, unwrap
 from alignbench.backbones.janus_policy import JanusPolicy
 from alignbench.backbones.janus_prompts import PromptTokens, template
-from alignbench.backbones.pixels import to_uint8
 from alignbench.errors import UserError
+from alignbench.samples.pixels import to_uint8
 from alignbench.verify.expected import Expected, InputMissing
 from alignbench.verify.report import Report, Row
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from alignbench.api import Sampling
 from alignbench.backbones.captions import clean_caption
 from alignbench.backbones.generate import filter_logits
-from alignbench.backbones.pixels import resize_bicubic, to_uint8
 from alignbench.backbones.transformer import rope_table
 from alignbench.data.crops import center_crop_adm, random_crop_adm
 from alignbench.errors import UserError
+from alignbench.samples.pixels import resize_bicubic, to_uint8
 from alignbench.verify.expected import Alternative, Expected, InputMissing
 from alignbench.verify.llamagen_networks import GoldenSet, check_c2i, check_t2i, check_vq
 from alignbench.verify.report import Report, Row

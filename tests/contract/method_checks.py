@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alignbench import assembly
 from alignbench.api import Backbone, Batch, Collected, Method
 from alignbench.config.plan import Job
-from alignbench.data import ImageDataset
+from alignbench.data.dataset import ImageDataset
 from alignbench.data.stream import Stream
 from alignbench.driver import Driver, parameter_groups
 from alignbench.parallel import Parallel

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from alignbench.api import ImageBatch
-from alignbench.data import ImageDataset
-from alignbench.data.pool import ordered_map
+from alignbench.data.dataset import ImageDataset, ordered_map
 
 
 class DatasetImages:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from alignbench.data import ProgressCallback
+from alignbench.data.dataset import ProgressCallback
 from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import Scalar

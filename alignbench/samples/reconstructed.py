@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from alignbench.api import Backbone, ImageBatch
-from alignbench.backbones.pixels import from_uint8, to_uint8
-from alignbench.data import ImageDataset
-from alignbench.data.pool import ordered_map
+from alignbench.data.dataset import ImageDataset, ordered_map
 from alignbench.errors import UserError, named_shortage, smaller_batch
 from alignbench.files import digest_of
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
+from alignbench.samples.pixels import from_uint8, to_uint8
 
 SHARD = 256
 """Images per shard at least; a whole number of batches."""

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from alignbench import randomness
 from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt, Rollout, Sampling
-from alignbench.backbones.pixels import resize_bicubic, to_uint8
 from alignbench.errors import RunFailed, named_shortage, smaller_batch
 from alignbench.files import write_atomic
 from alignbench.registry.protocol import ProtocolCard, Setting
+from alignbench.samples.pixels import resize_bicubic, to_uint8
 
 SHARD = 256
 """Images per file at least; a whole number of generation batches."""

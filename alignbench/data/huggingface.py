@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from alignbench.data import ProgressCallback
 from alignbench.data.captioned import NO_CAPTION, Listing, Sample, captions_in, open_samples
+from alignbench.data.dataset import ProgressCallback
 from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import Scalar

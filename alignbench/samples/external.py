@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from alignbench.api import ImageBatch, Prompt
-from alignbench.data import ProgressCallback, adm_file, geneval_folder
+from alignbench.data.dataset import ProgressCallback
 from alignbench.data.encoded import choose, decode_image
-from alignbench.data.faithful import decode_exact
-from alignbench.data.npz import Archive
-from alignbench.data.pictures import PictureFiles, list_pictures, relative
 from alignbench.errors import UserError
+from alignbench.samples import adm, geneval_layout
+from alignbench.samples.npz import Archive
+from alignbench.samples.pictures import PictureFiles, decode_exact, list_pictures, relative
 
 SHARD = 256
 """Images per shard."""
@@ -125,8 +125,8 @@ def open_samples(
     if not path.is_dir():
         raise UserError(f"{path} does not exist", fix="give a folder of images or an .npz file")
     notes: list[str] = []
-    if geneval_folder.is_geneval_folder(path):
-        layout = geneval_folder.read_layout(path)
+    if geneval_layout.is_geneval_folder(path):
+        layout = geneval_layout.read_layout(path)
         files = [file for file, _ in layout]
         expanded = [prompt for _, prompt in layout]
         _check_own_prompts(path, expanded, prompts)
@@ -161,13 +161,13 @@ def open_archive(
     Raises:
         UserError: `arr_0` or `arr_1` does not fit.
     """
-    rows = adm_file.check_pixels(archive, image_size=image_size)
+    rows = adm.check_pixels(archive, image_size=image_size)
     return SampleImages(
         title=str(archive.path),
-        identity=adm_file.identity_of(archive.path),
+        identity=adm.identity_of(archive.path),
         count=len(rows),
-        read=lambda ids: adm_file.pixels_of(rows, ids),
-        labels=adm_file.class_ids(archive, len(rows)),
+        read=lambda ids: adm.pixels_of(rows, ids),
+        labels=adm.class_ids(archive, len(rows)),
         prompts=_expand(archive.path, len(rows), prompts, images_per_prompt),
     )
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.data.npz import Archive, Rows
 from alignbench.errors import UserError
+from alignbench.samples.npz import Archive, Rows
 
 
 def check_pixels(archive: Archive, *, image_size: int) -> Rows:

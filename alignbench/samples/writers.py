@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from alignbench.api import ImageBatch, ImageSet
-from alignbench.data.npz import Stream, write_archive
+from alignbench.samples.npz import Stream, write_archive
 
 AHEAD = 64
 """Images that wait for a writing thread, per thread."""

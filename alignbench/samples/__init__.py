@@ -1,0 +1,1 @@
+"""Image sets to score: generated, reconstructed, real or external, read in shards."""
