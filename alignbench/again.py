@@ -14,13 +14,13 @@ from alignbench.evaluation import Score
 from alignbench.files import write_atomic
 from alignbench.hub import weights as hub
 from alignbench.model_evaluation import Subject, evaluate_models
-from alignbench.parallel import Parallel, choose_threads
 from alignbench.progress import Progress
 from alignbench.record import Result, RunRecord, read, write
 from alignbench.registry.lookup import Catalogue
 from alignbench.results import results_of
 from alignbench.run_facts import reward_networks
 from alignbench.run_folder import protocol_folder
+from alignbench.training.parallel import Parallel, choose_threads
 
 
 def evaluate_again(

@@ -20,21 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignbench import environment, randomness, training
+from alignbench import environment, randomness
 from alignbench.api import Batch, Collected, Loss, Method, Prompt
-from alignbench.assembly import build_model, open_training_data
+from alignbench.backbones.load import build_model
 from alignbench.config.plan import Job, Plan
 from alignbench.data.prompts import read_prompts
 from alignbench.data.synthetic import SyntheticText
-from alignbench.driver import peak_memory_gib
 from alignbench.errors import named_shortage, smaller_batch
 from alignbench.hub import assets
 from alignbench.judging import in_precision
-from alignbench.parallel import Parallel, choose_threads
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import Setting
 from alignbench.samples.generated import ImageDecoder, Sampler, sampling_of
+from alignbench.training import setup
+from alignbench.training.driver import peak_memory_gib
+from alignbench.training.parallel import Parallel, choose_threads
+from alignbench.training.setup import open_training_data
 
 WARM_UP_TOKENS = 4
 
@@ -126,7 +128,7 @@ def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: P
             def timed(method: Method) -> Method:
                 return TimedMethod(method, clock)
 
-            with training.prepared(job, dataset, parallel, progress, around=timed) as ready:
+            with setup.prepared(job, dataset, parallel, progress, around=timed) as ready:
                 totals = ready.driver.train()
             lines = (Path(folder) / "timing.jsonl").read_text(encoding="utf-8").splitlines()
     finally:

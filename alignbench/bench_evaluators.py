@@ -11,13 +11,13 @@ import torch
 from alignbench.api import PROMPT, Evaluator, ImageBatch, Prompt, Reference, prompt_key
 from alignbench.bench import Clock, Figure, Timing, forget_peak
 from alignbench.config.requirements import Court
-from alignbench.driver import peak_memory_gib
 from alignbench.errors import named_shortage
 from alignbench.evaluation import build_evaluators
 from alignbench.progress import Progress
 from alignbench.randomness import generator
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard
+from alignbench.training.driver import peak_memory_gib
 
 JITTER = 0.1
 """Spread of what is added to repeated rows of numbers, in standard deviations of their column: without it

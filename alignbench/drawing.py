@@ -11,13 +11,13 @@ from PIL import Image
 
 from alignbench import randomness
 from alignbench.api import Backbone, ClassLabels, Condition, Sampling
-from alignbench.assembly import build_model, load_export
+from alignbench.backbones.load import build_model, load_export
 from alignbench.config.plan import Plan
 from alignbench.errors import UserError
-from alignbench.parallel import choose_threads
 from alignbench.samples import grid
 from alignbench.samples.generated import check_probabilities
 from alignbench.samples.pixels import to_uint8
+from alignbench.training.parallel import choose_threads
 
 BATCH = 64
 

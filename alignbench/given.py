@@ -186,7 +186,7 @@ def _score(
     plan: GivenPlan, catalogue: Catalogue, out: Path, *, command: str, workers: int, progress: Progress
 ) -> RunRecord:
     from alignbench.judging import Judge
-    from alignbench.parallel import Parallel
+    from alignbench.training.parallel import Parallel
 
     started = now()
     parallel = Parallel("fp32")

@@ -9,16 +9,16 @@ from typing import Literal
 import torch
 
 from alignbench.api import Backbone
-from alignbench.assembly import build_model, load_export
+from alignbench.backbones.load import build_model, load_export
 from alignbench.config import plan as plan_
 from alignbench.config.plan import Job
 from alignbench.evaluation import Evaluation, Score
 from alignbench.exporting import export_images
 from alignbench.judging import Judge, in_precision, writable
-from alignbench.parallel import Parallel
 from alignbench.progress import Progress
 from alignbench.samples import grid
 from alignbench.samples.generated import ImageDecoder, labels_of
+from alignbench.training.parallel import Parallel
 
 Subject = Literal["base", "method"]
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from alignbench import environment, record
 from alignbench.config.plan import Plan, starting_weights
-from alignbench.driver import Totals
 from alignbench.evaluation import Score
 from alignbench.record import (
     Change,
@@ -23,6 +22,7 @@ from alignbench.record import (
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.results import results_of
+from alignbench.training.driver import Totals
 
 if TYPE_CHECKING:
     from alignbench.config.plan import Job

@@ -15,20 +15,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from alignbench import report, run_facts, run_folder, training
-from alignbench.assembly import open_training_data, role_of
+from alignbench import report, run_facts, run_folder
 from alignbench.config import estimate
 from alignbench.config.plan import Job
-from alignbench.driver import Interrupted
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
 from alignbench.evaluation import Score
 from alignbench.files import write_atomic
 from alignbench.hub import weights
 from alignbench.model_evaluation import evaluate_models
-from alignbench.parallel import Parallel, choose_threads
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, DataInfo, RunRecord, read, write
-from alignbench.stopping import StopOnSignal
+from alignbench.training import setup
+from alignbench.training.driver import Interrupted
+from alignbench.training.parallel import Parallel, choose_threads
+from alignbench.training.setup import open_training_data, role_of
+from alignbench.training.signals import StopOnSignal
 
 
 def run(job: Job, progress: Progress) -> RunRecord:
@@ -147,7 +148,7 @@ def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progr
     if parallel.is_main:
         run_folder.remember(job.out, f"data set {plan.config.dataset}", {"images": dataset.digest})
     # Signals are only put off once there is a step to finish.
-    with training.prepared(job, dataset, parallel, progress) as ready, StopOnSignal(progress) as stop:
+    with setup.prepared(job, dataset, parallel, progress) as ready, StopOnSignal(progress) as stop:
         facts.trainable = ready.trainable
         ready.driver.stop = stop
         try:

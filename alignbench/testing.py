@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignbench import assembly, runner
+from alignbench import runner
 from alignbench.api import Backbone, Batch, Method
+from alignbench.backbones import load
 from alignbench.config.plan import Job, make_plan
 from alignbench.config.settings import resolve
 from alignbench.data.stream import Stream
@@ -24,6 +25,7 @@ from alignbench.errors import EXIT_PARTIAL, UserError
 from alignbench.progress import Progress, Stage
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Catalogue
+from alignbench.training import setup
 
 CPU = torch.device("cpu")
 SHORT = ("steps=4", "images_per_step=8", "micro_batch=4", "warmup_steps=0", "precision=fp32")
@@ -67,11 +69,11 @@ class _Parts:
 
 def _parts(case: Case, folder: Path) -> _Parts:
     job = case.job(folder)
-    backbone = assembly.build_model(job.plan, CPU)
-    method = assembly.build_method(job, backbone, CPU)
-    module = assembly.trained_module(backbone, method.updates)
-    dataset = assembly.open_training_data(job, Progress(quiet=True))
-    condition = assembly.text_conditions(job.plan, backbone)
+    backbone = load.build_model(job.plan, CPU)
+    method = setup.build_method(job, backbone, CPU)
+    module = setup.trained_module(backbone, method.updates)
+    dataset = setup.open_training_data(job, Progress(quiet=True))
+    condition = load.text_conditions(job.plan, backbone)
     with Stream(dataset, seed=0, images_per_step=8, workers=0, text_condition=condition) as stream:
         batch = stream.batch(0, 0, 1)
     return _Parts(backbone, method, module, batch)

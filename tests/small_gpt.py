@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from alignbench.api import TextFeatures
-from alignbench.backbones.gpt import GPT, GPTConfig
+from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
 
 CLASS_CONFIG = GPTConfig(
     dim=24, layers=2, heads=2, ffn_hidden=32, vocab_size=11, grid=(2, 3), num_classes=4, condition_dropout=0.5

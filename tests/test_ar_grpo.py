@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.backbones.generate import filter_logits
-from alignbench.backbones.llamagen import LlamaGen, build, unwrap
+from alignbench.backbones.llamagen.model import LlamaGen, build, unwrap
 from alignbench.errors import UserError
 from alignbench.methods.ar_grpo import ArGrpo, Experience
 from alignbench.methods.reward_terms import describe, parse_terms

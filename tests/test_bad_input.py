@@ -26,12 +26,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from alignbench import checkpoint, driver, record, runner, training
+from alignbench import record, runner
 from alignbench.cli import main as cli
 from alignbench.evaluators import distribution
 from alignbench.progress import Progress
 from alignbench.samples import generated
-from alignbench.stopping import StopOnSignal
+from alignbench.training import checkpoint, driver, setup
+from alignbench.training.signals import StopOnSignal
 
 SHIPPED = Path(cli.__file__).parent.parent / "weights" / "llamagen-tiny"
 FEW = ["--set", "protocol.samples=60", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1"]
@@ -484,7 +485,7 @@ def test_ctrl_c_elsewhere(call: Call, monkeypatch: pytest.MonkeyPatch, copy: Pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "build_model", interrupted)
+        patch.setattr(setup, "build_model", interrupted)
         done = call(*TINY, "--out", str(copy))
     assert done.code == 3 and "finished work is kept" in complaint(done)
     monkeypatch.setattr("alignbench.cli.catalogue.plugins.catalogue", interrupted)

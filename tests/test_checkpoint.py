@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignbench import checkpoint
 from alignbench.errors import RunFailed
+from alignbench.training import checkpoint
 
 
 def state(step: int) -> checkpoint.State:

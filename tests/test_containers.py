@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alignbench.backbones.containers import file_sha256, load_strict, read_state_dict
+from alignbench.backbones.weights import file_sha256, load_strict, read_state_dict
 from alignbench.errors import UserError
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.0, -2.0])}

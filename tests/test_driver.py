@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignbench import checkpoint
-from alignbench.driver import Driver, Interrupted, learning_rate, parameter_groups
 from alignbench.errors import RunFailed
-from alignbench.parallel import Parallel
 from alignbench.progress import Progress
+from alignbench.training import checkpoint
+from alignbench.training.driver import Driver, Interrupted, learning_rate, parameter_groups
+from alignbench.training.parallel import Parallel
 from tests.toys import Line, ToyMethod, ToyStream, train_config
 
 

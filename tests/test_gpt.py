@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from alignbench.api import ClassLabels, TextFeatures
-from alignbench.backbones.gpt import GPT, GPTConfig, ffn_hidden, token_loss
-from alignbench.backbones.transformer import rope_table, rotate, text_mask
+from alignbench.backbones.llamagen.gpt import GPT, GPTConfig, ffn_hidden, token_loss
+from alignbench.backbones.llamagen.transformer import rope_table, rotate, text_mask
 from tests.small_gpt import CLASS_CONFIG, TEXT_CONFIG, caption, make, tokens_of
 
 DATA = Path(__file__).parent / "data" / "llamagen"

@@ -13,8 +13,9 @@ import torch
 
 from alignbench import randomness
 from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Reference, Sampling
-from alignbench.backbones import janus, llamagen
 from alignbench.backbones.generate import generate_steps
+from alignbench.backbones.janus import model as janus
+from alignbench.backbones.llamagen import model as llamagen
 from alignbench.cli.main import main
 from alignbench.evaluators import mask2former
 from alignbench.nets import inception

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from alignbench.api import ClassLabels, Condition, Sampling, TextFeatures
-from alignbench.backbones import generate, graphs
+from alignbench.backbones import cuda_graphs, generate
+from alignbench.backbones.cuda_graphs import FixedPolicy
 from alignbench.backbones.generate import generate_steps
-from alignbench.backbones.gpt import GPT, GPTConfig
-from alignbench.backbones.graphs import FixedPolicy
-from alignbench.backbones.janus import build, unwrap
+from alignbench.backbones.janus.model import build, unwrap
+from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
 from tests import janus_toys
 from tests.test_janus import CAPTIONS, logits_matter
 
@@ -121,16 +121,16 @@ def test_graphs_are_for_cuda_and_for_policies_that_offer_them(monkeypatch: pytes
     policy, condition = classes()
     cache = policy.cache_for(condition, TOKENS)
     policy.prefill(condition, cache)
-    assert graphs.graphed(policy, condition, cache, steps=TOKENS) is None  # no CUDA
+    assert cuda_graphs.graphed(policy, condition, cache, steps=TOKENS) is None  # no CUDA
     assert isinstance(policy, FixedPolicy) and not isinstance(torch.nn.Linear(1, 1), FixedPolicy)
-    monkeypatch.setattr(graphs, "GraphedStep", lambda *_: pytest.fail("must not be asked"))
-    monkeypatch.setenv(graphs.SWITCH, "0")
-    assert graphs.graphed(policy, condition, cache, steps=TOKENS) is None
+    monkeypatch.setattr(cuda_graphs, "GraphedStep", lambda *_: pytest.fail("must not be asked"))
+    monkeypatch.setenv(cuda_graphs.SWITCH, "0")
+    assert cuda_graphs.graphed(policy, condition, cache, steps=TOKENS) is None
 
 
 def test_places_open_one_by_one_and_stay_hidden_where_padding_is() -> None:
     hidden = torch.tensor([[True, False], [False, False]])
-    places = graphs.Places.behind(3, 5, hidden, torch.device("cpu"))
+    places = cuda_graphs.Places.behind(3, 5, hidden, torch.device("cpu"))
     bias = places.bias(torch.float32)
     assert bias.shape == (2, 1, 1, 5)
     assert (bias[:, 0, 0] == 0).tolist() == [[False, True, True, True, False], [True] * 4 + [False]]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from alignbench.api import Backbone, ClassLabels, Sampling, Tokenizer
-from alignbench.backbones.janus import Janus, build, unwrap
-from alignbench.backbones.janus_policy import JanusPolicy
-from alignbench.backbones.janus_prompts import PromptTokens
+from alignbench.backbones.janus.model import Janus, build, unwrap
+from alignbench.backbones.janus.policy import JanusPolicy
+from alignbench.backbones.janus.prompts import PromptTokens
 from tests import janus_toys
 
 CAPTIONS = ["a cat", "two red cubes on a table", "x"]

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignbench import api, assembly
-from alignbench.backbones.janus import Janus, build, unwrap
-from alignbench.backbones.janus_policy import Fidelity
+from alignbench import api
+from alignbench.backbones import load
+from alignbench.backbones.janus.model import Janus, build, unwrap
+from alignbench.backbones.janus.policy import Fidelity
 from alignbench.registry.lookup import Catalogue, import_target
 from alignbench.testing import METHOD_CHECKS, Case
+from alignbench.training import setup
 from tests import janus_toys
 from tests.contract.method_checks import METHOD_CHECKS as MORE_CHECKS
 
@@ -62,7 +64,7 @@ def method_on(model: Janus, name: str, **changes: Any) -> api.Method:
 
 def steps(model: Janus, method: api.Method, count: int) -> list[float]:
     """Train a few steps in micro-batches; returns the losses."""
-    module = assembly.trained_module(model, method.updates)
+    module = setup.trained_module(model, method.updates)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     losses = []
@@ -103,7 +105,7 @@ def test_a_step_in_micro_batches_is_the_step(name: str) -> None:
     for size in (4, 1):
         model = build(janus_toys.card(), None, seed=2)
         method = method_on(model, name)
-        assembly.trained_module(model, method.updates)
+        setup.trained_module(model, method.updates)
         for piece in batch(model).split(size):
             own = model.text_condition(piece.condition.texts) if size == 1 else piece.condition
             with torch.no_grad():
@@ -150,7 +152,7 @@ RANDOM = ("model.weights=random", "method.perceptual=none", "method.perceptual_w
 
 def test_recipes_and_settings_reach_the_model(tmp_path: Path) -> None:
     case = Case(CATALOGUE, "vapi", "janus-tiny", (*RANDOM, "model.trains=head", "model.fidelity=as_released"))
-    model = assembly.build_model(case.job(tmp_path).plan, torch.device("cpu"))
+    model = load.build_model(case.job(tmp_path).plan, torch.device("cpu"))
     assert isinstance(model, Janus)
     assert (unwrap(model.policy).trains, unwrap(model.policy).fidelity) == (("head",), "as_released")
     recipe = CATALOGUE.recipe("vapi-janus-pro-1b-as-released")

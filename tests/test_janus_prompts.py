@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignbench.backbones.janus_prompts import SPECIAL, read_prompt_tokenizer, stand_in
+from alignbench.backbones.janus.prompts import SPECIAL, read_prompt_tokenizer, stand_in
 from alignbench.errors import UserError
 from tests import janus_toys
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from alignbench.api import Sampling
 from alignbench.backbones.generate import generate_steps
-from alignbench.backbones.janus import Janus, build, unwrap
-from alignbench.backbones.janus_policy import PARTS
+from alignbench.backbones.janus.model import Janus, build, unwrap
+from alignbench.backbones.janus.policy import PARTS
 from alignbench.errors import UserError
 from tests import janus_toys
 

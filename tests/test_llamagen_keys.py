@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from alignbench.api import Backbone, ClassLabels, Sampling
-from alignbench.backbones.captions import clean_caption, left_pad
-from alignbench.backbones.gpt import GPT, GPTConfig, ffn_hidden
-from alignbench.backbones.llamagen import LlamaGen, build, gpt_config, unwrap, vq_config
-from alignbench.backbones.vq import VQConfig, VQModel
+from alignbench.backbones.llamagen.gpt import GPT, GPTConfig, ffn_hidden
+from alignbench.backbones.llamagen.model import LlamaGen, build, gpt_config, unwrap, vq_config
+from alignbench.backbones.llamagen.vq import VQConfig, VQModel
+from alignbench.backbones.text.captions import clean_caption, left_pad
 from alignbench.errors import UserError
 from alignbench.registry.schema import ModelCard, PolicyShape, TokenizerShape
 from alignbench.samples.pixels import resize_bicubic, to_uint8

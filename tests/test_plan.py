@@ -256,7 +256,7 @@ def _gpt(shape: PolicyShape) -> Any:
     import torch
 
     from alignbench.api import ClassLabels
-    from alignbench.backbones.gpt import GPT, GPTConfig
+    from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
 
     network = GPT(
         GPTConfig(

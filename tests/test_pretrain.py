@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alignbench.backbones import llamagen
+from alignbench.backbones.llamagen import model as llamagen
 from alignbench.data import digits as data
 from alignbench.nets import digits
 from alignbench.pretrain import fitting, llamagen_tiny

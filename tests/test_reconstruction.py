@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignbench.backbones.llamagen import build
+from alignbench.backbones.llamagen.model import build
 from alignbench.data.dataset import open_dataset
 from alignbench.data.digits import Digits
 from alignbench.errors import UserError

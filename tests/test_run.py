@@ -189,7 +189,7 @@ def test_two_processes_may_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
-    from alignbench.backbones.llamagen import build
+    from alignbench.backbones.llamagen.model import build
     from alignbench.registry.lookup import Catalogue
 
     card = Catalogue.default().model("llamagen-tiny")

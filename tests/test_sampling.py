@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.backbones.llamagen import build
+from alignbench.backbones.llamagen.model import build
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.samples.generated import ImageDecoder, Sampler, TokenImages, labels_of, shard_path

@@ -12,8 +12,9 @@ import torch
 
 import alignbench
 from alignbench import api
-from alignbench.backbones import llamagen, text_words
-from alignbench.backbones.llamagen import LlamaGen
+from alignbench.backbones.llamagen import model as llamagen
+from alignbench.backbones.llamagen.model import LlamaGen
+from alignbench.backbones.text import words
 from alignbench.cli.main import main
 from alignbench.data import shapes as data
 from alignbench.pretrain import shapes_policy, shapes_tiny, shapes_tokenizer
@@ -34,7 +35,7 @@ def model() -> LlamaGen:
     shape = CARD.policy
     assert shape.caption_dim is not None
     files: dict[str, Path] = {file.role: FOLDER / f"{file.role}.safetensors" for file in CARD.files}
-    encoder = text_words.build(
+    encoder = words.build(
         files.pop("text"),
         digest="",
         slots=shape.condition_tokens,
@@ -134,11 +135,11 @@ def test_pretraining_makes_what_the_card_describes(tmp_path: Path) -> None:
         assert made["files"][path.name]["sha256"] == hashlib.sha256(content).hexdigest()
         shipped = (FOLDER / f"{role}.safetensors").read_bytes()
         assert len(content) == len(shipped)
-    encoder = text_words.load(files.pop("text"))
+    encoder = words.load(files.pop("text"))
     llamagen.build(CARD, files, encoder=encoder)
     saved = tmp_path / "again.safetensors"
     encoder.save(saved)
-    assert text_words.load(saved).config == encoder.config
+    assert words.load(saved).config == encoder.config
 
 
 def test_codes_cover_what_is_rare() -> None:

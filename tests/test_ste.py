@@ -221,7 +221,7 @@ def test_what_cannot_work_is_refused() -> None:
 
 
 def test_raw_codebook_of_llamagen_is_the_stored_one() -> None:
-    from alignbench.backbones.llamagen import build
+    from alignbench.backbones.llamagen.model import build
 
     backbone = build(Catalogue.default().model("llamagen-tiny"), None)
     with torch.no_grad():

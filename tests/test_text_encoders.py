@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from alignbench.api import TextEncoder, TextFeatures
-from alignbench.backbones import text_t5, text_words
-from alignbench.backbones.text_cache import CachedText
-from alignbench.backbones.text_random import RandomText
-from alignbench.backbones.text_words import WordConfig, WordEncoder
+from alignbench.backbones.text import t5 as text_t5
+from alignbench.backbones.text import words as text_words
+from alignbench.backbones.text.cache import CachedText
+from alignbench.backbones.text.random import RandomText
+from alignbench.backbones.text.words import WordConfig, WordEncoder
 from alignbench.errors import UserError
 from tests.conftest import DATA
 from tests.tiny_t5 import WIDTH, WORDS, write_tiny_t5

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignbench import api, assembly, runner, testing
+from alignbench import api, runner, testing
 from alignbench.api import Sampling, TextFeatures
-from alignbench.backbones import llamagen
-from alignbench.backbones.text_cache import CachedText
+from alignbench.backbones import load
+from alignbench.backbones.llamagen import model as llamagen
+from alignbench.backbones.text.cache import CachedText
 from alignbench.errors import UserError
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Catalogue
 from alignbench.samples.generated import sampling_of
 from alignbench.testing import Case
+from alignbench.training import setup
 from tests.captioned_images import write_folder
 from tests.tiny_t2i import NamedColour, catalogue
 from tests.tiny_t5 import write_tiny_t5
@@ -66,8 +68,8 @@ def test_rewards_see_the_caption_of_each_sample(
 
     monkeypatch.setattr(NamedColour, "score", watched)
     job = case(cards, "ar-grpo", tmp_path).job(tmp_path / "run")
-    backbone = assembly.build_model(job.plan, CPU)
-    method = assembly.build_method(job, backbone, CPU)
+    backbone = load.build_model(job.plan, CPU)
+    method = setup.build_method(job, backbone, CPU)
     condition = backbone.text_condition(["a red circle", "a blue square"])
     with torch.no_grad():
         method.collect(api.Batch(torch.tensor([4, 7]), condition, torch.zeros(2, 3, 16, 16)), 0)
@@ -85,7 +87,7 @@ def test_t5_features_reach_the_model_and_the_cache(cards: Catalogue, tmp_path: P
     assert record.model.weights["text"] == f"sha256:{job.plan.text.sha256}"
     kept = list((Path(job.cache) / "text").rglob("*.features"))
     assert len(kept) == 6, "six captions, each once"
-    backbone = assembly.build_model(job.plan, CPU)
+    backbone = load.build_model(job.plan, CPU)
     condition = backbone.text_condition(["a photo of a red circle"])
     assert isinstance(condition, TextFeatures) and condition.features.dtype == torch.bfloat16
     again = case(cards, "vapi", tmp_path, model="tiny-t2i-t5", more=settings).job(tmp_path / "again")
@@ -104,13 +106,13 @@ def test_a_missing_text_encoder_stops_the_plan(cards: Catalogue, tmp_path: Path)
         case(cards, "vapi", tmp_path, model="tiny-t2i-t5", more=("model.weights=random",)).job(tmp_path).plan
     )
     assert plan.problems == [], "random weights need no files"
-    backbone = assembly.build_model(plan, CPU)
+    backbone = load.build_model(plan, CPU)
     assert backbone.text_condition(["any words"]).texts == ("any words",)
 
 
 def test_conditions_of_captions(cards: Catalogue, tmp_path: Path) -> None:
     plan = case(cards, "vapi", tmp_path).job(tmp_path / "run").plan
-    backbone = assembly.build_model(plan, CPU)
+    backbone = load.build_model(plan, CPU)
     assert isinstance(backbone, llamagen.LlamaGen) and isinstance(backbone.encoder, CachedText)
     texts = ["a red circle", "a photo of a blue square", ""]
     condition = backbone.text_condition(texts)
@@ -127,7 +129,7 @@ def test_conditions_of_captions(cards: Catalogue, tmp_path: Path) -> None:
 
 def test_guided_greedy_tokens_are_those_without_a_cache(cards: Catalogue, tmp_path: Path) -> None:
     plan = case(cards, "vapi", tmp_path).job(tmp_path / "run").plan
-    backbone = assembly.build_model(plan, CPU)
+    backbone = load.build_model(plan, CPU)
     assert isinstance(backbone, llamagen.LlamaGen)
     condition = backbone.text_condition(["a red circle", "a photo of a blue square"])
     for scale in (1.0, 3.0):
@@ -142,7 +144,7 @@ def test_guided_greedy_tokens_are_those_without_a_cache(cards: Catalogue, tmp_pa
 
 def test_later_tokens_do_not_reach_earlier_scores(cards: Catalogue, tmp_path: Path) -> None:
     plan = case(cards, "vapi", tmp_path).job(tmp_path / "run").plan
-    backbone = assembly.build_model(plan, CPU)
+    backbone = load.build_model(plan, CPU)
     condition = backbone.text_condition(["a red circle"])
     context = torch.zeros(1, 15, dtype=torch.int64)
     before = backbone.logits(condition, context)
@@ -167,7 +169,7 @@ def test_a_model_without_encoder_says_so(cards: Catalogue) -> None:
 
 def test_protocols_of_prompts_can_be_sampled(cards: Catalogue, tmp_path: Path) -> None:
     plan = case(cards, "vapi", tmp_path).job(tmp_path / "run").plan
-    backbone = assembly.build_model(plan, CPU)
+    backbone = load.build_model(plan, CPU)
     setting = next(iter(plan.protocol.settings.values()))
     condition = backbone.text_condition(["a red circle"])
     drawn = backbone.generate(condition, torch.rand(1, 16), sampling_of(setting))

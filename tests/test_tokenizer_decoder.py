@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alignbench import api, assembly
-from alignbench.backbones.llamagen import build
+from alignbench import api
+from alignbench.backbones.llamagen.model import build
 from alignbench.errors import UserError
 from alignbench.files import package_file
 from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder
 from alignbench.registry.lookup import Catalogue
+from alignbench.training import setup
 from tests.test_vapi import CODES, TOKENS, ToyBackbone, ToyTokenizer, batch, rewards
 
 CATALOGUE = Catalogue.default()
@@ -35,7 +36,7 @@ class TrainableToy(ToyTokenizer):
 def toy() -> ToyBackbone:
     backbone = ToyBackbone()
     backbone.tokenizer = TrainableToy()
-    assembly.trained_module(backbone, "decoder")  # type: ignore[arg-type]
+    setup.trained_module(backbone, "decoder")  # type: ignore[arg-type]
     return backbone
 
 
@@ -108,7 +109,7 @@ def test_gradient_agrees_with_finite_differences_on_the_real_decoder(perceptual:
     """LlamaGen's decoder at toy size in float64, along one random direction of all its parameters."""
     backbone = build(CATALOGUE.model("llamagen-tiny"), None)
     backbone.tokenizer.double()
-    module = assembly.trained_module(backbone, "decoder")
+    module = setup.trained_module(backbone, "decoder")
     method = make(backbone, pixel_weight=1.0, perceptual_weight=perceptual, perceptual="pixel-mse")
     numbers = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 8, 8, generator=numbers, dtype=torch.float64) * 2 - 1
@@ -137,12 +138,12 @@ def test_gradient_agrees_with_finite_differences_on_the_real_decoder(perceptual:
 
 def test_only_what_trains_has_gradients_switched_on() -> None:
     backbone = build(CATALOGUE.model("llamagen-tiny"), None)
-    assembly.trained_module(backbone, "decoder")
+    setup.trained_module(backbone, "decoder")
     on = {name for name, part in backbone.tokenizer.named_parameters() if part.requires_grad}
     decoder = {name for name, _ in backbone.tokenizer.named_parameters() if name.startswith("decoder.")}
     assert on == decoder | {"post_quant_conv.weight", "post_quant_conv.bias"}
     assert not any(part.requires_grad for part in backbone.policy.parameters())
-    assembly.trained_module(backbone, "policy")
+    setup.trained_module(backbone, "policy")
     assert all(part.requires_grad for part in backbone.policy.parameters())
     assert not any(part.requires_grad for part in backbone.tokenizer.parameters())
 

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignbench.backbones.janus import Janus
-from alignbench.backbones.janus_policy import JanusPolicy
-from alignbench.backbones.janus_prompts import PromptTokens
-from alignbench.backbones.janus_tokenizer import JanusTokenizer
+from alignbench.backbones.janus.model import Janus
+from alignbench.backbones.janus.policy import JanusPolicy
+from alignbench.backbones.janus.prompts import PromptTokens
+from alignbench.backbones.janus.tokenizer import JanusTokenizer
 from alignbench.verify import golden
 from alignbench.verify.janus import check
 from alignbench.verify.report import Report

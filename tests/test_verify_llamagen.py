@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from alignbench.backbones.transformer import rope_table
+from alignbench.backbones.llamagen.transformer import rope_table
 from alignbench.errors import UserError
 from alignbench.samples.pixels import to_uint8
 from alignbench.verify.expected import ROUNDING_LIMIT, Alternative, Expected

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from alignbench.api import Tokenizer
-from alignbench.backbones.vq import Quantizer, VQConfig, VQModel
+from alignbench.backbones.llamagen.vq import Quantizer, VQConfig, VQModel
 
 DATA = Path(__file__).parent / "data" / "llamagen"
 TINY = VQConfig(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from alignbench import api
-from alignbench.backbones.llamagen import build
-from alignbench.backbones.text_words import WordConfig, WordEncoder
+from alignbench.backbones.llamagen.model import build
+from alignbench.backbones.text.words import WordConfig, WordEncoder
 from alignbench.registry.lookup import Catalogue, read_card
 from tests.captioned_images import COLOURS
 from tests.tiny_t5 import WIDTH, WORDS
@@ -18,7 +18,7 @@ from tests.tiny_t5 import WIDTH, WORDS
 BUILT_IN = Path(__file__).parent.parent / "registry"
 SLOTS = 8
 MODEL = f"""\
-target = "alignbench.backbones.llamagen:build"
+target = "alignbench.backbones.llamagen.model:build"
 title = "tiny t2i"
 summary = "Random weights."
 family = "llamagen"
@@ -61,11 +61,11 @@ role = "text"
 path = "text.safetensors"
 
 [text]
-target = "alignbench.backbones.text_words:build"
+target = "alignbench.backbones.text.words:build"
 """
 T5_TEXT = """
 [text]
-target = "alignbench.backbones.text_t5:build"
+target = "alignbench.backbones.text.t5:build"
 asset = "tiny-t5"
 packages = ["transformers"]
 """

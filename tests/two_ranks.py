@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from alignbench.parallel import Parallel
+from alignbench.training.parallel import Parallel
 from tests.test_driver import make_driver
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from alignbench.api import ClassLabels, Condition, Rollout, Sampling, TextFeatures
-from alignbench.backbones.graphs import GraphedStep, graphed
+from alignbench.backbones.cuda_graphs import GraphedStep, graphed
 from alignbench.randomness import inverse_cdf
 
 MIN_TEMPERATURE = 1e-5

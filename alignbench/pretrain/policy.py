@@ -6,9 +6,9 @@ import torch
 
 from alignbench import randomness
 from alignbench.api import ClassLabels
-from alignbench.backbones.gpt import GPT, token_loss
-from alignbench.backbones.llamagen import gpt_config
-from alignbench.backbones.vq import VQModel
+from alignbench.backbones.llamagen.gpt import GPT, token_loss
+from alignbench.backbones.llamagen.model import gpt_config
+from alignbench.backbones.llamagen.vq import VQModel
 from alignbench.pretrain.augment import augment
 from alignbench.pretrain.fitting import Budget, Progress, Split, fit
 from alignbench.registry.schema import ModelCard

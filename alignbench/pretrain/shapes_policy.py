@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from alignbench import randomness
 from alignbench.api import Sampling, TextFeatures
 from alignbench.backbones.generate import generate
-from alignbench.backbones.gpt import GPT, token_loss
-from alignbench.backbones.llamagen import gpt_config
-from alignbench.backbones.text_words import WordConfig, WordEncoder
-from alignbench.backbones.vq import VQModel
+from alignbench.backbones.llamagen.gpt import GPT, token_loss
+from alignbench.backbones.llamagen.model import gpt_config
+from alignbench.backbones.llamagen.vq import VQModel
+from alignbench.backbones.text.words import WordConfig, WordEncoder
 from alignbench.data.shapes_scenes import words
 from alignbench.pretrain.fitting import Budget, Progress, fit
 from alignbench.pretrain.shapes_tokenizer import share_right

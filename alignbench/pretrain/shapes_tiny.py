@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from alignbench.backbones.text_words import METADATA, WordEncoder
-from alignbench.backbones.vq import VQModel
+from alignbench.backbones.llamagen.vq import VQModel
+from alignbench.backbones.text.words import METADATA, WordEncoder
 from alignbench.data.shapes import PROMPT_FILES, Shapes, open_shapes, prompt_file
 from alignbench.data.shapes_scenes import SIZE
 from alignbench.files import write_atomic

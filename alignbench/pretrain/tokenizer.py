@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from alignbench import api, randomness
-from alignbench.backbones.llamagen import vq_config
-from alignbench.backbones.vq import VQModel
+from alignbench.backbones.llamagen.model import vq_config
+from alignbench.backbones.llamagen.vq import VQModel
 from alignbench.pretrain.fitting import Budget, Progress, Split, fit
 from alignbench.registry.schema import ModelCard
 

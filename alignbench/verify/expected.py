@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignbench.backbones.containers import read_state_dict
+from alignbench.backbones.weights import read_state_dict
 from alignbench.samples.pixels import to_uint8
 from alignbench.verify.report import ABSOLUTE, RELATIVE, Report, Row
 

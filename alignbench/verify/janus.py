@@ -19,9 +19,9 @@ from torch import Tensor
 
 from alignbench.api import Sampling
 from alignbench.backbones.generate import generate_steps
-from alignbench.backbones.janus import Janus, load, unwrap
-from alignbench.backbones.janus_policy import JanusPolicy
-from alignbench.backbones.janus_prompts import PromptTokens, template
+from alignbench.backbones.janus.model import Janus, load, unwrap
+from alignbench.backbones.janus.policy import JanusPolicy
+from alignbench.backbones.janus.prompts import PromptTokens, template
 from alignbench.errors import UserError
 from alignbench.samples.pixels import to_uint8
 from alignbench.verify.expected import Expected, InputMissing

@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench.api import Sampling
-from alignbench.backbones.captions import clean_caption
 from alignbench.backbones.generate import filter_logits
-from alignbench.backbones.transformer import rope_table
+from alignbench.backbones.llamagen.transformer import rope_table
+from alignbench.backbones.text.captions import clean_caption
 from alignbench.data.crops import center_crop_adm, random_crop_adm
 from alignbench.errors import UserError
 from alignbench.samples.pixels import resize_bicubic, to_uint8

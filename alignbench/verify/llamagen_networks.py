@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from alignbench.api import ClassLabels, Condition, Sampling, TextFeatures
-from alignbench.backbones.captions import left_pad
-from alignbench.backbones.containers import load_strict, read_state_dict
 from alignbench.backbones.generate import Trace, generate_steps
-from alignbench.backbones.gpt import GPT, GPTConfig, ffn_hidden, token_loss
-from alignbench.backbones.transformer import rope_table, text_mask
-from alignbench.backbones.vq import Quantised, Quantizer, VQConfig, VQModel
+from alignbench.backbones.llamagen.gpt import GPT, GPTConfig, ffn_hidden, token_loss
+from alignbench.backbones.llamagen.transformer import rope_table, text_mask
+from alignbench.backbones.llamagen.vq import Quantised, Quantizer, VQConfig, VQModel
+from alignbench.backbones.text.captions import left_pad
+from alignbench.backbones.weights import load_strict, read_state_dict
 from alignbench.errors import UserError
 from alignbench.verify.expected import Expected
 from alignbench.verify.llamagen_rounding import Evaluations, Module

@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignbench import assembly
 from alignbench.api import Backbone, Batch, Collected, Method
+from alignbench.backbones import load
 from alignbench.config.plan import Job
 from alignbench.data.dataset import ImageDataset
 from alignbench.data.stream import Stream
-from alignbench.driver import Driver, parameter_groups
-from alignbench.parallel import Parallel
 from alignbench.progress import Progress
 from alignbench.testing import Case
+from alignbench.training import setup
+from alignbench.training.driver import Driver, parameter_groups
+from alignbench.training.parallel import Parallel
 
 MethodCheck = Callable[[Case, Path], None]
 
@@ -52,7 +53,7 @@ class Subject:
     dataset: ImageDataset
 
     def batch(self, rank: int = 0, ranks: int = 1) -> Batch:
-        condition = assembly.text_conditions(self.job.plan, self.backbone)
+        condition = load.text_conditions(self.job.plan, self.backbone)
         with Stream(
             self.dataset, seed=0, images_per_step=IMAGES, workers=0, text_condition=condition
         ) as stream:
@@ -65,10 +66,10 @@ def build(case: Case, folder: Path, *, global_seed: int = 0) -> Subject:
     np.random.seed(global_seed)
     random.seed(global_seed)
     job = case.job(folder)
-    backbone = assembly.build_model(job.plan, CPU)
-    method = assembly.build_method(job, backbone, CPU)
-    module = assembly.trained_module(backbone, method.updates)
-    return Subject(job, backbone, method, module, assembly.open_training_data(job, Progress(quiet=True)))
+    backbone = load.build_model(job.plan, CPU)
+    method = setup.build_method(job, backbone, CPU)
+    module = setup.trained_module(backbone, method.updates)
+    return Subject(job, backbone, method, module, setup.open_training_data(job, Progress(quiet=True)))
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _train(subject: Subject, folder: Path, *, steps: int) -> None:
     try:
         optimizer = torch.optim.AdamW(parameter_groups(subject.module, config.weight_decay), lr=config.lr)
         module, wrapped = parallel.wrap(subject.module, optimizer)
-        condition = assembly.text_conditions(subject.job.plan, subject.backbone)
+        condition = load.text_conditions(subject.job.plan, subject.backbone)
         with Stream(
             subject.dataset, seed=0, images_per_step=IMAGES, workers=0, text_condition=condition
         ) as stream:

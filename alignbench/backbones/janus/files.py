@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignbench.backbones.containers import read_state_dict
-from alignbench.backbones.janus_keys import Parts, put_together, take_apart
-from alignbench.backbones.janus_prompts import FILE as PROMPT_FILE
+from alignbench.backbones.janus.keys import Parts, put_together, take_apart
+from alignbench.backbones.janus.prompts import FILE as PROMPT_FILE
+from alignbench.backbones.weights import read_state_dict
 from alignbench.errors import UserError
 from alignbench.registry.schema import ModelCard
 

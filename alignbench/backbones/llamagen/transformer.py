@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignbench.backbones.graphs import Places
+from alignbench.backbones.cuda_graphs import Places
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alignbench.api import TextFeatures
-from alignbench.backbones.captions import clean_caption, left_pad
+from alignbench.backbones.text.captions import clean_caption, left_pad
 from alignbench.errors import UserError
 from alignbench.files import digest_of
 

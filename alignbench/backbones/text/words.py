@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignbench.api import TextFeatures
-from alignbench.backbones.containers import load_strict
+from alignbench.backbones.weights import load_strict
 from alignbench.errors import UserError, suggest
 from alignbench.files import digest_of
 

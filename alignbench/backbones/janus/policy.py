@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignbench.api import Condition
-from alignbench.backbones.graphs import Places
-from alignbench.backbones.janus_prompts import PromptTokens
-from alignbench.backbones.transformer import at_least_float32
+from alignbench.backbones.cuda_graphs import Places
+from alignbench.backbones.janus.prompts import PromptTokens
+from alignbench.backbones.llamagen.transformer import at_least_float32
 from alignbench.errors import UserError, suggest
 
 INIT_STD = 0.02

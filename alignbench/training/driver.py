@@ -21,13 +21,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from alignbench import checkpoint
 from alignbench.api import Batch, Collected, Method
 from alignbench.config.settings import TrainConfig
 from alignbench.errors import RunFailed, named_shortage
 from alignbench.files import write_atomic
-from alignbench.parallel import Parallel
 from alignbench.progress import Progress
+from alignbench.training import checkpoint
+from alignbench.training.parallel import Parallel
 
 
 class BatchStream(Protocol):

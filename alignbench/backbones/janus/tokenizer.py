@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignbench.backbones.transformer import at_least_float32
-from alignbench.backbones.vq import PixelDecoder
+from alignbench.backbones.llamagen.transformer import at_least_float32
+from alignbench.backbones.llamagen.vq import PixelDecoder
 from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
-    from alignbench.backbones.vq_layers import Decoder
+    from alignbench.backbones.llamagen.vq_layers import Decoder
 
 
 class JanusTokenizer(nn.Module):

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignbench.backbones.transformer import at_least_float32
-from alignbench.backbones.vq_layers import Decoder, Encoder, VQConfig
+from alignbench.backbones.llamagen.transformer import at_least_float32
+from alignbench.backbones.llamagen.vq_layers import Decoder, Encoder, VQConfig
 from alignbench.nets.precision import full_precision
 
 __all__ = ["PixelDecoder", "Quantised", "Quantizer", "VQConfig", "VQModel"]

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignbench.api import ClassLabels, Condition, TextFeatures
-from alignbench.backbones.graphs import Places
-from alignbench.backbones.transformer import (
+from alignbench.backbones.cuda_graphs import Places
+from alignbench.backbones.llamagen.transformer import (
     Block,
     FixedLayer,
     GPTConfig,

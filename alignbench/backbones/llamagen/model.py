@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignbench.api import Condition, Rollout, Sampling, TextEncoder
-from alignbench.backbones.containers import load_strict, read_state_dict
 from alignbench.backbones.generate import generate, sampled_logits
-from alignbench.backbones.gpt import GPT, INIT_STD, GPTConfig
-from alignbench.backbones.vq import VQConfig, VQModel
+from alignbench.backbones.llamagen.gpt import GPT, INIT_STD, GPTConfig
+from alignbench.backbones.llamagen.vq import VQConfig, VQModel
+from alignbench.backbones.weights import load_strict, read_state_dict
 from alignbench.errors import UserError
 from alignbench.randomness import torch_seed
 from alignbench.registry.schema import ModelCard

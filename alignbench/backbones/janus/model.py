@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from alignbench.api import Condition, Rollout, Sampling
-from alignbench.backbones.containers import load_strict
 from alignbench.backbones.generate import generate, sampled_logits
-from alignbench.backbones.janus_files import (
+from alignbench.backbones.janus.files import (
     SHARD_SIZE,
     config_of,
     prompt_file,
@@ -26,16 +25,12 @@ from alignbench.backbones.janus_files import (
     require_transformers,
     write_hub_form,
 )
-from alignbench.backbones.janus_keys import Parts
-from alignbench.backbones.janus_policy import PARTS, Fidelity, JanusPolicy
-from alignbench.backbones.janus_prompts import FILE as PROMPT_FILE
-from alignbench.backbones.janus_prompts import (
-    PromptTokenizer,
-    PromptTokens,
-    read_prompt_tokenizer,
-    stand_in,
-)
-from alignbench.backbones.janus_tokenizer import JanusTokenizer
+from alignbench.backbones.janus.keys import Parts
+from alignbench.backbones.janus.policy import PARTS, Fidelity, JanusPolicy
+from alignbench.backbones.janus.prompts import FILE as PROMPT_FILE
+from alignbench.backbones.janus.prompts import PromptTokenizer, PromptTokens, read_prompt_tokenizer, stand_in
+from alignbench.backbones.janus.tokenizer import JanusTokenizer
+from alignbench.backbones.weights import load_strict
 from alignbench.errors import UserError
 from alignbench.randomness import torch_seed
 from alignbench.registry.schema import ModelCard

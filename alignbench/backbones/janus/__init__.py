@@ -1,0 +1,1 @@
+"""Janus-Pro on transformers: model, prompts and released files."""

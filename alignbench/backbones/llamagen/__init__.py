@@ -1,0 +1,1 @@
+"""LlamaGen: GPT, VQ tokenizer and the backbone made of both."""

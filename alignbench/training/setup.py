@@ -1,0 +1,157 @@
+"""What a plan names, built: the model, the training data, the method with its rewards, what is trained."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from alignbench.api import Backbone, Method, Reward, Updates
+from alignbench.backbones.load import build_model, text_conditions
+from alignbench.config.plan import Job, Plan
+from alignbench.data.dataset import ImageDataset, open_dataset
+from alignbench.data.stream import Stream
+from alignbench.files import write_atomic
+from alignbench.progress import Progress
+from alignbench.registry import interfaces
+from alignbench.rewards.build import build as build_reward
+from alignbench.rewards.class_names import class_names
+from alignbench.rewards.placement import Placed
+from alignbench.training.driver import Driver, parameter_groups
+from alignbench.training.parallel import Parallel
+
+
+def open_training_data(job: Job, progress: Progress) -> ImageDataset:
+    """Open the training split and say what was left out."""
+    card = job.catalogue.dataset(job.plan.config.dataset)
+    dataset = open_dataset(
+        card,
+        split=card.train_split,
+        image_size=job.plan.model.image_size,
+        num_classes=job.plan.model.num_classes,
+        options=job.plan.config.section("data"),
+        workers=job.workers,
+        cache_dir=job.cache / "data",
+    )
+    for skipped in dataset.skipped[:5]:
+        progress.say(f"left out {skipped.path}: {skipped.reason}")
+    if dataset.skipped:
+        listed = job.out / "left-out.txt"
+        write_atomic(listed, "".join(f"{skipped.path}: {skipped.reason}\n" for skipped in dataset.skipped))
+        progress.say(f"left out {len(dataset.skipped)} unreadable images in all; see {listed}")
+    return dataset
+
+
+def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
+    """Build the method from its card and the resolved options.
+
+    Raises:
+        UserError: the method's class lacks what the interface needs, or its options contradict each other.
+    """
+    name = job.plan.config.method
+    assert name is not None
+    target = interfaces.load_method(job.catalogue, name)
+
+    shared: dict[tuple[object, ...], Placed] = {}
+
+    def reward(spec: str) -> Reward:
+        return build_reward(
+            spec,
+            job.catalogue,
+            device,
+            class_names=lambda: class_names(job.catalogue.dataset(job.plan.config.dataset)),
+            image_size=job.plan.model.image_size,
+            shared=shared,
+        )
+
+    config = target.Config(**job.plan.config.section("method"))
+    method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)
+    return method
+
+
+def trained_module(backbone: Backbone, updates: Updates) -> nn.Module:
+    """Return what a method trains; afterwards gradients reach that and nothing else of the backbone."""
+    decoder = backbone.tokenizer.trainable_decoder()
+    backbone.policy.requires_grad_(updates == "policy")
+    decoder.requires_grad_(updates == "decoder")
+    return backbone.policy if updates == "policy" else decoder
+
+
+def role_of(plan: Plan) -> str:
+    """Which file a method changes."""
+    assert plan.method is not None
+    return "policy" if plan.method.updates == "policy" else "tokenizer"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A driver that is ready to train, and what it trains."""
+
+    driver: Driver
+    backbone: Backbone
+    trainable: int
+    """Numbers that train."""
+
+
+@contextlib.contextmanager
+def prepared(
+    job: Job,
+    dataset: ImageDataset,
+    parallel: Parallel,
+    progress: Progress,
+    *,
+    around: Callable[[Method], Method] = lambda method: method,
+) -> Iterator[Training]:
+    """Build everything a plan trains with; decoding threads end with the block.
+
+    Args:
+        job: what to train and where its logs and checkpoints go.
+        dataset: the training images.
+        parallel: the devices.
+        progress: where messages go.
+        around: puts something around the method, e.g. a clock.
+
+    Raises:
+        UserError: what the plan names does not fit together.
+    """
+    plan = job.plan
+    assert plan.method is not None
+    train = plan.config.train
+    backbone = build_model(plan, parallel.device)
+    backbone.recompute(train.recompute)
+    module = trained_module(backbone, plan.method.updates)
+    trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+        parameter_groups(module, train.weight_decay),
+        lr=train.lr,
+        betas=(train.beta1, train.beta2),
+        eps=train.eps,
+        fused=parallel.device.type == "cuda",
+    )
+    module, optimizer = parallel.wrap(module, optimizer)
+    # So that `backbone.logits` computes in the precision of the run, whatever is trained.
+    backbone.policy = module if plan.method.updates == "policy" else parallel.wrap_frozen(backbone.policy)
+    # After wrapping: a frozen reference is a copy and must compute in the same precision.
+    method = around(build_method(job, backbone, parallel.device))
+    with Stream(
+        dataset,
+        seed=plan.config.seed,
+        images_per_step=train.images_per_step,
+        workers=job.workers,
+        text_condition=text_conditions(plan, backbone),
+    ) as stream:
+        driver = Driver(
+            train,
+            method=method,
+            module=module,
+            optimizer=optimizer,
+            stream=stream,
+            parallel=parallel,
+            folder=job.out,
+            progress=progress,
+            checkpoint_every=job.checkpoint_every,
+        )
+        yield Training(driver, backbone, trainable)
