@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignbench import runner
 from alignbench.api import Backbone, Batch, Method
 from alignbench.backbones import load
 from alignbench.config.plan import Job, make_plan
@@ -25,6 +24,7 @@ from alignbench.errors import EXIT_PARTIAL, UserError
 from alignbench.progress import Progress, Stage
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Catalogue
+from alignbench.runs import run
 from alignbench.training import setup
 
 CPU = torch.device("cpu")
@@ -158,14 +158,14 @@ def numbers_come_from_addresses(case: Case, folder: Path) -> None:
 def a_resumed_run_is_the_same(case: Case, folder: Path) -> None:
     """A run broken off after two steps and taken up again ends in the same bytes as an unbroken one."""
     whole, broken = case.job(folder / "whole"), case.job(folder / "broken")
-    runner.run(whole, Progress(quiet=True))
+    run.run(whole, Progress(quiet=True))
     try:
-        runner.run(broken, _Breaking())
+        run.run(broken, _Breaking())
     except UserError as error:
         assert error.exit_code == EXIT_PARTIAL, str(error)
     else:
         raise AssertionError("the run could not be broken off")
-    runner.run(broken, Progress(quiet=True))
+    run.run(broken, Progress(quiet=True))
     exported = [path.relative_to(whole.out) for path in (whole.out / "export").iterdir()]
     for name in [Path("metrics.jsonl"), *exported]:
         same = (whole.out / name).read_bytes() == (broken.out / name).read_bytes()

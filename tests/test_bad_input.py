@@ -26,10 +26,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from alignbench import record, runner
+from alignbench import record
 from alignbench.cli import main as cli
 from alignbench.evaluators import distribution
 from alignbench.progress import Progress
+from alignbench.runs import run as runner
 from alignbench.samples import generated
 from alignbench.training import checkpoint, driver, setup
 from alignbench.training.signals import StopOnSignal

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.bench import Clock
-from alignbench.bench_evaluators import MadeRows
 from alignbench.cli.main import main
 from alignbench.registry.lookup import Catalogue
+from alignbench.runs.bench import Clock
+from alignbench.runs.bench_evaluators import MadeRows
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignbench.comparison import Compared, Side, compare, open_side
 from alignbench.errors import UserError
+from alignbench.leaderboard import terminal
+from alignbench.leaderboard.compare import Compared, Side, compare, open_side
 from alignbench.record import RunRecord, write
 from alignbench.registry.protocol import MetricFact
-from alignbench.render import comparison as render
 
 DATA = Path(__file__).parent / "data" / "records"
 EVALUATOR = "judge"
@@ -448,7 +448,7 @@ def printed(a: Side, b: Side) -> str:
     from rich.console import Console
 
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(render.rich_comparison(compare(a, b, FACTS)))
+    console.print(terminal.rich_comparison(compare(a, b, FACTS)))
     return console.export_text()
 
 
@@ -463,7 +463,7 @@ def test_the_sentence(tmp_path: Path) -> None:
 
 def test_json_is_plain_and_complete(tmp_path: Path) -> None:
     a, b = scored(tmp_path / "a", A_ROWS, PROMPTS), scored(tmp_path / "b", B_ROWS, PROMPTS)
-    data = render.as_data(compare(open_side(str(a)), open_side(str(b)), FACTS))
+    data = terminal.as_data(compare(open_side(str(a)), open_side(str(b)), FACTS))
     (item,) = json.loads(json.dumps(data, allow_nan=False))["metrics"]
     assert (item["metric"], item["evidence"], item["verdict"]) == ("score", "paired prompts", "B is better")
     assert item["low"] < item["difference"] < item["high"] and item["significant"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignbench import measuring
 from alignbench.cli.main import main
+from alignbench.evaluation import features
 from alignbench.evaluators.distribution import DigitsDistribution
 
 SMALL = ["--set", "protocol.samples=600", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1"]
@@ -176,7 +176,7 @@ def test_rows_of_a_later_protocol_are_compared_image_by_image(
 def test_rows_of_column_metrics_stay_and_others_go(evaluated: Path) -> None:
     (kept,) = (evaluated / "rows").rglob("distribution-digits/shard-00000.npz")
     with np.load(kept) as file:
-        assert set(file.files) == {"correct", measuring.META}
+        assert set(file.files) == {"correct", features.META}
 
 
 def test_the_official_layout_of_a_text_model_scores_the_same(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_detections_agree_with_mmdetection_s() -> None:
 
 
 def test_clip_scores_agree_with_the_cpu(tmp_path: Path) -> None:
-    from alignbench.evaluation import build_evaluators
+    from alignbench.evaluation.evaluate import build_evaluators
     from tests import test_text_image as toys
     from tests.tiny_open_clip import save_folder
 

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from alignbench import leaderboard, report
 from alignbench.errors import UserError
-from alignbench.leaderboard import build, check, collect, write
+from alignbench.leaderboard import board as leaderboard
+from alignbench.leaderboard import export, markdown, report, terminal
+from alignbench.leaderboard.board import build, check, collect, write
+from alignbench.leaderboard.summary import verdict
+from alignbench.leaderboard.table import Board, Row, Table, join, number
 from alignbench.record import RunRecord, read
 from alignbench.registry.protocol import MetricFact, PublishedCard
-from alignbench.render import markdown, plain, terminal
-from alignbench.tables import Board, Row, Table, join, number
-from alignbench.verdict import verdict
 
 DATA = Path(__file__).parent / "data" / "records"
 FACTS = {
@@ -528,7 +528,7 @@ def test_published_numbers_stand_alone(tmp_path: Path) -> None:
 
 def test_csv_and_json_hold_the_same_numbers() -> None:
     found = board()
-    lines = list(csv.DictReader(io.StringIO(plain.to_csv(found))))
+    lines = list(csv.DictReader(io.StringIO(export.to_csv(found))))
     cells = {
         (x.kind, x.setting.name, x.name, metric): cell
         for x in only(found).rows
@@ -539,7 +539,7 @@ def test_csv_and_json_hold_the_same_numbers() -> None:
         cell = cells[line["kind"], line["setting"], line["row"], line["metric"]]
         assert float(line["mean"]) == cell.interval.mean
         assert (line["best"], line["reward_network"]) == (str(cell.best), str(cell.rewarded))
-    data = json.loads(plain.to_json(found))
+    data = json.loads(export.to_json(found))
     means = [entry["mean"] for x in data["tables"][0]["rows"] for entry in x["metrics"]]
     assert sorted(means) == sorted(cell.interval.mean for cell in cells.values())
     assert data["tables"][0]["verdict"] == verdict(only(found))

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from alignbench.leaderboard import build, tables
+from alignbench.leaderboard import cells, export, markdown
+from alignbench.leaderboard.board import build, tables
+from alignbench.leaderboard.report import report_markdown
+from alignbench.leaderboard.summary import verdict
+from alignbench.leaderboard.table import Board, Row, Table
 from alignbench.record import RunRecord
 from alignbench.registry.protocol import AssetCard, MetricFact
-from alignbench.render import cells, markdown, plain
-from alignbench.report import report_markdown
-from alignbench.tables import Board, Row, Table
-from alignbench.verdict import verdict
 
 DATA = Path(__file__).parent / "data" / "records"
 FACTS = {
@@ -327,7 +327,7 @@ def test_official_own_and_another_own_stand_apart() -> None:
         "own reference, real-statistics eeeeeeeeeeee",
     ]
     assert "own reference" in markdown.index(board, published=False)
-    data = plain.as_data(board)["tables"]
+    data = export.as_data(board)["tables"]
     assert [table["own_assets"] for table in data] == [[], ["real-statistics"], ["real-statistics"]]
 
 
@@ -380,7 +380,7 @@ def test_the_terminal_leaves_detail_out() -> None:
 
     from rich.console import Console
 
-    from alignbench.render import terminal
+    from alignbench.leaderboard import terminal
 
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(terminal.rich_table(tables([detailed()], FACTS)[0]))

@@ -12,7 +12,7 @@ import torch
 
 from alignbench.api import PROMPT, ImageBatch, Metric, Prompt, Rows, prompt_key
 from alignbench.errors import RunFailed
-from alignbench.measuring import RowStore, measure
+from alignbench.evaluation.features import RowStore, measure
 from alignbench.progress import Progress, Stage
 from tests.toys import Rank
 

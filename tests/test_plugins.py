@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from alignbench import rows
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
+from alignbench.leaderboard import rows
 from alignbench.record import PluginInfo, read
 from alignbench.registry import interfaces, plugins
 from alignbench.registry.lookup import SINGULAR, Catalogue

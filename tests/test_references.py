@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from alignbench.errors import UserError
+from alignbench.evaluation.reference import open_reference, write_reference
 from alignbench.nets.inception import POOL, SPATIAL, Inception
-from alignbench.references import open_reference, write_reference
 from alignbench.samples.external import SampleImages, open_samples
 from tests.inception_toys import pictures, save_pngs
 

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignbench import sweep, sweep_table
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
@@ -26,6 +25,7 @@ from alignbench.progress import Progress
 from alignbench.record import RunRecord, read
 from alignbench.registry.lookup import Catalogue, read_card
 from alignbench.registry.schema import SweepCard
+from alignbench.runs import sweep, sweep_table
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = Catalogue.default()
@@ -200,8 +200,8 @@ def test_a_sweep_is_not_for_several_processes(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_unexpected_error_costs_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignbench import runner
     from alignbench.config.plan import Job
+    from alignbench.runs import run as runner
 
     def explode(job: Job, progress: Progress) -> RunRecord:
         raise MemoryError("no more")

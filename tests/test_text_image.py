@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from alignbench.api import Evaluator, ImageBatch, Metric, Prompt
 from alignbench.errors import UserError
-from alignbench.evaluation import build_evaluators
+from alignbench.evaluation.evaluate import build_evaluators
+from alignbench.evaluation.features import RowStore, StoredRows, measure
 from alignbench.evaluators import hps
 from alignbench.hub.assets import AssetFile, locate, verify
-from alignbench.measuring import RowStore, StoredRows, measure
 from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets import clip
 from alignbench.progress import Progress, Stage

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignbench import api, runner, testing
+from alignbench import api, testing
 from alignbench.api import Sampling, TextFeatures
 from alignbench.backbones import load
 from alignbench.backbones.llamagen import model as llamagen
@@ -16,6 +16,7 @@ from alignbench.backbones.text.cache import CachedText
 from alignbench.errors import UserError
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Catalogue
+from alignbench.runs import run
 from alignbench.samples.generated import sampling_of
 from alignbench.testing import Case
 from alignbench.training import setup
@@ -82,7 +83,7 @@ def test_t5_features_reach_the_model_and_the_cache(cards: Catalogue, tmp_path: P
     settings = (f"assets.tiny-t5={folder}",)
     job = case(cards, "vapi", tmp_path, model="tiny-t2i-t5", more=settings).job(tmp_path / "run")
     assert job.plan.problems == [] and job.plan.text is not None and job.plan.text.path == folder
-    record = runner.run(job, Progress(quiet=True))
+    record = run.run(job, Progress(quiet=True))
     assert record.status == "complete"
     assert record.model.weights["text"] == f"sha256:{job.plan.text.sha256}"
     kept = list((Path(job.cache) / "text").rglob("*.features"))

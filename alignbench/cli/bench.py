@@ -22,7 +22,7 @@ from alignbench.registry import plugins
 from alignbench.registry.lookup import Catalogue
 
 if TYPE_CHECKING:
-    from alignbench.bench import Timing
+    from alignbench.runs.bench import Timing
 
 SYNTHETIC = {"class": "synthetic", "text": "synthetic-text"}
 """{condition: data set of random images}."""
@@ -126,7 +126,7 @@ def _plan(
 
 
 def _model(plan: planning.Plan, catalogue: Catalogue, repeats: int, progress: Progress) -> list[Timing]:
-    from alignbench import bench as timing
+    from alignbench.runs import bench as timing
 
     if plan.method is None:
         return timing.time_sampling(plan, catalogue, repeats=repeats, progress=progress)
@@ -161,7 +161,7 @@ def _evaluators(
         raise UserError(f"{name} cannot be timed: " + "\n".join(problem_lines(problems)))
     import torch
 
-    from alignbench.bench_evaluators import time_evaluators
+    from alignbench.runs.bench_evaluators import time_evaluators
 
     return time_evaluators(
         court,

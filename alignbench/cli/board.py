@@ -17,7 +17,7 @@ def leaderboard(
     check: bool = typer.Option(False, "--check", help="Only check that the tables match their records."),
 ) -> None:
     """Write leaderboards from run records, or check that they are what their records give."""
-    from alignbench import leaderboard as boards
+    from alignbench.leaderboard import board
 
     catalogue = Catalogue.default()
     assets = catalogue.asset_cards()
@@ -25,7 +25,7 @@ def leaderboard(
     if check:
         if runs:
             raise UserError("--check takes no runs: it re-renders from the records beside the tables")
-        differing = boards.check(out, catalogue.metric_facts(), catalogue.published_cards(), assets)
+        differing = board.check(out, catalogue.metric_facts(), catalogue.published_cards(), assets)
         for problem in differing:
             console.print(problem, highlight=False, markup=False, soft_wrap=True)
         if differing:
@@ -38,7 +38,7 @@ def leaderboard(
         return
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
-    for path in boards.write(
-        boards.collect(runs), out, catalogue.metric_facts(), catalogue.published_cards(), assets
+    for path in board.write(
+        board.collect(runs), out, catalogue.metric_facts(), catalogue.published_cards(), assets
     ):
         console.print(path, highlight=False, markup=False, soft_wrap=True)

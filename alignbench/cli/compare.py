@@ -18,14 +18,14 @@ def compare(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Compare two evaluations of one protocol, metric by metric."""
-    from alignbench import comparison
-    from alignbench.render import comparison as render
+    from alignbench.leaderboard import compare as comparison
+    from alignbench.leaderboard import terminal
 
     catalogue = Catalogue.default()
     found = comparison.compare(
         comparison.open_side(a), comparison.open_side(b), catalogue.metric_facts(), metrics=metric
     )
     if as_json:
-        print_json(render.as_data(found))
+        print_json(terminal.as_data(found))
     else:
-        Console().print(render.rich_comparison(found))
+        Console().print(terminal.rich_comparison(found))

@@ -17,10 +17,10 @@ from alignbench import __version__
 from alignbench.cli.output import print_json
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
-from alignbench.environment import version_of
 from alignbench.errors import UserError
 from alignbench.hub import assets, weights
 from alignbench.registry.lookup import Catalogue
+from alignbench.runs.environment import version_of
 
 PACKAGES = (
     "torch", "accelerate", "safetensors", "huggingface_hub", "torch-fidelity", "lpips", "torchvision",

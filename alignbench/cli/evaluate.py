@@ -93,8 +93,8 @@ def evaluate(
     refuse(plan, plan.problems)
     folder = out or DEFAULT_OUT / plan.id
     check_folder(folder, plan)
-    from alignbench import runner
     from alignbench.config.plan import Job
+    from alignbench.runs import run as runner
 
     job = Job(
         plan,
@@ -145,13 +145,13 @@ def _evaluate_samples(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    from alignbench import given
+    from alignbench.runs import evaluate_samples
 
     if protocol is None:
         raise UserError("--samples needs --protocol", fix="see: alignbench list protocols")
     catalogue = plugins.catalogue(plugin)
     threads = default_workers(catalogue.protocol(protocol).image_size) if workers is None else workers
-    plan = given.make_given_plan(
+    plan = evaluate_samples.make_given_plan(
         catalogue,
         samples,
         protocol=protocol,
@@ -176,7 +176,9 @@ def _evaluate_samples(
         progress.say(line)
     folder = out or DEFAULT_OUT / plan.id
     command = shlex.join(["alignbench", *sys.argv[1:]])
-    record = given.score(plan, catalogue, folder, command=command, workers=threads, progress=progress)
+    record = evaluate_samples.score(
+        plan, catalogue, folder, command=command, workers=threads, progress=progress
+    )
     if not progress.quiet:
         show_record(record, catalogue, folder, as_json=as_json)
 
@@ -199,14 +201,14 @@ def _evaluate_run(
         raise UserError(
             "--run needs one of --protocol NAME and --reconstruction", fix="see: alignbench list protocols"
         )
-    from alignbench import again
     from alignbench.record import read
+    from alignbench.runs import evaluate_run
 
     protocol = protocol or reconstruction_protocol(catalogue, read(run).model.name)
     if workers is None:
         workers = default_workers(catalogue.protocol(protocol).image_size)
     progress = Progress(quiet=not is_first())
-    record = again.evaluate_again(
+    record = evaluate_run.evaluate_again(
         run, catalogue, protocol=protocol, assignments=assignments, workers=workers, progress=progress
     )
     if not progress.quiet:
@@ -233,11 +235,11 @@ def sample(
     only(config, "model")
     plan = planning.make_plan(catalogue, config, evaluates=False)
     refuse(plan, plan.problems)
-    from alignbench import drawing
     from alignbench.api import Sampling
+    from alignbench.runs import draw
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
-    written = drawing.draw(
+    written = draw.draw(
         plan,
         run=run,
         number=number,

@@ -43,7 +43,7 @@ def reference(
 
     import torch
 
-    from alignbench import references
+    from alignbench.evaluation import reference as references
     from alignbench.nets import inception
     from alignbench.samples.external import open_samples
 

@@ -78,8 +78,8 @@ def run(
     check_folder(folder, plan)
     if not resume and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} already holds this run", fix="leave --no-resume away, or choose --out")
-    from alignbench import runner
     from alignbench.config.plan import Job
+    from alignbench.runs import run as runner
 
     job = Job(
         plan,
@@ -119,10 +119,9 @@ def show_record(record: RunRecord, catalogue: Catalogue, folder: Path, *, as_jso
     if as_json:
         print_json(record.model_dump(mode="json", by_alias=True))
         return
-    from alignbench import leaderboard
-    from alignbench.render import terminal
+    from alignbench.leaderboard import board, terminal
 
-    for table in leaderboard.tables([record], catalogue.metric_facts(), assets=catalogue.asset_cards()):
+    for table in board.tables([record], catalogue.metric_facts(), assets=catalogue.asset_cards()):
         console.print(terminal.rich_table(table))
     files = [folder / name for name in ("report.md", "samples.png", "run.json")]
     console.print(" · ".join(str(file) for file in files if file.exists()), highlight=False, soft_wrap=True)

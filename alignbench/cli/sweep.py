@@ -8,7 +8,6 @@ from typing import cast
 import typer
 from rich.console import Console
 
-from alignbench import sweep as sweeps
 from alignbench.cli.run import PLUGIN_HELP, default_workers, problem_lines
 from alignbench.config import estimate
 from alignbench.errors import EXIT_FAILED, UserError
@@ -16,6 +15,7 @@ from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Catalogue, read_card
 from alignbench.registry.schema import SweepCard
+from alignbench.runs import sweep as sweeps
 
 DEFAULT_OUT = Path("sweeps")
 EMBEDDED = "llamagen-tiny"
@@ -68,7 +68,7 @@ def _find(catalogue: Catalogue, wanted: str) -> tuple[str, SweepCard]:
 
 
 def _carry_out(planned: sweeps.Sweep, catalogue: Catalogue, *, as_json: bool) -> None:
-    from alignbench import sweep_table
+    from alignbench.runs import sweep_table
 
     facts = catalogue.metric_facts()
     progress = Progress()

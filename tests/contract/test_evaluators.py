@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignbench import randomness
 from alignbench.api import Evaluator, ImageBatch, Prompt, Reference
-from alignbench.measuring import RowStore, StoredRows, measure
+from alignbench.evaluation.features import RowStore, StoredRows, measure
 from alignbench.progress import Progress, Stage
 from alignbench.registry.lookup import Catalogue, import_target
 from alignbench.registry.protocol import EvaluatorCard

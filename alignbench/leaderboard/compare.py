@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from alignbench.comparable import evaluator_name, obstacle, why_nothing
 from alignbench.errors import UserError, suggest
+from alignbench.leaderboard.comparability import evaluator_name, obstacle, why_nothing
+from alignbench.leaderboard.ranking import cell_difference
+from alignbench.leaderboard.rows import cell_of, sampling_of, values_of
+from alignbench.leaderboard.table import Cell, Column
 from alignbench.metrics.intervals import Difference, paired_difference
-from alignbench.ranking import cell_difference
 from alignbench.record import FILE_NAME, ProtocolRef, Result, RunRecord, SettingRef, Subject, read
-from alignbench.rows import cell_of, sampling_of, values_of
-from alignbench.tables import Cell, Column
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import MetricFact
@@ -214,7 +214,7 @@ def _by_rows(a: Side, b: Side, x: Result, y: Result, column: Column) -> tuple[_F
     """Compare image by image, or say why that cannot be done."""
     if a.folder is None or b.folder is None:
         return None, "only a record is here, not its run folder"
-    from alignbench import paired  # reads arrays; everything else here is light
+    from alignbench.evaluation import pairs as paired  # reads arrays; everything else here is light
 
     try:
         rows = [

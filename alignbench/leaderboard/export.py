@@ -7,8 +7,8 @@ import io
 import json
 from typing import Any
 
-from alignbench.tables import Board, Cell, Row, Table
-from alignbench.verdict import verdict
+from alignbench.leaderboard.summary import verdict
+from alignbench.leaderboard.table import Board, Cell, Row, Table
 
 PLACE = ("protocol", "version", "protocol_digest", "reference", "model", "kind", "row", "setting")
 NUMBERS = ("mean", "low", "high", "n", "unit", "best", "reward_network")

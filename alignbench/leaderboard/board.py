@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING
 
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
-from alignbench.labels import labelled, own_assets
-from alignbench.ranking import compare, distinct, in_order, mark_best, rank
-from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
-from alignbench.render import markdown
-from alignbench.render.published import published_page
-from alignbench.rows import (
+from alignbench.leaderboard import markdown
+from alignbench.leaderboard.markdown import published_page
+from alignbench.leaderboard.ranking import compare, distinct, in_order, labelled, mark_best, own_assets, rank
+from alignbench.leaderboard.rows import (
     Entry,
     age,
     base_rows,
@@ -31,7 +29,8 @@ from alignbench.rows import (
     sample_rows,
     settings_of,
 )
-from alignbench.tables import Board, Table, Unranked
+from alignbench.leaderboard.table import Board, Table, Unranked
+from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import AssetCard, MetricFact, PublishedCard

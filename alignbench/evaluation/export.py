@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from alignbench.api import ImageBatch, ImageSet
-from alignbench.evaluation import Evaluation
+from alignbench.evaluation.evaluate import Evaluation
 from alignbench.progress import Progress, Stage
 from alignbench.run_folder import row_files
 from alignbench.samples import geneval_layout

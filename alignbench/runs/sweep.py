@@ -265,8 +265,8 @@ def carry_out(
 
 def _carry_out_one(run: SweepRun, catalogue: Catalogue, progress: Progress, workers: int) -> str:
     """Do one run; return why it failed, or nothing."""
-    from alignbench import runner
     from alignbench.config.plan import Job
+    from alignbench.runs import run as runner
 
     _forget_memory()
     job = Job(run.plan, catalogue, run.folder, command=run.command, workers=workers)

@@ -20,18 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignbench import environment, randomness
+from alignbench import randomness
 from alignbench.api import Batch, Collected, Loss, Method, Prompt
 from alignbench.backbones.load import build_model
 from alignbench.config.plan import Job, Plan
 from alignbench.data.prompts import read_prompts
 from alignbench.data.synthetic import SyntheticText
 from alignbench.errors import named_shortage, smaller_batch
+from alignbench.evaluation.protocol import in_precision
 from alignbench.hub import assets
-from alignbench.judging import in_precision
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import Setting
+from alignbench.runs import environment
 from alignbench.samples.generated import ImageDecoder, Sampler, sampling_of
 from alignbench.training import setup
 from alignbench.training.driver import peak_memory_gib

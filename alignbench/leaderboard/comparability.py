@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from alignbench.leaderboard.table import short
 from alignbench.record import Result, RunRecord
-from alignbench.tables import short
 
 UNCOUNTED = {"protocol.seeds", "protocol.settings"}
 """Options that do not change a protocol's digest: each row carries its seeds and its setting."""

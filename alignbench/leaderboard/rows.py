@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from alignbench.leaderboard.table import Cell, Column, Cost, Row, RowKind, Unranked
 from alignbench.metrics.intervals import mean_interval, set_interval, units
 from alignbench.record import Result, RunRecord, SettingRef, dumps
-from alignbench.tables import Cell, Column, Cost, Row, RowKind, Unranked
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import MetricFact

@@ -6,20 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignbench import report, run_folder
+from alignbench import run_folder
 from alignbench.config.plan import Job, Plan, make_plan, starting_weights
 from alignbench.config.settings import Origin, RunConfig, known_options, parse_assignments, parse_value
 from alignbench.errors import UserError, suggest
-from alignbench.evaluation import Score
+from alignbench.evaluation.evaluate import Score
+from alignbench.evaluation.results import results_of
 from alignbench.files import write_atomic
 from alignbench.hub import weights as hub
-from alignbench.model_evaluation import Subject, evaluate_models
+from alignbench.leaderboard import report
 from alignbench.progress import Progress
 from alignbench.record import Result, RunRecord, read, write
 from alignbench.registry.lookup import Catalogue
-from alignbench.results import results_of
-from alignbench.run_facts import reward_networks
 from alignbench.run_folder import protocol_folder
+from alignbench.runs.evaluate_models import Subject, evaluate_models
+from alignbench.runs.recorder import reward_networks
 from alignbench.training.parallel import Parallel, choose_threads
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from alignbench.api import PROMPT, Evaluator, ImageBatch, Prompt, Reference, prompt_key
-from alignbench.bench import Clock, Figure, Timing, forget_peak
 from alignbench.config.requirements import Court
 from alignbench.errors import named_shortage
-from alignbench.evaluation import build_evaluators
+from alignbench.evaluation.evaluate import build_evaluators
 from alignbench.progress import Progress
 from alignbench.randomness import generator
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard
+from alignbench.runs.bench import Clock, Figure, Timing, forget_peak
 from alignbench.training.driver import peak_memory_gib
 
 JITTER = 0.1

@@ -15,16 +15,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from alignbench import report, run_facts, run_folder
+from alignbench import run_folder
 from alignbench.config import estimate
 from alignbench.config.plan import Job
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
-from alignbench.evaluation import Score
+from alignbench.evaluation.evaluate import Score
 from alignbench.files import write_atomic
 from alignbench.hub import weights
-from alignbench.model_evaluation import evaluate_models
+from alignbench.leaderboard import report
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, DataInfo, RunRecord, read, write
+from alignbench.runs import recorder
+from alignbench.runs.evaluate_models import evaluate_models
 from alignbench.training import setup
 from alignbench.training.driver import Interrupted
 from alignbench.training.parallel import Parallel, choose_threads
@@ -77,7 +79,7 @@ def _record_so_far(job: Job, progress: Progress) -> RunRecord | None:
 def _carry_out(job: Job, progress: Progress) -> RunRecord:
     choose_threads(job.plan.model.policy.parameters)
     parallel = Parallel(job.plan.config.train.precision)
-    facts = run_facts.Facts.begin(job, is_main=parallel.is_main)
+    facts = recorder.Facts.begin(job, is_main=parallel.is_main)
     try:
         if parallel.is_main:
             run_folder.remember(job.out, "weights", facts.weights)
@@ -124,7 +126,7 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
     return record
 
 
-def _note(status: Literal["partial", "failed"], facts: run_facts.Facts, job: Job) -> None:
+def _note(status: Literal["partial", "failed"], facts: recorder.Facts, job: Job) -> None:
     """Say in `run.json` how a run ended; a full disk must not hide why it did."""
     with contextlib.suppress(RunFailed):
         facts.write(status, job)
@@ -133,7 +135,7 @@ def _note(status: Literal["partial", "failed"], facts: run_facts.Facts, job: Job
 # --- training -------------------------------------------------------------------------------------
 
 
-def _train(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progress) -> None:
+def _train(job: Job, facts: recorder.Facts, parallel: Parallel, progress: Progress) -> None:
     plan = job.plan
     assert plan.method is not None
     export = job.out / "export" / f"{role_of(plan)}.safetensors"
@@ -177,7 +179,7 @@ def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
-def _evaluate(job: Job, facts: run_facts.Facts, parallel: Parallel, progress: Progress) -> None:
+def _evaluate(job: Job, facts: recorder.Facts, parallel: Parallel, progress: Progress) -> None:
     def note(subject: Literal["base", "method"], scores: list[Score], reference: str | None) -> None:
         facts.add_scores(subject, scores, reference, job)
         facts.write("partial", job)

@@ -10,7 +10,7 @@ from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard
 
 if TYPE_CHECKING:
-    from alignbench.evaluation import Score
+    from alignbench.evaluation.evaluate import Score
     from alignbench.hub.assets import AssetFile
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from alignbench.tables import Column, Row, Table, number
+from alignbench.leaderboard.table import Column, Row, Table, number
 
 SET_NOTE = (
     "‡: ± is the sampling error of one set of images, 95 %, as its evaluator estimates it (bootstrap, for "

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from alignbench.api import PROMPT
-from alignbench.measuring import META
+from alignbench.evaluation.features import META
 from alignbench.record import Result
 from alignbench.run_folder import protocol_folder, row_folder
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignbench import environment, report, results, run_folder
+from alignbench import run_folder
 from alignbench.config.requirements import Court, make_court
 from alignbench.config.settings import (
     PROTOCOL_OPTIONS,
@@ -18,14 +18,17 @@ from alignbench.config.settings import (
     parse_value,
 )
 from alignbench.errors import EXIT_PARTIAL, Problem, UserError
+from alignbench.evaluation import results
 from alignbench.files import digest_of, write_atomic
 from alignbench.hub import weights
+from alignbench.leaderboard import report
 from alignbench.record import FILE_NAME, Change, ModelInfo, RunRecord, now, read, write
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard, Setting, resolve_protocol
+from alignbench.runs import environment
 
 if TYPE_CHECKING:
-    from alignbench.evaluation import Score
+    from alignbench.evaluation.evaluate import Score
     from alignbench.progress import Progress
     from alignbench.samples.external import SampleImages
 
@@ -185,7 +188,7 @@ def score(
 def _score(
     plan: GivenPlan, catalogue: Catalogue, out: Path, *, command: str, workers: int, progress: Progress
 ) -> RunRecord:
-    from alignbench.judging import Judge
+    from alignbench.evaluation.protocol import Judge
     from alignbench.training.parallel import Parallel
 
     started = now()

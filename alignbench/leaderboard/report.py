@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from alignbench.leaderboard import tables
-from alignbench.ranking import better, cell_difference
+from alignbench.leaderboard import cells
+from alignbench.leaderboard.board import tables
+from alignbench.leaderboard.markdown import bullets, grid, provenance
+from alignbench.leaderboard.ranking import better, cell_difference
+from alignbench.leaderboard.summary import verdict
+from alignbench.leaderboard.table import Column, Row, Table, number, short
 from alignbench.record import RunRecord, TrainInfo
-from alignbench.render import cells
-from alignbench.render.markdown import bullets, grid, provenance
-from alignbench.tables import Column, Row, Table, number, short
-from alignbench.verdict import verdict
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import AssetCard, MetricFact

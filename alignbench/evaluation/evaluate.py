@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignbench import __version__, measuring, run_folder
+from alignbench import __version__, run_folder
 from alignbench.api import Evaluator, ImageSet, Reference
 from alignbench.errors import UserError
+from alignbench.evaluation import features
+from alignbench.evaluation.features import Place, RowStore, measure
 from alignbench.files import digest_of, write_atomic
 from alignbench.hub.assets import AssetFile
-from alignbench.measuring import Place, RowStore, measure
 from alignbench.progress import Progress, Stage
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Catalogue
@@ -78,7 +79,7 @@ def _store(folder: Path, name: str, evaluator: Evaluator, images: ImageSet, devi
     """Rows depend on the images, the evaluator and what computes them."""
     key = digest_of(
         {
-            "form": measuring.FORM,
+            "form": features.FORM,
             "images": images.identity,
             "evaluator": evaluator.identity,
             "alignbench": __version__,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alignbench.leaderboard.ranking import better, cell_difference
+from alignbench.leaderboard.table import Column, Comparison, Row, Table, join
 from alignbench.metrics.intervals import Difference
-from alignbench.ranking import better, cell_difference
-from alignbench.tables import Column, Comparison, Row, Table, join
 
 
 def verdict(table: Table) -> list[str]:

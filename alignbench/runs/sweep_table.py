@@ -13,7 +13,7 @@ from alignbench.files import digest_of, write_atomic
 from alignbench.metrics.intervals import Interval, difference, nested_interval, units
 from alignbench.record import RunRecord
 from alignbench.registry.protocol import MetricFact
-from alignbench.sweep import Configuration, Sweep, SweepRun, text
+from alignbench.runs.sweep import Configuration, Sweep, SweepRun, text
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch
 from alignbench import __version__
 from alignbench.api import Backbone, Evaluator, ImageSet, Prompt
 from alignbench.data.dataset import open_dataset
-from alignbench.evaluation import Evaluation, References, Sets, build_evaluators
+from alignbench.evaluation.evaluate import Evaluation, References, Sets, build_evaluators
+from alignbench.evaluation.features import Place
+from alignbench.evaluation.reference import open_reference
 from alignbench.files import digest_of
 from alignbench.hub.assets import AssetFile
-from alignbench.measuring import Place
-from alignbench.references import open_reference
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.registry.schema import Scalar

@@ -12,9 +12,9 @@ from alignbench.api import Backbone
 from alignbench.backbones.load import build_model, load_export
 from alignbench.config import plan as plan_
 from alignbench.config.plan import Job
-from alignbench.evaluation import Evaluation, Score
-from alignbench.exporting import export_images
-from alignbench.judging import Judge, in_precision, writable
+from alignbench.evaluation.evaluate import Evaluation, Score
+from alignbench.evaluation.export import export_images
+from alignbench.evaluation.protocol import Judge, in_precision, writable
 from alignbench.progress import Progress
 from alignbench.samples import grid
 from alignbench.samples.generated import ImageDecoder, labels_of

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from alignbench import environment, record
+from alignbench import record
 from alignbench.config.plan import Plan, starting_weights
-from alignbench.evaluation import Score
+from alignbench.evaluation.evaluate import Score
+from alignbench.evaluation.results import results_of
 from alignbench.record import (
     Change,
     DataInfo,
@@ -21,7 +22,7 @@ from alignbench.record import (
 )
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.reward_spec import parse_terms, resolve
-from alignbench.results import results_of
+from alignbench.runs import environment
 from alignbench.training.driver import Totals
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""A protocol applied to image sets: features, metrics, results; resumable."""

@@ -1,0 +1,1 @@
+"""Run records become tables, comparisons and text. Imports no torch."""

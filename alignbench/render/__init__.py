@@ -1,1 +1,0 @@
-"""Tables as text: one small file a format."""

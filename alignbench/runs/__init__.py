@@ -1,0 +1,1 @@
+"""Whole jobs: a plan goes in, a record comes out."""
