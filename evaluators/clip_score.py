@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignbench.errors import UserError
-from alignbench.evaluators.open_clip_model import Pictures, PromptMatch
+from alignbench.evaluators.prompt_match import Pictures, PromptMatch
 from alignbench.hub.assets import AssetFile
 from alignbench.nets import clip
 from alignbench.registry.protocol import EvaluatorCard

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from alignbench.evaluators.open_clip_model import PromptMatch
+from alignbench.evaluators.prompt_match import PromptMatch
 from alignbench.hub.assets import AssetFile
 from alignbench.nets import clip
 from alignbench.nets.preprocess import Preprocess

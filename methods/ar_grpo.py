@@ -30,8 +30,8 @@ from torch import Tensor
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
-from alignbench.methods.modes import eval_logits, mode
-from alignbench.methods.reward_terms import combine_normalised, combine_raw, describe, parse_terms
+from alignbench.methods.image_rewards import combine_normalised, combine_raw, describe, parse_terms
+from alignbench.methods.logits import eval_logits, mode
 from alignbench.registry.reward_spec import parse_spec
 
 FAITHFUL_EPSILON = 1e-4

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from alignbench import api, randomness
-from alignbench.methods.dropout import dropout_logits
-from alignbench.methods.modes import eval_logits
+from alignbench.methods.logits import dropout_logits, eval_logits
 from alignbench.methods.policy_gradient import NoiseKernel, corrupt, prior_cross_entropy
 
 

@@ -17,18 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods.dropout import dropout_logits
-from alignbench.methods.image_loss import ImageLoss
-from alignbench.methods.modes import eval_logits
+from alignbench.methods.image_rewards import ImageLoss
+from alignbench.methods.logits import dropout_logits, eval_logits
 from alignbench.methods.policy_gradient import prior_cross_entropy
-from alignbench.methods.straight_through import straight_through
 
 RAW_CODEBOOK = "quantize.embedding.weight"
 """Official name of the codebook before normalisation."""
@@ -162,3 +160,49 @@ def _raw(backbone: api.Backbone) -> Tensor:
             f"this model's tokenizer stores no {RAW_CODEBOOK}", fix="set method.codebook=normalised"
         )
     return state[RAW_CODEBOOK].detach().float()
+
+
+def straight_through(
+    logits: Tensor, codebook: Tensor, temperature: float, *, gumbel_noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Embed the hardest token of each position so that gradients reach its logits.
+
+    Forward: codebook[argmax(logits)]. Backward: as if the embedding were softmax(logits / τ) @ codebook,
+    i.e. (1/τ)·y∘(g − ⟨y, g⟩) with g = codebook @ gradient. No one-hot tensor is made; the backward pass
+    recomputes the softmax instead of keeping it.
+
+    Deviation: the released STE program draws a random token (`gumbel_noise` given); the paper (VA-π App.
+    C.1) takes the most likely one (`gumbel_noise` None).
+
+    Args:
+        logits: [B, T, V] float.
+        codebook: [V, D] rows as the decoder sees them, of the dtype of `logits`; treated as constant.
+        temperature: τ, above 0.
+        gumbel_noise: [B, T, V] standard Gumbel numbers added to the logits before both argmax and softmax.
+
+    Returns:
+        (embeddings [B, T, D], tokens [B, T] int64).
+    """
+    scores = logits if gumbel_noise is None else logits + gumbel_noise
+    tokens = scores.detach().argmax(dim=-1)
+    embeddings: Tensor = _StraightThrough.apply(scores, tokens, codebook, temperature)
+    return embeddings, tokens
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Row lookup whose gradient is that of softmax(scores / τ) @ codebook."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, tokens: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(scores, codebook)
+        ctx.temperature = temperature
+        return codebook[tokens]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        scores, codebook = ctx.saved_tensors
+        soft = (scores / ctx.temperature).softmax(dim=-1)
+        pull = gradients[0] @ codebook.T
+        pull = pull - (soft * pull).sum(dim=-1, keepdim=True)
+        return soft.mul_(pull).div_(ctx.temperature), None, None, None

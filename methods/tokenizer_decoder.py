@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from alignbench import api, randomness
-from alignbench.methods.image_loss import ImageLoss
-from alignbench.methods.modes import eval_logits
+from alignbench.methods.image_rewards import ImageLoss
+from alignbench.methods.logits import eval_logits
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ from torch import Tensor
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
-from alignbench.methods.modes import eval_logits, mode
-from alignbench.methods.objective import Draws, Objective
-from alignbench.methods.reconstruction import Reconstruction
-from alignbench.methods.reward_terms import describe
+from alignbench.methods.image_rewards import Reconstruction, describe
+from alignbench.methods.logits import eval_logits, mode
+from alignbench.methods.policy_gradient import Draws, Objective
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignbench.evaluators.mask2former import swin_s_config
+from alignbench.evaluators.geneval.mask2former import swin_s_config
 from alignbench.nets import clip, inception
 from tests.lpips_trunks import random_trunk
 

@@ -17,7 +17,7 @@ from alignbench.backbones.generate import filter_logits
 from alignbench.backbones.llamagen.model import LlamaGen, build, unwrap
 from alignbench.errors import UserError
 from alignbench.methods.ar_grpo import ArGrpo, Experience
-from alignbench.methods.reward_terms import describe, parse_terms
+from alignbench.methods.image_rewards import describe, parse_terms
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.reward_spec import resolve
 from alignbench.rewards import transforms

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from alignbench import record
 from alignbench.cli import main as cli
-from alignbench.evaluators import distribution
+from alignbench.evaluators import digits
 from alignbench.progress import Progress
 from alignbench.runs import run as runner
 from alignbench.samples import generated
@@ -422,7 +422,7 @@ def test_too_little_memory_names_the_knob(
             "--set protocol.batch=250: another protocol",
         ),
         (
-            (distribution.DigitsDistribution, "measure"),
+            (digits.DigitsDistribution, "measure"),
             "evaluator 'distribution-digits': out of memory with shards of",
         ),
     ],
@@ -489,7 +489,7 @@ def test_ctrl_c_elsewhere(call: Call, monkeypatch: pytest.MonkeyPatch, copy: Pat
         patch.setattr(setup, "build_model", interrupted)
         done = call(*TINY, "--out", str(copy))
     assert done.code == 3 and "finished work is kept" in complaint(done)
-    monkeypatch.setattr("alignbench.cli.catalogue.plugins.catalogue", interrupted)
+    monkeypatch.setattr("alignbench.cli.cards.plugins.catalogue", interrupted)
     done = call("list")
     assert done.code == 3 and complaint(done).endswith("interrupted → run the same command again")
 

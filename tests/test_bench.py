@@ -142,13 +142,13 @@ def test_a_text_model_is_timed_on_the_protocol_s_prompts(
             "--set protocol.batch=250",
         ),
         (
-            "alignbench.evaluators.distribution.DigitsDistribution",
+            "alignbench.evaluators.digits.DigitsDistribution",
             "measure",
             ["--protocol", "digits8"],
             "a smaller --images N",
         ),
         (
-            "alignbench.evaluators.distribution.DigitsDistribution",
+            "alignbench.evaluators.digits.DigitsDistribution",
             "score",
             ["--protocol", "digits8", "--images", "64", "--rows", "600"],
             "a smaller --rows N",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alignbench.api import ImageBatch, Reference
 from alignbench.errors import UserError
-from alignbench.evaluators import distribution
+from alignbench.evaluators import digits as distribution
 from alignbench.nets import digits
 from alignbench.registry.lookup import Catalogue
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from alignbench.cli.main import main
 from alignbench.evaluation import features
-from alignbench.evaluators.distribution import DigitsDistribution
+from alignbench.evaluators.digits import DigitsDistribution
 
 SMALL = ["--set", "protocol.samples=600", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1"]
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from alignbench.api import PROMPT, ImageBatch, Prompt
 from alignbench.errors import UserError
-from alignbench.evaluators import geneval_saved
-from alignbench.evaluators.geneval import TASKS, GenEval, prefix_of
-from alignbench.evaluators.geneval_rules import Detection
-from alignbench.evaluators.mask2former import CLASS_NAMES
+from alignbench.evaluators.geneval import detectors
+from alignbench.evaluators.geneval.evaluator import TASKS, GenEval, prefix_of
+from alignbench.evaluators.geneval.mask2former import CLASS_NAMES
+from alignbench.evaluators.geneval.rules import Detection
 from alignbench.hub.assets import AssetFile
 from alignbench.metrics.clusters import mean_interval, share_interval, wilson
 from alignbench.registry.lookup import Catalogue
@@ -341,7 +341,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_colours(tiny_clip: Path) -> Any:
-    from alignbench.evaluators import geneval_colours
+    from alignbench.evaluators.geneval import colours as geneval_colours
 
     files = {geneval_colours.ASSET: AssetFile(geneval_colours.ASSET, tiny_clip, "2" * 64)}
     return geneval_colours.build(options={"clip": "ViT-L-14-quickgelu"}, assets=files, device=CPU)
@@ -365,7 +365,7 @@ def objects(image: np.ndarray) -> list[Detection]:
 def test_colours_equal_a_direct_computation(tiny_clip: Path) -> None:
     import open_clip
 
-    from alignbench.evaluators.geneval_colours import COLOURS
+    from alignbench.evaluators.geneval.colours import COLOURS
 
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     colours = build_colours(tiny_clip)
@@ -401,7 +401,7 @@ def test_colours_equal_a_direct_computation(tiny_clip: Path) -> None:
 
 
 def test_what_the_mask_leaves_out_is_grey() -> None:
-    from alignbench.evaluators.geneval_colours import cut_out
+    from alignbench.evaluators.geneval.colours import cut_out
 
     image = np.zeros((4, 6, 3), dtype=np.uint8)
     mask = np.zeros((4, 6), dtype=bool)
@@ -428,8 +428,8 @@ def write(path: Path, *lines: dict[str, Any]) -> Path:
 def test_saved_detections_are_judged(tmp_path: Path) -> None:
     two = [{"class": "cow", "score": 0.95, "box": [0, 0, 4, 4]}] * 2
     path = write(tmp_path / "d.jsonl", saved(id=1, objects=two), saved())
-    files = {geneval_saved.ASSET: AssetFile(geneval_saved.ASSET, path, "3" * 64)}
-    detector = geneval_saved.build(options={}, assets=files, device=CPU)
+    files = {detectors.ASSET: AssetFile(detectors.ASSET, path, "3" * 64)}
+    detector = detectors.build(options={}, assets=files, device=CPU)
     assert detector.class_names == CLASS_NAMES
     judged = GenEval(detector, AlwaysRed(), prefix="geneval-saved-").measure(
         batch((line("single_object"), (0, 0, 0)), (line("counting", "cow", 3), (0, 0, 0)))
@@ -438,7 +438,7 @@ def test_saved_detections_are_judged(tmp_path: Path) -> None:
 
 
 def test_masks_run_down_the_columns() -> None:
-    mask = geneval_saved.decode_mask({"size": [2, 3], "counts": [1, 2, 3]}, (2, 3))
+    mask = detectors.decode_mask({"size": [2, 3], "counts": [1, 2, 3]}, (2, 3))
     assert mask.tolist() == [[False, True, False], [True, False, False]]
 
 
@@ -448,14 +448,14 @@ def test_masks_equal_the_coco_form() -> None:
     changes = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *changes, len(flat)]).tolist()
     counts = [0, *counts] if flat[0] else counts
-    assert (geneval_saved.decode_mask({"size": [5, 7], "counts": counts}, (5, 7)) == mask).all()
+    assert (detectors.decode_mask({"size": [5, 7], "counts": counts}, (5, 7)) == mask).all()
 
 
 def test_pixels_of_another_image_are_noticed(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     digest = hashlib.sha256(images[0].permute(1, 2, 0).contiguous().numpy().tobytes()).hexdigest()
-    found = geneval_saved.read_detections(write(tmp_path / "d.jsonl", saved(pixels=digest)))
-    detector = geneval_saved.SavedDetector(found, title="d.jsonl", identity="x")
+    found = detectors.read_detections(write(tmp_path / "d.jsonl", saved(pixels=digest)))
+    detector = detectors.SavedDetector(found, title="d.jsonl", identity="x")
     assert len(detector.detect(images[:1], [0])[0]) == 1
     with pytest.raises(UserError, match="id 0 was detected in another image"):
         detector.detect(images[1:], [0])
@@ -490,10 +490,10 @@ BAD_LINES = [
 def test_bad_lines_are_named(tmp_path: Path, bad: dict[str, Any], words: str) -> None:
     path = write(tmp_path / "d.jsonl", saved(id=7), bad)
     with pytest.raises(UserError) as caught:
-        geneval_saved.read_detections(path)
+        detectors.read_detections(path)
     assert "line 2" in caught.value.what and words in caught.value.what
 
 
 def test_an_id_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 2: id 0 stands there twice"):
-        geneval_saved.read_detections(write(tmp_path / "d.jsonl", saved(), saved()))
+        detectors.read_detections(write(tmp_path / "d.jsonl", saved(), saved()))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alignbench.errors import UserError
-from alignbench.evaluators.geneval_rules import (
+from alignbench.evaluators.geneval.rules import (
     MAX_PER_CLASS,
     Box,
     Detection,

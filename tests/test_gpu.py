@@ -17,7 +17,7 @@ from alignbench.backbones.generate import generate_steps
 from alignbench.backbones.janus import model as janus
 from alignbench.backbones.llamagen import model as llamagen
 from alignbench.cli.main import main
-from alignbench.evaluators import mask2former
+from alignbench.evaluators.geneval import mask2former
 from alignbench.nets import inception
 from alignbench.registry.lookup import Catalogue
 from alignbench.verify.golden import verify

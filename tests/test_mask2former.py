@@ -20,15 +20,15 @@ from torch import Tensor
 pytest.importorskip("transformers")
 
 from alignbench.errors import UserError
-from alignbench.evaluators import mask2former
-from alignbench.evaluators.mask2former_arrays import (
+from alignbench.evaluators.geneval import mask2former
+from alignbench.evaluators.geneval.mask2former_arrays import (
     detector_size,
     instances,
     prepare,
     resize_bytes,
     tight_boxes,
 )
-from alignbench.evaluators.mask2former_keys import by_pixel, convert
+from alignbench.evaluators.geneval.mask2former_keys import by_pixel, convert
 from alignbench.hub.assets import AssetFile
 
 DATA = Path(__file__).parent / "data"

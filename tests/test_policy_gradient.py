@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alignbench.methods.objective import Draws, Objective
 from alignbench.methods.policy_gradient import (
+    Draws,
+    Objective,
     clipped_surrogate,
     corrupt,
     group_advantages,
@@ -20,7 +21,7 @@ from alignbench.methods.policy_gradient import (
     token_logprobs,
     token_mean,
 )
-from alignbench.methods.straight_through import straight_through
+from alignbench.methods.ste import straight_through
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from alignbench.backbones.llamagen import model as llamagen
 from alignbench.data import digits as data
 from alignbench.nets import digits
-from alignbench.pretrain import fitting, llamagen_tiny
-from alignbench.pretrain.augment import GREY_STEP, augment
-from alignbench.pretrain.fitting import Budget
+from alignbench.pretrain import common, llamagen_tiny
+from alignbench.pretrain.common import GREY_STEP, Budget, augment
 from alignbench.registry.lookup import Catalogue
 
 SHORT = {stage: Budget(steps=2, batch=32, lr=1e-3, warmup=1) for stage in llamagen_tiny.BUDGETS}
@@ -131,21 +130,21 @@ def test_test_split_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_batches_are_permutations_without_the_remainder() -> None:
     budget = Budget(steps=7, batch=4, lr=1.0)
-    rows = torch.stack(list(fitting.batches(0, "x", size=14, budget=budget)))
+    rows = torch.stack(list(common.batches(0, "x", size=14, budget=budget)))
     assert rows.shape == (7, 4)
     for epoch in (rows[:3], rows[3:6]):
         assert len(epoch.unique()) == 12 and epoch.max() < 14
     assert not torch.equal(rows[:3], rows[3:6])
     with pytest.raises(ValueError, match="do not fill a batch"):
-        next(fitting.batches(0, "x", size=3, budget=budget))
+        next(common.batches(0, "x", size=3, budget=budget))
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     budget = Budget(steps=100, batch=1, lr=2.0, warmup=10)
-    assert fitting.learning_rate(0, budget) == pytest.approx(0.2)
-    assert fitting.learning_rate(9, budget) == fitting.learning_rate(10, budget) == 2.0
-    assert fitting.learning_rate(55, budget) == pytest.approx(1.0)
-    assert 0 < fitting.learning_rate(99, budget) < 1e-3
+    assert common.learning_rate(0, budget) == pytest.approx(0.2)
+    assert common.learning_rate(9, budget) == common.learning_rate(10, budget) == 2.0
+    assert common.learning_rate(55, budget) == pytest.approx(1.0)
+    assert 0 < common.learning_rate(99, budget) < 1e-3
 
 
 def test_fit_solves_a_regression_and_reports_the_tail() -> None:
@@ -158,7 +157,7 @@ def test_fit_solves_a_regression_and_reports_the_tail() -> None:
         return {"loss": error, "root": error.sqrt()}
 
     budget = Budget(steps=300, batch=16, lr=0.1)
-    tail = fitting.fit(net, losses_of, size=64, budget=budget, seed=0, stage="x", progress=silent)
+    tail = common.fit(net, losses_of, size=64, budget=budget, seed=0, stage="x", progress=silent)
     assert tail["loss"] < 1e-3 and set(tail) == {"loss", "root"}
     assert not net.training
 
@@ -166,7 +165,7 @@ def test_fit_solves_a_regression_and_reports_the_tail() -> None:
 def test_fit_stops_on_a_gradient_that_is_not_finite() -> None:
     net = nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="non-finite"):
-        fitting.fit(
+        common.fit(
             net,
             lambda rows: {"loss": net.weight.sum() * math.inf},
             size=4,

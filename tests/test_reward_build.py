@@ -14,8 +14,7 @@ from alignbench.errors import UserError
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.reward_spec import resolve
 from alignbench.registry.schema import DatasetCard, RewardCard
-from alignbench.rewards.build import BuiltDistance, BuiltReward, build
-from alignbench.rewards.class_names import class_names
+from alignbench.rewards.build import BuiltDistance, BuiltReward, build, class_names
 from alignbench.rewards.transforms import TRANSFORMS
 from tests.reward_toys import BUILT_IN, catalogue, request
 

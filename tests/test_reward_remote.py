@@ -18,7 +18,7 @@ import torch
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.methods.reconstruction import as_distance
+from alignbench.methods.image_rewards import as_distance
 from alignbench.rewards import remote, wire
 from alignbench.rewards.__main__ import main as rewards_main
 from alignbench.rewards.build import BuiltReward, build

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignbench.errors import UserError
-from alignbench.methods.reward_terms import combine_normalised, combine_raw, parse_terms
+from alignbench.methods.image_rewards import combine_normalised, combine_raw, parse_terms
 from alignbench.registry.reward_spec import Spec, parse_spec
 
 NAN = float("nan")

@@ -22,8 +22,8 @@ from alignbench.data.prompts import read_prompts
 from alignbench.data.shapes import PROMPT_FILES, prompt_file
 from alignbench.data.shapes_scenes import COLOURS, SHAPES, TASKS, Scene, Thing
 from alignbench.errors import UserError
-from alignbench.evaluators import geneval
-from alignbench.evaluators.geneval_rules import COUNTING_THRESHOLD, Demand, demand_of
+from alignbench.evaluators.geneval import evaluator as geneval
+from alignbench.evaluators.geneval.rules import COUNTING_THRESHOLD, Demand, demand_of
 from alignbench.registry.lookup import Catalogue
 from alignbench.rewards.build import build as build_reward
 from alignbench.rewards.shapes import COUNTING_MATCH

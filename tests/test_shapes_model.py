@@ -17,8 +17,9 @@ from alignbench.backbones.llamagen.model import LlamaGen
 from alignbench.backbones.text import words
 from alignbench.cli.main import main
 from alignbench.data import shapes as data
-from alignbench.pretrain import shapes_policy, shapes_tiny, shapes_tokenizer
-from alignbench.pretrain.fitting import Budget
+from alignbench.pretrain import shapes_tiny, shapes_tokenizer
+from alignbench.pretrain import shapes_tiny as shapes_policy
+from alignbench.pretrain.common import Budget
 from alignbench.registry.lookup import Catalogue
 from tests.test_pretrain import silent
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods.objective import Draws
-from alignbench.methods.policy_gradient import corrupt, group_advantages
+from alignbench.methods.policy_gradient import Draws, corrupt, group_advantages
 from alignbench.methods.vapi import Experience, VaPi
 from alignbench.registry.lookup import Catalogue
 from alignbench.rewards.pixel import PixelDistance

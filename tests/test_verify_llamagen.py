@@ -16,8 +16,8 @@ from torch import nn
 from alignbench.backbones.llamagen.transformer import rope_table
 from alignbench.errors import UserError
 from alignbench.samples.pixels import to_uint8
-from alignbench.verify.expected import ROUNDING_LIMIT, Alternative, Expected
 from alignbench.verify.golden import verify
+from alignbench.verify.golden_files import ROUNDING_LIMIT, Alternative, Expected
 from alignbench.verify.llamagen import FILES, check
 from alignbench.verify.llamagen_networks import _grid
 from alignbench.verify.llamagen_rounding import Evaluations

@@ -10,8 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench.cli.output import print_json
-from alignbench.cli.run import PLUGIN_HELP, default_workers, plan_lines, problem_lines, refuse
+from alignbench.cli.common import PLUGIN_HELP, default_workers, plan_lines, print_json, problem_lines, refuse
 from alignbench.config import plan as planning
 from alignbench.config.requirements import make_court
 from alignbench.config.settings import Origin, asset_options, complete_key, parse_assignments, resolve

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignbench import __version__
-from alignbench.cli.output import print_json
+from alignbench.cli.common import print_json
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError

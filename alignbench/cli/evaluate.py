@@ -9,10 +9,11 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench.cli.run import (
+from alignbench.cli.common import (
     DEFAULT_OUT,
     PLUGIN_HELP,
     default_workers,
+    only,
     plan_lines,
     problem_lines,
     refuse,
@@ -20,7 +21,7 @@ from alignbench.cli.run import (
     show_record,
 )
 from alignbench.config import plan as planning
-from alignbench.config.settings import RunConfig, resolve
+from alignbench.config.settings import resolve
 from alignbench.distributed import is_first
 from alignbench.errors import UserError
 from alignbench.progress import Progress
@@ -213,51 +214,3 @@ def _evaluate_run(
     )
     if not progress.quiet:
         show_record(record, catalogue, run, as_json=as_json)
-
-
-def sample(
-    model: str = typer.Option(..., "--model", help="Model to sample from; see: list models."),
-    run: Path | None = typer.Option(None, "--run", help="Use the weights a finished run exported."),
-    number: int = typer.Option(40, "--number", "-n", min=1, help="Images."),
-    seed: int = typer.Option(0, "--seed", help="Sampling seed; image i depends on nothing else."),
-    labels: str = typer.Option("", "--classes", help="Class ids, e.g. 3,7; default: all in turn."),
-    prompts: list[str] = typer.Option([], "--prompt", help="Text to draw; repeatable, all in turn."),
-    temperature: float = typer.Option(1.0, "--temperature", min=0.01),
-    top_k: int = typer.Option(0, "--top-k", min=0),
-    top_p: float = typer.Option(1.0, "--top-p", min=0.0, max=1.0),
-    cfg_scale: float = typer.Option(1.0, "--cfg", min=0.0, help="Guidance; 1: off."),
-    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="model.* keys; repeatable."),
-    out: Path = typer.Option(Path("samples"), "--out", help="Folder for PNG files and grid.png."),
-) -> None:
-    """Draw images from a model, or from what a run made of it, into PNG files and a grid."""
-    catalogue = Catalogue.default()
-    config = resolve(catalogue, method=None, model=model, assignments=assignments)
-    only(config, "model")
-    plan = planning.make_plan(catalogue, config, evaluates=False)
-    refuse(plan, plan.problems)
-    from alignbench.api import Sampling
-    from alignbench.runs import draw
-
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
-    written = draw.draw(
-        plan,
-        run=run,
-        number=number,
-        seed=seed,
-        classes=labels,
-        prompts=prompts,
-        sampling=sampling,
-        out=out,
-    )
-    Console().print(f"{number} images in {out}, all of them in {written}", highlight=False, soft_wrap=True)
-
-
-def only(config: RunConfig, *sections: str) -> None:
-    """Refuse values that nothing would read.
-
-    Raises:
-        UserError: naming the first such key.
-    """
-    for key in config.changed():
-        if key.partition(".")[0] not in sections:
-            raise UserError(f"{key} changes nothing here", fix="leave it out")

@@ -15,14 +15,14 @@ from typer.core import TyperGroup
 from alignbench import __version__
 from alignbench.cli import (
     bench,
-    board,
-    catalogue,
-    compare,
+    cards,
     doctor,
     evaluate,
+    leaderboard,
     new,
     reference,
     run,
+    sample,
     sweep,
     weights,
 )
@@ -70,12 +70,12 @@ def root(
 
 app.command("run")(run.run)
 app.command("evaluate")(evaluate.evaluate)
-app.command("sample")(evaluate.sample)
+app.command("sample")(sample.sample)
 app.command("reference")(reference.reference)
-app.command("leaderboard")(board.leaderboard)
-app.command("compare")(compare.compare)
-app.command("list")(catalogue.list_cards)
-app.command("show")(catalogue.show)
+app.command("leaderboard")(leaderboard.leaderboard)
+app.command("compare")(leaderboard.compare)
+app.command("list")(cards.list_cards)
+app.command("show")(cards.show)
 app.command("doctor")(doctor.doctor)
 app.command("fetch")(weights.fetch)
 app.command("pretrain")(weights.pretrain)

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
-from alignbench.cli.output import print_json
+from alignbench.cli.common import (
+    DEFAULT_OUT,
+    PLUGIN_HELP,
+    default_workers,
+    plan_lines,
+    refuse,
+    show_plan,
+    show_record,
+)
 from alignbench.config import estimate
 from alignbench.config import plan as planning
 from alignbench.config.settings import resolve
 from alignbench.distributed import is_first
-from alignbench.errors import Problem, UserError
+from alignbench.errors import UserError
 from alignbench.progress import Progress
 from alignbench.registry import plugins
-from alignbench.registry.lookup import Catalogue
 from alignbench.run_folder import check_folder
 
 if TYPE_CHECKING:
-    from alignbench.record import RunRecord
-
-DEFAULT_OUT = Path("runs")
-PLUGIN_HELP = "Python file whose classes carry cards, or a folder of cards; repeatable."
+    pass
 
 
 def run(
@@ -95,101 +97,3 @@ def run(
     record = runner.run(job, progress)
     if not progress.quiet:
         show_record(record, catalogue, folder, as_json=as_json)
-
-
-def default_workers(image_size: int) -> int:
-    """Decoding threads: none where handing an image over costs more than decoding it."""
-    return 0 if image_size <= 32 else min(8, os.cpu_count() or 1)
-
-
-def refuse(plan: planning.Plan, problems: list[Problem]) -> None:
-    """Stop before anything expensive if the plan has problems, naming all of them.
-
-    Raises:
-        UserError: exit status 2.
-    """
-    if problems:
-        lines = problem_lines(problems)
-        raise UserError(f"{plan.id} cannot run: " + "\n".join(lines))
-
-
-def show_record(record: RunRecord, catalogue: Catalogue, folder: Path, *, as_json: bool) -> None:
-    """Print the before/after table, or the record itself."""
-    console = Console()
-    if as_json:
-        print_json(record.model_dump(mode="json", by_alias=True))
-        return
-    from alignbench.leaderboard import board, terminal
-
-    for table in board.tables([record], catalogue.metric_facts(), assets=catalogue.asset_cards()):
-        console.print(terminal.rich_table(table))
-    files = [folder / name for name in ("report.md", "samples.png", "run.json")]
-    console.print(" · ".join(str(file) for file in files if file.exists()), highlight=False, soft_wrap=True)
-
-
-def show_plan(plan: planning.Plan, problems: list[Problem], *, as_json: bool) -> None:
-    """Print a plan on standard output."""
-    console = Console(soft_wrap=True)
-    if as_json:
-        values = {**plan.as_dict(), "problems": [vars(problem) for problem in problems]}
-        print_json(values)
-        return
-    for line in [*plan_lines(plan), *problem_lines(problems)]:
-        console.print(line, highlight=False, markup=False)
-
-
-def plan_lines(plan: planning.Plan) -> list[str]:
-    """The plan in at most twenty lines."""
-    config, train = plan.config, plan.config.train
-    recipe = f"recipe {config.recipe}" if config.recipe else "no recipe: the method's defaults"
-    sequences = f" × {plan.sequences_per_image} sequences" if plan.sequences_per_image > 1 else ""
-    lines = [
-        f"plan {plan.id}   {recipe}",
-        f"  model      {plan.model.title} · {plan.model.policy.parameters:,} parameters · "
-        f"{plan.model.image_size} px, {plan.model.policy.tokens} tokens",
-        f"  geometry   {train.images_per_step} images{sequences} per step · {plan.world_size} device"
-        f"{'s' if plan.world_size > 1 else ''} · micro-batch {train.micro_batch} → {plan.accumulation} "
-        f"accumulated · {train.steps} steps",
-    ]
-    for key, origin in config.changed().items():
-        lines.append(f"  changed    {key} = {origin.value} ({origin.source})")
-    if plan.random_weights:
-        lines.append("  weights    random: engine check, never ranked")
-    else:
-        lines += [
-            f"  weights    {role} {status.path if status.ok else status.expected} {'✓' if status.ok else '✗'}"
-            for role, status in plan.weights.items()
-        ]
-    chosen = ", ".join(f"{key}={value}" for key, value in config.section("data").items() if value)
-    lines.append(f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}")
-    lines.append(f"  evaluate   {_evaluation(plan)}")
-    gib = estimate.gib
-    parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.estimate.parts.items() if size)
-    lines.append(
-        f"  estimate   {gib(plan.estimate.train_gib)} GiB per device ({parts}) · "
-        f"{gib(plan.estimate.disk_gib)} GiB disk"
-    )
-    return lines
-
-
-def _evaluation(plan: planning.Plan) -> str:
-    """What will be sampled and scored."""
-    if not plan.evaluates:
-        return "no"
-    protocol = plan.protocol
-    return (
-        f"{plan.config.protocol} @ {plan.protocol_digest[7:15]}: {len(protocol.settings)} settings × "
-        f"{len(protocol.seeds)} seeds × {protocol.samples:,} samples"
-        f"{', before and after' if plan.method else ''}"
-    )
-
-
-def problem_lines(problems: list[Problem]) -> list[str]:
-    """All problems, numbered, each with its remedy after an arrow."""
-    if not problems:
-        return []
-    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"]
-    for number, problem in enumerate(problems, start=1):
-        arrow = f" → {problem.fix}" if problem.fix else ""
-        lines.append(f"  {number} {problem.where}: {problem.what}{arrow}")
-    return lines

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench.cli.output import print_json
+from alignbench.cli.common import print_json
 from alignbench.errors import EXIT_FAILED, UserError, suggest
 from alignbench.hub.assets import assets_of
 from alignbench.progress import Progress

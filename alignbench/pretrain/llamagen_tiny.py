@@ -8,20 +8,101 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from alignbench import api, randomness
+from alignbench.api import ClassLabels
+from alignbench.backbones.llamagen.gpt import GPT, token_loss
+from alignbench.backbones.llamagen.model import gpt_config, vq_config
+from alignbench.backbones.llamagen.vq import VQModel
 from alignbench.data.digits import CLASSES, SIZE, Digits, open_digits
-from alignbench.pretrain import digit_nets, policy, tokenizer
-from alignbench.pretrain.fitting import Budget, Progress, Split, one_thread
-from alignbench.pretrain.made import Made, write
+from alignbench.nets import digits
+from alignbench.pretrain.common import Budget, Made, Progress, Split, augment, fit, one_thread, write
 from alignbench.registry.lookup import Catalogue
+from alignbench.registry.schema import ModelCard
 from alignbench.rewards.perceptual import PerceptualDistance
 from alignbench.samples.real import DatasetImages
+
+POLICY = "policy"
+
+
+def train_policy(
+    card: ModelCard, data: Split, tokenizer: VQModel, *, budget: Budget, seed: int, progress: Progress
+) -> tuple[GPT, dict[str, float]]:
+    """Return the trained policy and its training losses; an image is tokenised anew each time."""
+    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{POLICY}/init"):
+        model = GPT(gpt_config(card))
+
+    def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            tokens = tokenizer.encode(augment(data.images[rows]))
+        logits = model(ClassLabels(data.labels[rows]), tokens[:, :-1])
+        return {"loss": token_loss(logits, tokens)}
+
+    losses = fit(model, losses_of, size=len(data), budget=budget, seed=seed, stage=POLICY, progress=progress)
+    return model.requires_grad_(False), losses
+
+
+@torch.no_grad()
+def validate_policy(model: GPT, tokenizer: VQModel, data: Split) -> dict[str, float]:
+    """Return the mean cross-entropy of a token in nats."""
+    tokens = tokenizer.encode(data.images)
+    logits = model(ClassLabels(data.labels), tokens[:, :-1])
+    return {"cross_entropy": token_loss(logits, tokens).item()}
+
+
+TOKENIZER = "tokenizer"
+PERCEPTUAL_WEIGHT = 0.3
+USAGE_WINDOW = 4096
+"""Recent codes the usage buffer holds; it is part of the file, so it is kept short."""
+
+
+def train_tokenizer(
+    card: ModelCard, data: Split, perceptual: api.Distance, *, budget: Budget, seed: int, progress: Progress
+) -> tuple[VQModel, dict[str, float]]:
+    """Return the trained tokenizer, frozen, and its training losses.
+
+    Args:
+        card: gives the geometry.
+        data: training images.
+        perceptual: differentiable distance to the original image.
+        budget: steps, batch and rates.
+        seed: of the initial weights and the order of images.
+        progress: told after every step.
+    """
+    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{TOKENIZER}/init"):
+        model = VQModel(replace(vq_config(card), usage_window=USAGE_WINDOW))
+
+    def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        images = data.images[rows]
+        rebuilt, codebook, commitment, entropy, usage = model.train_losses(images)
+        mse = F.mse_loss(rebuilt, images)
+        distance = perceptual.distance(rebuilt, perceptual.prepare(images), repeats=1).mean()
+        loss = mse + PERCEPTUAL_WEIGHT * distance + codebook + commitment + entropy
+        parts = {"mse": mse, "perceptual": distance, "codebook": codebook, "usage": usage}
+        return {"loss": loss, **parts}
+
+    losses = fit(
+        model, losses_of, size=len(data), budget=budget, seed=seed, stage=TOKENIZER, progress=progress
+    )
+    return model.requires_grad_(False), losses
+
+
+@torch.no_grad()
+def validate_tokenizer(model: VQModel, data: Split) -> dict[str, float]:
+    """Return the reconstruction error and how many codes the images use."""
+    tokens = model.encode(data.images)
+    side = data.images.shape[-1] // model.downsample
+    rebuilt = model.decode(tokens, (side, side))
+    return {"mse": F.mse_loss(rebuilt, data.images).item(), "codes_used": float(len(tokens.unique()))}
+
 
 MODEL = "llamagen-tiny"
 EVALUATOR_NET = "digits-features-a"
@@ -30,8 +111,8 @@ REWARD_NET = "digits-features-b"
 BUDGETS: Mapping[str, Budget] = {
     EVALUATOR_NET: Budget(steps=600, batch=64, lr=4e-3, weight_decay=0.05),
     REWARD_NET: Budget(steps=600, batch=64, lr=4e-3, weight_decay=0.05),
-    tokenizer.TOKENIZER: Budget(steps=800, batch=64, lr=3e-3, weight_decay=0.3),
-    policy.POLICY: Budget(steps=1200, batch=64, lr=3e-3, weight_decay=0.2),
+    TOKENIZER: Budget(steps=800, batch=64, lr=3e-3, weight_decay=0.3),
+    POLICY: Budget(steps=1200, batch=64, lr=3e-3, weight_decay=0.2),
 }
 """What the shipped weights were made with."""
 
@@ -95,19 +176,44 @@ def _train_all(
     _, critic = (
         run(
             name,
-            partial(digit_nets.train_classifier, name, train),
-            partial(digit_nets.validate_classifier, data=validation),
+            partial(train_classifier, name, train),
+            partial(validate_classifier, data=validation),
         )
         for name in (EVALUATOR_NET, REWARD_NET)
     )
     vq = run(
-        tokenizer.TOKENIZER,
-        partial(tokenizer.train_tokenizer, card, train, PerceptualDistance(critic.features)),
-        partial(tokenizer.validate_tokenizer, data=validation),
+        TOKENIZER,
+        partial(train_tokenizer, card, train, PerceptualDistance(critic.features)),
+        partial(validate_tokenizer, data=validation),
     )
     run(
-        policy.POLICY,
-        partial(policy.train_policy, card, train, vq),
-        partial(policy.validate_policy, tokenizer=vq, data=validation),
+        POLICY,
+        partial(train_policy, card, train, vq),
+        partial(validate_policy, tokenizer=vq, data=validation),
     )
     return made
+
+
+LABEL_SMOOTHING = 0.1
+"""Keeps logits of real images away from certainty, so that the class score tells good from better."""
+
+
+def train_classifier(
+    name: str, data: Split, *, budget: Budget, seed: int, progress: Progress
+) -> tuple[digits.DigitsNet, dict[str, float]]:
+    """Return the trained network `name` and its training losses."""
+    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{name}/init"):
+        net = digits.build(name)
+
+    def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = net.logits(augment(data.images[rows]))
+        return {"loss": F.cross_entropy(logits, data.labels[rows], label_smoothing=LABEL_SMOOTHING)}
+
+    losses = fit(net, losses_of, size=len(data), budget=budget, seed=seed, stage=name, progress=progress)
+    return net.requires_grad_(False), losses
+
+
+@torch.no_grad()
+def validate_classifier(net: digits.DigitsNet, data: Split) -> dict[str, float]:
+    """Return the share of images classified correctly."""
+    return {"accuracy": (net.logits(data.images).argmax(dim=1) == data.labels).double().mean().item()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,95 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from alignbench import randomness
+from alignbench.api import Sampling, TextFeatures
+from alignbench.backbones.generate import generate
+from alignbench.backbones.llamagen.gpt import GPT, token_loss
+from alignbench.backbones.llamagen.model import gpt_config
 from alignbench.backbones.llamagen.vq import VQModel
-from alignbench.backbones.text.words import METADATA, WordEncoder
+from alignbench.backbones.text.words import METADATA, WordConfig, WordEncoder
 from alignbench.data.shapes import PROMPT_FILES, Shapes, open_shapes, prompt_file
-from alignbench.data.shapes_scenes import SIZE
+from alignbench.data.shapes_scenes import SIZE, words
 from alignbench.files import write_atomic
-from alignbench.pretrain import shapes_policy, shapes_tokenizer
-from alignbench.pretrain.fitting import Budget, Progress, one_thread
-from alignbench.pretrain.made import Made, write
+from alignbench.pretrain import shapes_tokenizer
+from alignbench.pretrain.common import Budget, Made, Progress, fit, one_thread, write
+from alignbench.pretrain.shapes_tokenizer import share_right
 from alignbench.registry.lookup import Catalogue
 from alignbench.registry.schema import ModelCard
 from alignbench.samples.real import DatasetImages
+
+POLICY = "policy"
+TEXT = "text"
+HEADS = 2
+
+
+class Reader(nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__()
+        shape = card.policy
+        assert shape.caption_dim is not None, "the card is of a text-conditional model"
+        self.text = WordEncoder(
+            WordConfig(words=words(), slots=shape.condition_tokens, width=shape.caption_dim, heads=HEADS)
+        )
+        self.policy = GPT(gpt_config(card))
+
+
+def train_policy(
+    card: ModelCard,
+    tokens: Tensor,
+    captions: Sequence[str],
+    *,
+    budget: Budget,
+    seed: int,
+    progress: Progress,
+) -> tuple[Reader, dict[str, float]]:
+    """Return the trained networks, frozen, and their training losses.
+
+    Args:
+        card: gives the geometry.
+        tokens: [N, T] codes of the training scenes.
+        captions: of the scenes.
+        budget: steps, batch and rates.
+        seed: of initial weights, order and dropout.
+        progress: told after every step.
+    """
+    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{POLICY}/init"):
+        model = Reader(card)
+    ids, mask = model.text.tokenise(captions)
+
+    def losses_of(rows: Tensor) -> dict[str, Tensor]:
+        features = TextFeatures(model.text(ids[rows], mask[rows]), mask[rows])
+        return {"loss": token_loss(model.policy(features, tokens[rows, :-1]), tokens[rows])}
+
+    losses = fit(
+        model, losses_of, size=len(tokens), budget=budget, seed=seed, stage=POLICY, progress=progress
+    )
+    return model.requires_grad_(False), losses
+
+
+@torch.no_grad()
+def validate_policy(
+    model: Reader, tokenizer: VQModel, tokens: Tensor, captions: Sequence[str], *, seed: int
+) -> dict[str, float]:
+    """Return the cross-entropy of a token in nats, and the share of one sample a caption that is as asked."""
+    features = model.text.encode(captions)
+    logits = model.policy(features, tokens[:, :-1])
+    uniforms = randomness.uniforms(
+        seed, f"pretrain/{POLICY}/samples", 0, range(len(tokens)), tokens.shape[1:]
+    )
+    drawn = generate(model.policy, features, torch.from_numpy(uniforms), Sampling())
+    images = tokenizer.decode(drawn.tokens, model.policy.config.grid)
+    return {"cross_entropy": token_loss(logits, tokens).item(), "right": share_right(images, captions)}
+
 
 MODEL = "shapes-tiny"
 
 BUDGETS: Mapping[str, Budget] = {
     shapes_tokenizer.WARMUP: Budget(steps=250, batch=32, lr=6e-3),
     shapes_tokenizer.STAGE: Budget(steps=350, batch=32, lr=6e-3),
-    shapes_policy.POLICY: Budget(steps=2400, batch=64, lr=4e-3, weight_decay=0.05, warmup=30),
+    POLICY: Budget(steps=2400, batch=64, lr=4e-3, weight_decay=0.05, warmup=30),
 }
 """What the shipped weights were made with."""
 ENCODE_BATCH = 500
@@ -107,17 +178,15 @@ def _reader(
     progress: Progress,
 ) -> dict[str, Made]:
     started = time.monotonic()
-    budget = budgets[shapes_policy.POLICY]
+    budget = budgets[POLICY]
     tokens, held_out = (_tokens(vq, scenes) for scenes in (train, validation))
-    net, losses = shapes_policy.train_policy(
-        card, tokens, train.captions, budget=budget, seed=seed, progress=progress
-    )
+    net, losses = train_policy(card, tokens, train.captions, budget=budget, seed=seed, progress=progress)
     seconds = time.monotonic() - started
-    found = shapes_policy.validate_policy(net, vq, held_out, validation.captions, seed=seed)
+    found = validate_policy(net, vq, held_out, validation.captions, seed=seed)
     return {
-        shapes_policy.POLICY: Made(net.policy, budget, seconds, losses, found),
+        POLICY: Made(net.policy, budget, seconds, losses, found),
         # Trained together with the policy: its time and losses are there.
-        shapes_policy.TEXT: Made(net.text, budget, 0.0, {}, {}, content=_text_file),
+        TEXT: Made(net.text, budget, 0.0, {}, {}, content=_text_file),
     }
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from alignbench import api, randomness
 from alignbench.backbones.llamagen.model import vq_config
 from alignbench.backbones.llamagen.vq import VQModel
-from alignbench.pretrain.fitting import Budget, Progress, fit
+from alignbench.pretrain.common import Budget, Progress, fit
 from alignbench.registry.schema import ModelCard
 from alignbench.rewards.shapes import ShapesReward
 

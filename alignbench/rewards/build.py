@@ -7,9 +7,10 @@ better.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,8 +19,86 @@ from alignbench import api
 from alignbench.errors import UserError
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Catalogue, import_target
-from alignbench.registry.reward_spec import Resolved, is_remote, require_packages, resolve
-from alignbench.rewards import placement, remote, requests, transforms
+from alignbench.registry.reward_spec import PLACEMENTS, Resolved, is_remote, require_packages, resolve
+from alignbench.registry.schema import DatasetCard
+from alignbench.rewards import remote, requests, transforms
+
+
+def class_names(card: DatasetCard) -> Sequence[str]:
+    """Return the names that a dataset card gives or points to, in order of the class id; perhaps none.
+
+    Raises:
+        UserError: what it points to is not installed.
+    """
+    if not isinstance(card.class_names, str):
+        return card.class_names
+    try:
+        names: Sequence[str] = import_target(card.class_names)
+    except UserError as error:
+        raise UserError(
+            f"class names of {card.title}: {error.what}", fix="pip install 'alignbench[rewards]'"
+        ) from error
+    return names
+
+
+CPU = torch.device("cpu")
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A reward with weights; `to` moves all of them, in place."""
+
+    def to(self, device: torch.device) -> object: ...
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A reward object and the device it computes on."""
+
+    raw: api.Reward
+    device: torch.device | None
+    """None: elsewhere, over the network."""
+    lent: bool = False
+    """The weights rest in main memory between calls."""
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[api.Reward]:
+        """Give the reward object with its weights where they are needed."""
+        if not (self.lent and isinstance(self.raw, Movable)):
+            yield self.raw
+            return
+        assert self.device is not None
+        self.raw.to(self.device)
+        try:
+            yield self.raw
+        finally:
+            self.raw.to(CPU)
+
+
+def devices(placement: str, device: torch.device) -> tuple[torch.device, torch.device, bool]:
+    """Return (device to build on, device to compute on, whether the weights are only lent to it).
+
+    Args:
+        placement: as written, not remote.
+        device: the policy's.
+
+    Raises:
+        UserError: not a placement, or a device this machine lacks.
+    """
+    if placement == "same":
+        return device, device, False
+    if placement == "offload":
+        return CPU, device, True
+    try:
+        own = torch.device(placement)
+        torch.empty(1, device=own)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"placement {placement!r} cannot be used: {str(error).splitlines()[0]}",
+            fix=f"choose {PLACEMENTS}",
+        ) from error
+    return own, own, False
+
 
 PLACING = ("placement", "timeout", "retries")
 """Common options that `place` reads."""
@@ -32,7 +111,7 @@ def build(
     *,
     class_names: Callable[[], Sequence[str]] = tuple,
     image_size: int,
-    shared: MutableMapping[tuple[object, ...], placement.Placed] | None = None,
+    shared: MutableMapping[tuple[object, ...], Placed] | None = None,
 ) -> api.Reward:
     """Build a reward.
 
@@ -70,7 +149,7 @@ def build(
     return (BuiltDistance if is_distance else BuiltReward)(resolved, placed, names)
 
 
-def place(resolved: Resolved, device: torch.device) -> placement.Placed:
+def place(resolved: Resolved, device: torch.device) -> Placed:
     """Make the object that gives raw scores, where its placement says."""
     where = str(resolved.common["placement"])
     if is_remote(where):
@@ -81,9 +160,9 @@ def place(resolved: Resolved, device: torch.device) -> placement.Placed:
             timeout=float(resolved.common["timeout"]),
             retries=int(resolved.common["retries"]),
         )
-        return placement.Placed(client, None)
-    build_on, compute_on, lent = placement.devices(where, device)
-    return placement.Placed(build_raw(resolved, build_on), compute_on, lent)
+        return Placed(client, None)
+    build_on, compute_on, lent = devices(where, device)
+    return Placed(build_raw(resolved, build_on), compute_on, lent)
 
 
 def build_raw(resolved: Resolved, device: torch.device) -> Any:
@@ -109,7 +188,7 @@ class BuiltReward:
     """A reward as methods and evaluators use it; see `build`."""
 
     resolved: Resolved
-    placed: placement.Placed
+    placed: Placed
     class_names: tuple[str, ...]
 
     @property

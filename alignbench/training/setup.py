@@ -17,9 +17,8 @@ from alignbench.data.stream import Stream
 from alignbench.files import write_atomic
 from alignbench.progress import Progress
 from alignbench.registry import interfaces
+from alignbench.rewards.build import Placed, class_names
 from alignbench.rewards.build import build as build_reward
-from alignbench.rewards.class_names import class_names
-from alignbench.rewards.placement import Placed
 from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
 

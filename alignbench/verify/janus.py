@@ -24,7 +24,7 @@ from alignbench.backbones.janus.policy import JanusPolicy
 from alignbench.backbones.janus.prompts import PromptTokens, template
 from alignbench.errors import UserError
 from alignbench.samples.pixels import to_uint8
-from alignbench.verify.expected import Expected, InputMissing
+from alignbench.verify.golden_files import Expected, InputMissing
 from alignbench.verify.report import Report, Row
 
 META = "meta.json"

@@ -26,7 +26,7 @@ from alignbench.backbones.text.captions import clean_caption
 from alignbench.data.crops import center_crop_adm, random_crop_adm
 from alignbench.errors import UserError
 from alignbench.samples.pixels import resize_bicubic, to_uint8
-from alignbench.verify.expected import Alternative, Expected, InputMissing
+from alignbench.verify.golden_files import Alternative, Expected, InputMissing
 from alignbench.verify.llamagen_networks import GoldenSet, check_c2i, check_t2i, check_vq
 from alignbench.verify.report import Report, Row
 

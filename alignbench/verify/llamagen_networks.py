@@ -20,7 +20,7 @@ from alignbench.backbones.llamagen.vq import Quantised, Quantizer, VQConfig, VQM
 from alignbench.backbones.text.captions import left_pad
 from alignbench.backbones.weights import load_strict, read_state_dict
 from alignbench.errors import UserError
-from alignbench.verify.expected import Expected
+from alignbench.verify.golden_files import Expected
 from alignbench.verify.llamagen_rounding import Evaluations, Module
 from alignbench.verify.report import Report
 

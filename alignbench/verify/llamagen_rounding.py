@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from alignbench.verify.expected import Alternative
+from alignbench.verify.golden_files import Alternative
 
 DRAWS = 3
 """Float32 evaluations with moved weights, besides the one with the weights as they are."""

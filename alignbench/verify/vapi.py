@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from alignbench.verify.golden_files import Golden, Missing, Results
 from alignbench.verify.report import ABSOLUTE, Report, Row, Verdict
 from alignbench.verify.report import RELATIVE as FLOAT32_RELATIVE
 from alignbench.verify.vapi_cases import INPUTS, SECTIONS
-from alignbench.verify.vapi_form import Golden, Missing, Results
 
 PATTERN = "vapi_golden*.safetensors"
 RELATIVE = 1e-9

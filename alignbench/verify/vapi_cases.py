@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignbench.methods import policy_gradient
-from alignbench.methods.objective import Draws, Objective
-from alignbench.methods.reconstruction import weighted_reward
-from alignbench.methods.straight_through import straight_through
+from alignbench.methods.image_rewards import weighted_reward
+from alignbench.methods.policy_gradient import Draws, Objective
+from alignbench.methods.ste import straight_through
 from alignbench.nets.lpips import layer_distance, unit_features
 from alignbench.rewards.pixel import PixelLoss, pixel_distance
-from alignbench.verify.vapi_form import Golden, Results, Section
+from alignbench.verify.golden_files import Golden, Results, Section
 
 
 def _advantage(golden: Golden, case: re.Match[str]) -> Results:

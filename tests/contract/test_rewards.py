@@ -18,8 +18,7 @@ from alignbench import api
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Catalogue, import_target
 from alignbench.registry.schema import RewardCard
-from alignbench.rewards.build import BuiltDistance, BuiltReward, build
-from alignbench.rewards.placement import Placed
+from alignbench.rewards.build import BuiltDistance, BuiltReward, Placed, build
 from alignbench.rewards.remote import serve
 from tests.test_reward_remote import running
 from tests.tiny_rewards import REQUESTS, TINY

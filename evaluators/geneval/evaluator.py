@@ -15,15 +15,8 @@ import torch
 
 from alignbench.api import PROMPT, ImageBatch, Measured, Metric, Prompt, Reference
 from alignbench.errors import UserError
-from alignbench.evaluators.geneval_detector import Colours, Detector
-from alignbench.evaluators.geneval_rules import (
-    ColourFunction,
-    Demand,
-    Verdict,
-    demand_of,
-    judge,
-    select,
-)
+from alignbench.evaluators.geneval.detectors import Colours, Detector
+from alignbench.evaluators.geneval.rules import ColourFunction, Demand, Verdict, demand_of, judge, select
 from alignbench.files import digest_of
 from alignbench.metrics.clusters import mean_interval, share_interval
 from alignbench.registry.lookup import import_target

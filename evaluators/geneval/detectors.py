@@ -1,16 +1,8 @@
-"""Detections from a file instead of a network, so that any detector can be judged by GenEval's rules.
+"""What GenEval's exchangeable parts have to offer: a detector, and a judge of colours.
 
-The file has one JSON object per line and image:
-
-    {"id": 0, "size": [512, 384], "pixels": "9f86…", "objects": [
-        {"class": "bench", "score": 0.97, "box": [10, 20, 300, 380],
-         "mask": {"size": [384, 512], "counts": […]}}]}
-
-`id` is the image's position in its set, from 0. `size` is width and height in pixels. `pixels`, optional, is
-the SHA-256 of the H×W×3 RGB bytes. `class` is one of GenEval's 80 names. `box` is left, top, right, bottom in
-pixels, right and bottom one past the last pixel. `mask`, optional, is COCO's uncompressed run-length form:
-`size` is height and width, `counts` run down the columns, beginning with zeros. All detections belong in the
-file, whatever their score: thresholds are the rules' business.
+A card names both: `parts = { detector = "module:function", colours = "module:function" }`. Each is called as
+`target(options=…, assets=…, device=…)` with the card's options and assets, and returns an object of the form
+below. Class and colour names are the parts' own: prompts are checked against them.
 """
 
 from __future__ import annotations
@@ -20,20 +12,76 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alignbench.errors import UserError, suggest
-from alignbench.evaluators.geneval_rules import Detection
-from alignbench.evaluators.mask2former import CLASS_NAMES
+from alignbench.evaluators.geneval.mask2former import CLASS_NAMES
+from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
 
 if TYPE_CHECKING:
     from alignbench.hub.assets import AssetFile
     from alignbench.registry.schema import Scalar
+
+
+class Detector(Protocol):
+    """Finds objects in images."""
+
+    identity: str
+    """Digest of whatever decides its answers."""
+    class_names: Sequence[str]
+    """Name of each label, as prompts use it."""
+    batch: int
+    """Images it is given at once; bounds memory, must not change answers beyond rounding."""
+
+    def detect(self, images: Tensor, ids: Sequence[int]) -> list[list[Detection]]:
+        """Find the objects of each image, in any order and at any score.
+
+        Args:
+            images: [n, 3, H, W] uint8 RGB on the CPU.
+            ids: position of each image in its set; for detectors that look answers up.
+        """
+        ...
+
+
+class Colours(Protocol):
+    """Says which colour objects have."""
+
+    identity: str
+    """Digest of whatever decides its answers."""
+    names: Sequence[str]
+    """Every colour it can say."""
+
+    def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
+        """Return the colour of each object.
+
+        Args:
+            image: [H, W, 3] uint8 RGB.
+            objects: detections in that image, at least one.
+            class_name: what they are.
+        """
+        ...
+
+
+class BuildDetector(Protocol):
+    """Target of a card's part `detector`."""
+
+    def __call__(
+        self, *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
+    ) -> Detector: ...
+
+
+class BuildColours(Protocol):
+    """Target of a card's part `colours`."""
+
+    def __call__(
+        self, *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
+    ) -> Colours: ...
+
 
 VERSION = 1
 ASSET = "geneval-detections"

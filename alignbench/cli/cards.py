@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench.cli.output import print_json
-from alignbench.cli.run import PLUGIN_HELP
+from alignbench.cli.common import PLUGIN_HELP, print_json
 from alignbench.config.settings import MODEL_OPTIONS, PROTOCOL_OPTIONS, RARE_OPTIONS, TRAIN_OPTIONS
 from alignbench.errors import UserError, suggest
 from alignbench.registry import plugins

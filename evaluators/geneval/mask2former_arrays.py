@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alignbench.evaluators.geneval_rules import Detection
+from alignbench.evaluators.geneval.rules import Detection
 
 SHORT_SIDE, LONG_SIDE = 800, 1333
 DIVISOR = 32

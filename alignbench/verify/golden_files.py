@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alignbench.backbones.weights import read_state_dict
+from alignbench.errors import UserError
+from alignbench.methods import policy_gradient
 from alignbench.samples.pixels import to_uint8
 from alignbench.verify.report import ABSOLUTE, RELATIVE, Report, Row
 
@@ -149,3 +153,75 @@ def _excuse(row: Row, other: Alternative, scale: float) -> Row:
     if row.verdict == "ok" or row.error is None or not row.error <= allowed:
         return row
     return replace(row, verdict="ok", tolerance=allowed, note=f"{row.note}, by the float32 rounding measured")
+
+
+CONSTANTS = {"clip_range": 0.2, "advantage_clip": 5.0}
+"""Where a file's metadata name no others."""
+
+Results = dict[str, Tensor]
+"""What one case should hold, by the name after the case's prefix."""
+
+
+class Missing(Exception):
+    """An input that a case needs is not in the file."""
+
+
+class Golden:
+    """One golden file; floats come as float64."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as stream:
+                self.metadata = stream.metadata() or {}
+                names = stream.keys()
+                device = torch.get_default_device()
+                self.tensors = {name: stream.get_tensor(name).to(device) for name in names}
+        except SafetensorError as error:
+            raise UserError(f"{path} is not a readable safetensors file: {error}") from error
+
+    def stored(self, name: str) -> Tensor:
+        """A tensor in its own dtype."""
+        if name not in self.tensors:
+            raise Missing(name)
+        return self.tensors[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor; a copy in float64 if it holds floats."""
+        tensor = self.stored(name)
+        return tensor.to(torch.float64, copy=True) if tensor.is_floating_point() else tensor
+
+    def constant(self, name: str) -> float:
+        return float(self.metadata.get(name, CONSTANTS[name]))
+
+    def surrogate(self, new: Tensor, old: Tensor, advantage: Tensor) -> policy_gradient.Surrogate:
+        clip_range, advantage_clip = self.constant("clip_range"), self.constant("advantage_clip")
+        return policy_gradient.clipped_surrogate(new, old, advantage, clip_range, advantage_clip)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One group of tensors: how its cases are named and what each should hold."""
+
+    pattern: re.Pattern[str]
+    """Matches a case's prefix."""
+    compute: Callable[[Golden, re.Match[str]], Results]
+    always: tuple[str, ...] = ()
+    """Prefixes that every file with this group has."""
+    grid: str = ""
+    """Prefix as a format string over the pattern's groups: every combination of values seen must be there."""
+
+    def cases(self, names: Iterable[str]) -> list[re.Match[str]]:
+        """Return the cases that a file with tensors of these names has or should have."""
+        seen = [match for match in map(self.pattern.match, names) if match]
+        prefixes = {match[0] for match in seen} | set(self.always)
+        if self.grid:
+            values = [
+                {match[group] for match in seen if match[group] is not None}
+                for group in self.pattern.groupindex
+            ]
+            combinations = itertools.product(*values)
+            prefixes |= {
+                self.grid.format(**dict(zip(self.pattern.groupindex, chosen, strict=True)))
+                for chosen in combinations
+            }
+        return [match for match in map(self.pattern.match, sorted(prefixes)) if match]

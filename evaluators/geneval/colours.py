@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignbench.evaluators.clip_score import pil_pictures
-from alignbench.evaluators.geneval_rules import Detection
+from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
 from alignbench.nets import clip
 from alignbench.nets.precision import full_precision

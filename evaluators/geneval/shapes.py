@@ -16,7 +16,7 @@ from torch import Tensor
 from alignbench.data import shapes_detector
 from alignbench.data.shapes_scenes import COLOURS, SHAPES, SIDE
 from alignbench.errors import UserError
-from alignbench.evaluators.geneval_rules import Detection
+from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
 
 if TYPE_CHECKING:

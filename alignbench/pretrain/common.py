@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
+import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from alignbench import randomness
+from alignbench import __version__, randomness
+from alignbench.files import write_atomic
 
 Progress = Callable[[str, int, int, str], None]
 """Called as (stage, steps done, steps in all, note)."""
@@ -123,3 +131,99 @@ def fit(
             progress(stage, step + 1, budget.steps, f"loss {tail[-1]['loss']:.4f}")
     net.eval()
     return {name: sum(entry[name] for entry in tail) / len(tail) for name in tail[-1]}
+
+
+def safetensors_of(net: nn.Module) -> bytes:
+    """Return a network's file."""
+    return to_safetensors({key: tensor.contiguous() for key, tensor in net.state_dict().items()})
+
+
+@dataclass(frozen=True)
+class Made:
+    """A trained module and what there is to say of it; goes into the manifest."""
+
+    net: nn.Module
+    budget: Budget
+    seconds: float
+    training: Mapping[str, float]
+    """Losses averaged over the last steps."""
+    validation: Mapping[str, float]
+    content: Callable[[nn.Module], bytes] = safetensors_of
+    """Makes the file."""
+
+
+def write(
+    folder: Path, made: Mapping[str, Made], *, model: str, seed: int, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write one file a network and `manifest.json`; returns the manifest.
+
+    Args:
+        folder: files of the same names are replaced.
+        made: {file name without its end: network}.
+        model: what was pretrained.
+        seed: of everything random.
+        data: facts about the splits, for the manifest.
+    """
+    manifest = {
+        "schema": 1,
+        "model": model,
+        "made_by": f"alignbench pretrain {model} --seed {seed}",
+        "alignbench": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, 1 thread",
+        "seed": seed,
+        "data": data,
+        "seconds": round(sum(part.seconds for part in made.values()), 1),
+        "files": {f"{name}.safetensors": _write_one(folder, name, part) for name, part in made.items()},
+    }
+    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def _write_one(folder: Path, name: str, made: Made) -> dict[str, Any]:
+    """Write one network and return its entry in the manifest."""
+    content = made.content(made.net)
+    write_atomic(folder / f"{name}.safetensors", content)
+    return {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "parameters": sum(parameter.numel() for parameter in made.net.parameters()),
+        "seconds": round(made.seconds, 1),
+        "budget": asdict(made.budget),
+        "training": {key: round(value, 6) for key, value in made.training.items()},
+        "validation": {key: round(value, 6) for key, value in made.validation.items()},
+    }
+
+
+ROTATION = math.radians(6)
+SCALE = 0.05
+SHIFT = 0.25
+"""Pixels."""
+GREY_STEP = 2 / 16
+"""Distance of two grey levels of the digits in [-1, 1]."""
+
+
+def augment(images: Tensor) -> Tensor:
+    """Rotate, scale and shift each image a little and spread its grey levels.
+
+    Draws from torch's global generator.
+
+    Args:
+        images: [N, 3, S, S] float in [-1, 1], three equal channels, black (-1) beyond the border.
+
+    Returns:
+        The same shape; up to half a grey level outside [-1, 1].
+    """
+    count, _, _, side = images.shape
+    angle, size, right, down = (torch.rand(4, count) * 2 - 1).unbind()
+    cos, sin = torch.cos(ROTATION * angle), torch.sin(ROTATION * angle)
+    zoom = 1 + SCALE * size
+    step = SHIFT * 2 / side  # the grid's coordinates span [-1, 1]
+    rows = [cos / zoom, -sin / zoom, step * right, sin / zoom, cos / zoom, step * down]
+    matrices = torch.stack(rows, dim=1).unflatten(1, (2, 3))  # [N, 2, 3]
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    # Shifted by 1 so that the zeros beyond the border are black.
+    moved = F.grid_sample(images + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False) - 1
+    noise = (torch.rand(count, 1, side, side) - 0.5) * GREY_STEP
+    return moved.clamp(-1, 1) + noise

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from alignbench.errors import UserError
-from alignbench.evaluators.geneval_rules import Detection
-from alignbench.evaluators.mask2former_arrays import instances, prepare
-from alignbench.evaluators.mask2former_keys import convert
+from alignbench.evaluators.geneval.mask2former_arrays import instances, prepare
+from alignbench.evaluators.geneval.mask2former_keys import convert
+from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
 from alignbench.nets.precision import full_precision
 

@@ -1,0 +1,1 @@
+"""GenEval: detectors, colours and the official rules."""

@@ -1,0 +1,186 @@
+"""Rewards for resembling an image: decode groups of sequences and measure their distance to the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alignbench import api
+from alignbench.errors import UserError
+from alignbench.methods.policy_gradient import group_advantages
+from alignbench.registry.reward_spec import parse_terms as parse_terms
+
+
+class Reconstruction:
+    """A weighted sum of distances between decoded sequences and the images they were conditioned on.
+
+    Args:
+        parts: {part: (reward specification, weight)}. Parts of weight 0 are neither loaded nor computed.
+        reward: gives the reward object of a specification.
+        decode_batch: sequences decoded and scored at once.
+
+    Raises:
+        UserError: one of the rewards is not a distance to a reference image.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, tuple[str, float]],
+        reward: Callable[[str], api.Reward],
+        *,
+        decode_batch: int,
+    ) -> None:
+        used = {part: value for part, value in parts.items() if value[1]}
+        self.cards = {part: card for part, (card, _) in used.items()}
+        self.weights = {part: weight for part, (_, weight) in used.items()}
+        self.distances = {part: as_distance(card, reward(card)) for part, card in self.cards.items()}
+        self.decode_batch = decode_batch
+
+    def measure(self, backbone: api.Backbone, tokens: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Decode [B, G, T] codes and compare with [B, 3, H, W] images, unclamped: {part: [B, G]}."""
+        measured = {part: images.new_empty(tokens.shape[:2]) for part in self.distances}
+        num_images = max(1, self.decode_batch // tokens.shape[1])
+        for top in range(0, len(tokens), num_images):
+            rows = slice(top, top + num_images)
+            prepared = {part: distance.prepare(images[rows]) for part, distance in self.distances.items()}
+            for left in range(0, tokens.shape[1], self.decode_batch):
+                samples = slice(left, left + self.decode_batch)
+                piece = tokens[rows, samples]
+                decoded = backbone.tokenizer.decode(piece.flatten(0, 1), backbone.grid)
+                for part, distance in self.distances.items():
+                    values = distance.distance(decoded, prepared[part], repeats=piece.shape[1])
+                    measured[part][rows, samples] = values.view(piece.shape[:2])
+        return measured
+
+    def reward(self, measured: Mapping[str, Tensor]) -> Tensor:
+        """Combine what `measure` returned: [B, G], larger is better."""
+        return weighted_reward(measured, self.weights)
+
+
+def as_distance(spec: str, reward: api.Reward) -> api.Distance:
+    """Return the reward if it compares with a reference image here and now.
+
+    Raises:
+        UserError: it does not, or it is computed on another machine.
+    """
+    if not isinstance(reward, api.Distance):
+        raise UserError(
+            f"reward {spec!r} gives no distance to the real image, which this method needs",
+            fix="choose one of scope distance, not remote: alignbench list rewards",
+        )
+    return reward
+
+
+def weighted_reward(distances: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Minus the weighted sum of distances of one shape (VA-π Eq. 10)."""
+    return -torch.stack([weights[part] * values for part, values in distances.items()]).sum(dim=0)
+
+
+class ImageLoss:
+    """pixel_weight · pixel + perceptual_weight · perceptual, averaged over images.
+
+    Args:
+        parts: {part: (reward card, weight)}; the cards must be differentiable distances. Parts of weight 0
+            are neither loaded nor computed.
+        reward: gives the reward object of a card.
+
+    Raises:
+        UserError: every weight is 0, a part of some weight names no reward, or its reward is not a distance.
+    """
+
+    def __init__(self, parts: Mapping[str, tuple[str, float]], reward: Callable[[str], api.Reward]) -> None:
+        used = {part: value for part, value in parts.items() if value[1]}
+        if not used:
+            raise UserError(
+                f"the weights of {' and '.join(parts)} are both 0: decoded images would teach nothing",
+                fix="set method.pixel_weight or method.perceptual_weight above 0",
+            )
+        self.cards = {part: card for part, (card, _) in used.items()}
+        self.weights = {part: weight for part, (_, weight) in used.items()}
+        self.distances = {part: _distance(part, card, reward) for part, card in self.cards.items()}
+
+    def __call__(self, decoded: Tensor, originals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compare [B, 3, H, W] decoded images with the originals, neither clamped.
+
+        Returns:
+            (the weighted sum, a scalar with a gradient; {part: its unweighted mean, detached}).
+
+        Raises:
+            UserError: a distance passes no gradient to the decoded images.
+        """
+        total, metrics = decoded.new_zeros(()), dict[str, Tensor]()
+        for part, distance in self.distances.items():
+            with torch.no_grad():
+                prepared = distance.prepare(originals)
+            values = distance.distance(decoded, prepared, repeats=1)
+            if not values.requires_grad:
+                raise UserError(
+                    f"reward {self.cards[part]!r} is not differentiable, so it cannot be method.{part}",
+                    fix="alignbench list rewards names those that are",
+                )
+            total = total + self.weights[part] * values.mean()
+            metrics[part] = values.detach().mean()
+        return total, metrics
+
+    def calls(self, images: int) -> dict[str, int]:
+        """{reward card: images compared}, as `api.Collected.reward_calls` wants it."""
+        return dict.fromkeys(self.cards.values(), images)
+
+
+def _distance(part: str, card: str, reward: Callable[[str], api.Reward]) -> api.Distance:
+    if card == "none":
+        raise UserError(
+            f"method.{part} is 'none' but method.{part}_weight is not 0",
+            fix=f"set method.{part}_weight=0 or name a reward: alignbench list rewards",
+        )
+    return as_distance(card, reward(card))
+
+
+class Mixed(NamedTuple):
+    """The sum that is optimised."""
+
+    values: Tensor
+    """[B, G], larger is better; NaN where not valid, so that nothing can take such a value for a score."""
+    valid: Tensor
+    """[B, G] bool: every term has a valid score for the sample."""
+
+
+def combine_raw(values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]) -> Mixed:
+    """Weighted sum of the scores as they come (AR-GRPO, arXiv:2508.06924, where all weights are 1).
+
+    Terms of large spread dominate. A sum is valid only where all of its terms are.
+
+    Args:
+        values: [B, G] for each term.
+        valid: [B, G] bool for each term.
+        weights: one for each term.
+    """
+    all_valid = torch.stack(list(valid)).all(dim=0)
+    parts = [weight * part for weight, part in zip(weights, values, strict=True)]
+    return Mixed(torch.stack(parts).sum(dim=0).masked_fill(~all_valid, torch.nan), all_valid)
+
+
+def combine_normalised(values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]) -> Mixed:
+    """Weighted sum of scores that were first z-scored within their group, each over its own valid ones.
+
+    A weight then is a share of influence, whatever the units. Arguments and validity as in `combine_raw`;
+    a term without spread in a group, or with fewer than two valid scores in it, adds 0 there.
+    """
+    scaled = [group_advantages(part, valid=mask) for part, mask in zip(values, valid, strict=True)]
+    return combine_raw(scaled, valid, weights)
+
+
+def describe(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Describe [B, G] scores: mean, mean spread within a group, share of groups without spread.
+
+    Over valid scores only. NaN, not 0, where there is nothing to average: every rank logs the same names.
+    """
+    kept = values.double().masked_fill(~valid, torch.nan)
+    count = valid.sum(dim=1)
+    squares = (kept - kept.nanmean(dim=1, keepdim=True)).square().nansum(dim=1)
+    spread = (squares / (count - 1).clamp(min=1)).sqrt().masked_fill(count < 2, torch.nan)
+    flat = (group_advantages(values, valid=valid) == 0).all(dim=1)
+    return kept.nanmean(), spread.nanmean(), flat.double().mean()
