@@ -58,7 +58,7 @@ class Problem:
 
 
 @contextlib.contextmanager
-def named_shortage(what: str, fix: str) -> Iterator[None]:
+def out_of_memory_as(what: str, fix: str) -> Iterator[None]:
     """Turn a shortage of memory inside the block into a failed run.
 
     Args:

@@ -24,7 +24,7 @@ INPUTS = "inputs.json"
 LOCK = ".lock"
 
 
-class Plan(Protocol):
+class Identified(Protocol):
     """What a folder holds: a run's plan, or one for images that are given."""
 
     @property
@@ -36,7 +36,7 @@ class Plan(Protocol):
     def as_dict(self) -> dict[str, Any]: ...
 
 
-def check_folder(folder: Path, plan: Plan) -> None:
+def check_folder(folder: Path, plan: Identified) -> None:
     """Make sure that a folder is new or holds this very plan.
 
     Raises:
@@ -67,7 +67,7 @@ def check_folder(folder: Path, plan: Plan) -> None:
         raise UserError(f"{folder} is not empty and holds no run", fix="choose another folder with --out")
 
 
-def _difference(other: Mapping[str, Any], plan: Plan) -> str:
+def _difference(other: Mapping[str, Any], plan: Identified) -> str:
     """Name the first values in which a held plan differs; nothing if its form is another version's."""
     theirs, ours = other.get("config"), plan.as_dict()["config"]
     if not isinstance(theirs, dict) or not isinstance(theirs.get("values"), dict):
@@ -83,7 +83,7 @@ def _difference(other: Mapping[str, Any], plan: Plan) -> str:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, plan: Plan) -> Iterator[None]:
+def opened(folder: Path, plan: Identified) -> Iterator[None]:
     """Hold a run folder; the lock goes with the process, however it ends.
 
     Raises:

@@ -1,7 +1,7 @@
 """Contract checks that every method owes, for our tests and for those of other packages.
 
 Each check takes a `Case` and an empty folder and raises AssertionError with a sentence. They run on the
-embedded model in seconds: `for check in METHOD_CHECKS: check(Case(Catalogue.default(), "vapi"), folder)`.
+embedded model in seconds: `for check in METHOD_CHECKS: check(Case(Registry.default(), "vapi"), folder)`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from alignbench.api import Backbone, Batch, Method
-from alignbench.backbones import load
 from alignbench.config.plan import Job, make_plan
 from alignbench.config.settings import resolve
 from alignbench.data.stream import Stream
 from alignbench.errors import EXIT_PARTIAL, UserError
 from alignbench.progress import Progress, Stage
 from alignbench.registry import interfaces
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.runs import run
 from alignbench.training import setup
 
@@ -35,7 +34,7 @@ SHORT = ("steps=4", "images_per_step=8", "micro_batch=4", "warmup_steps=0", "pre
 class Case:
     """A method to be checked."""
 
-    catalogue: Catalogue
+    registry: Registry
     method: str
     model: str = "llamagen-tiny"
     assignments: tuple[str, ...] = ()
@@ -44,13 +43,13 @@ class Case:
     def job(self, out: Path) -> Job:
         """A very short run into `out`, without evaluation."""
         config = resolve(
-            self.catalogue,
+            self.registry,
             method=self.method,
             model=self.model,
             assignments=[*(f"train.{text}" for text in SHORT), *self.assignments],
         )
-        plan = make_plan(self.catalogue, config, evaluates=False)
-        return Job(plan, self.catalogue, out, command="alignbench.testing", checkpoint_every=1)
+        plan = make_plan(self.registry, config, evaluates=False)
+        return Job(plan, self.registry, out, command="alignbench.testing", checkpoint_every=1)
 
 
 MethodCheck = Callable[[Case, Path], None]
@@ -69,11 +68,11 @@ class _Parts:
 
 def _parts(case: Case, folder: Path) -> _Parts:
     job = case.job(folder)
-    backbone = load.build_model(job.plan, CPU)
+    backbone = setup.build_model(job.plan, CPU)
     method = setup.build_method(job, backbone, CPU)
     module = setup.trained_module(backbone, method.updates)
     dataset = setup.open_training_data(job, Progress(quiet=True))
-    condition = load.text_conditions(job.plan, backbone)
+    condition = setup.text_conditions(job.plan, backbone)
     with Stream(dataset, seed=0, images_per_step=8, workers=0, text_condition=condition) as stream:
         batch = stream.batch(0, 0, 1)
     return _Parts(backbone, method, module, batch)
@@ -96,8 +95,8 @@ def _gradients(parts: _Parts, pieces: list[Batch], step: int = 0) -> tuple[Tenso
 
 def the_card_is_complete(case: Case, folder: Path) -> None:
     """The card can be read, says what the method is, and agrees with the class."""
-    card = case.catalogue.method(case.method)
-    interfaces.load_method(case.catalogue, case.method)
+    card = case.registry.method(case.method)
+    interfaces.load_method(case.registry, case.method)
     assert card.summary.endswith("."), "the card's summary is not a sentence"
     for name, option in card.options.items():
         assert option.doc.endswith("."), f"option {name} of the card has no sentence"

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from alignbench.errors import UserError, suggest
-from alignbench.registry.lookup import SINGULAR, Catalogue, import_target
+from alignbench.registry.lookup import SINGULAR, Registry, import_target
 from alignbench.registry.schema import MethodCard
 
 CLASS_MEMBERS: dict[str, tuple[str, ...]] = {
@@ -46,14 +46,14 @@ def require(what: str, thing: object, members: tuple[str, ...]) -> None:
         raise UserError(f"{what} lacks {', '.join(missing)}", fix="docs/plugins.md says what each kind needs")
 
 
-def load_method(catalogue: Catalogue, name: str) -> Any:
+def load_method(registry: Registry, name: str) -> Any:
     """Import the class of a method card.
 
     Raises:
         UserError: naming method, card and reason: a failing import, a missing member, a contradiction.
     """
-    card = catalogue.method(name)
-    what = f"method {name!r} ({catalogue.found['methods'][name].path})"
+    card = registry.method(name)
+    what = f"method {name!r} ({registry.found['methods'][name].path})"
     try:
         target = import_target(card.target)
     except UserError as error:
@@ -62,17 +62,17 @@ def load_method(catalogue: Catalogue, name: str) -> Any:
     return target
 
 
-def load(catalogue: Catalogue, kind: str, name: str) -> Any:
+def load(registry: Registry, kind: str, name: str) -> Any:
     """Import the target of a reward, evaluator, model or dataset card.
 
     Raises:
         UserError: naming card and reason.
     """
-    card: Any = catalogue.card(kind, name)
+    card: Any = registry.card(kind, name)
     try:
         return import_target(card.target)
     except UserError as error:
-        what = f"{SINGULAR[kind]} {name!r} ({catalogue.found[kind][name].path})"
+        what = f"{SINGULAR[kind]} {name!r} ({registry.found[kind][name].path})"
         raise UserError(f"{what}: {error.what}") from error
 
 

@@ -110,7 +110,7 @@ class PluginFile:
     """{kind: {name: card}}."""
 
 
-class Catalogue:
+class Registry:
     """All cards by kind and name.
 
     Args:
@@ -123,7 +123,7 @@ class Catalogue:
         self.files = tuple(files)
 
     @classmethod
-    def default(cls) -> Catalogue:
+    def default(cls) -> Registry:
         """Built-in cards, then plug-ins (entry-point group `alignbench`), then `ALIGNBENCH_PATH`.
 
         Modules that lie in a folder of `ALIGNBENCH_PATH` can be imported afterwards; they shadow nothing.

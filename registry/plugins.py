@@ -23,15 +23,15 @@ from pydantic import ValidationError
 
 from alignbench.errors import UserError, suggest
 from alignbench.registry.interfaces import CLASS_MEMBERS, check_method, require
-from alignbench.registry.lookup import KINDS, SINGULAR, Catalogue, PluginFile, make_importable
+from alignbench.registry.lookup import KINDS, SINGULAR, PluginFile, Registry, make_importable
 from alignbench.registry.schema import Card, MethodCard
 
 KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 """{what a class's card calls its kind: the kind}."""
 
 
-def catalogue(given: Sequence[Path] = ()) -> Catalogue:
-    """Return the default catalogue with what `--plugin` gave.
+def load_registry(given: Sequence[Path] = ()) -> Registry:
+    """Return the default registry with what `--plugin` gave.
 
     Args:
         given: Python files and folders of cards.
@@ -40,7 +40,7 @@ def catalogue(given: Sequence[Path] = ()) -> Catalogue:
         UserError: a file that is missing, fails to import, holds nothing, or lacks a required member; the
             message names the file and the reason.
     """
-    default = Catalogue.default()
+    default = Registry.default()
     roots, files = list(default.roots), []
     for path in (item.expanduser().absolute() for item in given):
         if path.is_dir():
@@ -48,14 +48,14 @@ def catalogue(given: Sequence[Path] = ()) -> Catalogue:
             roots += [("--plugin", path)] if path not in [root for _, root in roots] else []
         else:
             files.append(read(path))
-    return Catalogue(roots, files)
+    return Registry(roots, files)
 
 
 def read(path: Path) -> PluginFile:
     """Import a plug-in file and check what it brings.
 
     Raises:
-        UserError: see `catalogue`.
+        UserError: see `registry`.
     """
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--plugin {path}: not a Python file, nor a folder of cards")

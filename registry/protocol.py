@@ -1,4 +1,4 @@
-"""."""
+"""Cards of protocols, evaluators, assets and published tables; the identity of a protocol."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from alignbench.errors import UserError, suggest
 from alignbench.files import expand
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import Option, RewardCard, Scalar
 
 _CALL = re.compile(r"([\w.-]+)\s*(?:\((.*)\))?", re.DOTALL)
@@ -166,14 +166,14 @@ def common_options(card: RewardCard) -> dict[str, Option]:
     return options
 
 
-def resolve(text: str, catalogue: Catalogue) -> Resolved:
+def resolve(text: str, registry: Registry) -> Resolved:
     """Look a specification up.
 
     Raises:
         UserError: unknown reward or option, or a value the option does not take.
     """
     spec = parse_spec(text)
-    card = catalogue.reward(spec.name)
+    card = registry.reward(spec.name)
     common = common_options(card)
     both = {**common, **card.options}
     values = {key: option.default for key, option in both.items()}

@@ -32,7 +32,7 @@ class Card(_Table):
     """arXiv id, e.g. `arXiv:2512.19680`."""
     licence: str = ""
     notes: list[str] = []
-    """Facts a reader of `alignbench show` should know."""
+    """RunRecorder a reader of `alignbench show` should know."""
 
 
 class Option(_Table):

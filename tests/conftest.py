@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 
 

@@ -1,7 +1,7 @@
 """What stays as it is while code moves: plans, protocols, trained weights, help texts, leaderboards.
 
 All of it is asked of the command line, in this process. After a change that is meant, write the files in
-`tests/data/pinned` anew and read what `git diff` says: `REPIN=1 python -m pytest tests/test_pinned.py`.
+`tests/golden/pinned` anew and read what `git diff` says: `REPIN=1 python -m pytest tests/test_pinned.py`.
 """
 
 from __future__ import annotations

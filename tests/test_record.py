@@ -14,7 +14,7 @@ from alignbench import files, record
 from alignbench.errors import EXIT_FAILED, RunFailed, UserError
 from alignbench.record import RunRecord
 
-DATA = Path(__file__).parent / "data" / "records"
+DATA = Path(__file__).parent / "golden" / "records"
 DOC = Path(__file__).parent.parent / "docs" / "run-record.md"
 METHOD = DATA / "vapi-llamagen-tiny-s0-11111111.json"
 

@@ -1,65 +1,76 @@
-"""."""
+"""A model card becomes a backbone; a run's exported weights are put into one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from alignbench.api import Backbone, Condition, TextEncoder
+from alignbench.api import Backbone, TextEncoder
 from alignbench.backbones.text.cache import CachedText
 from alignbench.backbones.text.random import RandomText
 from alignbench.backbones.weights import load_strict, read_state_dict
-from alignbench.config.plan import Plan
 from alignbench.errors import UserError
-from alignbench.hub import weights
+from alignbench.files import cache_root
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import import_target
+from alignbench.registry.schema import ModelCard, Scalar
 
 
-def build_model(plan: Plan, device: torch.device) -> Backbone:
-    """Build the model as it is before training."""
-    build = import_target(str(plan.model.target))
-    files = None if plan.random_weights else {role: status.path for role, status in plan.weights.items()}
+def load_backbone(
+    name: str,
+    card: ModelCard,
+    files: Mapping[str, Path | None] | None,
+    *,
+    text_encoder: TextEncoder | None,
+    options: Mapping[str, Scalar],
+    device: torch.device,
+) -> Backbone:
+    """Build the model of a card.
+
+    Args:
+        name: of the card, for messages.
+        card: what to build.
+        files: {role: path} of its weight files; None: random weights.
+        text_encoder: of text-conditional models whose card names one.
+        options: values of the card's options.
+        device: where it goes.
+
+    Raises:
+        UserError: a file does not fit, or a plug-in's backbone lacks a member.
+    """
     # A plug-in's backbone knows of a text encoder only if its card names one.
-    more: dict[str, Any] = {"encoder": build_text_encoder(plan, device)} if plan.model.text else {}
-    section = plan.config.section("model")
-    more |= {key: section[key] for key in plan.model.options}
-    backbone: Backbone = build(plan.model, files, seed=0, device=device, **more)
-    interfaces.require(f"model {plan.config.model!r}", backbone, interfaces.OBJECT_MEMBERS["models"])
+    more: dict[str, Any] = {"encoder": text_encoder} if card.text else {}
+    backbone: Backbone = import_target(str(card.target))(
+        card, files, seed=0, device=device, **more, **{key: options[key] for key in card.options}
+    )
+    interfaces.require(f"model {name!r}", backbone, interfaces.OBJECT_MEMBERS["models"])
     return backbone
 
 
-def build_text_encoder(plan: Plan, device: torch.device) -> TextEncoder:
-    """Build the text encoder that the model's card names, behind the cache of features.
+def load_text_encoder(card: ModelCard, file: tuple[Path, str] | None, device: torch.device) -> TextEncoder:
+    """Build the text encoder that a model's card names, behind the cache of features.
 
-    Random weights go with random features.
+    Args:
+        card: of the model.
+        file: path and SHA-256 of the encoder's weights; None: random features, which go with random weights.
+        device: where it goes.
 
     Raises:
-        UserError: its files do not fit.
+        UserError: the file does not fit, or the card gives no width.
     """
-    spec, shape = plan.model.text, plan.model.policy
+    spec, shape = card.text, card.policy
     assert spec is not None
     if shape.caption_dim is None:
         raise UserError("a text-conditional model card needs policy.caption_dim", fix="add it to the card")
     size = {"slots": shape.condition_tokens, "width": shape.caption_dim}
-    if plan.random_weights:
+    if file is None:
         return RandomText(**size, device=device)
-    if plan.text is not None:
-        path, digest = plan.text.path, plan.text.sha256
-    else:
-        status = plan.weights["text"]
-        assert status.path is not None
-        path, digest = status.path, weights.verify(status)
+    path, digest = file
     encoder: TextEncoder = import_target(spec.target)(path, digest=digest, device=device, **size)
-    return CachedText(encoder, weights.cache_root() / "text", device=device)
-
-
-def text_conditions(plan: Plan, backbone: Backbone) -> Callable[[Sequence[str]], Condition] | None:
-    """What a `Stream` makes of captions; None for class-conditional models."""
-    return backbone.text_condition if plan.model.condition == "text" else None
+    return CachedText(encoder, cache_root() / "text", device=device)
 
 
 def load_export(run: Path, backbone: Backbone) -> None:

@@ -12,13 +12,13 @@ from rich.table import Table
 
 from alignbench.cli.common import PLUGIN_HELP, default_workers, plan_lines, print_json, problem_lines, refuse
 from alignbench.config import plan as planning
-from alignbench.config.requirements import make_court
+from alignbench.config.requirements import requirements_of
 from alignbench.config.settings import Origin, asset_options, complete_key, parse_assignments, resolve
 from alignbench.distributed import is_first
 from alignbench.errors import Problem, UserError, suggest
 from alignbench.progress import Progress
 from alignbench.registry import plugins
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 
 if TYPE_CHECKING:
     from alignbench.runs.bench import Timing
@@ -63,18 +63,18 @@ def bench(
         _refuse_given("sampling is timed", {"--data": data, **judged})
     else:
         _refuse_given("training steps are timed", {"--protocol": protocol, **judged})
-    catalogue = plugins.catalogue(plugin)
+    registry = plugins.load_registry(plugin)
     progress = Progress(quiet=not is_first())
     if model is None:
         assert protocol is not None
         timings = _evaluators(
-            catalogue, protocol, assignments, images or 256, rows or 0, reference_rows or 10_000, progress
+            registry, protocol, assignments, images or 256, rows or 0, reference_rows or 10_000, progress
         )
     else:
-        plan = _plan(catalogue, method, model, protocol, data, assignments, repeats or 3)
+        plan = _plan(registry, method, model, protocol, data, assignments, repeats or 3)
         for line in plan_lines(plan):
             progress.say(line)
-        timings = _model(plan, catalogue, repeats or 3, progress)
+        timings = _model(plan, registry, repeats or 3, progress)
     if is_first():
         _show(timings, as_json=as_json)
 
@@ -91,7 +91,7 @@ def _refuse_given(what: str, options: dict[str, object]) -> None:
 
 
 def _plan(
-    catalogue: Catalogue,
+    registry: Registry,
     method: str | None,
     model: str,
     protocol: str | None,
@@ -101,10 +101,10 @@ def _plan(
 ) -> planning.Plan:
     """Resolve what is to be timed; random weights go first, so that whatever is given counts."""
     config = resolve(
-        catalogue,
+        registry,
         method=method,
         model=model,
-        dataset=data or SYNTHETIC[catalogue.model(model).condition],
+        dataset=data or SYNTHETIC[registry.model(model).condition],
         protocol=protocol,
         assignments=[RANDOM, *assignments],
     )
@@ -115,7 +115,7 @@ def _plan(
     if method is not None:
         steps = Origin(repeats + 1, "--repeats")
         config = replace(config, values={**config.values, "train.steps": steps})
-    plan = planning.make_plan(catalogue, config, evaluates=False)
+    plan = planning.make_plan(registry, config, evaluates=False)
     problems = list(plan.problems)
     if plan.protocol.condition != plan.model.condition or plan.protocol.task != "generation":
         where = f"protocol {plan.config.protocol}"
@@ -124,17 +124,17 @@ def _plan(
     return plan
 
 
-def _model(plan: planning.Plan, catalogue: Catalogue, repeats: int, progress: Progress) -> list[Timing]:
+def _model(plan: planning.Plan, registry: Registry, repeats: int, progress: Progress) -> list[Timing]:
     from alignbench.runs import bench as timing
 
     if plan.method is None:
-        return timing.time_sampling(plan, catalogue, repeats=repeats, progress=progress)
+        return timing.time_sampling(plan, registry, repeats=repeats, progress=progress)
     workers = default_workers(plan.model.image_size)
-    return [timing.time_training(plan, catalogue, workers=workers, progress=progress)]
+    return [timing.time_training(plan, registry, workers=workers, progress=progress)]
 
 
 def _evaluators(
-    catalogue: Catalogue,
+    registry: Registry,
     name: str,
     assignments: list[str],
     images: int,
@@ -142,20 +142,20 @@ def _evaluators(
     reference_rows: int,
     progress: Progress,
 ) -> list[Timing]:
-    known = asset_options(catalogue)
+    known = asset_options(registry)
     given = {complete_key(key, known): text for key, text in parse_assignments(assignments).items()}
     for key in given:
         if key not in known:
             raise UserError(f"{key} changes nothing here.{suggest(key, known)}", fix="leave it out")
     paths = {key.removeprefix("assets."): text for key, text in given.items()}
-    card = catalogue.protocol(name)
+    card = registry.protocol(name)
     if card.task == "reconstruction":
         raise UserError(
             f"{name} judges pairs of images, which are not made here", fix="name another protocol"
         )
-    court = make_court(catalogue, name, card, paths)
+    requirements = requirements_of(registry, name, card, paths)
     # No reference is read: rows are made.
-    problems = [p for p in court.problems if not _is_reference(catalogue, p)]
+    problems = [p for p in requirements.problems if not _is_reference(registry, p)]
     if problems:
         raise UserError(f"{name} cannot be timed: " + "\n".join(problem_lines(problems)))
     import torch
@@ -163,8 +163,8 @@ def _evaluators(
     from alignbench.runs.bench_evaluators import time_evaluators
 
     return time_evaluators(
-        court,
-        catalogue,
+        requirements,
+        registry,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         images=images,
         rows=rows,
@@ -173,9 +173,9 @@ def _evaluators(
     )
 
 
-def _is_reference(catalogue: Catalogue, problem: Problem) -> bool:
+def _is_reference(registry: Registry, problem: Problem) -> bool:
     kind, _, asset = problem.where.partition("/")
-    return kind == "assets" and catalogue.asset(asset).what == "reference"
+    return kind == "assets" and registry.asset(asset).what == "reference"
 
 
 def _show(timings: list[Timing], *, as_json: bool) -> None:

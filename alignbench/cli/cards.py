@@ -25,13 +25,13 @@ def list_cards(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """List what exists, of one kind or of all."""
-    catalogue = plugins.catalogue(plugin)
+    registry = plugins.load_registry(plugin)
     if kind is not None and kind not in SINGULAR:
         raise UserError(f"no kind named {kind!r}.{suggest(kind, SINGULAR)} Kinds: {', '.join(SINGULAR)}")
     kinds = [kind] if kind else list(SINGULAR)
     cards = {}
     for name in kinds:
-        cards[name], problems = catalogue.usable(name)
+        cards[name], problems = registry.usable(name)
         for problem in problems:
             Console(stderr=True).print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
     console = Console()
@@ -64,17 +64,17 @@ def show(
         options = {key: option.model_dump() for key, option in common[name].items()}
         print_json(options) if as_json else _print_options(console, name, common[name])
         return
-    catalogue = plugins.catalogue(plugin)
-    kinds = [kind for kind, members in catalogue.found.items() if name in members]
+    registry = plugins.load_registry(plugin)
+    kinds = [kind for kind, members in registry.found.items() if name in members]
     if not kinds:
-        known = [key for members in catalogue.found.values() for key in members]
+        known = [key for members in registry.found.values() for key in members]
         raise UserError(f"nothing is named {name!r}.{suggest(name, known)} See: alignbench list")
     for kind in kinds:
-        card = catalogue.card(kind, name)
+        card = registry.card(kind, name)
         if as_json:
             print_json({"kind": kind, "name": name, **card.model_dump(mode="json")})
         else:
-            _print_card(console, kind, name, card, str(catalogue.found[kind][name].path))
+            _print_card(console, kind, name, card, str(registry.found[kind][name].path))
 
 
 def _print_card(console: Console, kind: str, name: str, card: Card, path: str) -> None:

@@ -1,4 +1,4 @@
-"""."""
+"""Options, tables and messages that several commands share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignbench.config import estimate
 from alignbench.config import plan as planning
 from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem, UserError
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord
@@ -39,7 +39,7 @@ def refuse(plan: planning.Plan, problems: list[Problem]) -> None:
         raise UserError(f"{plan.id} cannot run: " + "\n".join(lines))
 
 
-def show_record(record: RunRecord, catalogue: Catalogue, folder: Path, *, as_json: bool) -> None:
+def show_record(record: RunRecord, registry: Registry, folder: Path, *, as_json: bool) -> None:
     """Print the before/after table, or the record itself."""
     console = Console()
     if as_json:
@@ -47,7 +47,7 @@ def show_record(record: RunRecord, catalogue: Catalogue, folder: Path, *, as_jso
         return
     from alignbench.leaderboard import board, terminal
 
-    for table in board.tables([record], catalogue.metric_facts(), assets=catalogue.asset_cards()):
+    for table in board.tables([record], registry.metric_facts(), assets=registry.asset_cards()):
         console.print(terminal.rich_table(table))
     files = [folder / name for name in ("report.md", "samples.png", "run.json")]
     console.print(" · ".join(str(file) for file in files if file.exists()), highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
 from alignbench.hub import assets, weights
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.runs.environment import version_of
 
 PACKAGES = (
@@ -63,8 +63,8 @@ def doctor(
 
 def gather(method: str) -> dict[str, Any]:
     """Collect everything `doctor` says."""
-    catalogue = Catalogue.default()
-    catalogue.method(method)  # a wrong name is no property of the models
+    registry = Registry.default()
+    registry.method(method)  # a wrong name is no property of the models
     versions = {"alignbench": __version__, "python": platform.python_version()}
     versions |= {name: version_of(name) or "not installed" for name in PACKAGES}
     cache = weights.cache_root()
@@ -75,8 +75,8 @@ def gather(method: str) -> dict[str, Any]:
         "versions": versions,
         "device": _device(),
         "environment": {**environment, "executable": sys.executable},
-        "models": {name: _model(catalogue, method, name) for name in catalogue.names("models")},
-        "evaluators": {name: _evaluator(catalogue, name) for name in catalogue.names("evaluators")},
+        "models": {name: _model(registry, method, name) for name in registry.names("models")},
+        "evaluators": {name: _evaluator(registry, name) for name in registry.names("evaluators")},
     }
 
 
@@ -92,10 +92,10 @@ def _device() -> dict[str, str]:
     return found
 
 
-def _model(catalogue: Catalogue, method: str, name: str) -> dict[str, str]:
+def _model(registry: Registry, method: str, name: str) -> dict[str, str]:
     """Whether weights are here and the first reason why a run cannot start."""
     try:
-        plan = make_plan(catalogue, resolve(catalogue, method=method, model=name))
+        plan = make_plan(registry, resolve(registry, method=method, model=name))
     except UserError as error:
         return {"weights": "", "runs": f"no: {error.what}"}
     present = all(status.ok for status in plan.weights.values())
@@ -107,11 +107,11 @@ def _model(catalogue: Catalogue, method: str, name: str) -> dict[str, str]:
     }
 
 
-def _evaluator(catalogue: Catalogue, name: str) -> dict[str, Any]:
+def _evaluator(registry: Registry, name: str) -> dict[str, Any]:
     """Whether an evaluator can run, and what is missing with the command that brings it."""
     try:
-        card = catalogue.evaluator(name)
-        statuses = [assets.locate(asset, catalogue.asset(asset)) for asset in card.assets]
+        card = registry.evaluator(name)
+        statuses = [assets.locate(asset, registry.asset(asset)) for asset in card.assets]
     except UserError as error:
         return {"runs": "no", "missing": [{"what": error.what, "fix": error.fix}]}
     absent = [package for package in card.packages if importlib.util.find_spec(package) is None]

@@ -26,7 +26,7 @@ from alignbench.distributed import is_first
 from alignbench.errors import UserError
 from alignbench.progress import Progress
 from alignbench.registry import plugins
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.run_folder import check_folder
 
 
@@ -71,23 +71,23 @@ def evaluate(
         return
     if name:
         raise UserError("--name names images that are given", fix="leave it out")
-    catalogue = plugins.catalogue(plugin)
+    registry = plugins.load_registry(plugin)
     if run is not None:
-        _evaluate_run(run, catalogue, protocol, reconstruction, assignments, out, workers, as_json)
+        _evaluate_run(run, registry, protocol, reconstruction, assignments, out, workers, as_json)
         return
     assert model is not None
     if reconstruction:
-        protocol = protocol or reconstruction_protocol(catalogue, model)
+        protocol = protocol or reconstruction_protocol(registry, model)
     config = resolve(
-        catalogue,
+        registry,
         method=None,
         model=model,
-        dataset=_reconstructed(catalogue, protocol),
+        dataset=_reconstructed(registry, protocol),
         protocol=protocol,
         assignments=assignments,
     )
     only(config, "model", "protocol", "assets", "data")
-    plan = planning.make_plan(catalogue, config)
+    plan = planning.make_plan(registry, config)
     if dry_run:
         show_plan(plan, plan.problems, as_json=as_json)
         raise typer.Exit(2 if plan.problems else 0)
@@ -99,7 +99,7 @@ def evaluate(
 
     job = Job(
         plan,
-        catalogue,
+        registry,
         folder,
         command=shlex.join(["alignbench", *sys.argv[1:]]),
         workers=default_workers(plan.protocol.image_size) if workers is None else workers,
@@ -110,24 +110,24 @@ def evaluate(
         progress.say(line)
     record = runner.run(job, progress)
     if not progress.quiet:
-        show_record(record, catalogue, folder, as_json=as_json)
+        show_record(record, registry, folder, as_json=as_json)
 
 
-def _reconstructed(catalogue: Catalogue, protocol: str | None) -> str | None:
+def _reconstructed(registry: Registry, protocol: str | None) -> str | None:
     """The data set whose images a reconstruction protocol takes: its options can be set."""
-    card = catalogue.protocol(protocol) if protocol else None
+    card = registry.protocol(protocol) if protocol else None
     if card is None or card.task != "reconstruction" or card.reference is None:
         return None
     return card.reference.dataset
 
 
-def reconstruction_protocol(catalogue: Catalogue, model: str) -> str:
+def reconstruction_protocol(registry: Registry, model: str) -> str:
     """Return the protocol a model's tokenizer is judged by.
 
     Raises:
         UserError: its card names none.
     """
-    found = catalogue.model(model).reconstruction
+    found = registry.model(model).reconstruction
     if not found:
         raise UserError(
             f"the card of {model} names no reconstruction protocol", fix="name it with --protocol"
@@ -150,10 +150,10 @@ def _evaluate_samples(
 
     if protocol is None:
         raise UserError("--samples needs --protocol", fix="see: alignbench list protocols")
-    catalogue = plugins.catalogue(plugin)
-    threads = default_workers(catalogue.protocol(protocol).image_size) if workers is None else workers
+    registry = plugins.load_registry(plugin)
+    threads = default_workers(registry.protocol(protocol).image_size) if workers is None else workers
     plan = evaluate_samples.make_given_plan(
-        catalogue,
+        registry,
         samples,
         protocol=protocol,
         title=name or samples.resolve().stem,
@@ -163,8 +163,8 @@ def _evaluate_samples(
     lines = [
         f"plan {plan.id}",
         f"  images     {len(plan.images):,} of {plan.images.title}",
-        f"  evaluate   {protocol} @ {plan.court.digest[7:15]}",
-        *(f"  asset      {n} {a.path} sha256 {a.sha256[:12]}" for n, a in plan.court.assets.items()),
+        f"  evaluate   {protocol} @ {plan.requirements.digest[7:15]}",
+        *(f"  asset      {n} {a.path} sha256 {a.sha256[:12]}" for n, a in plan.requirements.assets.items()),
     ]
     if dry_run:
         for line in [*lines, *problem_lines(plan.problems)]:
@@ -178,15 +178,15 @@ def _evaluate_samples(
     folder = out or DEFAULT_OUT / plan.id
     command = shlex.join(["alignbench", *sys.argv[1:]])
     record = evaluate_samples.score(
-        plan, catalogue, folder, command=command, workers=threads, progress=progress
+        plan, registry, folder, command=command, workers=threads, progress=progress
     )
     if not progress.quiet:
-        show_record(record, catalogue, folder, as_json=as_json)
+        show_record(record, registry, folder, as_json=as_json)
 
 
 def _evaluate_run(
     run: Path,
-    catalogue: Catalogue,
+    registry: Registry,
     protocol: str | None,
     reconstruction: bool,
     assignments: list[str],
@@ -205,12 +205,12 @@ def _evaluate_run(
     from alignbench.record import read
     from alignbench.runs import evaluate_run
 
-    protocol = protocol or reconstruction_protocol(catalogue, read(run).model.name)
+    protocol = protocol or reconstruction_protocol(registry, read(run).model.name)
     if workers is None:
-        workers = default_workers(catalogue.protocol(protocol).image_size)
+        workers = default_workers(registry.protocol(protocol).image_size)
     progress = Progress(quiet=not is_first())
-    record = evaluate_run.evaluate_again(
-        run, catalogue, protocol=protocol, assignments=assignments, workers=workers, progress=progress
+    record = evaluate_run.evaluate_run(
+        run, registry, protocol=protocol, assignments=assignments, workers=workers, progress=progress
     )
     if not progress.quiet:
-        show_record(record, catalogue, run, as_json=as_json)
+        show_record(record, registry, run, as_json=as_json)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from alignbench.cli.common import print_json
 from alignbench.errors import EXIT_FAILED, UserError
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 
 
 def leaderboard(
@@ -20,13 +20,13 @@ def leaderboard(
     """Write leaderboards from run records, or check that they are what their records give."""
     from alignbench.leaderboard import board
 
-    catalogue = Catalogue.default()
-    assets = catalogue.asset_cards()
+    registry = Registry.default()
+    assets = registry.asset_cards()
     console = Console()
     if check:
         if runs:
             raise UserError("--check takes no runs: it re-renders from the records beside the tables")
-        differing = board.check(out, catalogue.metric_facts(), catalogue.published_cards(), assets)
+        differing = board.check(out, registry.metric_facts(), registry.published_cards(), assets)
         for problem in differing:
             console.print(problem, highlight=False, markup=False, soft_wrap=True)
         if differing:
@@ -40,7 +40,7 @@ def leaderboard(
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
     for path in board.write(
-        board.collect(runs), out, catalogue.metric_facts(), catalogue.published_cards(), assets
+        board.collect(runs), out, registry.metric_facts(), registry.published_cards(), assets
     ):
         console.print(path, highlight=False, markup=False, soft_wrap=True)
 
@@ -58,9 +58,9 @@ def compare(
     from alignbench.leaderboard import compare as comparison
     from alignbench.leaderboard import terminal
 
-    catalogue = Catalogue.default()
+    registry = Registry.default()
     found = comparison.compare(
-        comparison.open_side(a), comparison.open_side(b), catalogue.metric_facts(), metrics=metric
+        comparison.open_side(a), comparison.open_side(b), registry.metric_facts(), metrics=metric
     )
     if as_json:
         print_json(terminal.as_data(found))

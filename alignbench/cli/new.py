@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from alignbench.errors import UserError, suggest
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 
 KINDS = ("method",)
 FILES = {
@@ -33,7 +33,7 @@ def new(
     """Write a working method of your own: module, card, recipe and test."""
     if kind not in KINDS:
         raise UserError(f"no skeleton for {kind!r}.{suggest(kind, KINDS)} Skeletons: {', '.join(KINDS)}")
-    check_name(name, Catalogue.default())
+    check_name(name, Registry.default())
     folder = out or Path(name)
     written = write(name, folder)
     console = Console()
@@ -44,7 +44,7 @@ def new(
     console.print(f"test it: python -m pytest {written[-1]}", highlight=False, markup=False, soft_wrap=True)
 
 
-def check_name(name: str, catalogue: Catalogue) -> None:
+def check_name(name: str, registry: Registry) -> None:
     """Make sure that a name can be one of a card and of a module, and that both are free.
 
     Raises:
@@ -58,7 +58,7 @@ def check_name(name: str, catalogue: Catalogue) -> None:
     module = name.replace("-", "_")
     if keyword.iskeyword(module):
         raise UserError(f"{name!r} is a word of Python", fix=f"alignbench new method {name}-method")
-    known = [*catalogue.names("methods"), *catalogue.planned.get("methods", {})]
+    known = [*registry.names("methods"), *registry.planned.get("methods", {})]
     if name in known:
         raise UserError(f"a method named {name!r} exists already: alignbench show {name}")
     if importlib.util.find_spec(module) is not None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from alignbench.config.settings import parse_assignments
 from alignbench.errors import UserError
 from alignbench.progress import Progress, Stage
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 
 WEIGHTS = "inception-2015-12-05"
 
@@ -38,7 +38,7 @@ def reference(
         raise UserError(f"{unknown[0]} changes nothing here", fix="leave it out")
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: a reference is an .npz file", fix=f"--out {out}.npz")
-    card = Catalogue.default().asset(WEIGHTS)
+    card = Registry.default().asset(WEIGHTS)
     file = assets.verify(WEIGHTS, card, assets.locate(WEIGHTS, card, paths.get(f"assets.{WEIGHTS}", "")))
 
     import torch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -26,9 +25,6 @@ from alignbench.errors import UserError
 from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.run_folder import check_folder
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(
@@ -58,9 +54,9 @@ def run(
     as_json: bool = typer.Option(False, "--json", help="Print the plan or the record as JSON."),
 ) -> None:
     """Post-train a model with a method, evaluate it before and after, and write the run folder."""
-    catalogue = plugins.catalogue(plugin)
+    registry = plugins.load_registry(plugin)
     config = resolve(
-        catalogue,
+        registry,
         method=method,
         model=model,
         dataset=data,
@@ -70,7 +66,7 @@ def run(
         steps=steps,
         seed=seed,
     )
-    plan = planning.make_plan(catalogue, config, evaluates=evaluates)
+    plan = planning.make_plan(registry, config, evaluates=evaluates)
     folder = out or DEFAULT_OUT / plan.id
     problems = [*plan.problems, *filter(None, [estimate.disk_problem(folder, plan.estimate.disk_gib)])]
     if dry_run:
@@ -85,7 +81,7 @@ def run(
 
     job = Job(
         plan,
-        catalogue,
+        registry,
         folder,
         command=shlex.join(["alignbench", *sys.argv[1:]]),
         checkpoint_every=checkpoint_every,
@@ -96,4 +92,4 @@ def run(
         progress.say(line)
     record = runner.run(job, progress)
     if not progress.quiet:
-        show_record(record, catalogue, folder, as_json=as_json)
+        show_record(record, registry, folder, as_json=as_json)

@@ -1,4 +1,4 @@
-"""."""
+"""`alignbench sample`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignbench.cli.common import (
 )
 from alignbench.config import plan as planning
 from alignbench.config.settings import resolve
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 
 
 def sample(
@@ -31,10 +31,10 @@ def sample(
     out: Path = typer.Option(Path("samples"), "--out", help="Folder for PNG files and grid.png."),
 ) -> None:
     """Draw images from a model, or from what a run made of it, into PNG files and a grid."""
-    catalogue = Catalogue.default()
-    config = resolve(catalogue, method=None, model=model, assignments=assignments)
+    registry = Registry.default()
+    config = resolve(registry, method=None, model=model, assignments=assignments)
     only(config, "model")
-    plan = planning.make_plan(catalogue, config, evaluates=False)
+    plan = planning.make_plan(registry, config, evaluates=False)
     refuse(plan, plan.problems)
     from alignbench.api import Sampling
     from alignbench.runs import draw

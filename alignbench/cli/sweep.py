@@ -13,7 +13,7 @@ from alignbench.config import estimate
 from alignbench.errors import EXIT_FAILED, UserError
 from alignbench.progress import Progress
 from alignbench.registry import plugins
-from alignbench.registry.lookup import Catalogue, read_card
+from alignbench.registry.lookup import Registry, read_card
 from alignbench.registry.schema import SweepCard
 from alignbench.runs import sweep as sweeps
 
@@ -34,11 +34,11 @@ def sweep(
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ) -> None:
     """Run a grid of settings and seeds, skip what is done, and write one table."""
-    catalogue = plugins.catalogue(plugin)
-    name, card = _find(catalogue, sweep)
+    registry = plugins.load_registry(plugin)
+    name, card = _find(registry, sweep)
     folder = out or DEFAULT_OUT / name
     planned = sweeps.make(
-        catalogue,
+        registry,
         name,
         card,
         out=folder,
@@ -54,29 +54,29 @@ def sweep(
         raise typer.Exit(2 if problems else 0)
     if problems:
         raise UserError(f"sweep {name} cannot run: " + "\n".join(problem_lines(problems)))
-    _carry_out(planned, catalogue, as_json=as_json)
+    _carry_out(planned, registry, as_json=as_json)
 
 
-def _find(catalogue: Catalogue, wanted: str) -> tuple[str, SweepCard]:
+def _find(registry: Registry, wanted: str) -> tuple[str, SweepCard]:
     """Name and card of a file or of a shipped sweep; a name without a model means the embedded one."""
     path = Path(wanted)
     if path.suffix == ".toml":
         return path.stem, cast(SweepCard, read_card(path, "sweeps"))
     tiny = f"{wanted}-{EMBEDDED}"
-    name = tiny if wanted not in catalogue.found["sweeps"] and tiny in catalogue.found["sweeps"] else wanted
-    return name, catalogue.sweep(name)
+    name = tiny if wanted not in registry.found["sweeps"] and tiny in registry.found["sweeps"] else wanted
+    return name, registry.sweep(name)
 
 
-def _carry_out(planned: sweeps.Sweep, catalogue: Catalogue, *, as_json: bool) -> None:
+def _carry_out(planned: sweeps.Sweep, registry: Registry, *, as_json: bool) -> None:
     from alignbench.runs import sweep_table
 
-    facts = catalogue.metric_facts()
+    facts = registry.metric_facts()
     progress = Progress()
     for line in product_lines(planned):
         progress.say(line)
     failures = sweeps.carry_out(
         planned,
-        catalogue,
+        registry,
         progress,
         workers=default_workers(planned.runs[0].plan.model.image_size),
         after=lambda failed: sweep_table.write(planned, facts, failed),

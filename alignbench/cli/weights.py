@@ -13,7 +13,7 @@ from alignbench.cli.common import print_json
 from alignbench.errors import EXIT_FAILED, UserError, suggest
 from alignbench.hub.assets import assets_of
 from alignbench.progress import Progress
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.verify.report import Report, Row
 
 PRETRAINABLE = {
@@ -30,20 +30,20 @@ def fetch(
     from alignbench.hub import fetch_assets, weights
 
     progress = Progress()
-    catalogue = Catalogue.default()
-    models, assets = _wanted(catalogue, name)
-    cards = {asset: catalogue.asset(asset) for asset in assets}
+    registry = Registry.default()
+    models, assets = _wanted(registry, name)
+    cards = {asset: registry.asset(asset) for asset in assets}
     if not models and not cards:
         progress.say(f"{name} needs no files from outside")
     fetched = fetch_assets.fetch(cards, dry_run=dry_run, say=progress.say)
     for model in models:
-        fetched += weights.fetch(model, catalogue.model(model), dry_run=dry_run, say=progress.say)
+        fetched += weights.fetch(model, registry.model(model), dry_run=dry_run, say=progress.say)
     for item in fetched:
         line = f"{item.role}  {item.path}  ({item.action})"
         Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _wanted(catalogue: Catalogue, name: str) -> tuple[list[str], list[str]]:
+def _wanted(registry: Registry, name: str) -> tuple[list[str], list[str]]:
     """Return (models, assets) that a name stands for.
 
     A protocol stands for its evaluators' assets, its reference statistics and its prompts, a model for the
@@ -53,20 +53,20 @@ def _wanted(catalogue: Catalogue, name: str) -> tuple[list[str], list[str]]:
         UserError: nothing that could be downloaded has this name.
     """
     kinds = ("models", "assets", "evaluators", "protocols")
-    found = [kind for kind in kinds if name in catalogue.found[kind]]
+    found = [kind for kind in kinds if name in registry.found[kind]]
     if not found:
-        known = [other for kind in kinds for other in catalogue.found[kind]]
+        known = [other for kind in kinds for other in registry.found[kind]]
         raise UserError(
             f"no model, asset, evaluator or protocol named {name!r}.{suggest(name, known)} "
             "See: alignbench list"
         )
     assets: list[str] = [name] if "assets" in found else []
     if "evaluators" in found:
-        assets += catalogue.evaluator(name).assets
+        assets += registry.evaluator(name).assets
     if "protocols" in found:
-        assets += assets_of(catalogue, catalogue.protocol(name))
+        assets += assets_of(registry, registry.protocol(name))
     if "models" in found:
-        text = catalogue.model(name).text
+        text = registry.model(name).text
         assets += [text.asset] if text and text.asset else []
     return [name] if "models" in found else [], list(dict.fromkeys(assets))
 

@@ -6,10 +6,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignbench.config.requirements import Court
+from alignbench.config.requirements import Requirements
 from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.registry.schema import MethodCard, ModelCard, PolicyShape
 
@@ -31,13 +31,13 @@ class Estimate:
 
 
 def rows_gib(
-    catalogue: Catalogue, protocol: ProtocolCard, court: Court | None, method: MethodCard | None
+    registry: Registry, protocol: ProtocolCard, requirements: Requirements | None, method: MethodCard | None
 ) -> float:
     """What evaluators remember of all images until they are scored."""
-    if court is None or court.problems:
+    if requirements is None or requirements.problems:
         return 0.0
     images = protocol.samples * len(protocol.seeds) * len(protocol.settings) * (2 if method else 1)
-    return images * sum(catalogue.evaluator(name).row_bytes for name in protocol.evaluators) / GIB
+    return images * sum(registry.evaluator(name).row_bytes for name in protocol.evaluators) / GIB
 
 
 def estimate(
@@ -81,8 +81,8 @@ def estimate(
 def layer_values(shape: PolicyShape, precision: str) -> int:
     """Numbers of the precision's width that one layer keeps per token for the backward pass.
 
-    Counted from what autograd saves (tests/test_plan.py counts again): under autocast norms and the residual
-    stream stay in float32 and count twice. Attention goes through a fused kernel.
+    Counted from what autograd saves (tests/config/test_plan.py counts again): under autocast norms and the
+    residual stream stay in float32 and count twice. Attention goes through a fused kernel.
     """
     if shape.text_vocab:  # transformers' Llama
         return (17 if precision == "bf16" else 10) * shape.dim + 4 * shape.ffn_hidden

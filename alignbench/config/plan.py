@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignbench import distributed
 from alignbench.api import Prompt
@@ -23,20 +23,17 @@ from alignbench.config.requirements import (
     _reward_problems,
     _weight_problems,
     find_text_encoder,
-    make_court,
+    requirements_of,
 )
 from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
 from alignbench.files import digest_of
 from alignbench.hub import assets as files
 from alignbench.hub import weights as hub
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.plugins import _sha256
 from alignbench.registry.protocol import ProtocolCard, protocol_content, protocol_digest, resolve_protocol
 from alignbench.registry.schema import MethodCard, ModelCard
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Code:
     """`sha256:` plus hex."""
 
 
-def cards_used(catalogue: Catalogue, config: RunConfig, protocol: ProtocolCard) -> list[tuple[str, str]]:
+def cards_used(registry: Registry, config: RunConfig, protocol: ProtocolCard) -> list[tuple[str, str]]:
     """(kind, name) of every card with code behind it that a run depends on."""
     used = [("models", config.model), ("datasets", config.dataset)]
     used += [("datasets", protocol.reference.dataset)] if protocol.reference else []
@@ -56,26 +53,26 @@ def cards_used(catalogue: Catalogue, config: RunConfig, protocol: ProtocolCard) 
     if config.method is not None:
         used.append(("methods", config.method))
         options = config.section("method")
-        named = [str(options[option]) for option in catalogue.method(config.method).reward_options]
+        named = [str(options[option]) for option in registry.method(config.method).reward_options]
         used += [("rewards", word) for word in re.findall(r"[\w.-]+", " ".join(named))]
     return used
 
 
-def foreign_code(catalogue: Catalogue, used: Iterable[tuple[str, str]]) -> tuple[Code, ...]:
+def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[Code, ...]:
     """Return the plug-in files of this process, and the modules behind cards that are not built in.
 
     Of an installed plug-in or a folder of cards this is the file a card points at, not what it imports.
 
     Args:
-        catalogue: where the cards are.
+        registry: where the cards are.
         used: (kind, name) of the cards a run depends on; unknown names are passed over.
     """
-    found = {str(file.path): Code(str(file.path), file.sha256) for file in catalogue.files}
+    found = {str(file.path): Code(str(file.path), file.sha256) for file in registry.files}
     for kind, name in used:
-        known = catalogue.found[kind].get(name)
+        known = registry.found[kind].get(name)
         if known is None or known.origin == "built-in" or known.card is not None:
             continue
-        card: Any = catalogue.card(kind, name)
+        card: Any = registry.card(kind, name)
         path = _module_file(card.target) if card.target else None
         if path is not None:
             found[str(path)] = Code(str(path), _sha256(path))
@@ -157,26 +154,26 @@ class Plan:
         }
 
 
-def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True) -> Plan:
+def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) -> Plan:
     """Work a configuration out.
 
     Args:
-        catalogue: where the cards are.
+        registry: where the cards are.
         config: the resolved configuration.
         evaluates: False with `--no-eval`: the protocol need not be runnable.
 
     Raises:
         UserError: names that do not exist. Everything else is listed in `Plan.problems`.
     """
-    model = catalogue.model(config.model)
-    method = catalogue.method(config.method) if config.method else None
-    protocol = resolve_protocol(catalogue.protocol(config.protocol), config.section("protocol"))
-    text, text_problems = find_text_encoder(catalogue, config, model)
+    model = registry.model(config.model)
+    method = registry.method(config.method) if config.method else None
+    protocol = resolve_protocol(registry.protocol(config.protocol), config.section("protocol"))
+    text, text_problems = find_text_encoder(registry, config, model)
     own = model.text.asset if model.text else ""
     paths = {asset: path for asset, path in config.section("assets").items() if asset != own}
-    court = make_court(catalogue, config.protocol, protocol, paths) if evaluates else None
-    protocol = court.protocol if court else protocol
-    problems = list(court.problems) if court else []
+    requirements = requirements_of(registry, config.protocol, protocol, paths) if evaluates else None
+    protocol = requirements.protocol if requirements else protocol
+    problems = list(requirements.problems) if requirements else []
     problems += _condition_problems(config, model, protocol) if evaluates else []
     section = config.section("model")
     overrides = {role: str(section[role]) for role in ("policy", "tokenizer", "text") if section.get(role)}
@@ -184,12 +181,12 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
     world_size = distributed.world_size()
     sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
     problems += [*_model_problems(config, model, method), *text_problems]
-    problems += _reward_problems(catalogue, config, method)
+    problems += _reward_problems(registry, config, method)
     if section["weights"] == "pretrained":
         problems += _weight_problems(config.model, model, weights)
-    problems += _data_problems(catalogue, config, model)
+    problems += _data_problems(registry, config, model)
     problems += _geometry_problems(config, world_size)
-    code = foreign_code(catalogue, cards_used(catalogue, config, protocol))
+    code = foreign_code(registry, cards_used(registry, config, protocol))
     digest = digest_of(
         {
             "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
@@ -197,7 +194,11 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
             "weights": {role: status.sha256 for role, status in weights.items()},
             "evaluates": evaluates,
             **({"plugins": sorted(file.sha256 for file in code)} if code else {}),
-            **({"assets": {n: a.sha256 for n, a in court.assets.items()}} if court and court.assets else {}),
+            **(
+                {"assets": {n: a.sha256 for n, a in requirements.assets.items()}}
+                if requirements and requirements.assets
+                else {}
+            ),
             **({"text": text.sha256} if text else {}),
         }
     )
@@ -208,14 +209,14 @@ def make_plan(catalogue: Catalogue, config: RunConfig, *, evaluates: bool = True
         model=model,
         method=method,
         protocol=protocol,
-        protocol_digest=court.digest if court else protocol_digest(protocol),
+        protocol_digest=requirements.digest if requirements else protocol_digest(protocol),
         weights=weights,
         world_size=world_size,
         sequences_per_image=sequences,
-        estimate=estimate(config, model, method, rows_gib(catalogue, protocol, court, method)),
+        estimate=estimate(config, model, method, rows_gib(registry, protocol, requirements, method)),
         evaluates=evaluates,
-        assets=court.assets if court else {},
-        prompts=tuple(court.prompts) if court else (),
+        assets=requirements.assets if requirements else {},
+        prompts=tuple(requirements.prompts) if requirements else (),
         text=text,
         problems=problems,
         plugins=code,
@@ -244,7 +245,7 @@ class Job:
     """A plan and how to carry it out; nothing here changes a result."""
 
     plan: Plan
-    catalogue: Catalogue
+    registry: Registry
     out: Path
     """The run folder."""
     command: str

@@ -16,14 +16,14 @@ from alignbench.data.prompts import read_prompts
 from alignbench.errors import Problem, UserError
 from alignbench.hub import assets as files
 from alignbench.hub import weights as hub
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import parse_terms, require_parts, resolve
 from alignbench.registry.schema import MethodCard, ModelCard, Scalar
 
 
 @dataclass(frozen=True)
-class Court:
+class Requirements:
     """A protocol with the files its evaluators read."""
 
     digest: str
@@ -35,23 +35,25 @@ class Court:
     problems: list[Problem]
 
 
-def make_court(catalogue: Catalogue, name: str, protocol: ProtocolCard, paths: Mapping[str, Scalar]) -> Court:
+def requirements_of(
+    registry: Registry, name: str, protocol: ProtocolCard, paths: Mapping[str, Scalar]
+) -> Requirements:
     """Find what a protocol needs, and say what this installation lacks.
 
     Args:
-        catalogue: where the cards are.
+        registry: where the cards are.
         name: of the protocol.
         protocol: as resolved.
         paths: {asset: path} as given by the user.
     """
-    problems = _missing_names(catalogue, name, protocol)
+    problems = _missing_names(registry, name, protocol)
     if problems:
-        return Court(protocol_digest(protocol), protocol, {}, [], problems)
-    problems = [*_package_problems(catalogue, protocol), *_size_problems(catalogue, protocol)]
+        return Requirements(protocol_digest(protocol), protocol, {}, [], problems)
+    problems = [*_package_problems(registry, protocol), *_size_problems(registry, protocol)]
     found, unofficial = {}, {}
-    wanted = files.assets_of(catalogue, protocol)
+    wanted = files.assets_of(registry, protocol)
     for asset in wanted:
-        card = catalogue.asset(asset)
+        card = registry.asset(asset)
         status = files.locate(asset, card, str(paths.get(asset, "")))
         if not status.ok:
             problems.append(Problem(f"assets/{asset}", status.reason, status.fix))
@@ -82,16 +84,16 @@ def make_court(catalogue: Catalogue, name: str, protocol: ProtocolCard, paths: M
                     f"alignbench fetch {protocol.prompts}",
                 )
             )
-    return Court(protocol_digest(protocol, unofficial), protocol, found, prompts, problems)
+    return Requirements(protocol_digest(protocol, unofficial), protocol, found, prompts, problems)
 
 
-def _missing_names(catalogue: Catalogue, name: str, protocol: ProtocolCard) -> list[Problem]:
+def _missing_names(registry: Registry, name: str, protocol: ProtocolCard) -> list[Problem]:
     dataset = protocol.reference.dataset if protocol.reference else ""
     problems = []
     for kind, names in {"evaluators": protocol.evaluators, "datasets": [dataset] if dataset else []}.items():
         for wanted in names:
-            if wanted not in catalogue.found[kind]:
-                reason = catalogue.planned.get(kind, {}).get(wanted, "no card has this name")
+            if wanted not in registry.found[kind]:
+                reason = registry.planned.get(kind, {}).get(wanted, "no card has this name")
                 problems.append(
                     Problem(
                         f"protocol {name}",
@@ -102,10 +104,10 @@ def _missing_names(catalogue: Catalogue, name: str, protocol: ProtocolCard) -> l
     return problems
 
 
-def _package_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Problem]:
+def _package_problems(registry: Registry, protocol: ProtocolCard) -> list[Problem]:
     problems = []
     for name in protocol.evaluators:
-        card = catalogue.evaluator(name)
+        card = registry.evaluator(name)
         absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
         if absent:
             extra = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {absent[0]}"
@@ -113,11 +115,11 @@ def _package_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Prob
     return problems
 
 
-def _size_problems(catalogue: Catalogue, protocol: ProtocolCard) -> list[Problem]:
+def _size_problems(registry: Registry, protocol: ProtocolCard) -> list[Problem]:
     """Fewer images than an evaluator can estimate anything from."""
     problems = []
     for name in protocol.evaluators:
-        card = catalogue.evaluator(name)
+        card = registry.evaluator(name)
         values = {key: option.default for key, option in card.options.items()}
         values |= protocol.options.get(name, {})
         minimum = max((int(values[key]) + more for key, more in card.min_images.items()), default=1)
@@ -156,7 +158,7 @@ def _model_problems(config: RunConfig, model: ModelCard, method: MethodCard | No
     return problems
 
 
-def _reward_problems(catalogue: Catalogue, config: RunConfig, method: MethodCard | None) -> list[Problem]:
+def _reward_problems(registry: Registry, config: RunConfig, method: MethodCard | None) -> list[Problem]:
     problems = []
     options = config.section("method") if method else {}
     used = all(options[switch] != 0 for switch in (method.reward_switches if method else []))
@@ -164,7 +166,7 @@ def _reward_problems(catalogue: Catalogue, config: RunConfig, method: MethodCard
         text = str(options[option])
         try:
             for spec, _ in parse_terms(text) if text != "none" else []:
-                resolved = resolve(spec, catalogue)
+                resolved = resolve(spec, registry)
                 if used:
                     require_parts(resolved)
         except UserError as error:
@@ -173,7 +175,7 @@ def _reward_problems(catalogue: Catalogue, config: RunConfig, method: MethodCard
 
 
 def find_text_encoder(
-    catalogue: Catalogue, config: RunConfig, model: ModelCard
+    registry: Registry, config: RunConfig, model: ModelCard
 ) -> tuple[files.AssetFile | None, list[Problem]]:
     """Find the files of a model's text encoder where they are an asset, and say what is lacking.
 
@@ -189,7 +191,7 @@ def find_text_encoder(
         problems.append(Problem("text encoder", f"needs {', '.join(absent)}", extra))
     if not spec.asset:
         return None, problems
-    card = catalogue.asset(spec.asset)
+    card = registry.asset(spec.asset)
     status = files.locate(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
     try:
         return files.verify(spec.asset, card, status), problems
@@ -214,10 +216,10 @@ def _weight_problems(name: str, model: ModelCard, weights: dict[str, hub.FileSta
     ]
 
 
-def _data_problems(catalogue: Catalogue, config: RunConfig, model: ModelCard) -> list[Problem]:
+def _data_problems(registry: Registry, config: RunConfig, model: ModelCard) -> list[Problem]:
     if config.method is None:
         return []
-    card = catalogue.dataset(config.dataset)
+    card = registry.dataset(config.dataset)
     problems = []
     if card.condition != model.condition:
         problems.append(

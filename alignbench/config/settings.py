@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from alignbench.errors import UserError, suggest
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import Option, Scalar
 
 TRAIN_OPTIONS: dict[str, Option] = {
@@ -174,31 +174,31 @@ def parse_value(text: str, option: Option) -> Scalar:
 
 
 def known_options(
-    catalogue: Catalogue, method: str | None, dataset: str, model: str | None = None
+    registry: Registry, method: str | None, dataset: str, model: str | None = None
 ) -> dict[str, Option]:
     """All keys that `--set` takes for this method, data set and model."""
     options = {f"train.{key}": option for key, option in TRAIN_OPTIONS.items()}
     options |= {f"model.{key}": option for key, option in MODEL_OPTIONS.items()} | RARE_OPTIONS
     if model is not None:
-        options |= {f"model.{key}": option for key, option in catalogue.model(model).options.items()}
+        options |= {f"model.{key}": option for key, option in registry.model(model).options.items()}
     options |= {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
-    options |= {f"data.{key}": option for key, option in catalogue.dataset(dataset).options.items()}
-    options |= asset_options(catalogue)
+    options |= {f"data.{key}": option for key, option in registry.dataset(dataset).options.items()}
+    options |= asset_options(registry)
     if method is not None:
-        options |= {f"method.{key}": option for key, option in catalogue.method(method).options.items()}
+        options |= {f"method.{key}": option for key, option in registry.method(method).options.items()}
     return options
 
 
-def asset_options(catalogue: Catalogue) -> dict[str, Option]:
+def asset_options(registry: Registry) -> dict[str, Option]:
     """Keys for files that evaluators read; a configuration holds only those that are given."""
     return {
         f"assets.{name}": Option(default="", doc="Path of this file, instead of where it is looked for.")
-        for name in catalogue.names("assets")
+        for name in registry.names("assets")
     }
 
 
 def resolve(
-    catalogue: Catalogue,
+    registry: Registry,
     *,
     method: str | None,
     model: str,
@@ -216,16 +216,16 @@ def resolve(
             for another method or model.
     """
     if method is not None:
-        catalogue.method(method)
-    model_card = catalogue.model(model)
+        registry.method(method)
+    model_card = registry.model(model)
     dataset = dataset or model_card.dataset
-    options = known_options(catalogue, method, dataset, model)
+    options = known_options(registry, method, dataset, model)
     values = {
         key: Origin(option.default, "default")
         for key, option in options.items()
         if not key.startswith("assets.") and key not in RARE_OPTIONS
     }
-    recipe = _apply_recipe(catalogue, values, options, method, model, recipe)
+    recipe = _apply_recipe(registry, values, options, method, model, recipe)
     given = {complete_key(key, options): text for key, text in parse_assignments(assignments).items()}
     if steps is not None and "train.steps" in given:
         raise UserError("--steps and --set train.steps were both given", fix="give one of them")
@@ -245,7 +245,7 @@ def resolve(
 
 
 def _apply_recipe(
-    catalogue: Catalogue,
+    registry: Registry,
     values: dict[str, Origin],
     options: Mapping[str, Option],
     method: str | None,
@@ -255,10 +255,10 @@ def _apply_recipe(
     """Overwrite defaults with the recipe's values; return the recipe's name."""
     if method is None:
         return None
-    name = recipe or catalogue.recipe_for(method, model)
+    name = recipe or registry.recipe_for(method, model)
     if name is None:
         return None
-    card = catalogue.recipe(name)
+    card = registry.recipe(name)
     if card.method != method:
         raise UserError(f"recipe {name!r} is for method {card.method!r}, not {method!r}")
     for key, value in card.values.items():

@@ -1,4 +1,4 @@
-"""."""
+"""What a data set is and how a card becomes one."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ from alignbench import __version__, run_folder
 from alignbench.api import Evaluator, ImageSet, Reference
 from alignbench.errors import UserError
 from alignbench.evaluation import features
-from alignbench.evaluation.features import Place, RowStore, measure
+from alignbench.evaluation.features import FeatureStore, Place, measure
 from alignbench.files import digest_of, write_atomic
 from alignbench.hub.assets import AssetFile
 from alignbench.progress import Progress, Stage
 from alignbench.registry import interfaces
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
 
 Sets = Callable[[str, int], ImageSet]
@@ -56,7 +56,7 @@ class Score:
 
 
 def build_evaluators(
-    catalogue: Catalogue, protocol: ProtocolCard, assets: Mapping[str, AssetFile], device: torch.device
+    registry: Registry, protocol: ProtocolCard, assets: Mapping[str, AssetFile], device: torch.device
 ) -> dict[str, Evaluator]:
     """Build the evaluators a protocol names, with its options for them.
 
@@ -65,17 +65,19 @@ def build_evaluators(
     """
     built: dict[str, Evaluator] = {}
     for name in protocol.evaluators:
-        card = catalogue.evaluator(name)
+        card = registry.evaluator(name)
         options = {key: option.default for key, option in card.options.items()}
         options |= protocol.options.get(name, {})
         files = {asset: assets[asset] for asset in card.assets}
-        target = interfaces.load(catalogue, "evaluators", name)
+        target = interfaces.load(registry, "evaluators", name)
         built[name] = target(card, options=options, assets=files, device=device)
         interfaces.require(f"evaluator {name!r}", built[name], interfaces.OBJECT_MEMBERS["evaluators"])
     return built
 
 
-def _store(folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device) -> RowStore:
+def _store(
+    folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device
+) -> FeatureStore:
     """Rows depend on the images, the evaluator and what computes them."""
     key = digest_of(
         {
@@ -87,7 +89,7 @@ def _store(folder: Path, name: str, evaluator: Evaluator, images: ImageSet, devi
             "device": device.type,
         }
     )
-    return RowStore(folder / name, key)
+    return FeatureStore(folder / name, key)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class References:
             rows = self._row_store(name, evaluator).rows(len(self.images.shards()))
         return Reference(digest=self.digest, measured=rows, statistics=self.statistics)
 
-    def _row_store(self, name: str, evaluator: Evaluator) -> RowStore:
+    def _row_store(self, name: str, evaluator: Evaluator) -> FeatureStore:
         assert self.images is not None
         found = _store(self.folder, name, evaluator, self.images, self.device)
         # Its own folder: data sets and networks share the cache.
@@ -145,7 +147,7 @@ class Evaluation:
         address: whatever decides the images, as plain data; with the evaluator it is a result's address.
         protocol: settings, seeds and evaluators.
         evaluators: built evaluators by name.
-        needy: names of those that are given the reference.
+        uses_reference: names of those that are given the reference.
         kept: {evaluator: columns of its rows that stay after scoring}.
         references: what the images are compared with.
         device: where evaluators compute.
@@ -159,7 +161,7 @@ class Evaluation:
     address: Mapping[str, Any]
     protocol: ProtocolCard
     evaluators: Mapping[str, Evaluator]
-    needy: frozenset[str]
+    uses_reference: frozenset[str]
     kept: Mapping[str, Sequence[str]]
     references: References
     device: torch.device
@@ -179,7 +181,7 @@ class Evaluation:
         if not units:
             return
         needed = {name: self.evaluators[name] for *_, open_ in pending for name in open_}
-        reference = {name: evaluator for name, evaluator in needed.items() if name in self.needy}
+        reference = {name: evaluator for name, evaluator in needed.items() if name in self.uses_reference}
         self.references.measure(reference, self.place, progress)
         with progress.stage(f"evaluate {self.subject}", units) as stage:
             for setting, seed, open_ in pending:
@@ -196,7 +198,7 @@ class Evaluation:
     def _addresses(self) -> list[tuple[str, int]]:
         return [(setting, seed) for setting in self.protocol.settings for seed in self.protocol.seeds]
 
-    def _rows(self, name: str, images: ImageSet, setting: str, seed: int) -> RowStore:
+    def _rows(self, name: str, images: ImageSet, setting: str, seed: int) -> FeatureStore:
         folder = run_folder.row_folder(self.folder, self.subject, setting, seed)
         return _store(folder, name, self.evaluators[name], images, self.device)
 
@@ -227,7 +229,7 @@ class Evaluation:
         started = time.monotonic()
         try:
             metrics = evaluator.score(
-                rows, self.references.of(name, evaluator) if name in self.needy else None
+                rows, self.references.of(name, evaluator) if name in self.uses_reference else None
             )
         except UserError as error:
             raise UserError(f"{name}, {self.subject} at {setting}: {error.what}", fix=error.fix) from error

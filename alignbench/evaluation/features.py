@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from alignbench.api import PROMPT, Evaluator, ImageSet, Rows, prompt_key
-from alignbench.errors import RunFailed, named_shortage
+from alignbench.errors import RunFailed, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Stage
 
@@ -45,7 +45,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class RowStore:
+class FeatureStore:
     """One evaluator's rows of one image set in a folder.
 
     Args:
@@ -74,7 +74,7 @@ class RowStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path(number), buffer.getvalue())
 
-    def rows(self, shards: int) -> StoredRows:
+    def rows(self, shards: int) -> StoredFeatures:
         """Return all rows.
 
         Raises:
@@ -86,7 +86,9 @@ class RowStore:
                 raise RunFailed(
                     f"{self.path(number)} is missing or damaged", fix="run the same command again"
                 )
-        return StoredRows([self.path(number) for number in range(shards)], [meta for meta in metas if meta])
+        return StoredFeatures(
+            [self.path(number) for number in range(shards)], [meta for meta in metas if meta]
+        )
 
     def reduce(self, shards: int, columns: Sequence[str]) -> None:
         """Keep a few columns, to be compared image by image later; without any, nothing stays."""
@@ -112,7 +114,7 @@ class RowStore:
         return meta if meta.get("key") == self.key else None
 
 
-class StoredRows:
+class StoredFeatures:
     """The rows of a whole image set, read from their files as they are asked for (an `api.Measured`)."""
 
     def __init__(self, paths: Sequence[Path], metas: Sequence[Mapping[str, str]]) -> None:
@@ -150,7 +152,7 @@ class StoredRows:
 def measure(
     images: ImageSet,
     evaluators: Mapping[str, Evaluator],
-    stores: Mapping[str, RowStore],
+    stores: Mapping[str, FeatureStore],
     *,
     place: Place,
     stage: Stage,
@@ -177,7 +179,7 @@ def measure(
 
 
 def _measure_shard(
-    images: ImageSet, number: int, evaluators: Mapping[str, Evaluator], stores: Mapping[str, RowStore]
+    images: ImageSet, number: int, evaluators: Mapping[str, Evaluator], stores: Mapping[str, FeatureStore]
 ) -> None:
     started = time.monotonic()
     batch = images.load(number)
@@ -186,7 +188,7 @@ def _measure_shard(
     for name, evaluator in evaluators.items():
         started = time.monotonic()
         what = f"evaluator {name!r}: out of memory with shards of {len(batch)} images"
-        with named_shortage(what, "a device with more memory"):
+        with out_of_memory_as(what, "a device with more memory"):
             rows = dict(evaluator.measure(batch))
         _check(name, rows, len(batch))
         if batch.prompts:

@@ -23,7 +23,7 @@ from alignbench.evaluation.features import Place
 from alignbench.evaluation.reference import open_reference
 from alignbench.files import digest_of
 from alignbench.hub.assets import AssetFile
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.registry.schema import Scalar
 from alignbench.samples.generated import ImageDecoder, Sampler, TokenImages
@@ -36,7 +36,7 @@ class Judge:
     """One protocol on one machine.
 
     Args:
-        catalogue: where the cards are.
+        registry: where the cards are.
         protocol: what to make and how to score it, as resolved.
         digest: its identity.
         assets: the files its evaluators read, by asset name.
@@ -50,7 +50,7 @@ class Judge:
         workers: threads that decode images.
     """
 
-    catalogue: Catalogue
+    registry: Registry
     protocol: ProtocolCard
     digest: str
     assets: Mapping[str, AssetFile]
@@ -66,7 +66,7 @@ class Judge:
     @cached_property
     def evaluators(self) -> dict[str, Evaluator]:
         """The protocol's evaluators; building them loads their networks."""
-        return build_evaluators(self.catalogue, self.protocol, self.assets, self.device)
+        return build_evaluators(self.registry, self.protocol, self.assets, self.device)
 
     @cached_property
     def reference_images(self) -> DatasetImages | None:
@@ -75,7 +75,7 @@ class Judge:
         if spec is None or not spec.dataset:
             return None
         dataset = open_dataset(
-            self.catalogue.dataset(spec.dataset),
+            self.registry.dataset(spec.dataset),
             split=spec.split,
             image_size=self.protocol.image_size,
             num_classes=self.num_classes,
@@ -161,14 +161,14 @@ class Judge:
     def _evaluation(
         self, subject: str, sets: Sets, address: Mapping[str, Any], cache: Path | None
     ) -> Evaluation:
-        cards = {name: self.catalogue.evaluator(name) for name in self.protocol.evaluators}
+        cards = {name: self.registry.evaluator(name) for name in self.protocol.evaluators}
         return Evaluation(
             subject=subject,
             sets=sets,
             address=address,
             protocol=self.protocol,
             evaluators=self.evaluators,
-            needy=frozenset(name for name, card in cards.items() if "reference" in card.needs),
+            uses_reference=frozenset(name for name, card in cards.items() if "reference" in card.needs),
             kept={
                 name: sorted({*card.keep, *(fact.column for fact in card.metrics.values() if fact.column)})
                 for name, card in cards.items()

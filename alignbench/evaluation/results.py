@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from alignbench.record import ProtocolRef, Result, SettingRef, Subject
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ UNSAMPLED: dict[str, None] = dict.fromkeys(("temperature", "top_k", "top_p", "cf
 
 
 def results_of(
-    catalogue: Catalogue,
+    registry: Registry,
     name: str,
     protocol: ProtocolCard,
     *,
@@ -32,7 +32,7 @@ def results_of(
     """Gather the scores of one subject into one result per setting and evaluator.
 
     Args:
-        catalogue: where the cards are.
+        registry: where the cards are.
         name: of the protocol.
         protocol: as resolved.
         digest: of the protocol.
@@ -66,7 +66,7 @@ def results_of(
             networks_used_as_reward=list(rewards),
             intervals=_known(members[0].metrics, [score.intervals for score in members]),
             resampled=_known(members[0].metrics, [score.resampled for score in members]),
-            assets=_read_by(catalogue, protocol, evaluator, assets),
+            assets=_read_by(registry, protocol, evaluator, assets),
         )
         for (setting, evaluator), members in groups.items()
     ]
@@ -87,10 +87,10 @@ def _setting(protocol: ProtocolCard, name: str, *, sampled: bool) -> SettingRef:
 
 
 def _read_by(
-    catalogue: Catalogue, protocol: ProtocolCard, evaluator: str, assets: Mapping[str, AssetFile]
+    registry: Registry, protocol: ProtocolCard, evaluator: str, assets: Mapping[str, AssetFile]
 ) -> dict[str, str]:
     """Digests of the files behind one evaluator's numbers."""
-    card = catalogue.evaluator(evaluator)
+    card = registry.evaluator(evaluator)
     names = list(card.assets)
     names += [protocol.prompts] if "prompts" in card.needs else []
     names += [protocol.reference.statistics] if protocol.reference and "reference" in card.needs else []

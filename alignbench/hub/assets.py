@@ -1,7 +1,7 @@
 """Files from outside that evaluators read: where they are (`locate`), which bytes they are (`verify`).
 
-Looking is quick, reads no file and loads no network library. Nothing is downloaded (`alignbench.hub.fetch_assets`
-does that, on request), and nothing is opened for its content: that is the evaluators' business.
+Looking is quick, reads no file and loads no network library. Nothing is downloaded (`fetch_assets` does
+that, on request), and nothing is opened for its content: that is the evaluators' business.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from alignbench.errors import UserError
 from alignbench.files import cache_root, digest_of, expand, package_file
 from alignbench.hub.digests import KnownDigests
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard, ProtocolCard
 
 FOLDER = "."
@@ -63,13 +63,13 @@ class AssetStatus:
         }
 
 
-def assets_of(catalogue: Catalogue, protocol: ProtocolCard) -> list[str]:
+def assets_of(registry: Registry, protocol: ProtocolCard) -> list[str]:
     """Return the names of all assets a protocol reads: its evaluators', its statistics, its prompts.
 
     Raises:
         UserError: an evaluator that does not exist.
     """
-    names = [asset for name in protocol.evaluators for asset in catalogue.evaluator(name).assets]
+    names = [asset for name in protocol.evaluators for asset in registry.evaluator(name).assets]
     names += [protocol.reference.statistics] if protocol.reference else []
     return list(dict.fromkeys(filter(None, [*names, protocol.prompts])))
 

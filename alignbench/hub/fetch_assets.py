@@ -11,7 +11,7 @@ from alignbench.errors import UserError
 from alignbench.files import cache_root, file_sha256
 from alignbench.hub import download
 from alignbench.hub.assets import FOLDER, AssetStatus, locate, verify
-from alignbench.hub.weights import Fetched, Say
+from alignbench.hub.weights import Fetched, Log
 from alignbench.registry.protocol import AssetCard
 
 
@@ -25,7 +25,7 @@ class _Remote:
     url: str = ""
 
 
-def fetch(cards: Mapping[str, AssetCard], *, dry_run: bool = False, say: Say | None = None) -> list[Fetched]:
+def fetch(cards: Mapping[str, AssetCard], *, dry_run: bool = False, say: Log | None = None) -> list[Fetched]:
     """Download assets that are not there yet, and check all of them.
 
     Calling again continues a broken transfer where it stopped. A file gets its final name only after its size
@@ -60,7 +60,7 @@ def describe(name: str, card: AssetCard, status: AssetStatus) -> str:
     return f"{name}: licence {card.licence or 'not stated'}, {download.human_size(card.size)}, {here}"
 
 
-def _fetch_one(name: str, card: AssetCard, status: AssetStatus, dry_run: bool, say: Say) -> Fetched:
+def _fetch_one(name: str, card: AssetCard, status: AssetStatus, dry_run: bool, say: Log) -> Fetched:
     if status.ok and status.path is not None:
         if dry_run:
             return Fetched(name, status.path, "present", card.size, None)
@@ -76,7 +76,7 @@ def _fetch_one(name: str, card: AssetCard, status: AssetStatus, dry_run: bool, s
     return Fetched(name, file.path, "downloaded", card.size, file.sha256)
 
 
-def _download(name: str, card: AssetCard, say: Say) -> None:
+def _download(name: str, card: AssetCard, say: Log) -> None:
     home = cache_root() / "assets" / name
     # Of alternatives the first is the one its authors recommend.
     wanted = [names.split("|")[0] for names in card.files] if card.file == FOLDER else [card.file]

@@ -22,7 +22,7 @@ from alignbench.hub.digests import check_digest as check_digest
 from alignbench.hub.digests import judge, promised
 from alignbench.registry.schema import ModelCard, WeightFile
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 # --- where files are ------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class Fetched:
     """None where nothing was hashed."""
 
 
-def fetch(model: str, card: ModelCard, *, dry_run: bool = False, say: Say | None = None) -> list[Fetched]:
+def fetch(model: str, card: ModelCard, *, dry_run: bool = False, say: Log | None = None) -> list[Fetched]:
     """Download the files of a model that are not there yet, and check all of them.
 
     Calling again continues a broken transfer where it stopped. A file gets its final name only after its size
@@ -245,7 +245,7 @@ def fetch(model: str, card: ModelCard, *, dry_run: bool = False, say: Say | None
     return [_outcome(file, status, dry_run, arrived, say) for file, status in pairs]
 
 
-def _download(model: str, absent: Sequence[tuple[WeightFile, Path]], say: Say) -> dict[Path, str]:
+def _download(model: str, absent: Sequence[tuple[WeightFile, Path]], say: Log) -> dict[Path, str]:
     """Bring the files; {target: digest}."""
     offers = download.ask(model, absent)
     for offer in offers:
@@ -274,7 +274,7 @@ def _check_offer(offer: download.Transfer) -> None:
 
 
 def _outcome(
-    file: WeightFile, status: FileStatus, dry_run: bool, arrived: Mapping[Path, str], say: Say
+    file: WeightFile, status: FileStatus, dry_run: bool, arrived: Mapping[Path, str], say: Log
 ) -> Fetched:
     if status.expected in arrived:
         size = status.expected.stat().st_size

@@ -11,15 +11,11 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from alignbench.metrics.bootstrap import (
     Z95,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 LEVEL = 0.95
 

@@ -25,7 +25,7 @@ from alignbench.backbones.llamagen.vq import VQModel
 from alignbench.data.digits import CLASSES, SIZE, Digits, open_digits
 from alignbench.nets import digits
 from alignbench.pretrain.common import Budget, Made, Progress, Split, augment, fit, one_thread, write
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import ModelCard
 from alignbench.rewards.perceptual import PerceptualDistance
 from alignbench.samples.real import DatasetImages
@@ -159,7 +159,7 @@ def _train_all(
     train: Split, validation: Split, budgets: Mapping[str, Budget], seed: int, progress: Progress
 ) -> dict[str, Made]:
     """Train the four networks, each on what the ones before it offer."""
-    card = Catalogue.default().model(MODEL)
+    card = Registry.default().model(MODEL)
     made: dict[str, Made] = {}
 
     def run(

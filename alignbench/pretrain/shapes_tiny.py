@@ -30,7 +30,7 @@ from alignbench.files import write_atomic
 from alignbench.pretrain import shapes_tokenizer
 from alignbench.pretrain.common import Budget, Made, Progress, fit, one_thread, write
 from alignbench.pretrain.shapes_tokenizer import share_right
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import ModelCard
 from alignbench.samples.real import DatasetImages
 
@@ -128,7 +128,7 @@ def pretrain(
     Raises:
         OSError: the folder cannot be written.
     """
-    card = Catalogue.default().model(MODEL)
+    card = Registry.default().model(MODEL)
     train, validation = _open("pretraining"), _open("validation")
     with one_thread():
         vq = _tokenizer(card, train, validation, budgets, seed, progress)

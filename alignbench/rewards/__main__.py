@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from alignbench.errors import UserError
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import resolve
 from alignbench.rewards.build import build_raw
 from alignbench.rewards.remote import serve
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        resolved = resolve(given.reward, Catalogue.default())
+        resolved = resolve(given.reward, Registry.default())
         if resolved.spec.transforms or resolved.common["placement"] != "same":
             raise UserError(
                 "a server gives raw scores from where it runs",

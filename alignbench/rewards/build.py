@@ -18,7 +18,7 @@ from torch import Tensor
 from alignbench import api
 from alignbench.errors import UserError
 from alignbench.registry import interfaces
-from alignbench.registry.lookup import Catalogue, import_target
+from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.reward_spec import PLACEMENTS, Resolved, is_remote, require_packages, resolve
 from alignbench.registry.schema import DatasetCard
 from alignbench.rewards import remote, requests, transforms
@@ -58,13 +58,13 @@ class Placed:
     raw: api.Reward
     device: torch.device | None
     """None: elsewhere, over the network."""
-    lent: bool = False
+    offloaded: bool = False
     """The weights rest in main memory between calls."""
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[api.Reward]:
         """Give the reward object with its weights where they are needed."""
-        if not (self.lent and isinstance(self.raw, Movable)):
+        if not (self.offloaded and isinstance(self.raw, Movable)):
             yield self.raw
             return
         assert self.device is not None
@@ -76,7 +76,7 @@ class Placed:
 
 
 def devices(placement: str, device: torch.device) -> tuple[torch.device, torch.device, bool]:
-    """Return (device to build on, device to compute on, whether the weights are only lent to it).
+    """Return (device to build on, device to compute on, whether the weights are only offloaded to it).
 
     Args:
         placement: as written, not remote.
@@ -106,7 +106,7 @@ PLACING = ("placement", "timeout", "retries")
 
 def build(
     text: str,
-    catalogue: Catalogue,
+    registry: Registry,
     device: torch.device,
     *,
     class_names: Callable[[], Sequence[str]] = tuple,
@@ -117,7 +117,7 @@ def build(
 
     Args:
         text: specification, `name(option=value, …)|transform(number, …)|…`.
-        catalogue: where the cards are.
+        registry: where the cards are.
         device: of the images, and of the reward unless `placement` says otherwise.
         class_names: gives the name of each class; called only for rewards that read a text. Without names
             such rewards need requests that bring their own texts.
@@ -132,7 +132,7 @@ def build(
         UserError: unknown reward, option or transform, a missing package or weight file, images too small, or
             a server that does not answer.
     """
-    resolved = resolve(text, catalogue)
+    resolved = resolve(text, registry)
     transforms.check(resolved.spec.transforms)
     if resolved.card.min_size > image_size:
         raise UserError(
@@ -161,8 +161,8 @@ def place(resolved: Resolved, device: torch.device) -> Placed:
             retries=int(resolved.common["retries"]),
         )
         return Placed(client, None)
-    build_on, compute_on, lent = devices(where, device)
-    return Placed(build_raw(resolved, build_on), compute_on, lent)
+    build_on, compute_on, offloaded = devices(where, device)
+    return Placed(build_raw(resolved, build_on), compute_on, offloaded)
 
 
 def build_raw(resolved: Resolved, device: torch.device) -> Any:
@@ -198,7 +198,7 @@ class BuiltReward:
             self.resolved.card.differentiable
             and transforms.smooth(self.resolved.spec.transforms)
             and self.placed.device is not None
-            and not self.placed.lent
+            and not self.placed.offloaded
         )
 
     def score(self, request: api.ScoreRequest) -> api.Scores:

@@ -22,22 +22,21 @@ import torch
 
 from alignbench import randomness
 from alignbench.api import Batch, Collected, Loss, Method, Prompt
-from alignbench.backbones.load import build_model
 from alignbench.config.plan import Job, Plan
 from alignbench.data.prompts import read_prompts
 from alignbench.data.synthetic import SyntheticText
-from alignbench.errors import named_shortage, smaller_batch
+from alignbench.errors import out_of_memory_as, smaller_batch
 from alignbench.evaluation.protocol import in_precision
 from alignbench.hub import assets
 from alignbench.progress import Progress
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import Setting
 from alignbench.runs import environment
 from alignbench.samples.generated import ImageDecoder, Sampler, sampling_of
 from alignbench.training import setup
 from alignbench.training.driver import peak_memory_gib
 from alignbench.training.parallel import Parallel, choose_threads
-from alignbench.training.setup import open_training_data
+from alignbench.training.setup import build_model, open_training_data
 
 WARM_UP_TOKENS = 4
 
@@ -102,12 +101,12 @@ class TimedMethod:
         return self._method.loss(experience)
 
 
-def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: Progress) -> Timing:
+def time_training(plan: Plan, registry: Registry, *, workers: int, progress: Progress) -> Timing:
     """Take the plan's optimiser steps; the first one is a warm-up and not counted.
 
     Args:
         plan: of a method, with two steps or more.
-        catalogue: where the cards are.
+        registry: where the cards are.
         workers: threads that decode images.
         progress: told what happens.
 
@@ -123,7 +122,7 @@ def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: P
     try:
         forget_peak(parallel.device)
         with tempfile.TemporaryDirectory() as folder:
-            job = Job(plan, catalogue, Path(folder), command="", checkpoint_every=0, workers=workers)
+            job = Job(plan, registry, Path(folder), command="", checkpoint_every=0, workers=workers)
             dataset = open_training_data(job, progress)
 
             def timed(method: Method) -> Method:
@@ -159,12 +158,12 @@ def time_training(plan: Plan, catalogue: Catalogue, *, workers: int, progress: P
     return Timing(title, tuple(f for f in figures if f.name != "sequences" or f.value), facts)
 
 
-def time_sampling(plan: Plan, catalogue: Catalogue, *, repeats: int, progress: Progress) -> list[Timing]:
+def time_sampling(plan: Plan, registry: Registry, *, repeats: int, progress: Progress) -> list[Timing]:
     """Draw and decode batches under every setting of the plan's protocol.
 
     Args:
         plan: of a model, without a method.
-        catalogue: where the cards are.
+        registry: where the cards are.
         repeats: batches of each setting, after a short warm-up.
         progress: told what happens.
 
@@ -176,7 +175,7 @@ def time_sampling(plan: Plan, catalogue: Catalogue, *, repeats: int, progress: P
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     protocol = plan.protocol
     backbone = build_model(plan, device)
-    prompts = _prompts(plan, catalogue, repeats * protocol.batch)
+    prompts = _prompts(plan, registry, repeats * protocol.batch)
     sampler = Sampler(
         in_precision(backbone, protocol), protocol, plan.model.num_classes or 1, device, prompts
     )
@@ -185,7 +184,7 @@ def time_sampling(plan: Plan, catalogue: Catalogue, *, repeats: int, progress: P
     for name, setting in protocol.settings.items():
         progress.say(f"sampling at {setting.title}")
         shortage = f"out of memory while generating {protocol.batch} images together"
-        with named_shortage(shortage, smaller_batch(protocol.batch)):
+        with out_of_memory_as(shortage, smaller_batch(protocol.batch)):
             figures = _time_setting(sampler, decoder, setting, repeats)
         facts = {
             "setting": setting.title,
@@ -225,12 +224,12 @@ def _time_setting(
     )
 
 
-def _prompts(plan: Plan, catalogue: Catalogue, count: int) -> tuple[Prompt, ...]:
+def _prompts(plan: Plan, registry: Registry, count: int) -> tuple[Prompt, ...]:
     """The protocol's prompts in turn for a model that wants a text; random words where they are not here."""
     if plan.model.condition != "text":
         return ()
     name = plan.protocol.prompts
-    card = catalogue.asset(name)
+    card = registry.asset(name)
     place = assets.locate(name, card, str(plan.config.section("assets").get(name, "")))
     if place.ok:
         known = read_prompts(assets.verify(name, card, place).path)

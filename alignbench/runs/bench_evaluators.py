@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from alignbench.api import PROMPT, Evaluator, ImageBatch, Prompt, Reference, prompt_key
-from alignbench.config.requirements import Court
-from alignbench.errors import named_shortage
+from alignbench.config.requirements import Requirements
+from alignbench.errors import out_of_memory_as
 from alignbench.evaluation.evaluate import build_evaluators
 from alignbench.progress import Progress
 from alignbench.randomness import generator
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.runs.bench import Clock, Figure, Timing, forget_peak
 from alignbench.training.driver import peak_memory_gib
@@ -60,8 +60,8 @@ class MadeRows:
 
 
 def time_evaluators(
-    court: Court,
-    catalogue: Catalogue,
+    requirements: Requirements,
+    registry: Registry,
     *,
     device: torch.device,
     images: int,
@@ -74,8 +74,8 @@ def time_evaluators(
     The numbers it computes mean nothing; images are smooth noise at the protocol's size.
 
     Args:
-        court: the protocol with its files.
-        catalogue: where the cards are.
+        requirements: the protocol with its files.
+        registry: where the cards are.
         device: where to compute.
         images: how many to look at, after a warm-up.
         rows: how many to score; 0: none.
@@ -86,15 +86,15 @@ def time_evaluators(
         UserError: an evaluator refuses its files or what it would have to score.
         RunFailed: out of memory.
     """
-    protocol = court.protocol
-    evaluators = build_evaluators(catalogue, protocol, court.assets, device)
-    batch = _batch(protocol, court.prompts, images)
+    protocol = requirements.protocol
+    evaluators = build_evaluators(registry, protocol, requirements.assets, device)
+    batch = _batch(protocol, requirements.prompts, images)
     timings = []
     for name, evaluator in evaluators.items():
         progress.say(f"{name} looks at {images} images")
-        needs_reference = "reference" in catalogue.evaluator(name).needs
+        needs_reference = "reference" in registry.evaluator(name).needs
         looking = Clock(device)
-        with named_shortage(f"{name}: out of memory with {images} images", "a smaller --images N"):
+        with out_of_memory_as(f"{name}: out of memory with {images} images", "a smaller --images N"):
             evaluator.measure(_first(batch, WARM_UP_IMAGES))
             forget_peak(device)
             with looking.lap():
@@ -130,7 +130,7 @@ def _scoring(
     forget_peak(device)
     scoring = Clock(device)
     shortage = f"out of memory with {rows:,} rows"
-    with named_shortage(shortage, "a smaller --rows N"), scoring.lap():
+    with out_of_memory_as(shortage, "a smaller --rows N"), scoring.lap():
         evaluator.score(samples, reference)
     return [
         Figure(f"scoring {rows:,} rows", scoring.laps[0], "s", "making them included"),

@@ -11,13 +11,14 @@ from PIL import Image
 
 from alignbench import randomness
 from alignbench.api import Backbone, ClassLabels, Condition, Sampling
-from alignbench.backbones.load import build_model, load_export
+from alignbench.backbones.load import load_export
 from alignbench.config.plan import Plan
 from alignbench.errors import UserError
 from alignbench.samples import grid
 from alignbench.samples.generated import check_probabilities
 from alignbench.samples.pixels import to_uint8
 from alignbench.training.parallel import choose_threads
+from alignbench.training.setup import build_model
 
 BATCH = 64
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from alignbench.api import Backbone
-from alignbench.backbones.load import build_model, load_export
+from alignbench.backbones.load import load_export
 from alignbench.config import plan as plan_
 from alignbench.config.plan import Job
 from alignbench.evaluation.evaluate import Evaluation, Score
@@ -19,6 +19,7 @@ from alignbench.progress import Progress
 from alignbench.samples import grid
 from alignbench.samples.generated import ImageDecoder, labels_of
 from alignbench.training.parallel import Parallel
+from alignbench.training.setup import build_model
 
 Subject = Literal["base", "method"]
 
@@ -89,7 +90,7 @@ def judge_of(job: Job, parallel: Parallel, folder: Path) -> Judge:
     spec = plan.protocol.reference
     same = spec is not None and spec.dataset == plan.config.dataset
     return Judge(
-        catalogue=job.catalogue,
+        registry=job.registry,
         protocol=plan.protocol,
         digest=plan.protocol_digest,
         assets=plan.assets,

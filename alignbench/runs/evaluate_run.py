@@ -17,16 +17,16 @@ from alignbench.hub import weights as hub
 from alignbench.leaderboard import report
 from alignbench.progress import Progress
 from alignbench.record import Result, RunRecord, read, write
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.run_folder import protocol_folder
 from alignbench.runs.evaluate_models import Subject, evaluate_models
 from alignbench.runs.recorder import reward_networks
 from alignbench.training.parallel import Parallel, choose_threads
 
 
-def evaluate_again(
+def evaluate_run(
     run: Path,
-    catalogue: Catalogue,
+    registry: Registry,
     *,
     protocol: str,
     assignments: list[str],
@@ -37,7 +37,7 @@ def evaluate_again(
 
     Args:
         run: folder of the run.
-        catalogue: where the cards are.
+        registry: where the cards are.
         protocol: name of the protocol.
         assignments: `key=value` of `protocol.*`, `assets.*` and `data.*`.
         workers: threads that decode images.
@@ -52,7 +52,7 @@ def evaluate_again(
             f"{run} is {'of given images' if record.kind == 'samples' else record.status}",
             fix="name the folder of a finished run",
         )
-    plan = make_plan(catalogue, _config(run, catalogue, protocol, assignments))
+    plan = make_plan(registry, _config(run, registry, protocol, assignments))
     if plan.problems:
         listed = "; ".join(f"{p.where}: {p.what}{f' → {p.fix}' if p.fix else ''}" for p in plan.problems)
         raise UserError(f"{run} cannot be scored under {protocol}: {listed}")
@@ -60,18 +60,18 @@ def evaluate_again(
         progress.say(f"{run} holds results of {protocol} @ {plan.protocol_digest[7:15]}; nothing to do")
         return record
     with run_folder.locked(run):
-        results = _results(plan, catalogue, record, run, workers, progress)
+        results = _results(plan, registry, record, run, workers, progress)
         record = record.model_copy(update={"results": [*record.results, *results]})
         if results:  # only the first process has them
             write_atomic(
                 run / "report.md",
-                report.report_markdown(record, catalogue.metric_facts(), assets=catalogue.asset_cards()),
+                report.report_markdown(record, registry.metric_facts(), assets=registry.asset_cards()),
             )
             write(record, run)
     return record
 
 
-def _config(run: Path, catalogue: Catalogue, protocol: str, assignments: list[str]) -> RunConfig:
+def _config(run: Path, registry: Registry, protocol: str, assignments: list[str]) -> RunConfig:
     """The run's own configuration with another protocol."""
     path = run / run_folder.PLAN
     try:
@@ -82,7 +82,7 @@ def _config(run: Path, catalogue: Catalogue, protocol: str, assignments: list[st
         raise UserError(f"{path} is not readable", fix="name the folder of a finished run") from error
     options = {
         key: option
-        for key, option in known_options(catalogue, names["method"], names["dataset"]).items()
+        for key, option in known_options(registry, names["method"], names["dataset"]).items()
         if key.partition(".")[0] in ("protocol", "assets", "data")
     }
     values |= {key: Origin(o.default, "default") for key, o in options.items() if key.startswith("protocol.")}
@@ -99,7 +99,7 @@ def _config(run: Path, catalogue: Catalogue, protocol: str, assignments: list[st
 
 
 def _results(
-    plan: Plan, catalogue: Catalogue, record: RunRecord, run: Path, workers: int, progress: Progress
+    plan: Plan, registry: Registry, record: RunRecord, run: Path, workers: int, progress: Progress
 ) -> list[Result]:
     weights = starting_weights(plan)
     if weights != record.model.weights:
@@ -114,7 +114,7 @@ def _results(
     def note(subject: Subject, scores: list[Score], reference: str | None) -> None:
         found.extend(
             results_of(
-                catalogue,
+                registry,
                 plan.config.protocol,
                 plan.protocol,
                 digest=plan.protocol_digest,
@@ -122,7 +122,7 @@ def _results(
                 scores=scores,
                 reference=reference,
                 assets=plan.assets,
-                rewards=reward_networks(plan, catalogue) if subject == "method" else (),
+                rewards=reward_networks(plan, registry) if subject == "method" else (),
             )
         )
 
@@ -130,7 +130,7 @@ def _results(
     parallel = Parallel("fp32")
     try:
         evaluate_models(
-            Job(plan, catalogue, run, command=record.command, workers=workers),
+            Job(plan, registry, run, command=record.command, workers=workers),
             weights=weights,
             exports=exports,
             parallel=parallel,

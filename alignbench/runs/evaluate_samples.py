@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignbench import run_folder
-from alignbench.config.requirements import Court, make_court
+from alignbench.config.requirements import Requirements, requirements_of
 from alignbench.config.settings import (
     PROTOCOL_OPTIONS,
     asset_options,
@@ -23,7 +23,7 @@ from alignbench.files import digest_of, write_atomic
 from alignbench.hub import weights
 from alignbench.leaderboard import report
 from alignbench.record import FILE_NAME, Change, ModelInfo, RunRecord, now, read, write
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard, Setting, resolve_protocol
 from alignbench.runs import environment
 
@@ -37,7 +37,7 @@ GIVEN = "given"
 
 
 @dataclass(frozen=True)
-class GivenPlan:
+class SamplesPlan:
     """What will be scored, and by what."""
 
     title: str
@@ -45,14 +45,16 @@ class GivenPlan:
     images: SampleImages
     protocol_name: str
     protocol: ProtocolCard
-    court: Court
+    requirements: Requirements
     options: dict[str, Any]
     """What was given with `--set`."""
     problems: list[Problem]
 
     @property
     def digest(self) -> str:
-        return digest_of({"images": self.images.identity, "protocol": self.court.digest, "title": self.title})
+        return digest_of(
+            {"images": self.images.identity, "protocol": self.requirements.digest, "title": self.title}
+        )
 
     @property
     def id(self) -> str:
@@ -70,8 +72,10 @@ class GivenPlan:
                 "values": self.options,
             },
             "images": len(self.images),
-            "protocol": {"name": self.protocol_name, "digest": self.court.digest},
-            "assets": {n: {"path": str(a.path), "sha256": a.sha256} for n, a in self.court.assets.items()},
+            "protocol": {"name": self.protocol_name, "digest": self.requirements.digest},
+            "assets": {
+                n: {"path": str(a.path), "sha256": a.sha256} for n, a in self.requirements.assets.items()
+            },
             "problems": [asdict(problem) for problem in self.problems],
         }
 
@@ -82,64 +86,66 @@ def slug(text: str) -> str:
 
 
 def make_given_plan(
-    catalogue: Catalogue,
+    registry: Registry,
     path: Path,
     *,
     protocol: str,
     title: str,
     assignments: list[str],
     workers: int,
-) -> GivenPlan:
+) -> SamplesPlan:
     """Open the images and find what the protocol needs.
 
     Raises:
         UserError: unknown names, or images that cannot be scored, by name.
     """
-    values = _values(catalogue, assignments)
+    values = _values(registry, assignments)
     section = {key: option.default for key, option in PROTOCOL_OPTIONS.items()}
     section |= {key[9:]: value for key, value in values.items() if key.startswith("protocol.")}
     for key in ("seeds", "settings"):
         if section[key]:
             raise UserError(f"protocol.{key} changes nothing here: the images are given", fix="leave it out")
-    card = resolve_protocol(catalogue.protocol(protocol), section)
+    card = resolve_protocol(registry.protocol(protocol), section)
     if card.task != "generation":
         raise UserError(
             f"protocol {protocol!r} scores reconstructions, which need a tokenizer",
             fix="alignbench evaluate --reconstruction --model NAME",
         )
     paths = {key[7:]: value for key, value in values.items() if key.startswith("assets.")}
-    court = make_court(catalogue, protocol, card, paths)
-    problems = list(court.problems)
+    requirements = requirements_of(registry, protocol, card, paths)
+    problems = list(requirements.problems)
     from alignbench.samples.external import open_samples
 
     images = open_samples(
         path,
         image_size=card.image_size,
-        prompts=court.prompts,
+        prompts=requirements.prompts,
         images_per_prompt=card.images_per_prompt,
         workers=workers,
     )
-    if len(images) != court.protocol.samples:
+    if len(images) != requirements.protocol.samples:
         problems.append(
             Problem(
                 f"protocol {protocol}",
-                f"scores {court.protocol.samples:,} images, {path} has {len(images):,}",
+                f"scores {requirements.protocol.samples:,} images, {path} has {len(images):,}",
                 f"give that many, or --set protocol.samples={len(images)}: rows compare only with others "
                 "of that number",
             )
         )
-    used = court.protocol.model_copy(update={"settings": {GIVEN: Setting(title="as given")}, "seeds": [0]})
-    return GivenPlan(title, images, protocol, used, court, values, problems)
+    used = requirements.protocol.model_copy(
+        update={"settings": {GIVEN: Setting(title="as given")}, "seeds": [0]}
+    )
+    return SamplesPlan(title, images, protocol, used, requirements, values, problems)
 
 
-def _values(catalogue: Catalogue, assignments: list[str]) -> dict[str, Any]:
+def _values(registry: Registry, assignments: list[str]) -> dict[str, Any]:
     """Read `--set` for keys that matter here.
 
     Raises:
         UserError: another key, or a value that does not fit.
     """
     options = {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
-    options |= asset_options(catalogue)
+    options |= asset_options(registry)
     values = {}
     for short, text in parse_assignments(assignments).items():
         key = complete_key(short, options)
@@ -156,8 +162,8 @@ def _values(catalogue: Catalogue, assignments: list[str]) -> dict[str, Any]:
 
 
 def score(
-    plan: GivenPlan,
-    catalogue: Catalogue,
+    plan: SamplesPlan,
+    registry: Registry,
     out: Path,
     *,
     command: str,
@@ -175,7 +181,7 @@ def score(
             progress.say(f"{out} is complete; nothing to do")
             return done
         try:
-            record = _score(plan, catalogue, out, command=command, workers=workers, progress=progress)
+            record = _score(plan, registry, out, command=command, workers=workers, progress=progress)
         except KeyboardInterrupt:
             raise UserError(
                 f"interrupted; finished work is kept in {out}",
@@ -186,7 +192,7 @@ def score(
 
 
 def _score(
-    plan: GivenPlan, catalogue: Catalogue, out: Path, *, command: str, workers: int, progress: Progress
+    plan: SamplesPlan, registry: Registry, out: Path, *, command: str, workers: int, progress: Progress
 ) -> RunRecord:
     from alignbench.evaluation.protocol import Judge
     from alignbench.training.parallel import Parallel
@@ -195,10 +201,10 @@ def _score(
     parallel = Parallel("fp32")
     try:
         judge = Judge(
-            catalogue=catalogue,
+            registry=registry,
             protocol=plan.protocol,
-            digest=plan.court.digest,
-            assets=plan.court.assets,
+            digest=plan.requirements.digest,
+            assets=plan.requirements.assets,
             data={},
             num_classes=None,
             prompts=(),
@@ -216,10 +222,10 @@ def _score(
         scores = evaluation.scores(progress) if parallel.is_main else []
     finally:
         parallel.close()
-    record = _record(plan, catalogue, scores, judge.references.digest, command=command, started=started)
+    record = _record(plan, registry, scores, judge.references.digest, command=command, started=started)
     if parallel.is_main:
         text = report.report_markdown(
-            record, catalogue.metric_facts(), assets=catalogue.asset_cards(), samples=None
+            record, registry.metric_facts(), assets=registry.asset_cards(), samples=None
         )
         write_atomic(out / "report.md", text)
         write(record, out)
@@ -227,8 +233,8 @@ def _score(
 
 
 def _record(
-    plan: GivenPlan,
-    catalogue: Catalogue,
+    plan: SamplesPlan,
+    registry: Registry,
     scores: Sequence[Score],
     reference: str | None,
     *,
@@ -257,14 +263,14 @@ def _record(
         train=None,
         exports={},
         results=results.results_of(
-            catalogue,
+            registry,
             plan.protocol_name,
             plan.protocol,
-            digest=plan.court.digest,
+            digest=plan.requirements.digest,
             subject="samples",
             scores=scores,
             reference=reference,
-            assets=plan.court.assets,
+            assets=plan.requirements.assets,
         ),
         environment=environment.describe(),
         started=started,

@@ -20,7 +20,7 @@ from alignbench.record import (
     RunRecord,
     TrainInfo,
 )
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs import environment
 from alignbench.training.driver import Totals
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Facts:
+class RunRecorder:
     """Everything that goes into `run.json` and is not in the plan."""
 
     started: str
@@ -45,7 +45,7 @@ class Facts:
     results: list[Result] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, job: Job, *, is_main: bool) -> Facts:
+    def begin(cls, job: Job, *, is_main: bool) -> RunRecorder:
         """Note the time and hash the weights."""
         return cls(_first_start(job), is_main, starting_weights(job.plan))
 
@@ -55,7 +55,7 @@ class Facts:
         """Note the results of one subject."""
         plan = job.plan
         self.results += results_of(
-            job.catalogue,
+            job.registry,
             plan.config.protocol,
             plan.protocol,
             digest=plan.protocol_digest,
@@ -63,7 +63,7 @@ class Facts:
             scores=scores,
             reference=reference,
             assets=plan.assets,
-            rewards=reward_networks(plan, job.catalogue) if subject == "method" else (),
+            rewards=reward_networks(plan, job.registry) if subject == "method" else (),
         )
 
     def write(self, status: Literal["complete", "partial", "failed"], job: Job) -> None:
@@ -74,7 +74,7 @@ class Facts:
     def build(self, status: Literal["complete", "partial", "failed"], job: Job) -> RunRecord:
         """Make the record of what is known."""
         plan = job.plan
-        card = job.catalogue.dataset(plan.config.dataset)
+        card = job.registry.dataset(plan.config.dataset)
         return RunRecord(
             schema=1,
             status=status,
@@ -90,7 +90,7 @@ class Facts:
                 weights=self.weights,
                 random_weights=plan.random_weights,
             ),
-            recipe=_recipe_info(plan, job.catalogue),
+            recipe=_recipe_info(plan, job.registry),
             changed={
                 key: Change(value=origin.value, origin=origin.source)
                 for key, origin in plan.config.changed().items()
@@ -155,16 +155,16 @@ def _method_info(plan: Plan) -> MethodInfo | None:
     )
 
 
-def _recipe_info(plan: Plan, catalogue: Catalogue) -> RecipeInfo | None:
+def _recipe_info(plan: Plan, registry: Registry) -> RecipeInfo | None:
     if plan.config.recipe is None:
         return None
-    return RecipeInfo(name=plan.config.recipe, source=catalogue.recipe(plan.config.recipe).source)
+    return RecipeInfo(name=plan.config.recipe, source=registry.recipe(plan.config.recipe).source)
 
 
-def reward_networks(plan: Plan, catalogue: Catalogue) -> list[str]:
+def reward_networks(plan: Plan, registry: Registry) -> list[str]:
     """Networks behind the rewards a method was trained on."""
     if plan.method is None:
         return []
     texts = [str(plan.config.section("method")[option]) for option in plan.method.reward_options]
     specs = [spec for text in texts if text != "none" for spec, _ in parse_terms(text)]
-    return sorted({network for spec in specs for network in resolve(spec, catalogue).networks})
+    return sorted({network for spec in specs for network in resolve(spec, registry).networks})

@@ -79,7 +79,7 @@ def _record_so_far(job: Job, progress: Progress) -> RunRecord | None:
 def _carry_out(job: Job, progress: Progress) -> RunRecord:
     choose_threads(job.plan.model.policy.parameters)
     parallel = Parallel(job.plan.config.train.precision)
-    facts = recorder.Facts.begin(job, is_main=parallel.is_main)
+    facts = recorder.RunRecorder.begin(job, is_main=parallel.is_main)
     try:
         if parallel.is_main:
             run_folder.remember(job.out, "weights", facts.weights)
@@ -120,13 +120,13 @@ def _carry_out(job: Job, progress: Progress) -> RunRecord:
         # The report comes first: where the record says complete, nothing is missing.
         write_atomic(
             job.out / "report.md",
-            report.report_markdown(record, job.catalogue.metric_facts(), assets=job.catalogue.asset_cards()),
+            report.report_markdown(record, job.registry.metric_facts(), assets=job.registry.asset_cards()),
         )
         write(record, job.out)
     return record
 
 
-def _note(status: Literal["partial", "failed"], facts: recorder.Facts, job: Job) -> None:
+def _note(status: Literal["partial", "failed"], facts: recorder.RunRecorder, job: Job) -> None:
     """Say in `run.json` how a run ended; a full disk must not hide why it did."""
     with contextlib.suppress(RunFailed):
         facts.write(status, job)
@@ -135,14 +135,14 @@ def _note(status: Literal["partial", "failed"], facts: recorder.Facts, job: Job)
 # --- training -------------------------------------------------------------------------------------
 
 
-def _train(job: Job, facts: recorder.Facts, parallel: Parallel, progress: Progress) -> None:
+def _train(job: Job, facts: recorder.RunRecorder, parallel: Parallel, progress: Progress) -> None:
     plan = job.plan
     assert plan.method is not None
     export = job.out / "export" / f"{role_of(plan)}.safetensors"
     dataset = open_training_data(job, progress)
     facts.data = DataInfo(
         name=plan.config.dataset,
-        split=job.catalogue.dataset(plan.config.dataset).train_split,
+        split=job.registry.dataset(plan.config.dataset).train_split,
         digest=dataset.digest,
         count=len(dataset),
         skipped=len(dataset.skipped),
@@ -179,7 +179,7 @@ def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
-def _evaluate(job: Job, facts: recorder.Facts, parallel: Parallel, progress: Progress) -> None:
+def _evaluate(job: Job, facts: recorder.RunRecorder, parallel: Parallel, progress: Progress) -> None:
     def note(subject: Literal["base", "method"], scores: list[Score], reference: str | None) -> None:
         facts.add_scores(subject, scores, reference, job)
         facts.write("partial", job)

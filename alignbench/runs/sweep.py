@@ -21,7 +21,7 @@ from alignbench.errors import EXIT_PARTIAL, Problem, UserError, suggest
 from alignbench.files import write_atomic
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, RunRecord, read
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import Scalar, SweepCard, SweepRow
 
 NAMES = ("method", "recipe")
@@ -148,7 +148,7 @@ def _check_row(card: SweepCard, row: SweepRow, given: Mapping[str, str]) -> None
 
 
 def make(
-    catalogue: Catalogue,
+    registry: Registry,
     name: str,
     card: SweepCard,
     *,
@@ -168,22 +168,22 @@ def make(
     for seed in card.seeds:
         for line in lines:
             try:
-                runs.append(_plan_run(catalogue, card, line, seed, out, plugins))
+                runs.append(_plan_run(registry, card, line, seed, out, plugins))
             except UserError as error:
                 raise UserError(
                     f"sweep {name}, {line.title or line.method}: {error.what}", fix=error.fix
                 ) from error
-    _check_choice(catalogue, name, card, runs[0].plan)
+    _check_choice(registry, name, card, runs[0].plan)
     protocol = runs[0].plan.config.protocol
     return Sweep(name, card, protocol, tuple(lines), tuple(runs), given, out)
 
 
 def _plan_run(
-    catalogue: Catalogue, card: SweepCard, line: Configuration, seed: int, out: Path, plugins: Sequence[Path]
+    registry: Registry, card: SweepCard, line: Configuration, seed: int, out: Path, plugins: Sequence[Path]
 ) -> SweepRun:
     changes = [f"{key}={text(value)}" for key, value in line.values.items()]
     config = resolve(
-        catalogue,
+        registry,
         method=line.method,
         model=card.model,
         dataset=card.data or None,
@@ -192,7 +192,7 @@ def _plan_run(
         assignments=changes,
         seed=seed,
     )
-    plan = planning.make_plan(catalogue, config)
+    plan = planning.make_plan(registry, config)
     folder = out / plan.id
     words = ["alignbench", "run", "--method", line.method, "--model", card.model, "--seed", str(seed)]
     named = {"--data": card.data, "--recipe": line.recipe, "--protocol": card.protocol}
@@ -204,9 +204,9 @@ def _plan_run(
     return SweepRun(line, seed, plan, folder, shlex.join([*words, "--out", str(folder)]))
 
 
-def _check_choice(catalogue: Catalogue, name: str, card: SweepCard, plan: planning.Plan) -> None:
+def _check_choice(registry: Registry, name: str, card: SweepCard, plan: planning.Plan) -> None:
     """Make sure that what the best is chosen by will be measured."""
-    facts = catalogue.metric_facts()
+    facts = registry.metric_facts()
     if card.metric not in facts and not plan.problems:  # a full-size protocol may name planned evaluators
         raise UserError(f"sweep {name}: no metric named {card.metric!r}.{suggest(card.metric, facts)}")
     if card.setting not in plan.protocol.settings:
@@ -221,7 +221,7 @@ def _check_choice(catalogue: Catalogue, name: str, card: SweepCard, plan: planni
 
 def carry_out(
     sweep: Sweep,
-    catalogue: Catalogue,
+    registry: Registry,
     progress: Progress,
     *,
     workers: int = 0,
@@ -231,7 +231,7 @@ def carry_out(
 
     Args:
         sweep: the planned sweep; it must have no problems.
-        catalogue: where its cards are.
+        registry: where its cards are.
         progress: told what happens.
         workers: threads that decode images.
         after: called after every run with the failures so far.
@@ -255,7 +255,7 @@ def carry_out(
             progress.say(f"{title}: done before, {run.plan.id}")
             continue
         progress.say(title)
-        reason = _carry_out_one(run, catalogue, progress, workers)
+        reason = _carry_out_one(run, registry, progress, workers)
         if reason:
             failures[run.plan.id] = reason
             progress.say(f"{title}: failed: {reason}")
@@ -263,13 +263,13 @@ def carry_out(
     return failures
 
 
-def _carry_out_one(run: SweepRun, catalogue: Catalogue, progress: Progress, workers: int) -> str:
+def _carry_out_one(run: SweepRun, registry: Registry, progress: Progress, workers: int) -> str:
     """Do one run; return why it failed, or nothing."""
     from alignbench.config.plan import Job
     from alignbench.runs import run as runner
 
     _forget_memory()
-    job = Job(run.plan, catalogue, run.folder, command=run.command, workers=workers)
+    job = Job(run.plan, registry, run.folder, command=run.command, workers=workers)
     try:
         runner.run(job, progress)
     except UserError as error:

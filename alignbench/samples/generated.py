@@ -20,7 +20,7 @@ from torch import Tensor
 
 from alignbench import randomness
 from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt, Rollout, Sampling
-from alignbench.errors import RunFailed, named_shortage, smaller_batch
+from alignbench.errors import RunFailed, out_of_memory_as, smaller_batch
 from alignbench.files import write_atomic
 from alignbench.registry.protocol import ProtocolCard, Setting
 from alignbench.samples.pixels import resize_bicubic, to_uint8
@@ -201,7 +201,9 @@ class TokenImages:
         """
         path, ids = shard_path(self._folder, number), self.shards()[number]
         batch = self._sampler.protocol.batch
-        with named_shortage(f"out of memory while generating {batch} images together", smaller_batch(batch)):
+        with out_of_memory_as(
+            f"out of memory while generating {batch} images together", smaller_batch(batch)
+        ):
             if not path.exists():
                 made = self._sampler.generate(self._setting, self._seed, ids)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignbench.api import Backbone, ImageBatch
 from alignbench.data.dataset import ImageDataset, ordered_map
-from alignbench.errors import UserError, named_shortage, smaller_batch
+from alignbench.errors import UserError, out_of_memory_as, smaller_batch
 from alignbench.files import digest_of
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.samples.pixels import from_uint8, to_uint8
@@ -98,7 +98,7 @@ class ReconstructedImages:
         """
         ids, batch = self.shards()[number], self._protocol.batch
         originals = self._originals(ids)
-        with named_shortage(
+        with out_of_memory_as(
             f"out of memory while reconstructing {batch} images together", smaller_batch(batch)
         ):
             rebuilt = torch.cat(list(self._rebuilt(originals)))

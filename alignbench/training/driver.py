@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from alignbench.api import Batch, Collected, Method
 from alignbench.config.settings import TrainConfig
-from alignbench.errors import RunFailed, named_shortage
+from alignbench.errors import RunFailed, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Progress
 from alignbench.training import checkpoint
@@ -156,7 +156,7 @@ class Driver:
         size = self.config.micro_batch
         smaller = f"train.micro_batch={size // 2}" if size > 1 else "train.recompute=true"
         what = f"step {step + 1}: out of memory with train.micro_batch = {size}"
-        with named_shortage(what, f"--set {smaller}"):
+        with out_of_memory_as(what, f"--set {smaller}"):
             return self._step(step)
 
     def _step(self, step: int) -> dict[str, float]:

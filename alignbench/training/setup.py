@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from alignbench.api import Backbone, Method, Reward, Updates
-from alignbench.backbones.load import build_model, text_conditions
+from alignbench.api import Backbone, Condition, Method, Reward, TextEncoder, Updates
+from alignbench.backbones.load import load_backbone, load_text_encoder
 from alignbench.config.plan import Job, Plan
 from alignbench.data.dataset import ImageDataset, open_dataset
 from alignbench.data.stream import Stream
 from alignbench.files import write_atomic
+from alignbench.hub import weights
 from alignbench.progress import Progress
 from alignbench.registry import interfaces
 from alignbench.rewards.build import Placed, class_names
@@ -23,9 +24,38 @@ from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
 
 
+def build_model(plan: Plan, device: torch.device) -> Backbone:
+    """Build a plan's model as it is before training.
+
+    Raises:
+        UserError: its files do not fit.
+    """
+    files = None if plan.random_weights else {role: status.path for role, status in plan.weights.items()}
+    encoder = _text_encoder(plan, device) if plan.model.text else None
+    section = plan.config.section("model")
+    return load_backbone(
+        plan.config.model, plan.model, files, text_encoder=encoder, options=section, device=device
+    )
+
+
+def _text_encoder(plan: Plan, device: torch.device) -> TextEncoder:
+    if plan.random_weights:
+        return load_text_encoder(plan.model, None, device)
+    if plan.text is not None:
+        return load_text_encoder(plan.model, (plan.text.path, plan.text.sha256), device)
+    status = plan.weights["text"]
+    assert status.path is not None
+    return load_text_encoder(plan.model, (status.path, weights.verify(status)), device)
+
+
+def text_conditions(plan: Plan, backbone: Backbone) -> Callable[[Sequence[str]], Condition] | None:
+    """What a `Stream` makes of captions; None for class-conditional models."""
+    return backbone.text_condition if plan.model.condition == "text" else None
+
+
 def open_training_data(job: Job, progress: Progress) -> ImageDataset:
     """Open the training split and say what was left out."""
-    card = job.catalogue.dataset(job.plan.config.dataset)
+    card = job.registry.dataset(job.plan.config.dataset)
     dataset = open_dataset(
         card,
         split=card.train_split,
@@ -52,16 +82,16 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     """
     name = job.plan.config.method
     assert name is not None
-    target = interfaces.load_method(job.catalogue, name)
+    target = interfaces.load_method(job.registry, name)
 
     shared: dict[tuple[object, ...], Placed] = {}
 
     def reward(spec: str) -> Reward:
         return build_reward(
             spec,
-            job.catalogue,
+            job.registry,
             device,
-            class_names=lambda: class_names(job.catalogue.dataset(job.plan.config.dataset)),
+            class_names=lambda: class_names(job.registry.dataset(job.plan.config.dataset)),
             image_size=job.plan.model.image_size,
             shared=shared,
         )

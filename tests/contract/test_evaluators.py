@@ -14,19 +14,19 @@ from torch import Tensor
 
 from alignbench import randomness
 from alignbench.api import Evaluator, ImageBatch, Prompt, Reference
-from alignbench.evaluation.features import RowStore, StoredRows, measure
+from alignbench.evaluation.features import FeatureStore, StoredFeatures, measure
 from alignbench.progress import Progress, Stage
-from alignbench.registry.lookup import Catalogue, import_target
+from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.protocol import EvaluatorCard
-from tests.toys import Rank
+from tests.helpers.toys import Rank
 
-CATALOGUE = Catalogue.default()
+REGISTRY = Registry.default()
 NAMES = [
     name
-    for name in CATALOGUE.names("evaluators")
-    if not CATALOGUE.evaluator(name).assets and "prompts" not in CATALOGUE.evaluator(name).needs
+    for name in REGISTRY.names("evaluators")
+    if not REGISTRY.evaluator(name).assets and "prompts" not in REGISTRY.evaluator(name).needs
 ]
-COMPARING = [name for name in NAMES if "reference" in CATALOGUE.evaluator(name).needs]
+COMPARING = [name for name in NAMES if "reference" in REGISTRY.evaluator(name).needs]
 CPU = torch.device("cpu")
 STAGE = Stage(Progress(quiet=True), "measure", total=99, done=0)
 
@@ -65,14 +65,14 @@ def image_set(name: str, seed: int, count: int = 200) -> Images:
 
 
 def built(name: str) -> tuple[EvaluatorCard, Evaluator]:
-    card = CATALOGUE.evaluator(name)
+    card = REGISTRY.evaluator(name)
     options = {key: option.default for key, option in card.options.items()}
     evaluator: Evaluator = import_target(card.target)(card, options=options, assets={}, device=CPU)
     return card, evaluator
 
 
-def rows(evaluator: Evaluator, images: Images, folder: Path) -> StoredRows:
-    store = RowStore(folder / images.identity, f"{images.identity}{images.shard}")
+def rows(evaluator: Evaluator, images: Images, folder: Path) -> StoredFeatures:
+    store = FeatureStore(folder / images.identity, f"{images.identity}{images.shard}")
     measure(images, {"it": evaluator}, {"it": store}, place=Rank(0, 1), stage=STAGE)
     return store.rows(len(images.shards()))
 

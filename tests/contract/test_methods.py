@@ -9,29 +9,29 @@ import pytest
 
 from alignbench import testing
 from alignbench.errors import UserError
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.testing import Case
-from tests.contract import method_checks
+from tests.helpers import method_checks
 
-CATALOGUE = Catalogue.default()
+REGISTRY = Registry.default()
 MODEL = "llamagen-tiny"
-METHODS = CATALOGUE.names("methods")
+METHODS = REGISTRY.names("methods")
 CHECKS = {check.__name__: check for check in (*testing.METHOD_CHECKS, *method_checks.METHOD_CHECKS)}
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("check", CHECKS)
 def test_contract(check: str, method: str, tmp_path: Path) -> None:
-    if CATALOGUE.model(MODEL).condition not in CATALOGUE.method(method).conditions:
+    if REGISTRY.model(MODEL).condition not in REGISTRY.method(method).conditions:
         pytest.skip(f"{method} does not train {MODEL}: another kind of condition")
-    CHECKS[check](Case(CATALOGUE, method, MODEL), tmp_path)
+    CHECKS[check](Case(REGISTRY, method, MODEL), tmp_path)
 
 
 def variants() -> list[tuple[str, str]]:
     """Every method with each of its switches thrown, one at a time."""
     found = []
     for method in METHODS:
-        for name, option in CATALOGUE.method(method).options.items():
+        for name, option in REGISTRY.method(method).options.items():
             values = [False, True] if isinstance(option.default, bool) else option.choices
             found += [(method, f"method.{name}={value}") for value in values if value != option.default]
     return found
@@ -39,14 +39,14 @@ def variants() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("method", "switch"), variants())
 def test_two_ranks_give_what_one_gives_with_every_switch(method: str, switch: str, tmp_path: Path) -> None:
-    if CATALOGUE.model(MODEL).condition not in CATALOGUE.method(method).conditions:
+    if REGISTRY.model(MODEL).condition not in REGISTRY.method(method).conditions:
         pytest.skip(f"{method} does not train {MODEL}: another kind of condition")
-    method_checks.two_ranks_give_what_one_gives(Case(CATALOGUE, method, MODEL, (switch,)), tmp_path)
+    method_checks.two_ranks_give_what_one_gives(Case(REGISTRY, method, MODEL, (switch,)), tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_card_tells_a_reader_what_it_is(method: str) -> None:
-    card = CATALOGUE.method(method)
+    card = REGISTRY.method(method)
     assert card.title and card.summary.endswith(".") and card.notes
     assert re.fullmatch(r"|arXiv:\d{4}\.\d{5}", card.paper)
     assert bool(card.reward_options) <= ("rewards" in card.needs)
@@ -58,8 +58,8 @@ def test_the_card_tells_a_reader_what_it_is(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_embedded_model_has_a_recipe(method: str) -> None:
-    if CATALOGUE.model(MODEL).condition in CATALOGUE.method(method).conditions:
+    if REGISTRY.model(MODEL).condition in REGISTRY.method(method).conditions:
         try:
-            assert CATALOGUE.recipe_for(method, MODEL) is not None
+            assert REGISTRY.recipe_for(method, MODEL) is not None
         except UserError as error:
             pytest.fail(str(error))

@@ -1,6 +1,7 @@
 """What every reward card promises, checked without naming any of them.
 
-Rewards whose weights are not here stand on tiny random networks of the same classes: `tests.tiny_rewards`.
+Rewards whose weights are not here stand on tiny random networks of the same classes:
+`tests.helpers.tiny_rewards`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import torch
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.registry.lookup import Catalogue, import_target
+from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.schema import RewardCard
 from alignbench.rewards.build import BuiltDistance, BuiltReward, Placed, build
 from alignbench.rewards.remote import serve
-from tests.test_reward_remote import running
-from tests.tiny_rewards import REQUESTS, TINY
+from tests.helpers.tiny_rewards import REQUESTS, TINY
+from tests.rewards.test_remote import running
 
-CATALOGUE = Catalogue([("built-in", Path(__file__).parent.parent.parent / "registry")])
-NAMES = CATALOGUE.names("rewards")
+REGISTRY = Registry([("built-in", Path(__file__).parent.parent.parent / "registry")])
+NAMES = REGISTRY.names("rewards")
 CPU = torch.device("cpu")
 COUNT = 5
 TOLERANCE = 2e-5
@@ -43,7 +44,7 @@ class Case:
         options = ",".join(filter(None, [self.options, more]))
         reward = build(
             f"{self.name}({options})" if options else self.name,
-            CATALOGUE,
+            REGISTRY,
             CPU,
             class_names=lambda: [f"thing {number}" for number in range(10)],
             image_size=side or self.side,
@@ -69,7 +70,7 @@ class Case:
 @pytest.fixture(scope="module", params=NAMES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     name = request.param
-    card = CATALOGUE.reward(name)
+    card = REGISTRY.reward(name)
     with pytest.MonkeyPatch.context() as patch:
         options = TINY[name](tmp_path_factory.mktemp("reward"), patch) if name in TINY else ""
         # Without weights here and without a tiny stand-in, building fails, and so does every test below.

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from alignbench.registry.lookup import Catalogue
+from alignbench.registry.lookup import Registry
 from alignbench.testing import Case
-from tests.contract import method_checks as checks
+from tests.helpers import method_checks as checks
 
-BUILT_IN = Catalogue([("built-in", Path(__file__).parents[2] / "registry")])
+BUILT_IN = Registry([("built-in", Path(__file__).parents[2] / "registry")])
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,6 @@ def case_of(name: str, folder: Path) -> Case:
     card = BUILT_IN.found["methods"]["ntp"].path.read_text("utf-8")
     target = "alignbench.methods.ntp:NextToken"
     assert target in card
-    (cards / "broken.toml").write_text(card.replace(target, f"tests.contract.broken:{name}"), "utf-8")
-    catalogue = Catalogue([*BUILT_IN.roots, ("test", cards.parent)])
-    return Case(catalogue, "broken", assignments=("method.noise=0.5",))
+    (cards / "broken.toml").write_text(card.replace(target, f"tests.helpers.broken_methods:{name}"), "utf-8")
+    registry = Registry([*BUILT_IN.roots, ("test", cards.parent)])
+    return Case(registry, "broken", assignments=("method.noise=0.5",))

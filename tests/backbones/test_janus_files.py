@@ -1,0 +1,258 @@
+"""Janus on disk: the forms its weights come in, its prompt tokenizer, and what must be refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignbench.api import Sampling
+from alignbench.backbones.janus.model import Janus, build, load, unwrap
+from alignbench.backbones.janus.prompts import template
+from alignbench.errors import UserError
+from tests.helpers import janus_toys
+
+TAG = "<begin_of_image>"
+
+
+@pytest.fixture(scope="module")
+def original() -> Any:
+    return janus_toys.hub_model(seed=3)
+
+
+@pytest.fixture(scope="module")
+def hub(original: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return janus_toys.write_hub_folder(tmp_path_factory.mktemp("hub"), original)
+
+
+def released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo the conversion: transformers' names to those of the released program, attention fused again."""
+    rules = [
+        (r"^model\.language_model\.", "language_model.model."),
+        (r"^lm_head\.", "language_model.lm_head."),
+        (r"^model\.generation_embeddings\.", "gen_embed."),
+        (r"^model\.generation_aligner\.fc1", "gen_aligner.layers.0"),
+        (r"^model\.generation_aligner\.hidden_layers\.0", "gen_aligner.layers.2"),
+        (r"^model\.generation_head\.proj_out", "gen_head.output_mlp_projector"),
+        (r"^model\.generation_head\.", "gen_head."),
+        (r"^model\.aligner\.fc1", "aligner.layers.0"),
+        (r"^model\.aligner\.hidden_layers\.0", "aligner.layers.2"),
+        (r"^(model\.vqmodel.*)\.mid\.block_1\.", r"\1.mid.0."),
+        (r"^(model\.vqmodel.*)\.mid\.attn_1\.", r"\1.mid.1."),
+        (r"^(model\.vqmodel.*)\.mid\.block_2\.", r"\1.mid.2."),
+        (r"^(model\.vqmodel\..*)\.block\.", r"\1.res."),
+        (r"^model\.vqmodel\.(encoder\.)down\.", r"gen_vision_model.\1conv_blocks."),
+        (r"^model\.vqmodel\.(decoder\.)up\.", r"gen_vision_model.\1conv_blocks."),
+        (r"^model\.vqmodel\.", "gen_vision_model."),
+        (r"^model\.vision_model\.encoder\.layers\.", "vision_model.vision_tower.blocks."),
+        (r"^model\.vision_model\.post_layernorm\.", "vision_model.vision_tower.norm."),
+        (r"^model\.vision_model\.embeddings\.", "vision_model.vision_tower."),
+        (r"vision_tower\.patch_embedding\.", "vision_tower.patch_embed.proj."),
+        (r"vision_tower\.position_embedding\.weight", "vision_tower.pos_embed"),
+        (r"(vision_tower\..*)\.self_attn\.projection_layer\.", r"\1.attn.proj."),
+        (r"(vision_tower\..*)\.self_attn\.", r"\1.attn."),
+        (r"(vision_tower\..*)\.layer_norm([12])\.", r"\1.norm\2."),
+    ]  # fmt: skip
+    named = {}
+    for key, value in state.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        named[key] = value[None] if key.endswith("pos_embed") else value
+    for key in [key for key in named if ".attn.q_proj." in key and "vision_tower" in key]:
+        pieces = [named.pop(key.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
+        named[key.replace("q_proj", "qkv")] = torch.cat(pieces)
+    return named
+
+
+@pytest.fixture(scope="module")
+def released(original: Any, hub: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two shards as the released repositories have them, with the tensors that have no counterpart."""
+    folder = tmp_path_factory.mktemp("released")
+    state = released_names({key: value.clone() for key, value in original.state_dict().items()})
+    state["gen_vision_model.quantize.codebook_used"] = torch.zeros(8)
+    state["vision_model.vision_tower.attn_pool.latent"] = torch.zeros(1, 1, 4)
+    state["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+    keys = sorted(state)
+    for number, part in enumerate((keys[::2], keys[1::2]), start=1):
+        torch.save({key: state[key] for key in part}, folder / f"pytorch_model-0000{number}-of-00002.bin")
+    shutil.copyfile(hub / "tokenizer.json", folder / "tokenizer.json")
+    (folder / "config.json").write_text(json.dumps({"model_type": "multi_modality"}))
+    names = ["policy", "policy.2"]
+    return dict(zip(names, sorted(folder.glob("*.bin")), strict=True))
+
+
+def same(one: Janus, other: Janus) -> None:
+    """Equal weights of every part, bit for bit."""
+    for role, state in one.export().items():
+        found = other.export()[role]
+        assert state.keys() == found.keys()
+        assert all(torch.equal(value, found[key]) for key, value in state.items()), role
+    assert one._rest.keys() == other._rest.keys()
+    assert all(torch.equal(value, other._rest[key]) for key, value in one._rest.items())
+
+
+# --- forms ----------------------------------------------------------------------------------------
+
+
+def test_released_names_look_like_the_released_ones(released: dict[str, Path]) -> None:
+    """Names known from the released checkpoints, so that the two maps here cannot agree on nonsense."""
+    keys = {key for path in released.values() for key in torch.load(path, weights_only=True)}
+    assert keys >= {
+        "language_model.model.layers.1.self_attn.q_proj.weight",
+        "language_model.lm_head.weight",
+        "gen_embed.weight",
+        "gen_aligner.layers.2.bias",
+        "gen_head.output_mlp_projector.weight",
+        "gen_head.vision_head.weight",
+        "gen_vision_model.encoder.conv_blocks.0.res.0.norm1.weight",
+        "gen_vision_model.decoder.conv_blocks.0.attn.1.proj_out.weight",
+        "gen_vision_model.decoder.mid.1.q.weight",
+        "gen_vision_model.encoder.conv_blocks.1.downsample.conv.weight",
+        "gen_vision_model.quantize.embedding.weight",
+        "vision_model.vision_tower.blocks.0.attn.qkv.weight",
+        "vision_model.vision_tower.pos_embed",
+        "aligner.layers.0.weight",
+    }
+
+
+def test_released_weights_are_those_of_the_hub(hub: Path, released: dict[str, Path]) -> None:
+    same(build(janus_toys.hub_card(), released), load(hub))
+    same(build(janus_toys.hub_card(), {"policy": hub}), load(hub))
+    same(build(janus_toys.hub_card(), {"policy": hub / "model.safetensors"}), load(hub))
+
+
+def test_a_run_s_policy_goes_with_the_tokenizer_of_a_whole_model(hub: Path, tmp_path: Path) -> None:
+    trained = load(hub)
+    with torch.no_grad():
+        trained.policy.get_parameter("generation_embeddings.weight").add_(1)
+    files = {}
+    for role, state in trained.export().items():
+        files[role] = tmp_path / f"{role}.safetensors"
+        save_file({key: value.contiguous() for key, value in state.items()}, files[role])
+    card = janus_toys.hub_card()
+    both = build(card, {**files, "text": hub / "tokenizer.json"})
+    mixed = build(card, {"policy": files["policy"], "tokenizer": hub})
+    for model in (both, mixed):
+        assert all(
+            torch.equal(value, model.export()[role][key])
+            for role, state in trained.export().items()
+            for key, value in state.items()
+        )
+
+
+def test_saved_in_shards_and_read_by_us_and_by_transformers(hub: Path, tmp_path: Path) -> None:
+    from transformers import AutoProcessor, JanusForConditionalGeneration
+
+    model = load(hub)
+    model.save(tmp_path / "saved", shard_size="1MB")
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
+    again = load(tmp_path / "saved")
+    same(model, again)
+    theirs, report = JanusForConditionalGeneration.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
+    assert not any(report.values())
+    embedding = theirs.get_input_embeddings().weight
+    assert embedding.data_ptr() != theirs.lm_head.weight.data_ptr(), "tied: the head went over the embedding"
+    assert torch.equal(embedding, model.policy.get_parameter("language_model.embed_tokens.weight"))
+    texts = ["a cat", "two red cubes"]
+    talk = AutoProcessor.from_pretrained(tmp_path / "saved")(
+        text=[template(text).removesuffix(TAG) for text in texts],
+        generation_mode="image", padding=True, return_tensors="pt",
+    )  # fmt: skip
+    prompts = again.text_condition(texts)
+    assert torch.equal(talk["input_ids"], prompts.ids)
+    drawn = theirs.generate(**talk, generation_mode="image", do_sample=False, guidance_scale=4.0)
+    ours = again.generate(prompts, torch.zeros(2, 16), Sampling(greedy=True, cfg_scale=4.0))
+    assert torch.equal(drawn, ours.tokens)
+
+
+def test_models_read_from_a_community_configuration_are_untied(hub: Path, tmp_path: Path) -> None:
+    """A config.json without the field means tied for new versions of transformers."""
+    shutil.copytree(hub, tmp_path / "hub")
+    path = tmp_path / "hub" / "config.json"
+    content = json.loads(path.read_text())
+    del content["tie_word_embeddings"]
+    path.write_text(json.dumps(content))
+    model = load(tmp_path / "hub")
+    same(model, load(hub))
+    model.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def broken(hub: Path, folder: Path, change: Any) -> Path:
+    """The hub's folder with other tensors."""
+    shutil.copytree(hub, folder)
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+CHANGES = {
+    "missing": lambda state: state.pop("model.generation_head.vision_head.bias"),
+    "unexpected": lambda state: state.update({"model.generation_head.extra": torch.zeros(1)}),
+    "of another shape": lambda state: state.update({"model.vqmodel.quant_conv.bias": torch.zeros(9)}),
+    "part of no Janus-Pro": lambda state: state.update({"model.layers.0.weight": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_weights_that_do_not_fit_are_refused(what: str, hub: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=what):
+        load(broken(hub, tmp_path / "hub", CHANGES[what]))
+
+
+def test_a_missing_shard_is_noticed(released: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="missing"):
+        build(janus_toys.hub_card(), {"policy": released["policy"]})
+
+
+def test_the_released_configuration_is_refused(released: dict[str, Path]) -> None:
+    """transformers reads it as a wrong default: 32 layers of width 4096."""
+    with pytest.raises(UserError, match="not that of a Janus model"):
+        load(released["policy"].parent)
+
+
+def test_other_mistakes_are_named(hub: Path, tmp_path: Path) -> None:
+    shutil.copyfile(hub / "model.safetensors", tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"no tokenizer\.json beside"):
+        build(janus_toys.hub_card(), {"policy": tmp_path / "model.safetensors"})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no weights"):
+        build(janus_toys.hub_card(), {"policy": tmp_path / "empty", "text": hub / "tokenizer.json"})
+    with pytest.raises(UserError, match="no weights file for policy"):
+        build(janus_toys.hub_card(), {"tokenizer": hub})
+    with pytest.raises(UserError, match="264 ids, the model knows 100"):
+        shape = janus_toys.hub_card().policy.model_copy(update={"text_vocab": 100})
+        build(janus_toys.hub_card().model_copy(update={"policy": shape}), {"policy": hub})
+    with pytest.raises(UserError, match="text_vocab"):
+        shape = janus_toys.hub_card().policy.model_copy(update={"text_vocab": None})
+        build(janus_toys.hub_card().model_copy(update={"policy": shape}), None)
+    with pytest.raises(UserError, match="only understanding needs"):
+        build(janus_toys.card(), None).save(tmp_path / "saved")
+
+
+def test_unwrap_finds_the_policy_inside_wrappers(hub: Path) -> None:
+    model = load(hub)
+    inner = model.policy
+    model.policy = torch.nn.parallel.DataParallel(torch.nn.parallel.DataParallel(inner))
+    assert unwrap(model.policy) is inner
+
+
+def test_without_transformers_the_extra_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for attempt in (lambda: load(hub), lambda: build(janus_toys.card(), None)):
+        with pytest.raises(UserError, match=r"needs transformers.*pip install"):
+            attempt()

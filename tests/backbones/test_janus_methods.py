@@ -1,0 +1,169 @@
+"""Every method trains a tiny Janus: nothing in a method knows which backbone it has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignbench import api
+from alignbench.backbones.janus.model import Janus, build, unwrap
+from alignbench.backbones.janus.policy import Fidelity
+from alignbench.registry.lookup import Registry, import_target
+from alignbench.testing import METHOD_CHECKS, Case
+from alignbench.training import setup
+from tests.helpers import janus_toys
+from tests.helpers.method_checks import METHOD_CHECKS as MORE_CHECKS
+
+REGISTRY = Registry.default()
+METHODS = [name for name in REGISTRY.names("methods") if "text" in REGISTRY.method(name).conditions]
+CAPTIONS = ["a red circle", "two blue squares", "a green triangle", "nothing"]
+CHANGES: dict[str, dict[str, Any]] = {
+    "ar-grpo": {"rewards": "toy", "group_size": 3, "cfg_scale": 2.0},
+    "vapi": {"noise": 0.95, "group_size": 4},
+}
+
+
+@dataclass
+class Toy:
+    """Brightness, and the squared distance to a reference."""
+
+    def score(self, request: api.ScoreRequest) -> api.Scores:
+        assert request.texts and len(request.texts) == len(request.images), "captions reach rewards"
+        values = request.images.mean(dim=(1, 2, 3))
+        return api.Scores(values, torch.ones_like(values, dtype=torch.bool))
+
+    def prepare(self, reference: Tensor) -> Tensor:
+        return reference
+
+    def distance(self, images: Tensor, prepared: Tensor, *, repeats: int) -> Tensor:
+        return (images - prepared.repeat_interleave(repeats, dim=0)).square().mean(dim=(1, 2, 3))
+
+
+def batch(model: Janus) -> api.Batch:
+    numbers = torch.Generator().manual_seed(0)
+    images = torch.rand(len(CAPTIONS), 3, 20, 20, generator=numbers) * 2 - 1
+    return api.Batch(torch.arange(len(CAPTIONS)), model.text_condition(CAPTIONS), images)
+
+
+def method_on(model: Janus, name: str, **changes: Any) -> api.Method:
+    card = REGISTRY.method(name)
+    defaults = {key: option.default for key, option in card.options.items()}
+    target = import_target(card.target)
+    config = target.Config(**{**defaults, **CHANGES.get(name, {}), **changes})
+    method: api.Method = target(config, backbone=model, reward=lambda spec: Toy(), seed=0)
+    return method
+
+
+def steps(model: Janus, method: api.Method, count: int) -> list[float]:
+    """Train a few steps in micro-batches; returns the losses."""
+    module = setup.trained_module(model, method.updates)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    losses = []
+    for step in range(count):
+        with torch.no_grad():
+            collected = [method.collect(piece, step) for piece in batch(model).split(2)]
+        total = torch.zeros(())
+        for part in collected:
+            loss = method.loss(part.experience).value / len(collected)
+            loss.backward()
+            total += loss.detach()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(total))
+    return losses
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_it(name: str) -> None:
+    model = build(janus_toys.card(), None, seed=2)
+    method = method_on(model, name)
+    policy = {key: value.clone() for key, value in model.policy.state_dict().items()}
+    codes = {key: value.clone() for key, value in model.tokenizer.state_dict().items()}
+    losses = steps(model, method, 2)
+    assert all(torch.isfinite(torch.tensor(losses)))
+    decoder = ("decoder.", "post_quant_conv.")
+    for key, value in model.policy.state_dict().items():
+        assert torch.equal(value, policy[key]) != (method.updates == "policy"), key
+    for key, value in model.tokenizer.state_dict().items():
+        trains = method.updates == "decoder" and key.startswith(decoder)
+        assert torch.equal(value, codes[key]) != trains, key
+
+
+@pytest.mark.parametrize("name", ["vapi", "ntp"])
+def test_a_step_in_micro_batches_is_the_step(name: str) -> None:
+    """Prompts of a piece keep the padding of the batch; alone they would have less. Neither may matter."""
+    gradients = []
+    for size in (4, 1):
+        model = build(janus_toys.card(), None, seed=2)
+        method = method_on(model, name)
+        setup.trained_module(model, method.updates)
+        for piece in batch(model).split(size):
+            own = model.text_condition(piece.condition.texts) if size == 1 else piece.condition
+            with torch.no_grad():
+                collected = method.collect(api.Batch(piece.index, own, piece.images), 0)
+            (method.loss(collected.experience).value * len(piece) / 4).backward()
+        gradients.append([parameter.grad for parameter in model.policy.parameters()])
+    scale = max(float(gradient.abs().max()) for gradient in gradients[0])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4 * scale, rtol=1e-3)
+
+
+def test_random_codes_cannot_be_predicted_unless_they_leak() -> None:
+    """Fresh uniform codes at every step: below log V only a model can come that has read what it scores."""
+    numbers, found = torch.Generator().manual_seed(0), {}
+    alignments: tuple[Fidelity, ...] = ("exact", "as_released")
+    for fidelity in alignments:
+        model = build(janus_toys.card(), None, seed=2, fidelity=fidelity)
+        model.policy.requires_grad_(True).get_parameter("generation_embeddings.weight").data.mul_(50)
+        prompts = model.text_condition(["a cat", "a dog"] * 4)
+        optimizer = torch.optim.Adam(model.policy.parameters(), lr=1e-2)
+        for _ in range(25):
+            tokens = torch.randint(0, 128, (8, 25), generator=numbers)
+            logits = model.logits(prompts, tokens[:, :-1])[:, :-1]
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, :-1].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found[fidelity] = float(loss.detach()) - math.log(128)
+    assert found["exact"] > -0.05
+    assert found["as_released"] < -1
+
+
+def test_parts_left_out_do_not_move() -> None:
+    model = build(janus_toys.card(), None, seed=2, trains=("aligner", "head"))
+    method = method_on(model, "ntp")
+    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
+    steps(model, method, 1)
+    for key, value in model.policy.state_dict().items():
+        assert torch.equal(value, before[key]) != key.startswith(("generation_aligner.", "generation_head."))
+
+
+RANDOM = ("model.weights=random", "method.perceptual=none", "method.perceptual_weight=0")
+
+
+def test_recipes_and_settings_reach_the_model(tmp_path: Path) -> None:
+    case = Case(REGISTRY, "vapi", "janus-tiny", (*RANDOM, "model.trains=head", "model.fidelity=as_released"))
+    model = setup.build_model(case.job(tmp_path).plan, torch.device("cpu"))
+    assert isinstance(model, Janus)
+    assert (unwrap(model.policy).trains, unwrap(model.policy).fidelity) == (("head",), "as_released")
+    recipe = REGISTRY.recipe("vapi-janus-pro-1b-as-released")
+    assert recipe.values["model.fidelity"] == "as_released" and recipe.values["method.noise"] == 1.0
+    assert REGISTRY.recipe_for("vapi", "janus-pro-1b") == "vapi-janus-pro-1b"
+
+
+PROMISES = {check.__name__: check for check in (*METHOD_CHECKS, *MORE_CHECKS)}
+KEPT = ("gradients_reach_only_what_trains", "two_ranks_give_what_one_gives", "only_what_trains_changes")
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_run_keeps_its_promises(name: str, tmp_path: Path) -> None:
+    """Some of the contract of methods, with data, plan and driver as they are."""
+    PROMISES[name](Case(REGISTRY, "vapi", "janus-tiny", RANDOM), tmp_path)

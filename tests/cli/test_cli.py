@@ -1,0 +1,149 @@
+"""What a user types and what comes back: exit codes and single clear lines."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["run", "--method", "vapi", "--model", "llamagen-tiny"]
+
+
+def alignbench(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "alignbench", *arguments],
+        capture_output=True, text=True, cwd=cwd or ROOT, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["run", "--method", "vappi", "--model", "llamagen-xxl"],
+            "alignbench: no method named 'vappi'. Did you mean vapi? See: alignbench list methods",
+        ),
+        (
+            ["run", "--method", "vapi", "--model", "lamagen-xxl"],
+            "alignbench: no model named 'lamagen-xxl'. Did you mean llamagen-xxl",
+        ),
+        (
+            [*TINY, "--set", "method.clip=0.1"],
+            "alignbench: no setting named 'method.clip'. Did you mean method.clip_range?",
+        ),
+        ([*TINY, "--set", "train.steps=many"], "alignbench: train.steps: 'many' is not a whole number"),
+        ([*TINY, "--set", "model.policy=/nowhere/x.pt"], "/nowhere/x.pt"),
+        (
+            [*TINY, "--data", "folder", "--set", "data.root=/nowhere"],
+            "/nowhere is not a folder → --set data.root=PATH",
+        ),
+        (["list", "model"], "alignbench: no kind named 'model'. Did you mean models?"),
+        (["show", "llamagen-xxxl"], "Did you mean llamagen-xxl"),
+        (["leaderboard", "/nowhere"], "/nowhere does not exist"),
+        (["verify", "--golden", "/nowhere"], "/nowhere is not a folder"),
+        (["pretrain", "llamagen-xxl"], "cannot be pretrained here"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_line_and_exit_2(arguments: list[str], line: str) -> None:
+    done = alignbench(*arguments)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_weights_stop_at_once_with_the_fetch_command() -> None:
+    done = alignbench("run", "--method", "vapi", "--model", "llamagen-xxl", "--no-eval")
+    assert done.returncode == 2
+    assert "alignbench fetch llamagen-xxl" in done.stderr
+    assert re.search(r"c2i_XXL_384\.pt is not in /\S+/weights/llamagen-xxl", done.stderr)
+
+
+def test_dry_run_of_the_paper_s_experiment() -> None:
+    done = alignbench(
+        "run", "--method", "vapi", "--model", "llamagen-xxl", "--set", "clip_range=0.1", "--dry-run"
+    )
+    assert done.returncode == 2  # not runnable: no weights here
+    assert "1,410,972,672 parameters" in done.stdout
+    assert "128 images × 8 sequences per step" in done.stdout
+    assert "method.clip_range = 0.1 (--set)" in done.stdout
+    assert re.search(r"estimate +\d+ GiB", done.stdout)
+    assert len(done.stdout.splitlines()) <= 20
+    as_json = json.loads(
+        alignbench("run", "--method", "vapi", "--model", "llamagen-xxl", "--dry-run", "--json").stdout
+    )
+    assert as_json["sequences_per_step"] == 1024 and as_json["problems"]
+
+
+def test_dry_run_of_the_default_is_runnable() -> None:
+    done = alignbench(*TINY, "--dry-run")
+    assert done.returncode == 0 and "problem" not in done.stdout
+
+
+def test_list_and_show() -> None:
+    listed = json.loads(alignbench("list", "--json").stdout)
+    assert {"vapi"} <= set(listed["methods"]) and len(listed["models"]) >= 15
+    shown = json.loads(alignbench("show", "llamagen-xxl", "--json").stdout)
+    assert shown["kind"] == "models" and shown["policy"]["parameters"] == 1_410_972_672
+    text = alignbench("show", "vapi").stdout
+    assert "method.group_size" in text and "arXiv:2512.19680" in text
+
+
+def test_doctor_reports_what_can_run() -> None:
+    facts = json.loads(alignbench("doctor", "--json").stdout)
+    assert facts["models"]["llamagen-tiny"] == {"weights": "present", "runs": "yes"}
+    assert facts["models"]["llamagen-xxl"]["weights"] == "missing"
+    assert facts["versions"]["torch"] and facts["device"]["cpu"]
+
+
+def test_the_command_line_surface_is_frozen() -> None:
+    """Adding an option is a decision: change this list with it."""
+    import typer.main
+
+    from alignbench.cli.main import app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    surface = {
+        name: sorted(
+            option for parameter in command.params for option in parameter.opts if option != "--help"
+        )
+        for name, command in commands.items()
+    }
+    assert surface == SURFACE
+
+
+SURFACE = {
+    "run": [
+        "--checkpoint-every", "--data", "--dry-run", "--eval", "--json", "--method", "--model", "--out",
+        "--plugin", "--protocol", "--recipe", "--resume", "--seed", "--set", "--steps", "--workers", "-m",
+    ],
+    "evaluate": [
+        "--dry-run", "--json", "--model", "--name", "--out", "--plugin", "--protocol", "--reconstruction",
+        "--run", "--samples", "--set", "--workers", "--write-npz", "--write-png",
+    ],
+    "sample": [
+        "--cfg", "--classes", "--model", "--number", "--out", "--prompt", "--run", "--seed", "--set",
+        "--temperature", "--top-k", "--top-p", "-n",
+    ],
+    "reference": [
+        "--batch", "--image-size", "--images", "--limit", "--out", "--seed", "--set", "--workers", "images",
+    ],
+    "leaderboard": ["--check", "--out", "runs"],
+    "compare": ["--json", "--metric", "a", "b"],
+    "list": ["--json", "--plugin", "kind"],
+    "show": ["--json", "--plugin", "name"],
+    "new": ["--out", "kind", "name"],
+    "bench": [
+        "--data", "--images", "--json", "--method", "--model", "--plugin", "--protocol", "--reference-rows",
+        "--repeats", "--rows", "--set", "-m",
+    ],
+    "sweep": ["--dry-run", "--json", "--out", "--plugin", "--set", "sweep"],
+    "doctor": ["--json", "--method"],
+    "fetch": ["--dry-run", "name"],
+    "pretrain": ["--out", "--seed", "model"],
+    "verify": ["--device", "--failures", "--golden", "--json"],
+}  # fmt: skip

@@ -1,0 +1,158 @@
+"""Training order and reference sets: arithmetic, not state."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alignbench.api import Batch
+from alignbench.data.dataset import AHEAD, ImageDataset, open_dataset, ordered_map
+from alignbench.data.stream import Stream
+from alignbench.registry.lookup import Registry
+from alignbench.samples.real import DatasetImages
+
+
+def noise(count: int) -> ImageDataset:
+    return open_dataset(
+        Registry.default().dataset("synthetic"),
+        split="train",
+        image_size=4,
+        num_classes=3,
+        options={"count": count},
+        workers=0,
+        cache_dir=Path("unused"),
+    )
+
+
+def same(left: Batch, right: Batch) -> bool:
+    return (
+        torch.equal(left.index, right.index)
+        and torch.equal(left.images, right.images)
+        and torch.equal(left.condition.ids, right.condition.ids)  # type: ignore[attr-defined]
+    )
+
+
+@pytest.mark.parametrize(("count", "share"), [(10, 4), (3, 8), (8, 8), (1, 2)])
+def test_every_epoch_shows_every_image_once(count: int, share: int) -> None:
+    stream = Stream(noise(count), seed=5, images_per_step=share, workers=0)
+    order = np.concatenate([stream.indices(step) for step in range(count * 3)])
+    for epoch in range(3 * share):
+        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_order_depends_on_seed_and_epoch() -> None:
+    first = Stream(noise(50), seed=0, images_per_step=50, workers=0)
+    assert (first.indices(0) != first.indices(1)).any()
+    assert (first.indices(0) != Stream(noise(50), seed=1, images_per_step=50, workers=0).indices(0)).any()
+    assert first.indices(0)[:6].tolist() == [
+        1,
+        11,
+        12,
+        40,
+        39,
+        46,
+    ]  # must never change: recorded runs rest on it
+
+
+def test_batches_hold_the_images_in_the_range_of_the_models() -> None:
+    dataset = noise(10)
+    stream = Stream(dataset, seed=0, images_per_step=4, workers=0)
+    batch = stream.batch(3, 0, 1)
+    assert batch.index.tolist() == [12, 13, 14, 15] and batch.index.dtype == torch.int64
+    assert batch.images.shape == (4, 3, 4, 4) and batch.images.dtype == torch.float32
+    assert batch.images.is_contiguous()
+    for row, index in enumerate(stream.indices(3)):
+        pixels, label = dataset.load(int(index))
+        expected = pixels.astype(np.float64).transpose(2, 0, 1) / 127.5 - 1
+        np.testing.assert_allclose(batch.images[row].numpy(), expected, atol=1e-6)
+        assert batch.condition.ids[row] == label  # type: ignore[attr-defined]
+    assert batch.images.min() >= -1 and batch.images.max() <= 1
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_a_step_in_blocks(world_size: int) -> None:
+    stream = Stream(noise(6), seed=2, images_per_step=8, workers=0)
+    whole = stream.batch(5, 0, 1)
+    parts = [stream.batch(5, rank, world_size) for rank in range(world_size)]
+    assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+
+
+def test_threads_and_history_change_nothing() -> None:
+    dataset = noise(7)
+    plain = Stream(dataset, seed=3, images_per_step=4, workers=0)
+    with Stream(dataset, seed=3, images_per_step=4, workers=3) as threaded:
+        for step in (0, 1, 2, 9, 8, 8, 0):  # forwards, a jump, backwards, again
+            assert same(threaded.batch(step, 0, 1), plain.batch(step, 0, 1))
+        assert same(threaded.batch(1, 1, 2), plain.batch(1, 1, 2))
+
+
+class Watched:
+    """A data set that notes which thread loads what."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+        self.loads: Counter[int] = Counter()
+        self.threads: set[str] = set()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, index: int) -> tuple[np.ndarray, int]:
+        self.loads[index] += 1
+        self.threads.add(threading.current_thread().name)
+        return self.dataset.load(index)
+
+
+def test_background_threads_load_each_image_once_and_ahead() -> None:
+    dataset = Watched(noise(100))
+    stream = Stream(dataset, seed=0, images_per_step=5, workers=2)  # type: ignore[arg-type]
+    for step in range(4):
+        stream.batch(step, 0, 1)
+    stream.close()
+    assert threading.current_thread().name not in dataset.threads
+    assert set(dataset.loads.values()) == {1}
+    used = {int(index) for step in range(4) for index in stream.indices(step)}
+    ahead = {int(index) for step in (4, 5) for index in stream.indices(step)}
+    assert used <= set(dataset.loads) <= used | ahead
+
+
+def test_no_workers_means_no_threads() -> None:
+    dataset = Watched(noise(10))
+    Stream(dataset, seed=0, images_per_step=5, workers=0).batch(0, 0, 1)  # type: ignore[arg-type]
+    assert dataset.threads == {threading.current_thread().name}
+
+
+def test_ordered_map_keeps_order_and_reads_only_what_it_needs() -> None:
+    taken: list[int] = []
+
+    def items() -> object:
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    results = ordered_map(lambda number: number * number, items(), workers=3)  # type: ignore[arg-type]
+    assert [next(results) for _ in range(10)] == [number**2 for number in range(10)]
+    results.close()  # type: ignore[attr-defined]
+    assert len(taken) <= 10 + AHEAD * 3 + 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reference_images_come_in_order(workers: int) -> None:
+    dataset = noise(7)
+    images = DatasetImages(dataset, batch=3, workers=workers)
+    parts = list(images.images())
+    assert [len(part) for part in parts] == [3, 3, 1] and len(images) == 7
+    assert images.identity == dataset.digest
+    assert images.labels().tolist() == [dataset.load(index)[1] for index in range(7)]
+    for index, image in enumerate(torch.cat(parts)):
+        assert image.dtype == torch.uint8
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), dataset.load(index)[0])

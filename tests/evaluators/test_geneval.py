@@ -1,0 +1,499 @@
+"""The GenEval evaluator: from images and detections to scores with intervals; colours; saved detections."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alignbench.api import PROMPT, ImageBatch, Prompt
+from alignbench.errors import UserError
+from alignbench.evaluators.geneval import detectors
+from alignbench.evaluators.geneval.evaluator import TASKS, GenEval, prefix_of
+from alignbench.evaluators.geneval.mask2former import CLASS_NAMES
+from alignbench.evaluators.geneval.rules import Detection
+from alignbench.hub.assets import AssetFile
+from alignbench.metrics.clusters import mean_interval, share_interval, wilson
+from alignbench.registry.lookup import Registry
+
+REGISTRY = Registry.default()
+CARDS = ("geneval", "geneval-hf", "geneval-saved")
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Looks:
+    """Finds what the first pixel's channels say: class, number, score in percent."""
+
+    identity: str = "looks"
+    class_names: tuple[str, ...] = ("bench", "cow")
+    batch: int = 2
+
+    def detect(self, images: Tensor, ids: Sequence[int]) -> list[list[Detection]]:
+        assert 1 <= len(images) <= self.batch and len(ids) == len(images)
+        found = []
+        for image in images:
+            label, number, percent = image[:, 0, 0].tolist()
+            found.append([Detection(label, percent / 100, (0, 0, 4, 4))] * number)
+        return found
+
+
+class AlwaysRed:
+    identity = "red"
+    names = ("red", "blue")
+
+    def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
+        assert image.shape == (4, 4, 3) and image.dtype == np.uint8
+        return ["red"] * len(objects)
+
+
+def line(tag: str, name: str = "bench", count: int = 1, **more: Any) -> Prompt:
+    text = f"{tag} {name} {count} {more}"
+    clause = {"class": name, "count": count, **more}
+    return Prompt(text, tag, {"tag": tag, "prompt": text, "include": [clause]})
+
+
+def batch(*items: tuple[Prompt, tuple[int, int, int]], start: int = 0) -> ImageBatch:
+    images = torch.zeros(len(items), 3, 4, 4, dtype=torch.uint8)
+    images[:, :, 0, 0] = torch.tensor([seen for _, seen in items], dtype=torch.uint8)
+    ids = range(start, start + len(items))
+    return ImageBatch(ids=ids, images=images, prompts=[prompt for prompt, _ in items])
+
+
+@dataclass
+class Stored:
+    """All rows of a set, as the framework keeps them."""
+
+    rows: dict[str, np.ndarray]
+    digest: str = "sha256:0"
+
+    def __len__(self) -> int:
+        return len(self.rows["correct"])
+
+    def column(self, name: str) -> np.ndarray:
+        return self.rows[name]
+
+    def shards(self, name: str) -> Any:
+        yield self.rows[name]
+
+
+def evaluator() -> GenEval:
+    return GenEval(Looks(), AlwaysRed(), prefix="geneval-")
+
+
+def scores(correct: dict[str, Sequence[Sequence[int]]]) -> dict[str, Any]:
+    """Score {task: for each prompt whether its images are right}."""
+    rows: dict[str, list[int]] = {"correct": [], "task": [], PROMPT: []}
+    for task, prompts in correct.items():
+        for images in prompts:
+            name = len(set(rows[PROMPT]))
+            for right in images:
+                rows["correct"].append(right)
+                rows["task"].append(TASKS.index(task))
+                rows[PROMPT].append(name)
+    arrays = {name: np.array(values) for name, values in rows.items()}
+    arrays["correct"] = arrays["correct"].astype(bool)
+    return {metric.name: metric for metric in evaluator().score(Stored(arrays), None)}
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def test_every_image_is_judged_by_its_prompt() -> None:
+    rows = evaluator().measure(
+        batch(
+            (line("single_object"), (0, 1, 31)),
+            (line("single_object"), (1, 1, 99)),
+            (line("counting", "cow", 2), (1, 2, 91)),
+            (line("counting", "cow", 2), (1, 2, 90)),
+            (line("colors", color="red"), (0, 1, 50)),
+            (line("colors", color="blue"), (0, 1, 50)),
+        )
+    )
+    assert rows["correct"].tolist() == [True, False, True, False, True, False]
+    assert [TASKS[number] for number in rows["task"]] == [
+        *["single_object"] * 2,
+        *["counting"] * 2,
+        *["colors"] * 2,
+    ]
+    assert rows["reason"].tolist() == [
+        "",
+        "bench: 1 wanted, 0 found",
+        "",
+        "cow: 2 wanted, 0 found",
+        "",
+        "bench: 1 blue wanted, found red",
+    ]
+    assert {name: rows[name].dtype.kind for name in rows} == {"correct": "b", "reason": "U", "task": "i"}
+
+
+def test_rows_do_not_depend_on_the_company() -> None:
+    items = [(line("counting", "cow", count), (1, 2, 95)) for count in (1, 2, 3, 2, 1)]
+    together = evaluator().measure(batch(*items))
+    alone = [evaluator().measure(batch(item, start=at)) for at, item in enumerate(items)]
+    for name, values in together.items():
+        assert values.tolist() == [rows[name][0] for rows in alone]
+
+
+def test_images_without_prompts_are_refused() -> None:
+    with pytest.raises(UserError, match="these have none"):
+        evaluator().measure(ImageBatch(ids=[0], images=torch.zeros(1, 3, 4, 4, dtype=torch.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (Prompt("a cat"), "no GenEval prompt"),
+        (line("animals"), "none of GenEval's six tasks"),
+        (line("single_object", "giraffe"), "unknown class 'giraffe'"),
+    ],
+)
+def test_other_prompts_are_refused(prompt: Prompt, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        evaluator().measure(batch((prompt, (0, 1, 99))))
+
+
+# --- scoring --------------------------------------------------------------------------------------
+
+FULL = {
+    "single_object": [[1, 1, 1, 1], [1, 1, 1, 0]],
+    "two_object": [[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]],
+    "counting": [[1, 0, 0, 0], [0, 1, 0, 0]],
+    "colors": [[1, 1, 1, 1], [1, 1, 1, 1]],
+    "position": [[0, 0, 0, 0], [0, 0, 0, 0]],
+    "color_attr": [[1, 0, 0, 1], [0, 0, 0, 0]],
+}
+
+
+def test_overall_is_the_plain_mean_of_the_tasks() -> None:
+    found = scores(FULL)
+    tasks = [7 / 8, 3 / 12, 2 / 8, 1.0, 0.0, 2 / 8]
+    names = ["single-object", "two-object", "counting", "colors", "position", "color-attr"]
+    assert [found[f"geneval-{name}"].value for name in names] == tasks
+    assert found["geneval-overall"].value == pytest.approx(sum(tasks) / 6, abs=1e-15)
+    assert found["geneval-images"].value == pytest.approx((7 + 3 + 2 + 8 + 0 + 2) / 52)
+    assert [found[f"geneval-{name}"].n for name in (*names, "overall")] == [8, 12, 8, 8, 8, 8, 52]
+    for metric in found.values():
+        assert metric.interval is not None
+        low, high = metric.interval
+        assert 0 <= low <= metric.value <= high <= 1 and low < high
+
+
+@pytest.mark.parametrize("missing", TASKS)
+def test_a_missing_task_leaves_no_overall(missing: str) -> None:
+    found = scores({task: prompts for task, prompts in FULL.items() if task != missing})
+    for name in (missing.replace("_", "-"), "overall"):
+        assert math.isnan(found[f"geneval-{name}"].value)
+        assert found[f"geneval-{name}"].interval is None
+    assert found[f"geneval-{missing.replace('_', '-')}"].n == 0
+    assert math.isfinite(found["geneval-images"].value)
+
+
+def test_one_prompt_alone_has_no_interval() -> None:
+    found = scores(FULL | {"position": [[1, 0, 0, 0]]})
+    assert found["geneval-position"].value == 0.25
+    assert found["geneval-position"].interval is None and found["geneval-overall"].interval is None
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_cards_describe_every_metric(name: str) -> None:
+    card = REGISTRY.evaluator(name)
+    prefix = prefix_of(card)
+    assert prefix == f"{name}-"
+    found = GenEval(Looks(), AlwaysRed(), prefix=prefix).score(
+        Stored({"correct": np.zeros(2, bool), "task": np.zeros(2, np.int8), PROMPT: np.arange(2)}), None
+    )
+    assert [metric.name for metric in found] == list(card.metrics)
+    titles = [fact.title for fact in card.metrics.values()]
+    plain = [title for title in titles if title.startswith("GenEval") and "(" not in title]
+    assert len(plain) == (len(titles) if name == "geneval" else 0)
+
+
+def test_a_card_that_lacks_a_metric_is_refused() -> None:
+    card = REGISTRY.evaluator("geneval")
+    fewer = {key: fact for key, fact in card.metrics.items() if key != "geneval-colors"}
+    with pytest.raises(UserError, match="geneval-colors"):
+        prefix_of(card.model_copy(update={"metrics": fewer}))
+
+
+def test_identity_follows_the_parts() -> None:
+    others = [
+        evaluator(),
+        GenEval(Looks(identity="other"), AlwaysRed(), prefix="geneval-"),
+        GenEval(Looks(), AlwaysRed(), prefix="x-"),
+    ]
+    first, second, third = (item.identity for item in others)
+    assert first != second and first == third
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+def test_independent_images_give_wilsons_interval() -> None:
+    """With one image per prompt the robust variance is p(1-p)/(n-1), so n - 1 would count; n is the floor."""
+    correct = np.array([1] * 30 + [0] * 70, dtype=bool)
+    found = share_interval(correct, np.arange(100))
+    assert found == pytest.approx(wilson(0.3, 100))
+    assert found == pytest.approx((0.21895, 0.39585), abs=1e-5)  # Wilson's formula, by hand
+
+
+def test_four_equal_images_of_a_prompt_count_once() -> None:
+    once = np.array([1] * 30 + [0] * 70, dtype=bool)
+    assert share_interval(np.repeat(once, 4), np.repeat(np.arange(100), 4)) == pytest.approx(wilson(0.3, 100))
+
+
+def test_prompts_that_agree_count_every_image_and_no_more() -> None:
+    correct = np.tile(np.array([1, 0], dtype=bool), 50)
+    assert share_interval(correct, np.repeat(np.arange(25), 4)) == pytest.approx(wilson(0.5, 25))
+    mixed = correct.copy()
+    mixed[0] = False
+    assert share_interval(mixed, np.repeat(np.arange(25), 4)) == pytest.approx(wilson(0.49, 100))
+
+
+def test_shares_of_zero_and_one_have_an_interval() -> None:
+    groups = np.repeat(np.arange(50), 4)
+    low, high = share_interval(np.zeros(200, bool), groups) or (1, 1)
+    assert low == 0 and 0.07 < high < 0.08  # z² / (50 + z²) = 0.0713
+    low, high = share_interval(np.ones(200, bool), groups) or (0, 0)
+    assert 0.92 < low < 0.93 and high == 1
+
+
+def test_the_order_of_images_does_not_matter() -> None:
+    numbers = np.random.default_rng(0)
+    correct, groups = numbers.random(80) < 0.4, np.repeat(np.arange(20), 4)
+    order = numbers.permutation(80)
+    assert share_interval(correct[order], groups[order] * 7 + 3) == pytest.approx(
+        share_interval(correct, groups)
+    )
+
+
+def test_intervals_of_equal_shares_shrink_by_the_root_of_their_number() -> None:
+    assert mean_interval([0.5] * 4, [(0.4, 0.7)] * 4) == pytest.approx((0.45, 0.6))
+    assert mean_interval([0.5, 0.5], [(0.4, 0.6), None]) is None
+
+
+@pytest.mark.parametrize("concentration", [0.2, 2.0, 1e6])
+@pytest.mark.parametrize("mean", [0.03, 0.25, 0.8])
+def test_intervals_hold_the_true_share(mean: float, concentration: float) -> None:
+    """Prompts differ in difficulty (beta), each has four images; 0.2: hardly any prompt is in between."""
+    numbers = np.random.default_rng(1)
+    groups = np.repeat(np.arange(100), 4)
+    held = 0
+    for _ in range(400):
+        difficulty = numbers.beta(mean * concentration, (1 - mean) * concentration, 100)
+        low, high = share_interval(numbers.random(400) < np.repeat(difficulty, 4), groups) or (1, 0)
+        held += low <= mean <= high
+    assert 0.92 <= held / 400 <= 0.99
+
+
+def test_the_interval_of_the_overall_score_holds_it() -> None:
+    numbers = np.random.default_rng(2)
+    means = dict(zip(TASKS, (0.75, 0.26, 0.2, 0.55, 0.04, 0.03), strict=True))
+    sizes = dict(zip(TASKS, (80, 99, 80, 94, 100, 100), strict=True))
+    true = sum(means.values()) / 6
+    held, widths = 0, []
+    for _ in range(150):
+        parts = []
+        for task, mean in means.items():
+            difficulty = np.repeat(numbers.beta(mean, 1 - mean, sizes[task]), 4)
+            correct = numbers.random(len(difficulty)) < difficulty
+            groups = np.repeat(np.arange(sizes[task]), 4)
+            parts.append((float(correct.mean()), share_interval(correct, groups)))
+        low, high = mean_interval([value for value, _ in parts], [found for _, found in parts]) or (1, 0)
+        held += low <= true <= high
+        widths.append(high - low)
+    assert held >= 138  # 92 %
+    assert 0.03 < float(np.mean(widths)) < 0.08
+
+
+# --- colours --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP in the hub's form."""
+    open_clip = pytest.importorskip("open_clip")
+    folder = tmp_path_factory.mktemp("clip")
+    config = {
+        "embed_dim": 16,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 28, "layers": 1, "width": 16, "patch_size": 14, "head_width": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = open_clip.CLIP(**config)
+        for parameter in network.parameters():
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    torch.save(network.state_dict(), folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+def build_colours(tiny_clip: Path) -> Any:
+    from alignbench.evaluators.geneval import colours as geneval_colours
+
+    files = {geneval_colours.ASSET: AssetFile(geneval_colours.ASSET, tiny_clip, "2" * 64)}
+    return geneval_colours.build(options={"clip": "ViT-L-14-quickgelu"}, assets=files, device=CPU)
+
+
+def objects(image: np.ndarray) -> list[Detection]:
+    numbers = np.random.default_rng(3)
+    shapes = numbers.random((6, *image.shape[:2])) < 0.7
+    boxes = [
+        (0, 0, 40, 30),
+        (5, 4, 25, 29),
+        (10, 10, 11, 12),
+        (0, 0, 40, 8),
+        (30.4, 2.5, 38.6, 9.5),
+        (1, 1, 20, 20),
+    ]
+    masks: list[np.ndarray | None] = [*shapes[:5], None]
+    return [Detection(0, 0.9, box, mask) for box, mask in zip(boxes, masks, strict=True)]
+
+
+def test_colours_equal_a_direct_computation(tiny_clip: Path) -> None:
+    import open_clip
+
+    from alignbench.evaluators.geneval.colours import COLOURS
+
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    colours = build_colours(tiny_clip)
+    found = {name: colours.classify(image, objects(image), name) for name in ("bench", "hot dog")}
+    network = open_clip.CLIP(
+        **json.loads((tiny_clip / "open_clip_config.json").read_text())["model_cfg"]
+    ).eval()
+    network.load_state_dict(torch.load(tiny_clip / "open_clip_pytorch_model.bin", weights_only=True))
+    transform = open_clip.image_transform(28, is_train=False)
+    for name, seen in found.items():
+        weights = []
+        for colour in COLOURS:
+            texts = [
+                f"a photo of a {colour} {name}",
+                f"a photo of a {colour}-colored {name}",
+                f"a photo of a {colour} object",
+            ]
+            with torch.no_grad():
+                encoded = network.encode_text(open_clip.tokenize(texts))
+            mean = (encoded / encoded.norm(dim=1, keepdim=True)).mean(dim=0)
+            weights.append(mean / mean.norm())
+        expected = []
+        for item in objects(image):
+            picture = Image.fromarray(image)
+            if item.mask is not None:
+                grey = Image.new("RGB", picture.size, "#999")
+                picture = Image.composite(picture, grey, Image.fromarray(item.mask))
+            with torch.no_grad():
+                features = network.encode_image(transform(picture.crop(item.box))[None])[0]
+            expected.append(COLOURS[int((torch.stack(weights) @ features).argmax())])
+        assert seen == expected
+    assert len(set(found["bench"] + found["hot dog"])) > 1  # the random network does tell pictures apart
+
+
+def test_what_the_mask_leaves_out_is_grey() -> None:
+    from alignbench.evaluators.geneval.colours import cut_out
+
+    image = np.zeros((4, 6, 3), dtype=np.uint8)
+    mask = np.zeros((4, 6), dtype=bool)
+    mask[1, 2] = True
+    crop = cut_out(image, Detection(0, 1.0, (1, 1, 4, 3), mask))
+    assert crop.shape == (1, 3, 2, 3)
+    assert crop[0, 0].tolist() == [[153, 0, 153], [153, 153, 153]]
+    assert cut_out(image, Detection(0, 1.0, (1, 1, 4, 3))).max() == 0
+
+
+# --- saved detections -----------------------------------------------------------------------------
+
+
+def saved(**changes: Any) -> dict[str, Any]:
+    item = {"class": "bench", "score": 0.95, "box": [0, 0, 4, 4]}
+    return {"id": 0, "size": [4, 4], "objects": [item], **changes}
+
+
+def write(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in lines))
+    return path
+
+
+def test_saved_detections_are_judged(tmp_path: Path) -> None:
+    two = [{"class": "cow", "score": 0.95, "box": [0, 0, 4, 4]}] * 2
+    path = write(tmp_path / "d.jsonl", saved(id=1, objects=two), saved())
+    files = {detectors.ASSET: AssetFile(detectors.ASSET, path, "3" * 64)}
+    detector = detectors.build(options={}, assets=files, device=CPU)
+    assert detector.class_names == CLASS_NAMES
+    judged = GenEval(detector, AlwaysRed(), prefix="geneval-saved-").measure(
+        batch((line("single_object"), (0, 0, 0)), (line("counting", "cow", 3), (0, 0, 0)))
+    )
+    assert judged["correct"].tolist() == [True, False]
+
+
+def test_masks_run_down_the_columns() -> None:
+    mask = detectors.decode_mask({"size": [2, 3], "counts": [1, 2, 3]}, (2, 3))
+    assert mask.tolist() == [[False, True, False], [True, False, False]]
+
+
+def test_masks_equal_the_coco_form() -> None:
+    mask = np.random.default_rng(0).random((5, 7)) < 0.5
+    flat = mask.T.flatten()
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *changes, len(flat)]).tolist()
+    counts = [0, *counts] if flat[0] else counts
+    assert (detectors.decode_mask({"size": [5, 7], "counts": counts}, (5, 7)) == mask).all()
+
+
+def test_pixels_of_another_image_are_noticed(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    digest = hashlib.sha256(images[0].permute(1, 2, 0).contiguous().numpy().tobytes()).hexdigest()
+    found = detectors.read_detections(write(tmp_path / "d.jsonl", saved(pixels=digest)))
+    detector = detectors.SavedDetector(found, title="d.jsonl", identity="x")
+    assert len(detector.detect(images[:1], [0])[0]) == 1
+    with pytest.raises(UserError, match="id 0 was detected in another image"):
+        detector.detect(images[1:], [0])
+    with pytest.raises(UserError, match="no line with id 5"):
+        detector.detect(images[:1], [5])
+    with pytest.raises(UserError, match="id 0 is 4×4, the image 4×3"):
+        detector.detect(images[:1, :, :3], [0])
+
+
+PLAIN: dict[str, Any] = {"class": "bench", "score": 1, "box": [0, 0, 1, 1]}
+
+
+def run_length(*size: int, counts: object) -> dict[str, Any]:
+    return {**PLAIN, "mask": {"size": list(size), "counts": counts}}
+
+
+BAD_LINES = [
+    (saved(size=[4]), "not enough values"),
+    (saved(id=-1), "-1 is not a whole number"),
+    ({"id": 0, "size": [4, 4]}, "'objects' is missing"),
+    (saved(objects=[{**PLAIN, "class": "benches"}]), "Did you mean bench"),
+    (saved(objects=[{**PLAIN, "score": 1.5}]), "score 1.5"),
+    (saved(objects=[{**PLAIN, "box": [2, 0, 1, 1]}]), "left, top, right, bottom"),
+    (saved(objects=[{**PLAIN, "label": 1}]), "unknown key 'label'"),
+    (saved(objects=[run_length(4, 4, counts="Xab")]), "compressed counts are not read"),
+    (saved(objects=[run_length(4, 4, counts=[3])]), "do not add up to 16"),
+    (saved(objects=[run_length(2, 8, counts=[16])]), "is not the image's height and width"),
+]
+
+
+@pytest.mark.parametrize(("bad", "words"), BAD_LINES)
+def test_bad_lines_are_named(tmp_path: Path, bad: dict[str, Any], words: str) -> None:
+    path = write(tmp_path / "d.jsonl", saved(id=7), bad)
+    with pytest.raises(UserError) as caught:
+        detectors.read_detections(path)
+    assert "line 2" in caught.value.what and words in caught.value.what
+
+
+def test_an_id_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="line 2: id 0 stands there twice"):
+        detectors.read_detections(write(tmp_path / "d.jsonl", saved(), saved()))

@@ -1,0 +1,418 @@
+"""CLIP score and HPS as evaluators, against open_clip used directly on the same images."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from alignbench.api import Evaluator, ImageBatch, Metric, Prompt
+from alignbench.errors import UserError
+from alignbench.evaluation.evaluate import build_evaluators
+from alignbench.evaluation.features import FeatureStore, StoredFeatures, measure
+from alignbench.evaluators import hps
+from alignbench.hub.assets import AssetFile, locate, verify
+from alignbench.metrics.clusters import resampled_interval
+from alignbench.nets import clip
+from alignbench.progress import Progress, Stage
+from alignbench.registry.lookup import Registry
+from alignbench.registry.protocol import ProtocolCard
+from tests.helpers.tiny_open_clip import make_config, make_model, save_archive, save_folder
+from tests.helpers.toys import Rank
+
+REGISTRY = Registry.default()
+CPU = torch.device("cpu")
+LONG = " ".join(["word"] * 76)
+PROMPTS = ("a fox", "two red cubes", LONG, "a fox", "Ünïcode “quotes”", LONG[:-5])
+"""75 words fit beside the marks of beginning and end, 76 do not."""
+CLIP = "clip-vit-l-14-openai"
+STAGE = Stage(Progress(), "measuring", total=1, done=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """quick: OpenAI's kind; plain: HPS's kind."""
+    base = tmp_path_factory.mktemp("open_clip")
+    save_folder(base / "quick", quick_gelu=True)
+    save_folder(base / "plain", quick_gelu=False, weights="open_clip_pytorch_model.bin")
+    return base
+
+
+def pictures(shape: tuple[int, int] = (40, 40), count: int = len(PROMPTS)) -> Tensor:
+    """Coarse pictures in 8 bits, [count, 3, H, W]."""
+    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(3))
+    return (F.interpolate(coarse, shape, mode="bilinear", align_corners=True) * 255).round().byte()
+
+
+def batch_of(images: Tensor, texts: Sequence[str] = PROMPTS) -> ImageBatch:
+    return ImageBatch(ids=range(len(images)), images=images, prompts=[Prompt(text) for text in texts])
+
+
+class Images:
+    """An image set in memory."""
+
+    identity = "toy"
+
+    def __init__(self, batch: ImageBatch, shard: int) -> None:
+        self.batch, self.shard = batch, shard
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def shards(self) -> list[range]:
+        return [range(start, min(start + self.shard, len(self))) for start in range(0, len(self), self.shard)]
+
+    def load(self, number: int) -> ImageBatch:
+        ids = self.shards()[number]
+        prompts = [self.batch.prompts[n] for n in ids]
+        return ImageBatch(ids=ids, images=self.batch.images[ids.start : ids.stop], prompts=prompts)
+
+
+def built(name: str, path: Path, **options: Any) -> Evaluator:
+    """Build one evaluator of the registry on a file or folder of the tests."""
+    (asset,) = REGISTRY.evaluator(name).assets
+    card = REGISTRY.asset(asset)
+    file = verify(asset, card, locate(asset, card, str(path)))
+    protocol = REGISTRY.protocol("drawbench").model_copy(
+        update={"evaluators": [name], "options": {name: options}}
+    )
+    return build_evaluators(REGISTRY, protocol, {asset: file}, CPU)[name]
+
+
+def rows_of(evaluator: Evaluator, batch: ImageBatch, place: Path, shard: int = 4) -> StoredFeatures:
+    images, store = Images(batch, shard), FeatureStore(place, "key")
+    measure(images, {"it": evaluator}, {"it": store}, place=Rank(0, 1), stage=STAGE)
+    return store.rows(len(images.shards()))
+
+
+def oracle(path: Path, images: Tensor, texts: Sequence[str] = PROMPTS) -> Tensor:
+    """100 × cosine by open_clip alone, from PIL images one by one, [n] float64."""
+    import open_clip
+
+    model, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{path}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{path}")
+    cosines = []
+    with torch.no_grad():
+        for image, text in zip(images, texts, strict=True):
+            ready = prepare(Image.fromarray(image.permute(1, 2, 0).numpy()))[None]
+            seen = model.eval().encode_image(ready, normalize=True)
+            cosines.append((seen * model.encode_text(tokenizer([text]), normalize=True)).sum())
+    return 100 * torch.stack(cosines).double()
+
+
+# --- CLIP score -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (28, 28), (20, 60), (70, 30)])
+@pytest.mark.parametrize("kind", ["quick", "plain"])
+def test_clip_score_is_what_open_clip_says(folder: Path, shape: tuple[int, int], kind: str) -> None:
+    images = pictures(shape)
+    rows = built("clip-score-l14", folder / kind).measure(batch_of(images))
+    expected = oracle(folder / kind, images)
+    assert expected.std() > 1
+    assert np.abs(rows["score"] - expected.numpy()).max() < 1e-6 * 100
+
+
+def test_the_activation_makes_a_difference_here(folder: Path) -> None:
+    """Otherwise the test above could not tell the two architectures apart."""
+    images = pictures()
+    assert (oracle(folder / "quick", images) - oracle(folder / "plain", images)).abs().max() > 0.01
+
+
+def test_metrics_from_stored_shards(folder: Path, tmp_path: Path) -> None:
+    evaluator = built("clip-score-l14", folder / "quick")
+    rows = rows_of(evaluator, batch_of(pictures()), tmp_path)
+    mean, truncated = evaluator.score(rows, None)
+    expected = oracle(folder / "quick", pictures())
+    assert (mean.name, mean.n) == ("clip-l14", 6)
+    assert mean.value == pytest.approx(float(expected.mean()), abs=1e-4)
+    assert mean.interval is not None and mean.interval[0] < mean.value < mean.interval[1]
+    assert truncated == Metric("clip-l14-truncated", 1.0, 6)
+    assert rows.column("truncated").tolist() == [text == LONG for text in PROMPTS]
+    facts = REGISTRY.evaluator("clip-score-l14").metrics
+    assert set(facts) == {mean.name, truncated.name}
+    fact = facts[mean.name]
+    assert fact.per == "prompt" and rows.column(fact.column).mean() == pytest.approx(mean.value)
+
+
+def test_neither_batches_nor_neighbours_matter(folder: Path) -> None:
+    images = pictures()
+    whole = built("clip-score-l14", folder / "quick").measure(batch_of(images))["score"]
+    small = built("clip-score-l14", folder / "quick", batch=2)
+    assert np.abs(small.measure(batch_of(images))["score"] - whole).max() < 1e-4
+    alone = small.measure(batch_of(images[4:5], PROMPTS[4:5]))["score"]
+    assert abs(alone[0] - whole[4]) < 1e-4
+
+
+def test_prefix_and_scale(folder: Path) -> None:
+    images = pictures()
+    changed = built("clip-score-b32", folder / "quick", prefix="A photo depicts", scale=2.5)
+    expected = oracle(folder / "quick", images, [f"A photo depicts {text}" for text in PROMPTS])
+    rows = changed.measure(batch_of(images))
+    assert np.abs(rows["score"] - expected.numpy() / 40).max() < 1e-5
+    assert rows["truncated"].tolist() == [text in (LONG, LONG[:-5]) for text in PROMPTS]
+
+
+def test_identity_is_options_and_weights_but_not_the_batch(folder: Path, tmp_path: Path) -> None:
+    first = built("clip-score-l14", folder / "quick").identity
+    assert built("clip-score-l14", folder / "quick", batch=1).identity == first
+    others = [
+        built("clip-score-l14", folder / "quick", prefix="a").identity,
+        built("clip-score-l14", folder / "quick", scale=1.0).identity,
+        built("clip-score-l14", folder / "plain").identity,
+    ]
+    copied = Path(shutil.copytree(folder / "quick", tmp_path / "copy"))
+    assert built("clip-score-l14", copied).identity == first
+    config = json.loads((copied / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["mean"] = [0.1, 0.1, 0.1]
+    (copied / "open_clip_config.json").write_text(json.dumps(config))
+    others.append(built("clip-score-l14", copied).identity)
+    assert len({first, *others}) == 5
+
+
+def test_images_without_prompts_are_refused(folder: Path) -> None:
+    evaluator = built("clip-score-l14", folder / "quick")
+    with pytest.raises(UserError, match="clip-l14 compares images with their prompts"):
+        evaluator.measure(ImageBatch(ids=range(6), images=pictures()))
+
+
+def test_scores_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> None:
+    evaluator = built("clip-score-l14", folder / "quick")
+    with torch.no_grad():
+        evaluator.network.visual.proj.fill_(math.nan)  # type: ignore[attr-defined]
+    rows = rows_of(evaluator, batch_of(pictures()), tmp_path)
+    with pytest.raises(UserError, match="6 scores are not finite, the first of image 0"):
+        evaluator.score(rows, None)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_names(tmp_path: Path) -> None:
+    """Let open_clip know the tiny architecture by two names."""
+    import open_clip
+
+    for name, head in (("tiny-test", 8), ("tiny-openai", 64), ("tiny-openai-quickgelu", 64)):
+        file = tmp_path / "configs" / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(make_config(quick_gelu="quickgelu" in name, head=head)))
+        open_clip.add_model_config(file)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load:FutureWarning")  # open_clip's own
+@pytest.mark.usefixtures("tiny_names")
+def test_openai_archive_needs_its_own_activation(tmp_path: Path) -> None:
+    from open_clip.openai import load_openai_model
+
+    path = save_archive(tmp_path / "ViT.pt", make_config(quick_gelu=True, head=64))
+    ours = clip.load(path, "tiny-openai-quickgelu")
+    theirs = load_openai_model(str(path), precision="fp32", device="cpu").eval().requires_grad_(False)
+    images = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    tokens = ours.tokenizer(["a fox", LONG])
+    with torch.no_grad():
+        assert torch.equal(ours.network.encode_image(images), theirs.encode_image(images))
+        assert torch.equal(ours.network.encode_text(tokens), theirs.encode_text(tokens))
+    assert ours.network.logit_scale.dtype == torch.float32
+    with pytest.raises(UserError, match=r"QuickGELU; tiny-openai does not → .*tiny-openai-quickgelu"):
+        clip.load(path, "tiny-openai")
+    scored = built("clip-score-l14", path, architecture="tiny-openai-quickgelu").measure(batch_of(pictures()))
+    with torch.no_grad():
+        read = F.normalize(theirs.encode_text(ours.tokenizer(list(PROMPTS))), dim=-1)
+        seen = F.normalize(theirs.encode_image(prepared(pictures())), dim=-1)
+    assert np.abs(scored["score"] - 100 * (seen * read).sum(dim=-1).double().numpy()).max() < 1e-4
+
+
+def prepared(images: Tensor) -> Tensor:
+    """OpenAI's preparation, by open_clip."""
+    import open_clip
+
+    transform = open_clip.image_transform(28, is_train=False)
+    return torch.stack([transform(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
+
+
+@pytest.mark.usefixtures("tiny_names")
+@pytest.mark.parametrize("wrap", [False, True])
+def test_plain_and_training_checkpoints(tmp_path: Path, wrap: bool) -> None:
+    model = make_model(make_config(quick_gelu=False))
+    state = model.state_dict()
+    parallel = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}
+    torch.save(parallel if wrap else state, tmp_path / "x.pt")
+    loaded = clip.load(tmp_path / "x.pt", "tiny-test")
+    assert all(torch.equal(value, state[name]) for name, value in loaded.network.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+    assert not loaded.network.training
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_files_that_do_not_fit_are_refused(tmp_path: Path, folder: Path) -> None:
+    larger = make_model(make_config(quick_gelu=False, side=42)).state_dict()
+    torch.save(larger, tmp_path / "larger.pt")
+    # open_clip's own loader would stretch the position embedding and go on.
+    with pytest.raises(UserError, match=r"larger\.pt does not fit tiny-test: .*positional_embedding"):
+        clip.load(tmp_path / "larger.pt", "tiny-test")
+    (tmp_path / "broken.pt").write_bytes(b"no weights at all")
+    with pytest.raises(UserError, match=r"broken\.pt cannot be read as weights"):
+        clip.load(tmp_path / "broken.pt", "tiny-test")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match=r"list\.pt holds no weights but list"):
+        clip.load(tmp_path / "list.pt", "tiny-test")
+    with pytest.raises(UserError, match="knows no architecture 'ViT-Q-99'"):
+        clip.load(tmp_path / "list.pt", "ViT-Q-99")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=r"holds no open_clip_model\.safetensors or open_clip_pytorch_model"):
+        clip.load(empty, "tiny-test")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{", "is no configuration of open_clip"),
+        ('{"preprocess_cfg": {}}', "is no configuration of open_clip: KeyError: 'model_cfg'"),
+        ('{"model_cfg": {"embed_dim": 16}}', "is no plain CLIP: KeyError: 'text_cfg'"),
+        ({"model_cfg": {"custom_text": True}}, "is no plain CLIP: TypeError"),
+        ({"text_cfg": {"hf_tokenizer_name": "t5"}}, "only CLIP's own tokenizer"),
+        ({"preprocess_cfg": {"resize_mode": "melt"}}, "preprocess_cfg is not understood"),
+        ({"preprocess_cfg": {"colour": "more"}}, "preprocess_cfg is not understood"),
+    ],
+)
+def test_folders_with_another_configuration(
+    folder: Path, tmp_path: Path, change: str | dict[str, Any], message: str
+) -> None:
+    copied = Path(shutil.copytree(folder / "quick", tmp_path / "copy"))
+    if isinstance(change, dict):
+        config = json.loads((copied / "open_clip_config.json").read_text())
+        ((table, values),) = change.items()
+        (config["model_cfg"]["text_cfg"] if table == "text_cfg" else config[table]).update(values)
+        change = json.dumps(config)
+    (copied / "open_clip_config.json").write_text(change)
+    with pytest.raises(UserError, match=message):
+        built("clip-score-l14", copied)
+
+
+def test_missing_package_names_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    for name in ("clip-score-l14", "hpsv2.1"):
+        with pytest.raises(UserError, match=r"pip install 'alignbench\[rewards\]'"):
+            built(name, folder / "plain")
+
+
+# --- HPS ------------------------------------------------------------------------------------------
+
+
+def hps_oracle(path: Path, images: Tensor) -> Tensor:
+    """100 × cosine by open_clip and torchvision, prepared as the official program does."""
+    import open_clip
+    from torchvision.transforms import functional as tv
+
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{path}")
+    ready = []
+    for image in images:
+        pixels = tv.to_tensor(Image.fromarray(image.permute(1, 2, 0).numpy()))
+        height, width = pixels.shape[1:]
+        size = [round(length * 28 / max(height, width)) for length in (height, width)]
+        pixels = tv.resize(pixels, size, tv.InterpolationMode.BICUBIC, antialias=True)
+        down, right = 28 - size[0], 28 - size[1]
+        pixels = tv.pad(pixels, [right // 2, down // 2, right - right // 2, down - down // 2])
+        ready.append(tv.normalize(pixels, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    with torch.no_grad():
+        seen = model.eval().encode_image(torch.stack(ready), normalize=True)
+        read = model.encode_text(open_clip.get_tokenizer("ViT-H-14")(list(PROMPTS)), normalize=True)
+    return 100 * (seen * read).sum(dim=-1).double()
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (28, 28), (20, 60), (70, 30)])
+def test_hps_is_what_open_clip_says_after_padding(folder: Path, shape: tuple[int, int]) -> None:
+    images = pictures(shape)
+    rows = built("hpsv2.1", folder / "plain").measure(batch_of(images))
+    expected = hps_oracle(folder / "plain", images)
+    assert expected.std() > 1
+    assert np.abs(rows["score"] - expected.numpy()).max() < 1e-6 * 100
+    assert rows["truncated"].sum() == 1
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_hps_checkpoint_file_and_its_versions(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_model(make_config(quick_gelu=False)).state_dict()
+    torch.save({"epoch": 0, "state_dict": state}, tmp_path / "HPS_v2.1_compressed.pt")
+    monkeypatch.setattr(hps, "ARCHITECTURE", "tiny-test")
+    metrics = {}
+    for name in ("hpsv2.1", "hpsv2.0"):
+        evaluator = built(name, tmp_path / "HPS_v2.1_compressed.pt")
+        rows = rows_of(evaluator, batch_of(pictures()), tmp_path / name)
+        assert np.abs(rows.column("score") - hps_oracle(folder / "plain", pictures()).numpy()).max() < 1e-4
+        metrics[name] = [metric.name for metric in evaluator.score(rows, None)]
+    assert metrics == {name: [name, f"{name}-truncated"] for name in metrics}
+
+
+def test_hps_evaluator_agrees_with_the_reward(folder: Path, tmp_path: Path) -> None:
+    from alignbench.api import ScoreRequest
+    from alignbench.rewards.build import build
+
+    copied = Path(shutil.copytree(folder / "plain", tmp_path / "copy"))
+    (copied / "open_clip_pytorch_model.bin").rename(copied / "HPS_v2.1_compressed.pt")
+    reward = build(f"hpsv2.1(path={copied})", REGISTRY, CPU, image_size=40)
+    request = ScoreRequest(images=pictures().float() / 255, group=torch.arange(6), texts=PROMPTS)
+    rows = built("hpsv2.1", folder / "plain").measure(batch_of(pictures()))
+    assert np.abs(rows["score"] - 100 * reward.score(request).values.double().numpy()).max() < 1e-4
+
+
+# --- protocol and intervals -----------------------------------------------------------------------
+
+
+def test_drawbench_end_to_end(folder: Path, tmp_path: Path) -> None:
+    """Every evaluator of the card on tiny networks, over stored shards."""
+    protocol: ProtocolCard = REGISTRY.protocol("drawbench")
+    files = {
+        CLIP: folder / "quick",
+        "clip-vit-b-32-openai": folder / "quick",
+        "hpsv2.1": folder / "plain",
+    }
+    assets = {name: AssetFile(name, path, "0" * 64) for name, path in files.items()}
+    evaluators = build_evaluators(REGISTRY, protocol, assets, CPU)
+    found = {}
+    for name, evaluator in evaluators.items():
+        rows = rows_of(evaluator, batch_of(pictures()), tmp_path / name)
+        found |= {metric.name: metric.value for metric in evaluator.score(rows, None)}
+    assert set(found) == {"clip-l14", "clip-b32", "hpsv2.1"} | {
+        f"{name}-truncated" for name in ("clip-l14", "clip-b32", "hpsv2.1")
+    }
+    assert protocol.rank_by in found and all(map(math.isfinite, found.values()))
+    assert protocol.samples == 200 * protocol.images_per_prompt
+
+
+def test_interval_takes_prompts_for_independent_and_not_images() -> None:
+    """Groups of equal size and no spread inside: the error is that of the group means."""
+    numbers = np.random.default_rng(0)
+    means = numbers.normal(size=50)
+    values, groups = np.repeat(means, 20), np.repeat(np.arange(50), 20)
+    low, high = resampled_interval(values, groups) or (0.0, 0.0)
+    expected = 2 * 1.96 * means.std() / math.sqrt(50)
+    assert high - low == pytest.approx(expected, rel=0.08)
+    assert low < values.mean() < high
+    order = numbers.permutation(1000)
+    assert resampled_interval(values[order], groups[order]) == pytest.approx((low, high))
+    singles = resampled_interval(values, np.arange(1000))
+    assert singles is not None and singles[1] - singles[0] < 0.35 * (high - low)
+
+
+def test_interval_of_groups_of_unequal_size() -> None:
+    """Two groups: the mean of a replicate is one of three numbers."""
+    values = np.array([0.0, 0.0, 0.0, 10.0])
+    assert resampled_interval(values, np.array([7, 7, 7, -1])) == (0.0, 10.0)
+    assert resampled_interval(values, np.zeros(4)) is None
+    assert resampled_interval(np.full(9, 3.5), np.arange(9)) == (3.5, 3.5)

@@ -1,0 +1,470 @@
+"""Two runs side by side: which evidence is used, what it says, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from alignbench.errors import UserError
+from alignbench.leaderboard import terminal
+from alignbench.leaderboard.compare import Compared, Side, compare, open_side
+from alignbench.record import RunRecord, write
+from alignbench.registry.protocol import MetricFact
+
+DATA = Path(__file__).parents[1] / "golden" / "records"
+EVALUATOR = "judge"
+FACTS = {
+    "fd": MetricFact(title="FD", direction="lower", digits=3),
+    "score": MetricFact(title="Score", direction="higher", digits=3, column="value", per="prompt"),
+}
+D = "sha256:" + "d" * 64
+Array = np.ndarray
+
+
+def result(subject: str, metrics: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A result of 8 images for each seed at one setting."""
+    sampling: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "cfg_scale": 1.0,
+        "cfg_interval": -1,
+    }
+    name = "given" if subject == "samples" else "t1"
+    if subject == "samples":
+        sampling = dict.fromkeys(sampling)
+    protocol = {"name": "toy", "version": 1, "digest": "sha256:" + "a" * 64, "title": "Toy", "rank_by": "fd"}
+    return {
+        "subject": subject,
+        "protocol": protocol | changes.pop("protocol", {}),
+        "setting": {"name": name, "title": name.upper(), **sampling},
+        "seeds": list(range(len(next(iter(metrics.values()))))),
+        "n": 8,
+        "reference": "sha256:" + "b" * 64,
+        "evaluator": EVALUATOR,
+        "metrics": metrics,
+        "sample_seconds": 1.0,
+        "evaluate_seconds": 1.0,
+        **changes,
+    }
+
+
+def run(folder: Path, *results: dict[str, Any], kind: str = "method", values: Any = None) -> Path:
+    """Write a run folder with these results."""
+    content = json.loads((DATA / "vapi-llamagen-tiny-s0-11111111.json").read_text(encoding="utf-8"))
+    content |= {"id": folder.name, "kind": kind, "results": list(results)}
+    if values:
+        content["config"]["values"] |= values
+    if kind != "method":
+        content |= {"method": None, "train": None}
+    if kind == "samples":
+        content["model"] |= {"title": folder.name, "parameters": 0, "trainable_parameters": 0, "weights": {}}
+    folder.mkdir(parents=True, exist_ok=True)
+    write(RunRecord.model_validate(content), folder)
+    return folder
+
+
+def keep_rows(
+    folder: Path, subject: str, values: Array, prompts: Array | None = None, *, shard: int = 3, key: str = "k"
+) -> None:
+    """Write rows as evaluations keep them: [seeds, images], in shards."""
+    setting = "given" if subject == "samples" else "t1"
+    for seed, column in enumerate(values):
+        place = folder / "rows" / subject / setting / f"seed-{seed}" / EVALUATOR
+        place.mkdir(parents=True, exist_ok=True)
+        for number, start in enumerate(range(0, len(column), shard)):
+            part = slice(start, start + shard)
+            rows: dict[str, Any] = {"_meta": np.array(json.dumps({"key": key})), "value": column[part]}
+            if prompts is not None:
+                rows["prompt"] = prompts[part]
+            np.savez(place / f"shard-{number:05d}.npz", **rows)
+
+
+def only(a: Path, b: Path, **more: Any) -> Compared:
+    (found,) = compare(open_side(str(a)), open_side(str(b)), FACTS, **more).metrics
+    return found
+
+
+def scored(folder: Path, values: Array, prompts: Array | None = None, **more: Any) -> Path:
+    """A run whose one metric is the mean of the rows it keeps."""
+    subject = more.pop("subject", "method")
+    times = more.pop("times", 1.0)
+    means = [float(times * column.mean()) for column in values]
+    made = run(folder, result(subject, {"score": means}), kind=more.pop("kind", "method"))
+    keep_rows(folder, subject, values, prompts, **more)
+    return made
+
+
+GENERATOR = np.random.default_rng(0)
+LUCK = GENERATOR.normal(size=(1, 8))
+A_ROWS = LUCK + 0.05 * GENERATOR.normal(size=(1, 8))
+B_ROWS = LUCK + 0.2 + 0.05 * GENERATOR.normal(size=(1, 8))
+PROMPTS = np.array([5, 5, -3, -3, 9, 9, 1, 1])
+
+
+# --- rows, the best evidence ----------------------------------------------------------------------
+
+
+def test_images_are_paired(tmp_path: Path) -> None:
+    found = only(scored(tmp_path / "a", A_ROWS), scored(tmp_path / "b", B_ROWS))
+    expected = stats.ttest_rel(B_ROWS[0], A_ROWS[0])
+    interval = expected.confidence_interval(0.95)
+    assert (found.evidence, found.detail, found.why) == ("paired images", "8 images", "")
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert found.difference.mean == pytest.approx(found.b.interval.mean - found.a.interval.mean)
+    assert found.verdict == "B is better"
+    assert stats.ttest_ind(B_ROWS[0], A_ROWS[0]).pvalue > 0.3, "unpaired images would not have seen it"
+
+
+def test_images_of_one_prompt_count_once(tmp_path: Path) -> None:
+    found = only(scored(tmp_path / "a", A_ROWS, PROMPTS), scored(tmp_path / "b", B_ROWS, PROMPTS))
+    a, b = (rows.reshape(4, 2).mean(axis=1) for rows in (A_ROWS, B_ROWS))
+    interval = stats.ttest_rel(b, a).confidence_interval(0.95)
+    assert (found.evidence, found.detail) == ("paired prompts", "4 prompts")
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_prompts_are_pooled_over_sampling_seeds(tmp_path: Path) -> None:
+    a, b = (np.concatenate([rows, rows[:, ::-1] + 0.1]) for rows in (A_ROWS, B_ROWS))
+    found = only(scored(tmp_path / "a", a, PROMPTS), scored(tmp_path / "b", b, PROMPTS))
+    differences = [(b - a)[:, prompt == PROMPTS].mean() for prompt in np.unique(PROMPTS)]
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(differences), scale=stats.sem(differences))
+    assert (found.evidence, found.detail) == ("paired prompts", "4 prompts")
+    assert (found.difference.low, found.difference.high) == pytest.approx((low, high))
+
+
+def test_prompts_are_matched_by_key_not_by_place(tmp_path: Path) -> None:
+    order = np.array([7, 2, 5, 0, 3, 6, 1, 4])
+    straight = only(scored(tmp_path / "a", A_ROWS, PROMPTS), scored(tmp_path / "b", B_ROWS, PROMPTS))
+    mixed = only(tmp_path / "a", scored(tmp_path / "c", B_ROWS[:, order], PROMPTS[order]))
+    assert mixed.difference.low == pytest.approx(straight.difference.low)
+
+
+def test_unequal_numbers_of_images_keep_the_difference_of_the_means(tmp_path: Path) -> None:
+    prompts = np.array([5, 5, 5, -3, 9, 9, 1, 1])
+    found = only(scored(tmp_path / "a", A_ROWS, PROMPTS), scored(tmp_path / "b", B_ROWS, prompts))
+    assert found.evidence == "paired prompts"
+    assert found.difference.mean == pytest.approx(B_ROWS.mean() - A_ROWS.mean())
+
+
+def test_per_cent_of_a_boolean_column(tmp_path: Path) -> None:
+    a, b = np.arange(8)[None] < 3, np.arange(8)[None] < 6
+    found = only(scored(tmp_path / "a", a, times=100.0), scored(tmp_path / "b", b, times=100.0))
+    interval = stats.ttest_rel(100.0 * b[0], 100.0 * a[0]).confidence_interval(0.95)
+    assert (found.evidence, found.difference.mean) == ("paired images", pytest.approx(37.5))
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert found.verdict == "difference not significant"
+
+
+def test_no_difference_at_all(tmp_path: Path) -> None:
+    found = only(scored(tmp_path / "a", A_ROWS), scored(tmp_path / "b", A_ROWS))
+    assert (found.difference.mean, found.verdict) == (0.0, "difference not significant")
+
+
+def test_given_images_are_paired_by_prompt_only(tmp_path: Path) -> None:
+    mine = scored(tmp_path / "a", A_ROWS, PROMPTS, subject="samples", kind="samples")
+    assert only(mine, scored(tmp_path / "b", B_ROWS, PROMPTS)).evidence == "paired prompts"
+    bare = scored(tmp_path / "c", A_ROWS, subject="samples", kind="samples")
+    found = only(bare, scored(tmp_path / "d", B_ROWS))
+    assert found.evidence == "not tested" and "nothing to do with" in found.why
+
+
+@pytest.mark.parametrize("spoil", ["missing", "torn", "other column", "short", "two keys", "other values"])
+def test_rows_that_cannot_be_used_are_not(tmp_path: Path, spoil: str) -> None:
+    a, b = scored(tmp_path / "a", A_ROWS), scored(tmp_path / "b", B_ROWS)
+    place = b / "rows" / "method" / "t1" / "seed-0" / EVALUATOR
+    last = place / "shard-00002.npz"
+    reason = {
+        "missing": "keeps no rows",
+        "torn": "cannot be read",
+        "other column": "cannot be read",
+        "short": "does not hold one number for each of 8 images",
+        "two keys": "more than one evaluation",
+        "other values": "do not give the recorded values",
+    }[spoil]
+    if spoil == "missing":
+        for path in place.iterdir():
+            path.unlink()
+    elif spoil == "torn":
+        last.write_bytes(last.read_bytes()[:100])
+    elif spoil == "short":
+        last.unlink()
+    elif spoil == "other values":
+        keep_rows(b, "method", B_ROWS + np.arange(8) * 0.01)
+    else:
+        key = np.array(json.dumps({"key": "other" if spoil == "two keys" else "k"}))
+        column = "value" if spoil == "two keys" else "beauty"
+        rows: dict[str, Any] = {"_meta": key, column: B_ROWS[0, 6:]}
+        np.savez(last, **rows)
+    found = only(a, b)
+    assert reason in found.why
+    assert (found.evidence, found.verdict[:10]) == ("not tested", "not tested")
+
+
+def test_other_prompts_are_no_pairs(tmp_path: Path) -> None:
+    found = only(scored(tmp_path / "a", A_ROWS, PROMPTS), scored(tmp_path / "b", B_ROWS, PROMPTS + 1))
+    assert found.why == "the prompts differ"
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+A_SEEDS, B_SEEDS = [2.40, 2.51, 2.13, 2.90], [2.31, 2.40, 2.05, 2.77]
+
+
+def test_sampling_seeds_are_paired(tmp_path: Path) -> None:
+    a, b = (
+        run(tmp_path / name, result("method", {"fd": values}))
+        for name, values in (("a", A_SEEDS), ("b", B_SEEDS))
+    )
+    found = only(a, b)
+    interval = stats.ttest_rel(B_SEEDS, A_SEEDS).confidence_interval(0.95)
+    assert (found.evidence, found.detail) == ("paired sampling seeds", "4 sampling seeds")
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert found.verdict == "B is better", "lower is better"
+    assert only(b, a).verdict == "A is better"
+    assert stats.ttest_ind(A_SEEDS, B_SEEDS, equal_var=False).pvalue > 0.05
+
+
+def test_seeds_of_given_images_are_not_pairs(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", result("method", {"fd": A_SEEDS}))
+    b = run(tmp_path / "b", result("samples", {"fd": B_SEEDS}), kind="samples")
+    found = only(a, b)
+    interval = stats.ttest_ind(B_SEEDS, A_SEEDS, equal_var=False).confidence_interval(0.95)
+    assert found.evidence == "unpaired" and found.verdict == "difference not significant"
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+
+
+A_DRAWN, B_DRAWN = [2.5, 2.9, 2.7, 2.4, 2.8], [2.41, 2.80, 2.62, 2.30, 2.69]
+
+
+def resampled(folder: Path, value: float, drawn: list[float] | None, subject: str = "method") -> Path:
+    """One set with an error of ±0.4 and what resamples gave."""
+    more = {"intervals": {"fd": [[value - 0.4, value + 0.4]]}, "resampled": {"fd": [drawn]} if drawn else {}}
+    found = result(subject, {"fd": [value]}, **more)
+    return run(folder, found, kind="method" if subject == "method" else "samples")
+
+
+def test_single_sets_of_one_seed_are_compared_by_their_resamples(tmp_path: Path) -> None:
+    a, b = resampled(tmp_path / "a", 2.3, A_DRAWN), resampled(tmp_path / "b", 2.2, B_DRAWN)
+    found = only(a, b)
+    half = stats.t.ppf(0.975, 4) * np.std(np.subtract(B_DRAWN, A_DRAWN), ddof=1)
+    assert (found.evidence, found.detail) == ("paired resamples", "5 resamples of 1 image set")
+    assert found.difference.mean == pytest.approx(-0.1)
+    assert (found.difference.low, found.difference.high) == pytest.approx((-0.1 - half, -0.1 + half))
+    assert found.verdict == "B is better" and only(b, a).verdict == "A is better"
+    same = only(a, resampled(tmp_path / "c", 2.3, A_DRAWN))
+    assert (same.evidence, same.verdict) == ("paired resamples", "difference not significant")
+
+
+def test_resamples_are_no_pairs_without_common_images(tmp_path: Path) -> None:
+    a = resampled(tmp_path / "a", 2.3, A_DRAWN)
+    others = {
+        "fewer": resampled(tmp_path / "b", 2.2, B_DRAWN[:4]),
+        "none": resampled(tmp_path / "c", 2.2, None),
+        "given": resampled(tmp_path / "d", 2.2, B_DRAWN, subject="samples"),
+    }
+    for other in others.values():
+        found = only(a, other)
+        assert (found.evidence, found.verdict) == ("unpaired", "difference not significant")
+
+
+def test_several_seeds_go_before_resamples(tmp_path: Path) -> None:
+    a, b = (
+        run(tmp_path / name, result("method", {"fd": values}, resampled={"fd": [[1.0, 2.0]] * 4}))
+        for name, values in (("a", A_SEEDS), ("b", B_SEEDS))
+    )
+    assert only(a, b).evidence == "paired sampling seeds"
+
+
+def single(folder: Path, value: float, half: float | None, subject: str = "method", **changes: Any) -> Path:
+    bounds: Sequence[float] | None = None if half is None else [value - half, value + half]
+    found = result(subject, {"fd": [value]}, intervals={"fd": [bounds]}, **changes)
+    return run(folder, found, kind="method" if subject == "method" else "samples")
+
+
+def test_single_sets_are_compared_by_their_errors(tmp_path: Path) -> None:
+    a = single(tmp_path / "a", 2.4, 0.1)
+    near, far = only(a, single(tmp_path / "b", 2.3, 0.1)), only(a, single(tmp_path / "c", 2.2, 0.1))
+    assert (near.evidence, near.detail, near.verdict) == (
+        "unpaired",
+        "1 image set",
+        "difference not significant",
+    )
+    assert far.verdict == "B is better"
+    low, high = stats.norm.interval(0.95, loc=-0.2, scale=2**0.5 * 0.1 / stats.norm.ppf(0.975))
+    assert (far.difference.low, far.difference.high) == pytest.approx((low, high))
+
+
+def test_single_sets_without_errors_are_not_tested(tmp_path: Path) -> None:
+    found = only(single(tmp_path / "a", 2.4, 0.1), single(tmp_path / "b", 1.0, None))
+    assert found.evidence == "not tested" and found.verdict.startswith("not tested")
+
+
+def test_given_images_meet_every_setting_and_any_seeds(tmp_path: Path) -> None:
+    a = single(tmp_path / "a", 2.5, 0.05, "samples")
+    found = only(a, run(tmp_path / "b", result("method", {"fd": A_SEEDS})))
+    assert (found.setting.name, found.evidence) == ("t1", "unpaired")
+    assert found.detail == "1 image set against 4 sampling seeds"
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"protocol": {"digest": D, "name": "geneval"}}, "different protocols: toy against geneval"),
+        ({"protocol": {"digest": D, "version": 2}}, "toy version 1 against version 2"),
+        (
+            {"protocol": {"digest": D}},
+            r"both toy, but its card was changed \(digest aaaaaaaaaaaa against dddddddddddd\)",
+        ),
+        (
+            {"protocol": {"digest": D}, "assets": {"real": "sha256:" + "e" * 64}},
+            "both toy, but asset real none against eeeeeeeeeeee",
+        ),
+        (
+            {"protocol": {"digest": D}, "reference": None, "n": 9},
+            "both toy, but reference bbbbbbbbbbbb against none, 8 against 9 images",
+        ),
+        ({"reference": D}, "different references: bbbbbbbbbbbb against dddddddddddd"),
+        ({"n": 9}, "different numbers of images: 8 against 9"),
+        ({"seeds": [3]}, "different sampling seeds: 0 against 3"),
+        ({"evaluator": f"{EVALUATOR}@2"}, f"different evaluators: {EVALUATOR} against {EVALUATOR}@2"),
+        ({"assets": {"real": "sha256:" + "e" * 64}}, "different assets: asset real none against eeee"),
+    ],
+)  # fmt: skip
+def test_different_protocols_are_refused_by_field(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    a, b = single(tmp_path / "a", 2.4, 0.1), single(tmp_path / "b", 2.2, 0.1, **changes)
+    with pytest.raises(UserError, match=reason):
+        only(a, b)
+
+
+def test_protocol_options_that_differ_are_named(tmp_path: Path) -> None:
+    other = result("method", {"fd": [1.0]}, protocol={"digest": D})
+    a = run(tmp_path / "a", result("method", {"fd": [1.0]}), values={"protocol.samples": 0})
+    b = run(tmp_path / "b", other, values={"protocol.samples": 500, "protocol.seeds": "0", "train.lr": 9})
+    with pytest.raises(UserError, match=r"but protocol\.samples as on the card against 500 \(digest"):
+        only(a, b)
+
+
+def test_nothing_in_common(tmp_path: Path) -> None:
+    other = result("method", {"fd": [1.0]})
+    other["setting"] |= {"temperature": 0.5, "title": "T=0.5"}
+    with pytest.raises(UserError, match=r"no metric at a setting of both \(T1 against T=0\.5\)"):
+        only(single(tmp_path / "a", 2.4, 0.1), run(tmp_path / "b", other))
+
+
+def test_blanks_and_unknown_metrics_are_left_out_by_name(tmp_path: Path) -> None:
+    a, b = (
+        run(tmp_path / name, result("method", {"fd": [1.0], "score": values, "beauty": [2.0]}))
+        for name, values in (("a", [0.5]), ("b", [None]))
+    )
+    found = compare(open_side(str(a)), open_side(str(b)), FACTS)
+    assert [item.column.metric for item in found.metrics] == ["fd"]
+    assert found.left_out == ("Score at T1 is blank on a side", "no evaluator card describes beauty")
+
+
+def test_metrics_are_chosen_by_name(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", result("method", {"fd": [1.0], "score": [0.5]}))
+    assert only(a, a, metrics=["score"]).column.metric == "score"
+    with pytest.raises(UserError, match=r"named 'scores'\. Did you mean score"):
+        only(a, a, metrics=["scores"])
+
+
+# --- sides ----------------------------------------------------------------------------------------
+
+
+def test_subjects_are_chosen_after_a_colon(tmp_path: Path) -> None:
+    both = run(tmp_path / "a", result("base", {"fd": [2.0]}), result("method", {"fd": [1.0]}))
+    assert open_side(str(both)).subject == "method"
+    assert open_side(f"{both}:base").subject == "base"
+    found = only(Path(f"{both}:base"), both)
+    assert (found.a.interval.mean, found.b.interval.mean) == (2.0, 1.0)
+    with pytest.raises(UserError, match=r"no subject named 'bas'\. Did you mean base"):
+        open_side(f"{both}:bas")
+    with pytest.raises(UserError, match="has no result of 'samples': it has base, method"):
+        open_side(f"{both}:samples")
+    with pytest.raises(UserError, match="it was not evaluated"):
+        open_side(str(run(tmp_path / "b")))
+    with pytest.raises(UserError, match="does not exist"):
+        open_side(str(tmp_path / "nowhere"))
+
+
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path: Path) -> None:
+    made = single(tmp_path / "a", 1.0, None)
+    assert open_side(str(made.rename(tmp_path / "a:base"))).subject == "method"
+
+
+def test_a_record_file_has_no_rows(tmp_path: Path) -> None:
+    a = scored(tmp_path / "a", A_ROWS)
+    copy = tmp_path / "a.json"
+    copy.write_bytes((a / "run.json").read_bytes())
+    assert open_side(str(a / "run.json")).folder == a
+    assert open_side(str(copy)).folder is None
+    assert "only a record is here" in only(a, copy).why
+
+
+def test_sides_are_named(tmp_path: Path) -> None:
+    both = run(tmp_path / "a", result("base", {"fd": [2.0]}), result("method", {"fd": [1.0]}))
+    mine = single(tmp_path / "mine", 1.0, None, "samples")
+    titles = [open_side(text).title for text in (f"{both}:base", str(both), str(mine))]
+    assert titles == ["LlamaGen-tiny, base", "VA-π on LlamaGen-tiny, training seed 0", "mine"]
+
+
+def test_records_are_compared_without_reading_arrays() -> None:
+    record = "leaderboards/records/vapi-llamagen-tiny-s0-79503d67.json"
+    code = (
+        "import sys\n"
+        "from alignbench.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compare", f"{record}:base", record, "--metric", "fd-digits", "--json"],
+        capture_output=True, text=True, cwd=DATA.parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["metrics"]
+    assert [item["evidence"] for item in metrics] == ["paired sampling seeds"] * 4
+    assert metrics[3]["verdict"] == "difference not significant"
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def printed(a: Side, b: Side) -> str:
+    from rich.console import Console
+
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(terminal.rich_comparison(compare(a, b, FACTS)))
+    return console.export_text()
+
+
+def test_the_sentence(tmp_path: Path) -> None:
+    text = printed(
+        open_side(str(single(tmp_path / "a", 2.4, 0.1))), open_side(str(single(tmp_path / "b", 2.3, 0.1)))
+    )
+    assert "FD: difference not significant." in text
+    assert "[-0.241, +0.041]" in text and "Toy · T1 · aaaaaaaaaaaa" in text
+    assert "nothing is said about other training seeds" in " ".join(text.split())
+
+
+def test_json_is_plain_and_complete(tmp_path: Path) -> None:
+    a, b = scored(tmp_path / "a", A_ROWS, PROMPTS), scored(tmp_path / "b", B_ROWS, PROMPTS)
+    data = terminal.as_data(compare(open_side(str(a)), open_side(str(b)), FACTS))
+    (item,) = json.loads(json.dumps(data, allow_nan=False))["metrics"]
+    assert (item["metric"], item["evidence"], item["verdict"]) == ("score", "paired prompts", "B is better")
+    assert item["low"] < item["difference"] < item["high"] and item["significant"]
+    assert (data["a"]["run"], data["b"]["subject"]) == ("a", "method")

@@ -1,0 +1,106 @@
+"""Next-token prediction and reward-only: the controls are VA-π with one half taken out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alignbench import api
+from alignbench.config.settings import resolve
+from alignbench.errors import UserError
+from alignbench.methods.ntp import Experience, NextToken
+from alignbench.registry.lookup import Registry
+from tests.methods import test_vapi
+from tests.methods.test_vapi import ToyBackbone, batch, rewards
+
+REGISTRY = Registry.default()
+
+
+def defaults(method: str) -> dict[str, Any]:
+    return {name: option.default for name, option in REGISTRY.method(method).options.items()}
+
+
+def make(backbone: ToyBackbone, **changes: Any) -> NextToken:
+    config = NextToken.Config(**{**defaults("ntp"), **changes})
+    return NextToken(config, backbone=backbone, reward=rewards, seed=0)
+
+
+def gradients(backbone: ToyBackbone, loss: api.Loss) -> Tensor:
+    found = torch.autograd.grad(loss.value, list(backbone.policy.parameters()))
+    return torch.cat([part.flatten() for part in found])
+
+
+def test_clean_context_is_the_prior_of_vapi() -> None:
+    backbone = ToyBackbone()
+    method = make(backbone)
+    collected = method.collect(batch(), step=0)
+    assert (collected.images, collected.sequences, collected.reward_calls) == (3, 0, {})
+    loss = method.loss(collected.experience)
+    vapi = test_vapi.make(backbone, policy_weight=0.0, prior_weight=1.0)
+    prior = vapi.loss(vapi.collect(batch(), step=0).experience)
+    assert (loss.value - prior.value).abs().item() < 1e-14
+    assert (gradients(backbone, loss) - gradients(backbone, prior)).abs().max().item() < 1e-14
+
+
+@pytest.mark.parametrize("kernel", ["exclusive", "inclusive"])
+def test_noise_reaches_the_context_and_never_the_targets(kernel: str) -> None:
+    backbone, data = ToyBackbone(), batch(400)
+    collected = make(backbone, noise=0.5, noise_kernel=kernel).collect(data, step=0)
+    experience = collected.experience
+    assert isinstance(experience, Experience)
+    clean = backbone.tokenizer.encode(data.images)
+    assert torch.equal(experience.targets, clean)
+    changed = (experience.context != clean[:, :-1]).double().mean().item()
+    share = 0.5 if kernel == "exclusive" else 0.5 * (1 - 1 / test_vapi.CODES)
+    assert changed == pytest.approx(share, abs=0.04)  # 1,200 tokens, three standard errors
+    assert collected.metrics["corrupted"].item() == pytest.approx(changed, abs=1e-6)
+
+
+def test_loss_is_the_cross_entropy_of_the_clean_tokens() -> None:
+    backbone = ToyBackbone()
+    method = make(backbone, noise=0.7)
+    experience = method.collect(batch(), step=0).experience
+    assert isinstance(experience, Experience)
+    backbone.policy.eval()
+    logits = backbone.logits(experience.condition, experience.context)
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), experience.targets.flatten())
+    assert method.loss(experience).value.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_dropout_is_repeatable_and_off_by_default() -> None:
+    values = []
+    for dropout in (False, True, True):
+        method = make(ToyBackbone(), dropout=dropout)
+        values.append(method.loss(method.collect(batch(), step=0).experience).value.item())
+    assert values[0] != values[1] == values[2]
+
+
+def test_reward_only_is_vapi_without_its_prior() -> None:
+    assert REGISTRY.method("reward-only").target == REGISTRY.method("vapi").target
+    theirs = defaults("vapi")
+    changed = {name: value for name, value in defaults("reward-only").items() if value != theirs[name]}
+    assert changed == {"prior_weight": 0.0}
+
+
+@pytest.mark.parametrize("setting", ["prior_weight=0.1", "prior=kl", "policy_weight=0"])
+def test_reward_only_cannot_be_turned_into_something_else(setting: str) -> None:
+    with pytest.raises(UserError, match=setting.partition("=")[0]):
+        resolve(REGISTRY, method="reward-only", model="llamagen-tiny", assignments=[f"method.{setting}"])
+
+
+def test_controls_see_what_vapi_sees() -> None:
+    """Steps, images and schedule of the controls are those of VA-π's recipe, on every model with both."""
+    same = ["train.steps", "train.images_per_step", "train.schedule", "train.warmup_steps", "data.limit"]
+    for model in ("llamagen-tiny", "llamagen-xxl"):
+        recipes = {
+            method: REGISTRY.recipe(f"{method}-{model}").values for method in ("vapi", "ntp", "reward-only")
+        }
+        for key in same:
+            assert len({values.get(key) for values in recipes.values()}) == 1, (model, key)
+        reward_only = {**recipes["vapi"], **recipes["reward-only"]}
+        left_out = {"method.prior_weight", "method.prior", "method.policy_weight", "train.lr"}
+        for key, value in recipes["vapi"].items():
+            assert key in left_out or reward_only[key] == value, (model, key)

@@ -1,0 +1,238 @@
+"""Straight-through post-training on the toy generator: its gradient against the closed form, in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alignbench import api, randomness
+from alignbench.errors import UserError
+from alignbench.methods.ste import Experience, StraightThrough
+from alignbench.registry.lookup import Registry
+from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, rewards
+
+OPTIONS = Registry.default().method("ste").options
+DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
+STORED = torch.linspace(-2.0, 3.0, CODES * 3, dtype=torch.float64).view(CODES, 3).flip(0)
+"""The codebook as the toy's file has it; what its decoder sees is the palette."""
+
+
+class FrozenToy(ToyBackbone):
+    """The toy with a frozen decoder, a codebook on file, and its last logits kept."""
+
+    def __init__(self, *, dropout: float = 0.3) -> None:
+        super().__init__(dropout=dropout)
+        self.tokenizer.decoder.requires_grad_(False)
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.tokenizer.decoder.weight.normal_()
+        self.seen: list[Tensor] = []
+
+    def logits(self, condition: api.Condition, context: Tensor) -> Tensor:
+        out = super().logits(condition, context)
+        out.retain_grad()
+        self.seen.append(out)
+        return out
+
+    def export(self) -> dict[str, dict[str, Tensor]]:
+        return {"policy": {}, "tokenizer": {"quantize.embedding.weight": STORED}}
+
+
+def make(backbone: FrozenToy, seed: int = 0, **changes: Any) -> StraightThrough:
+    options = {**DEFAULTS, "perceptual_weight": 0.0, "prior_weight": 0.0, **changes}
+    return StraightThrough(StraightThrough.Config(**options), backbone=backbone, reward=rewards, seed=seed)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max())
+    return np.asarray(weights / weights.sum())
+
+
+def gumbel(seed: int, step: int, index: int) -> np.ndarray:
+    uniform = randomness.uniforms(seed, "ste-gumbel", step, [index], (TOKENS, CODES))[0]
+    return -np.log(-np.log(uniform))
+
+
+def expected_gradient(
+    method: StraightThrough, backbone: FrozenToy, images: np.ndarray, targets: np.ndarray, index: list[int]
+) -> tuple[np.ndarray, float]:
+    """dL/dl = (1/τ)·y∘(g − ⟨y, g⟩) + β/(BT)·(p − e), position by position, and the loss itself."""
+    config, decoder = method.config, backbone.tokenizer.decoder
+    weight, bias = decoder.weight.numpy(), decoder.bias.numpy()
+    codes = (STORED if config.codebook == "raw" else backbone.tokenizer.palette).numpy()
+    logits = backbone.seen[-1].detach().numpy()
+    gradient, loss, count = np.zeros_like(logits), 0.0, len(index) * TOKENS
+    for row, number in enumerate(index):
+        noise = gumbel(0, 5, number) if config.estimator == "gumbel" else np.zeros((TOKENS, CODES))
+        for place in range(TOKENS):
+            scores = logits[row, place] + noise[place]
+            hard = int(scores.argmax())
+            top, left = 2 * (place // 2), 2 * (place % 2)
+            patch = images[row, :, top : top + 2, left : left + 2]  # a token is a 2×2 patch of one colour
+            error = (weight @ codes[hard] + bias)[:, None, None] - patch
+            loss += config.pixel_weight * (error**2).mean() / count
+            # The mean is over B images of 3·4·4 values; a token holds 3·2·2 of them.
+            pull = 2 * error.sum(axis=(1, 2)) / (len(index) * 48) * config.pixel_weight
+            g = codes @ (weight.T @ pull)
+            soft = softmax(scores / config.temperature)
+            gradient[row, place] = soft * (g - soft @ g) / config.temperature
+            plain = softmax(logits[row, place])
+            truth = np.eye(CODES)[targets[row, place]]
+            gradient[row, place] += config.prior_weight * (plain - truth) / count
+            loss -= config.prior_weight * math.log(plain[targets[row, place]]) / count
+    return gradient, loss
+
+
+@pytest.mark.parametrize("estimator", ["argmax", "gumbel"])
+@pytest.mark.parametrize("codebook", ["normalised", "raw"])
+@pytest.mark.parametrize(("temperature", "prior"), [(1.0, 0.0), (0.5, 0.1), (2.0, 0.1)])
+def test_gradient_is_the_closed_form(estimator: str, codebook: str, temperature: float, prior: float) -> None:
+    backbone, data = FrozenToy(), batch()
+    options = {"estimator": estimator, "codebook": codebook, "temperature": temperature}
+    method = make(backbone, pixel_weight=0.7, prior_weight=prior, **options)
+    collected = method.collect(data, step=5)
+    loss = method.loss(collected.experience)
+    loss.value.backward()  # type: ignore[no-untyped-call]
+    experience = collected.experience
+    assert isinstance(experience, Experience)
+    expected, value = expected_gradient(
+        method, backbone, data.images.numpy(), experience.targets.numpy(), data.index.tolist()
+    )
+    found = backbone.seen[-1].grad
+    assert found is not None and np.abs(expected).max() > 1e-4
+    assert np.abs(found.numpy() - expected).max() < 1e-14
+    assert loss.value.item() == pytest.approx(value, abs=1e-12)
+    assert all(part.grad is None for part in backbone.tokenizer.decoder.parameters())
+    assert all(part.grad is not None for part in backbone.policy.parameters())
+
+
+def test_image_terms_are_weighted_and_logged_alone() -> None:
+    backbone = FrozenToy()
+    method = make(backbone, pixel_weight=2.0, perceptual_weight=3.0, perceptual="pixel-l1", prior_weight=0.5)
+    collected = method.collect(batch(), step=0)
+    assert (collected.images, collected.sequences, collected.tokens) == (3, 3, 0)
+    assert collected.reward_calls == {"pixel-mse": 3, "pixel-l1": 3}
+    loss = method.loss(collected.experience)
+    parts = {name: value.item() for name, value in loss.metrics.items()}
+    tokens = backbone.seen[-1].argmax(-1)
+    difference = backbone.tokenizer.decode(tokens, backbone.grid) - batch().images
+    assert parts["pixel"] == pytest.approx(difference.square().mean().item(), abs=1e-12)
+    assert parts["perceptual"] == pytest.approx(difference.abs().mean().item(), abs=1e-12)
+    total = 2 * parts["pixel"] + 3 * parts["perceptual"] + 0.5 * parts["prior_loss"]
+    assert loss.value.item() == pytest.approx(total, abs=1e-12)
+    targets = backbone.tokenizer.encode(batch().images)
+    assert parts["accuracy"] == pytest.approx((tokens == targets).double().mean().item(), abs=1e-12)
+
+
+def test_gumbel_tokens_follow_the_policy() -> None:
+    """Argmax of logits plus Gumbel numbers is a draw from the softmax."""
+    backbone, size = FrozenToy(dropout=0.0), 3000
+    one = batch(1)
+    data = api.Batch(
+        torch.arange(size), one.condition.repeat(size), one.images.expand(size, -1, -1, -1).contiguous()
+    )
+    method = make(backbone, estimator="gumbel")
+    experience = method.collect(data, step=0).experience
+    assert isinstance(experience, Experience)
+    logits = backbone.logits(data.condition, experience.targets[:, :-1])
+    scores = logits + method._noise(experience, logits)
+    expected = logits[0].softmax(-1)
+    for place in range(TOKENS):
+        share = scores[:, place].argmax(-1).bincount(minlength=CODES) / size
+        assert (share - expected[place]).abs().max().item() < 0.04  # more than four standard errors
+
+
+@pytest.mark.parametrize("options", [{"dropout": True}, {"estimator": "gumbel"}])
+def test_random_numbers_belong_to_seed_step_and_sample(options: dict[str, Any]) -> None:
+    def value(data: api.Batch, *, step: int = 0, seed: int = 0) -> float:
+        method = make(FrozenToy(), seed=seed, **options)
+        parts = [method.loss(method.collect(part, step).experience).value.item() for part in data.split(1)]
+        return sum(parts) / len(parts)
+
+    torch.manual_seed(1)
+    method = make(FrozenToy(), **options)
+    state = torch.get_rng_state()
+    whole = method.loss(method.collect(batch(), 0).experience).value.item()
+    assert torch.equal(state, torch.get_rng_state())
+    assert value(batch()) == pytest.approx(whole, abs=1e-12)
+    assert value(batch(), step=1) != pytest.approx(whole, abs=1e-6)
+    assert value(batch(), seed=1) != pytest.approx(whole, abs=1e-6)
+
+
+def test_dropout_is_on_only_if_asked_for_and_the_mode_is_put_back() -> None:
+    values = {}
+    for dropout in (False, True):
+        backbone = FrozenToy(dropout=0.5)
+        backbone.policy.train(not dropout)
+        method = make(backbone, dropout=dropout)
+        values[dropout] = method.loss(method.collect(batch(), 0).experience).value.item()
+        assert backbone.policy.training is not dropout
+        assert backbone.rows == ([1, 1, 1] if dropout else [3])
+    assert values[False] != values[True]
+    plain = make(FrozenToy(dropout=0.0), dropout=True)
+    assert plain.loss(plain.collect(batch(), 0).experience).value.item() == pytest.approx(values[False])
+
+
+def test_descent_lowers_the_pixel_loss() -> None:
+    backbone = FrozenToy(dropout=0.0)
+    method = make(backbone)
+    optimizer = torch.optim.Adam(backbone.policy.parameters(), lr=0.02)
+    history = []
+    for step in range(40):
+        loss = method.loss(method.collect(batch(), step).experience)
+        history.append(loss.metrics["pixel"].item())
+        optimizer.zero_grad()
+        loss.value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert min(history[-5:]) < 0.8 * history[0]
+
+
+class Blind(nn.Module):
+    """A distance without a gradient."""
+
+    def prepare(self, reference: Tensor) -> Tensor:
+        return reference
+
+    def distance(self, images: Tensor, prepared: Tensor, *, repeats: int) -> Tensor:
+        return (images.detach() - prepared).square().mean(dim=(1, 2, 3))
+
+
+def test_what_cannot_work_is_refused() -> None:
+    with pytest.raises(UserError, match="both 0") as caught:
+        make(FrozenToy(), pixel_weight=0.0)
+    assert "method.pixel_weight" in caught.value.fix
+    with pytest.raises(UserError, match="'none'"):
+        make(FrozenToy(), perceptual_weight=1.0, perceptual="none")
+    config = StraightThrough.Config(**{**DEFAULTS, "perceptual": "judge", "pixel_weight": 0.0})
+    with pytest.raises(UserError, match="'judge'"):
+        StraightThrough(config, backbone=FrozenToy(), reward=lambda spec: object(), seed=0)  # type: ignore[arg-type, return-value]
+    blind = StraightThrough(config, backbone=FrozenToy(), reward=lambda spec: Blind(), seed=0)  # type: ignore[arg-type, return-value]
+    with pytest.raises(UserError, match="not differentiable"):
+        blind.loss(blind.collect(batch(), 0).experience)
+    backbone = FrozenToy()
+    backbone.export = lambda: {"tokenizer": {}}  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"quantize\.embedding\.weight"):
+        make(backbone, codebook="raw")
+
+
+def test_raw_codebook_of_llamagen_is_the_stored_one() -> None:
+    from alignbench.backbones.llamagen.model import build
+
+    backbone = build(Registry.default().model("llamagen-tiny"), None)
+    with torch.no_grad():
+        backbone.tokenizer.quantize.embedding.weight.mul_(3.0)
+    config = {**DEFAULTS, "perceptual_weight": 0.0}
+    for codebook, length in (("raw", 3.0), ("normalised", 1.0)):
+        method = StraightThrough(
+            StraightThrough.Config(**{**config, "codebook": codebook}),
+            backbone=backbone,
+            reward=rewards,
+            seed=0,
+        )
+        lengths = torch.linalg.vector_norm(method.codebook, dim=1)
+        assert torch.allclose(lengths, torch.full_like(lengths, length), atol=1e-5)

@@ -1,0 +1,486 @@
+"""Every card of the tree: well formed, counted right, and pointing at things that exist or are planned."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignbench.config.settings import known_options
+from alignbench.registry.lookup import KINDS, Registry
+from alignbench.registry.protocol import PublishedTable
+from alignbench.registry.schema import ModelCard, PolicyShape, RecipeCard, Scalar, TokenizerShape
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+CARDS = ROOT / "registry"
+REGISTRY = Registry([("built-in", CARDS)])
+PLANNED: dict[str, dict[str, str]] = tomllib.loads((CARDS / "planned.toml").read_text("utf-8"))["planned"]
+MODELS = {name: REGISTRY.model(name) for name in REGISTRY.names("models")}
+EMBEDDED = ("llamagen-tiny", "shapes-tiny")
+"""Our own small models; there is no release to compare with."""
+LLAMAGEN = [name for name, card in MODELS.items() if card.family == "llamagen"]
+RECIPES = {name: REGISTRY.recipe(name) for name in REGISTRY.names("recipes")}
+CLASS_MODELS = {
+    "llamagen-b": 111,
+    "llamagen-l": 343,
+    "llamagen-xl": 775,
+    "llamagen-xxl": 1411,
+    "llamagen-3b": 3097,
+}
+GENEVAL = ["position", "color", "attribute", "counting", "single", "two"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)])
+def test_card_is_well_formed(kind: str, name: str) -> None:
+    card = REGISTRY.card(kind, name)
+    assert card.title and card.summary.endswith(".")
+    assert re.fullmatch(r"|arXiv:\d{4}\.\d{5}", card.paper)
+    assert re.fullmatch(r"[a-z0-9]+([-.][a-z0-9]+)*", name)
+
+
+# --- every name resolves --------------------------------------------------------------------------
+
+
+def references() -> list[tuple[str, str, str]]:
+    """(card that mentions, kind of the mentioned, name of the mentioned)."""
+    found: list[tuple[str, str, str]] = []
+    for name, model in MODELS.items():
+        found += [
+            (f"models/{name}", "datasets", model.dataset),
+            (f"models/{name}", "protocols", model.protocol),
+        ]
+        found += [(f"models/{name}", "protocols", model.reconstruction)] if model.reconstruction else []
+    for name, recipe in RECIPES.items():
+        found.append((f"recipes/{name}", "methods", recipe.method))
+        found += [(f"recipes/{name}", "models", model_name) for model_name in recipe.models]
+        reward = recipe.values.get("method.perceptual")
+        found += [(f"recipes/{name}", "rewards", str(reward))] if reward not in (None, "none") else []
+    for name in REGISTRY.names("protocols"):
+        protocol = REGISTRY.protocol(name)
+        spec = protocol.reference
+        found += [(f"protocols/{name}", "datasets", spec.dataset)] if spec and spec.dataset else []
+        assets = [spec.statistics if spec else "", protocol.prompts]
+        found += [(f"protocols/{name}", "assets", asset) for asset in assets if asset]
+        found += [(f"protocols/{name}", "evaluators", evaluator) for evaluator in protocol.evaluators]
+    for name in REGISTRY.names("evaluators"):
+        found += [(f"evaluators/{name}", "assets", asset) for asset in REGISTRY.evaluator(name).assets]
+    for name in REGISTRY.names("published"):
+        rows = [row for table in REGISTRY.published(name).tables for row in table.rows]
+        found += [(f"published/{name}", "models", row.model) for row in rows if row.model]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("card", "kind", "name"), references())
+def test_mentioned_name_exists_or_is_planned(card: str, kind: str, name: str) -> None:
+    assert name in REGISTRY.names(kind) or name in PLANNED.get(kind, {}), f"{card} mentions {kind}/{name}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, names in PLANNED.items() for name in names]
+)
+def test_planned_name_is_mentioned_and_does_not_exist(kind: str, name: str) -> None:
+    assert kind in KINDS
+    assert name not in REGISTRY.names(kind), f"{kind}/{name} exists: take it out of planned.toml"
+    assert (kind, name) in {(kind, name) for _, kind, name in references()}
+    assert len(PLANNED[kind][name]) > 10, "say why"
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("protocols"))
+def test_protocol_ranks_by_a_metric_it_computes(name: str) -> None:
+    protocol = REGISTRY.protocol(name)
+    evaluators = [item for item in protocol.evaluators if item in REGISTRY.names("evaluators")]
+    metrics = {metric for item in evaluators for metric in REGISTRY.evaluator(item).metrics}
+    if len(evaluators) == len(protocol.evaluators):
+        assert protocol.rank_by in metrics
+    else:
+        assert set(protocol.evaluators) - set(evaluators) <= set(PLANNED.get("evaluators", {}))
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("protocols"))
+def test_protocol_is_whole(name: str) -> None:
+    """Evaluators get what they need, and their defaults cannot drift under a protocol."""
+    protocol = REGISTRY.protocol(name)
+    given = {"originals": protocol.task == "reconstruction", "prompts": bool(protocol.prompts)}
+    given["reference"] = protocol.reference is not None
+    if protocol.task == "generation":
+        assert (protocol.condition == "text") == (protocol.labels == "prompts") == bool(protocol.prompts)
+    assert protocol.settings and protocol.seeds and set(protocol.options) <= set(protocol.evaluators)
+    for evaluator in protocol.evaluators:
+        card = REGISTRY.evaluator(evaluator)
+        assert all(given[need] for need in card.needs), evaluator
+        options = protocol.options.get(evaluator, {})
+        for key, value in options.items():
+            assert card.options[key].check(value) == value
+        # Protocols older than this field have the defaults they were published with.
+        exempt = {"batch"} if evaluator != "distribution-digits" else set(card.options)
+        assert set(card.options) - set(options) <= exempt, f"{name} leaves {evaluator}'s options open"
+
+
+def test_digits8_keeps_the_digest_of_its_committed_records() -> None:
+    from alignbench.registry.protocol import protocol_digest
+
+    digest = "sha256:f0017c19c804d22f21f937f7ad71dab48540d7fa8dea0ba96c485841cdfb7c81"
+    assert protocol_digest(REGISTRY.protocol("digits8")) == digest
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("evaluators"))
+def test_evaluator_card_is_whole(name: str) -> None:
+    card = REGISTRY.evaluator(name)
+    assert set(card.min_images) <= set(card.options)
+    assert bool(card.packages) == bool(card.extra)
+    for fact in card.metrics.values():
+        assert fact.doc, "what the number is"
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("assets"))
+def test_asset_is_pinned_or_says_why_not(name: str) -> None:
+    card = REGISTRY.asset(name)
+    assert card.licence, "say what is known of the licence, even if that is nothing"
+    assert card.sha256 is None or re.fullmatch("[0-9a-f]{64}", card.sha256)
+    assert not (card.url and card.repo)
+    assert bool(card.files) <= (card.file == ".")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_fits_its_data_and_protocol(name: str) -> None:
+    model = MODELS[name]
+    if model.dataset in REGISTRY.names("datasets"):
+        assert REGISTRY.dataset(model.dataset).condition == model.condition
+    if model.protocol in REGISTRY.names("protocols"):
+        protocol = REGISTRY.protocol(model.protocol)
+        assert protocol.condition == model.condition
+        assert protocol.resize == "bicubic" or protocol.image_size == model.image_size
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_sets_known_keys_to_allowed_values(name: str) -> None:
+    recipe = RECIPES[name]
+    for model_name in recipe.models:
+        dataset = MODELS[model_name].dataset
+        # A planned data set has no options yet: such a recipe may not set any.
+        known = known_options(
+            REGISTRY, recipe.method, "imagenet" if dataset in PLANNED["datasets"] else dataset, model_name
+        )
+        for key, value in recipe.values.items():
+            assert dataset not in PLANNED["datasets"] or not key.startswith("data."), key
+            assert key in known, key
+            known[key].check(value)
+        assert MODELS[model_name].condition in REGISTRY.method(recipe.method).conditions
+
+
+def test_one_default_recipe_at_most_for_each_pair() -> None:
+    everything = {(recipe.method, model) for recipe in RECIPES.values() for model in recipe.models}
+    pairs = [(card.method, model) for card in RECIPES.values() if card.default for model in card.models]
+    assert set(pairs) == everything, "a pair with recipes has one that is used without --recipe"
+    assert len(pairs) == len(set(pairs))
+    without = {"llamagen-xl-t2i-512", "janus-pro-7b", "janus-tiny"}
+    assert {model for method, model in pairs if method == "vapi"} == set(MODELS) - without
+
+
+def test_vapi_recipes_hold_the_published_settings() -> None:
+    """Numbers printed in the paper or passed by its scripts, written out once more."""
+    common: dict[str, Scalar] = {
+        "method.group_size": 8,
+        "method.prior_weight": 0.1,
+        "method.clip_range": 0.2,
+        "method.advantage_clip": 5.0,
+        "method.temperature": 1.0,
+        "train.images_per_step": 128,
+        "train.beta1": 0.9,
+        "train.beta2": 0.999,
+        "train.weight_decay": 1e-4,
+        "train.grad_clip": 1.0,
+        "train.schedule": "constant",
+        "train.warmup_steps": 0,
+    }
+    own: dict[str, dict[str, Scalar]] = {
+        "vapi-llamagen-xxl": {"train.lr": 1e-6, "train.steps": 100, "method.noise": 0.0, "data.limit": 12800},
+        "vapi-llamagen-xl": {"train.lr": 1e-6, "train.steps": 100, "method.noise": 0.0, "data.limit": 12800},
+        "vapi-llamagen-xl-t2i": {"train.lr": 1e-6, "train.steps": 200, "method.noise": 0.5},
+        "vapi-janus-pro-1b": {"train.lr": 1e-7, "train.steps": 100, "method.noise": 0.95},
+    }
+    for name, values in own.items():
+        assert {key: RECIPES[name].values[key] for key in common | values} == common | values, name
+
+
+def test_transferred_recipe_says_so_and_changes_nothing() -> None:
+    transferred = RECIPES["vapi-llamagen-transferred"]
+    assert transferred.source.startswith("transferred")
+    assert transferred.values == RECIPES["vapi-llamagen-xxl"].values
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "vapi-llamagen-tiny"])
+def test_recipe_steps_divide_evenly(name: str) -> None:
+    values = RECIPES[name].values
+    assert values["train.images_per_step"] % values["train.micro_batch"] == 0  # type: ignore[operator]
+    if "data.limit" in values:
+        seen = values["train.images_per_step"] * values["train.steps"]  # type: ignore[operator]
+        assert values["data.limit"] == seen, "one pass over the subset"
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+def policy_parameters(shape: PolicyShape, num_classes: int | None) -> int:
+    """Count LlamaGen's GPT: two vocabulary tables, condition embedder, blocks, last norm."""
+    dim = shape.dim
+    condition = (num_classes + 1) * dim if num_classes else (shape.caption_dim or 0) * dim + dim**2
+    block = 4 * dim**2 + 3 * dim * shape.ffn_hidden + 2 * dim
+    return 2 * shape.vocab_size * dim + condition + shape.layers * block + dim
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3) -> int:
+    return inputs * outputs * kernel**2 + outputs
+
+
+def residual(inputs: int, outputs: int) -> int:
+    """Two norms and convolutions, and a 1×1 convolution where the width changes."""
+    skip = convolution(inputs, outputs, 1) if inputs != outputs else 0
+    return 2 * inputs + convolution(inputs, outputs) + 2 * outputs + convolution(outputs, outputs) + skip
+
+
+def attention(width: int) -> int:
+    return 2 * width + 4 * convolution(width, width, 1)
+
+
+def stage(inputs: int, outputs: int, blocks: int, *, attends: bool) -> int:
+    mixing = blocks * attention(outputs) if attends else 0
+    return residual(inputs, outputs) + (blocks - 1) * residual(outputs, outputs) + mixing
+
+
+def tokenizer_parameters(shape: TokenizerShape) -> int:
+    """Count the VQ tokenizer from its description: encoder, decoder, codebook, two 1×1 convolutions."""
+    widths = [shape.base_channels * factor for factor in shape.multipliers]
+    top, last = widths[-1], len(widths) - 1
+    middle = 2 * residual(top, top) + attention(top)
+    encoder = convolution(3, shape.base_channels) + middle + 2 * top + convolution(top, shape.z_channels)
+    for level, (inputs, outputs) in enumerate(zip([shape.base_channels, *widths], widths, strict=False)):
+        encoder += stage(inputs, outputs, shape.res_blocks, attends=level == last)
+        encoder += convolution(outputs, outputs) if level < last else 0
+    decoder = convolution(shape.z_channels, top) + middle
+    down = widths[::-1]
+    for level, (inputs, outputs) in enumerate(zip([top, *down], down, strict=False)):
+        decoder += stage(inputs, outputs, shape.res_blocks + 1, attends=level == 0)
+        decoder += convolution(outputs, outputs) if level < last else 0
+    decoder += 2 * down[-1] + convolution(down[-1], 3)
+    bridge = convolution(shape.z_channels, shape.code_dim, 1) + convolution(
+        shape.code_dim, shape.z_channels, 1
+    )
+    return encoder + decoder + shape.codebook_size * shape.code_dim + bridge
+
+
+@pytest.mark.parametrize("name", LLAMAGEN)
+def test_policy_parameters_follow_from_the_shape(name: str) -> None:
+    model = MODELS[name]
+    assert policy_parameters(model.policy, model.num_classes) == model.policy.parameters
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tokenizer_parameters_follow_from_the_shape(name: str) -> None:
+    shape = MODELS[name].tokenizer
+    assert tokenizer_parameters(shape) == shape.parameters
+
+
+@pytest.mark.parametrize("name", [name for name in LLAMAGEN if name not in EMBEDDED])
+def test_released_llamagen_geometry(name: str) -> None:
+    policy = MODELS[name].policy
+    assert policy.ffn_hidden == -(-int(2 * 4 * policy.dim / 3) // 256) * 256
+    assert policy.dim % policy.heads == 0 and (policy.dim // policy.heads) % 4 == 0
+    assert (policy.norm_eps, policy.rope_base, policy.dropout, policy.condition_dropout) == (
+        1e-5,
+        1e4,
+        0.1,
+        0.1,
+    )
+    assert policy.condition_tokens == (1 if MODELS[name].condition == "class" else 120)
+
+
+def test_published_sizes() -> None:
+    """Parameter counts as the releases state them, in millions."""
+    millions = {
+        name: round(card.policy.parameters / 1e6)
+        for name, card in MODELS.items()
+        if not name.endswith("-tiny")
+    }
+    assert millions == {
+        **{name + end: size for end in ("", "-256") for name, size in CLASS_MODELS.items()},
+        "llamagen-xl-t2i": 778,
+        "llamagen-xl-t2i-512": 778,
+        "janus-pro-1b": 1485,
+        "janus-pro-7b": 6592,
+    }
+
+
+def test_same_size_has_the_same_shape_at_both_resolutions() -> None:
+    for name in CLASS_MODELS:
+        large, small = MODELS[name], MODELS[f"{name}-256"]
+        assert (large.image_size, small.image_size) == (384, 256)
+        assert large.policy.model_copy(update={"tokens": 256}) == small.policy
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_are_pinned_or_say_why_not(name: str) -> None:
+    card = MODELS[name]
+    assert card.files, "a model has weights"
+    for file in card.files:
+        assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
+        assert not Path(file.path).is_absolute() and ".." not in Path(file.path).parts
+        if not file.repo:
+            assert file.shipped or any("bring your own" in note for note in card.notes)
+            continue
+        assert not file.shipped
+        pinned = bool(re.fullmatch("[0-9a-f]{40}", file.revision))
+        if not (pinned and file.size and file.sha256):
+            assert any("found in no source" in note for note in card.notes)
+
+
+@pytest.mark.parametrize("name", [name for name in LLAMAGEN if name not in EMBEDDED])
+def test_file_sizes_are_those_of_float32_weights(name: str) -> None:
+    card = MODELS[name]
+    counts = {"policy": card.policy.parameters, "tokenizer": card.tokenizer.parameters}
+    for file in card.files:
+        if file.size is not None:
+            assert 4 * counts[file.role] < file.size < 4 * counts[file.role] * 1.003
+
+
+def test_one_file_is_described_alike_everywhere() -> None:
+    described: dict[tuple[str, str], Any] = {}
+    for card in MODELS.values():
+        for file in card.files:
+            if file.repo:
+                assert described.setdefault((file.repo, file.path), file) == file
+    digests = [file.sha256 for file in described.values() if file.sha256]
+    assert len(digests) == len(set(digests)), "two files with one digest"
+
+
+# --- published numbers ----------------------------------------------------------------------------
+
+
+def table(name: str, identifier: str) -> PublishedTable:
+    return next(item for item in REGISTRY.published(name).tables if item.id == identifier)
+
+
+def printed(identifier: str, method: str, model: str = "llamagen-xxl") -> dict[str, float]:
+    rows = table("va-pi", identifier).rows
+    return next(row.values for row in rows if (row.method, row.model) == (method, model))
+
+
+def test_vapi_card_has_every_table() -> None:
+    tables = {item.id: len(item.rows) for item in REGISTRY.published("va-pi").tables}
+    assert tables == {
+        "T1": 3,
+        "T2.nocfg": 7,
+        "T2.cfg": 8,
+        "T3.llamagen-xl": 3,
+        "T3.janus-pro-1b": 2,
+        "T4": 5,
+        "T5": 5,
+        "F4": 4,
+    }
+    assert len(REGISTRY.published("va-pi").inconsistencies) == 12
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("published"))
+def test_published_values_are_in_range(name: str) -> None:
+    shares = {"precision", "recall", "clip", "hpsv2", "overall", "noise", "beta", *GENEVAL}
+    above_zero = {"fid", "rfid", "is", "minutes", "cfg"}
+    for item in REGISTRY.published(name).tables:
+        for row in item.rows:
+            assert set(row.values) <= shares | above_zero
+            assert all(0 <= value <= 1 for key, value in row.values.items() if key in shares)
+            assert all(value > 0 for key, value in row.values.items() if key in above_zero)
+
+
+@pytest.mark.parametrize("identifier", ["T3.llamagen-xl", "T3.janus-pro-1b", "T5"])
+def test_geneval_overall_is_the_mean_of_the_six_tasks(identifier: str) -> None:
+    for row in table("va-pi", identifier).rows:
+        mean = sum(row.values[task] for task in GENEVAL) / 6
+        assert abs(mean - row.values["overall"]) < 1e-3, row.method
+
+
+def test_numbers_printed_twice_agree_except_where_listed() -> None:
+    base, aligned = printed("T2.nocfg", "base"), printed("T2.nocfg", "va-pi")
+    assert printed("T4", "base") == base
+    again = printed("T4", "va-pi")
+    assert {key for key in again if again[key] != aligned[key]} == {"precision"}
+    assert (aligned["precision"], again["precision"]) == (0.71, 0.68)
+    assert printed("F4", "no regularisation")["fid"] == printed("T4", "reward: MSE + L_p")["fid"]
+    assert printed("F4", "CE") == {"beta": 0.1, "fid": aligned["fid"], "is": aligned["is"]}
+    tuned = printed("T5", "va-pi, noise 0.5", "llamagen-xl-t2i")
+    assert tuned == {"noise": 0.5, **printed("T3.llamagen-xl", "va-pi", "llamagen-xl-t2i")}
+    for method in ("va-pi", "ste", "posttrain-tokenizer", "posttrain-tokenizer-longer"):
+        assert printed("T2.nocfg", method)["minutes"] == printed("T2.cfg", method)["minutes"]
+
+
+def test_listed_inconsistencies_are_recomputed() -> None:
+    listed = {item.what: " ".join(item.values) for item in REGISTRY.published("va-pi").inconsistencies}
+    base, aligned = printed("T2.nocfg", "base"), printed("T2.nocfg", "va-pi")
+    assert f"= {aligned['is'] - base['is']:.2f}" in listed["XXL IS gain"]
+    assert f"{100 * (1 - aligned['fid'] / base['fid']):.1f} %" in listed["FID reduction"]
+    assert f"{base['fid']} (abstract" in listed["XXL base FID"]
+    assert f"{aligned['precision']} (Table 2)" in listed["precision, XXL VA-π without CFG"]
+    janus = printed("T3.janus-pro-1b", "va-pi", "janus-pro-1b")
+    mean = sum(janus[task] for task in GENEVAL) / 6
+    assert f"{mean:.4f} mean" in listed["Janus overall, VA-π"]
+    assert f"{janus['overall']} printed" in listed["Janus overall, VA-π"]
+    assert round(mean, 3) != janus["overall"]
+    cheapest = min(row.values.get("minutes", 1e9) for row in table("va-pi", "T2.nocfg").rows)
+    assert (
+        cheapest < aligned["minutes"] and f"{cheapest:g} min" in listed["claim of the lowest training cost"]
+    )
+
+
+def test_llamagen_readme_rows_are_the_released_class_models() -> None:
+    rows = table("llamagen", "README.fid").rows
+    assert [row.values["fid"] for row in rows] == [5.46, 6.09, 3.80, 3.07, 2.62, 2.34, 2.18]
+    released = {
+        name
+        for name, card in MODELS.items()
+        if card.condition == "class" and any(file.repo for file in card.files if file.role == "policy")
+    }
+    assert {row.model for row in rows} == released
+
+
+# --- documentation --------------------------------------------------------------------------------
+
+
+def table_row(name: str, card: ModelCard) -> list[str]:
+    """The cells that docs/models.md must show for a model."""
+    return [f"`{name}`", f"{card.policy.parameters:,}", f"{card.image_size} px", f"{card.policy.tokens}"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_docs_list_every_model(name: str) -> None:
+    card = MODELS[name]
+    lines = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith(f"| `{name}` ")
+    ]
+    assert len(rows) == 1
+    assert rows[0][:4] == table_row(name, card)
+    policy = next(file for file in card.files if file.role == "policy")
+    if policy.shipped:
+        assert "shipped" in rows[0][4]
+    else:
+        assert f"`{policy.path}`" in rows[0][4]
+        assert policy.size is None or rows[0][5] == f"{policy.size:,}"
+    assert card.licence.split(";")[0] in rows[0][6]
+
+
+def test_recipe_card_refuses_unknown_fields() -> None:
+    with pytest.raises(ValueError, match="extra"):
+        RecipeCard.model_validate({**RECIPES["vapi-llamagen-xxl"].model_dump(), "extra": 1})

@@ -1,0 +1,305 @@
+"""From a specification to a reward: options, texts, batches, masks, direction, placement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignbench import api
+from alignbench.errors import UserError
+from alignbench.registry.lookup import Registry
+from alignbench.registry.reward_spec import resolve
+from alignbench.registry.schema import DatasetCard, RewardCard
+from alignbench.rewards.build import BuiltDistance, BuiltReward, build, class_names
+from alignbench.rewards.transforms import TRANSFORMS
+from tests.helpers.reward_toys import BUILT_IN, registry, request
+
+CPU = torch.device("cpu")
+REGISTRY = Registry([("built-in", BUILT_IN)])
+
+
+def built(text: str, cards: Registry = REGISTRY, **changes: Any) -> BuiltReward:
+    reward = build(text, cards, CPU, **{"image_size": 8, **changes})
+    assert isinstance(reward, BuiltReward)
+    return reward
+
+
+# --- specifications -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("pixel-msee", "no reward named 'pixel-msee'. Did you mean pixel-mse"),
+        ("pixel-mse(btach=2)", "has no option 'btach'. Did you mean batch"),
+        ("pixel-mse(batch=two)", "batch: 'two' is not a whole number"),
+        ("pixel-mse(batch=0)", "batch: 0 is below 1"),
+        ("pixel-mse(class_prompt={})", "has no option 'class_prompt'"),
+        ("clip-score(class_prompt=photo)", "class_prompt must hold {} once"),
+        ("pixel-mse|scael(2)", "no transform named 'scael'"),
+        ("pixel-mse(placement=gpu)", "placement 'gpu' cannot be used"),
+        ("pixel-mse(placement=cuda:99)", "placement 'cuda:99' cannot be used"),
+        ("lpips-vgg", "'lpips-vgg' needs images of at least 16 px; these have 8 px"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        build(text, REGISTRY, CPU, image_size=8)
+
+
+def test_options_have_the_types_of_their_card() -> None:
+    resolved = resolve("vlm-judge(min_mass=1,question=Is it {}?,batch=3,timeout=2)", REGISTRY)
+    assert resolved.options["min_mass"] == 1.0 and isinstance(resolved.options["min_mass"], float)
+    assert resolved.options["question"] == "Is it {}?"
+    assert (resolved.common["batch"], resolved.common["timeout"]) == (3, 2.0)
+
+
+def test_networks_follow_the_options() -> None:
+    assert resolve("clip-score", REGISTRY).networks == ["openai/clip-vit-large-patch14"]
+    assert resolve("clip-score(model=a/b)|scale(5)", REGISTRY).networks == ["a/b"]
+    with pytest.raises(ValueError, match=r"'{modell}' names no option"):
+        card = REGISTRY.reward("clip-score").model_dump()
+        RewardCard.model_validate({**card, "networks": ["{modell}"]})
+
+
+def test_a_missing_package_is_named_with_the_extra_before_anything_is_imported(tmp_path: Path) -> None:
+    cards = registry(tmp_path, "NoSuchThing", more='packages = ["torch", "not_installed"]\nextra = "more"\n')
+    with pytest.raises(UserError) as caught:
+        build("toy", cards, CPU, image_size=8)
+    assert caught.value.what == "reward 'toy' needs not_installed, not installed here"
+    assert caught.value.fix == "pip install 'alignbench[more]'"
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def test_larger_is_better_whatever_the_direction_of_the_card(tmp_path: Path) -> None:
+    images = request().images
+    higher = built("toy", registry(tmp_path / "a", "Brightness")).score(request())
+    lower = built("toy|scale(2)", registry(tmp_path / "b", "Brightness", direction="lower")).score(request())
+    assert torch.allclose(higher.values, images.mean(dim=(1, 2, 3)))
+    assert torch.allclose(lower.values, -2 * images.mean(dim=(1, 2, 3)))
+    assert higher.valid.all() and lower.valid.all()
+
+
+def test_distances_keep_their_sign_and_scores_turn_it(tmp_path: Path) -> None:
+    reward = built("pixel-mse|scale(10)")
+    assert isinstance(reward, BuiltDistance) and isinstance(reward, api.Distance)
+    both = request(reference=request(seed=1).images)
+    assert both.reference is not None
+    expected = 10 * (2 * both.images - 2 * both.reference).square().mean(dim=(1, 2, 3))
+    prepared = reward.prepare(2 * both.reference - 1)
+    assert torch.allclose(reward.distance(2 * both.images - 1, prepared, repeats=1), expected)
+    assert torch.allclose(reward.score(both).values, -expected)
+    assert not isinstance(built("class-logprob-digits"), api.Distance)
+
+
+def test_requests_are_cut_into_batches_and_put_together_again(tmp_path: Path) -> None:
+    reward = built("toy(batch=2)", registry(tmp_path, "Brightness"))
+    given = request(5, texts=tuple("abcde"), metadata={"place": list(range(5))}, reference=request().images)
+    scores = reward.score(given)
+    asked = reward.placed.raw.asked  # type: ignore[attr-defined]
+    assert [len(part.images) for part in asked] == [2, 2, 1]
+    assert [part.texts for part in asked] == [("a", "b"), ("c", "d"), ("e",)]
+    assert [part.metadata["place"] for part in asked] == [[0, 1], [2, 3], [4]]
+    assert torch.equal(torch.cat([part.group for part in asked]), given.group)
+    assert torch.equal(torch.cat([part.reference for part in asked]), given.reference)
+    assert torch.allclose(scores.values, given.images.mean(dim=(1, 2, 3)))
+    assert len(reward.score(request(0)).values) == 0
+
+
+@pytest.mark.parametrize(
+    "chain", ["", "|scale(2)|shift(1)", "|levels(0,2,1)", "|clip(0,9)|quantise(1)|negate"]
+)
+def test_failed_and_infinite_scores_are_masked_and_never_zero(tmp_path: Path, chain: str) -> None:
+    scores = built(f"toy(batch=2){chain}", registry(tmp_path, "moody")).score(request(5))
+    assert scores.valid.tolist() == [True, False, True, False, True]
+    assert scores.values.isnan().tolist() == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (torch.zeros(2, 8, 8, 3), r"\[N, 3, H, W\]"),
+        (torch.zeros(3, 8, 8), r"\[N, 3, H, W\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "float32 in"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.float64), "float32 in"),
+        (torch.full((2, 3, 8, 8), 255.0), "these span 255"),
+        (torch.full((2, 3, 8, 8), -1.0), "these span -1"),
+        (torch.full((2, 3, 8, 8), float("nan")), "these span nan"),
+    ],
+)
+def test_images_of_another_form_or_range_are_errors_naming_the_reward(
+    images: torch.Tensor, reason: str
+) -> None:
+    reward = built("class-logprob-digits")
+    with pytest.raises(ValueError, match=f"reward class-logprob-digits: .*{reason}"):
+        reward.score(api.ScoreRequest(images=images, group=torch.arange(2), labels=torch.arange(2)))
+
+
+def test_parts_that_do_not_fit_are_named() -> None:
+    reward = built("class-logprob-digits")
+    with pytest.raises(ValueError, match="5 images came with 4 group, 3 texts"):
+        reward.score(request(5, group=torch.arange(4), texts=("a", "b", "c")))
+    with pytest.raises(ValueError, match="differ in shape"):
+        reward.score(request(5, reference=request(4).images))
+
+
+def test_a_decoder_may_leave_the_range_a_little() -> None:
+    assert built("class-logprob-digits").score(request(images=request().images * 1.6 - 0.3)).valid.all()
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+def test_texts_are_written_from_class_names_only_where_there_are_none(tmp_path: Path) -> None:
+    cards = registry(tmp_path, "Reader", more='needs = ["text"]\n')
+    names = ("a", "bee", "camel", "dromedary", "eel")
+    reward = built("toy(class_prompt=this is {}!)", cards, class_names=lambda: names)
+    reward.score(request(3))
+    reward.score(request(2, texts=("own", "words")))
+    asked = reward.placed.raw.asked  # type: ignore[attr-defined]
+    assert [part.texts for part in asked] == [
+        ("this is a!", "this is bee!", "this is camel!"),
+        ("own", "words"),
+    ]
+    assert resolve("toy", cards).common["class_prompt"] == "a photo of {}"
+
+
+def test_class_names_are_asked_for_only_where_a_text_is_read(tmp_path: Path) -> None:
+    def refuse() -> tuple[str, ...]:
+        raise AssertionError
+
+    built("pixel-mse", class_names=refuse)
+    with pytest.raises(AssertionError):
+        built("toy", registry(tmp_path, "Reader", more='needs = ["text"]\n'), class_names=refuse)
+
+
+def test_what_a_request_lacks_is_named(tmp_path: Path) -> None:
+    cards = registry(tmp_path, "Reader", more='needs = ["text"]\n')
+    with pytest.raises(UserError, match=r"'toy' reads a text, .* classes no names"):
+        built("toy", cards).score(request())
+    with pytest.raises(UserError, match="'toy' reads a text, and these samples have no captions"):
+        built("toy", cards, class_names=lambda: ("a",)).score(replace(request(), labels=None))
+    with pytest.raises(UserError, match="'class-logprob-digits' needs class labels"):
+        built("class-logprob-digits").score(replace(request(), labels=None))
+    with pytest.raises(UserError, match="'pixel-mse' compares with the real image"):
+        built("pixel-mse").score(request())
+
+
+def test_dataset_cards_give_names_or_say_where_they_are() -> None:
+    assert class_names(REGISTRY.dataset("digits8"))[3] == "the digit three"
+    imagenet = class_names(REGISTRY.dataset("imagenet"))
+    assert (len(imagenet), imagenet[0], imagenet[207]) == (1000, "tench", "Golden Retriever")
+    assert class_names(REGISTRY.dataset("folder")) == []
+    card = REGISTRY.dataset("imagenet").model_dump()
+    with pytest.raises(UserError, match=r"class names of .*not_installed.*alignbench\[rewards\]"):
+        class_names(DatasetCard.model_validate({**card, "class_names": "not_installed.names:NAMES"}))
+
+
+# --- gradients and placement ----------------------------------------------------------------------
+
+
+def gradient(reward: BuiltReward) -> bool:
+    given = request()
+    images = given.images.requires_grad_()
+    return reward.score(replace(given, images=images)).values.requires_grad
+
+
+def test_gradients_pass_only_where_card_chain_and_placement_allow(tmp_path: Path) -> None:
+    cards = registry(tmp_path, "Brightness")
+    assert gradient(built("toy|scale(2)|clip(0,1)", cards))
+    assert not gradient(built("toy|quantise(0.1)", cards))
+    assert not gradient(built("toy(placement=offload)", cards))
+    assert not gradient(built("toy", registry(tmp_path, "Brightness", differentiable="false")))
+    with torch.no_grad():
+        assert not gradient(built("toy", cards))
+
+
+@pytest.mark.parametrize("text", ["pixel-mse|quantise(0.1)", "pixel-mse(placement=offload)"])
+def test_a_distance_without_gradient_says_so_when_one_is_wanted(text: str) -> None:
+    reward = built(text)
+    assert isinstance(reward, BuiltDistance)
+    images = request().images
+    prepared = reward.prepare(images)
+    assert len(reward.distance(images, prepared, repeats=1)) == 5
+    with pytest.raises(UserError, match="passes no gradient on"):
+        reward.distance(images.clone().requires_grad_(), prepared, repeats=1)
+
+
+def test_offloaded_weights_are_lent_for_the_call_and_come_back_after_errors(tmp_path: Path) -> None:
+    reward = built("toy(placement=offload)", registry(tmp_path, "Gap", scope="distance", direction="lower"))
+    assert isinstance(reward, BuiltDistance)
+    moves = reward.placed.raw.moves  # type: ignore[attr-defined]
+    assert moves == []
+    there, back = str(reward.placed.device), "cpu"
+    reward.score(request(reference=request(seed=1).images))
+    assert moves == [there, back]
+    with pytest.raises(RuntimeError):
+        reward.distance(torch.zeros(2, 3, 8, 8), torch.zeros(3, 3, 8, 8), repeats=1)
+    assert moves == [there, back] * 2
+
+
+def test_a_dedicated_device_gets_the_images_and_the_scores_come_home() -> None:
+    own, same = built("class-logprob-digits(placement=cpu)"), built("class-logprob-digits")
+    assert own.placed.device == CPU
+    assert torch.equal(own.score(request()).values, same.score(request()).values)
+
+
+def test_specs_that_differ_in_their_transforms_share_a_network() -> None:
+    shared: dict[tuple[object, ...], Any] = {}
+    texts = (
+        "class-logprob-digits",
+        "class-logprob-digits(batch=2)|clip(-2.5,0)",
+        "class-logprob-digits(placement=cpu)",
+    )
+    one, other, elsewhere = (built(text, shared=shared) for text in texts)
+    assert one.placed.raw is other.placed.raw and one.placed.raw is not elsewhere.placed.raw
+    assert other.score(request()).values.min() >= -2.5 > one.score(request()).values.min()
+    assert built(texts[0]).placed.raw is not one.placed.raw
+
+
+def documentation() -> str:
+    return (BUILT_IN.parent / "docs" / "rewards.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("rewards"))
+def test_the_documentation_says_what_the_card_says(name: str) -> None:
+    row = next(line for line in documentation().splitlines() if line.startswith(f"| `{name}` |"))
+    _, _, reference, reads, gradient, better, _, licence, _ = (cell.strip() for cell in row.split("|"))
+    card = REGISTRY.reward(name)
+    assert (reference == "the real image") == (card.scope == "distance")
+    assert reads == {"": "–", "text": "text", "label": "class"}["".join(card.needs)]
+    assert (gradient, better, licence) == (
+        "yes" if card.differentiable else "no",
+        card.direction,
+        card.licence,
+    )
+
+
+def test_the_documented_example_works_as_it_is(tmp_path: Path) -> None:
+    blocks = documentation().split("```")
+    card = next(block.removeprefix("toml\n") for block in blocks if block.startswith("toml"))
+    code = next(block.removeprefix("python\n") for block in blocks if block.startswith("python"))
+    place = tmp_path / "registry" / "rewards"
+    place.mkdir(parents=True)
+    (place / "sharpness.toml").write_text(card.replace("my_package.sharpness", "documented_sharpness"))
+    (tmp_path / "documented_sharpness.py").write_text(f"import torch\nfrom alignbench import api\n{code}")
+    cards = Registry([("built-in", BUILT_IN), ("documentation", tmp_path / "registry")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        reward = built("sharpness(power=2)|scale(3)", cards)
+    images = request().images
+    expected = 3 * (images[..., 1:] - images[..., :-1]).square().mean(dim=(1, 2, 3))
+    assert torch.allclose(reward.score(request()).values, expected)
+
+
+def test_every_transform_and_common_option_is_documented() -> None:
+    text = documentation()
+    missing = [name for name in TRANSFORMS if f"`{name}" not in text]
+    assert not missing
+    assert all(f"`{name}`" in text for name in resolve("clip-score", REGISTRY).common)

@@ -1,0 +1,300 @@
+"""Rewards on networks against the libraries they come from, with tiny random weights in the hub's form."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alignbench import api
+from alignbench.errors import UserError
+from alignbench.hub.cached import hub_folder
+from alignbench.nets import digits
+from alignbench.nets.preprocess import Preprocess
+from alignbench.registry.lookup import Registry
+from alignbench.rewards.build import build
+from tests.helpers.reward_toys import BUILT_IN, request
+from tests.helpers.tiny_rewards import TINY, save_clip
+
+CPU = torch.device("cpu")
+REGISTRY = Registry([("built-in", BUILT_IN)])
+TEXTS = ("a photo of a cat", "dog", "two red cubes 7")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def options(folder: Path) -> dict[str, str]:
+    """{reward: options that use its tiny network}."""
+    names = ("aesthetic", "clip-score", "hpsv2.1", "pickscore", "vlm-judge")
+    with pytest.MonkeyPatch.context() as patch:
+        return {name: TINY[name](folder / name, patch) for name in names}
+
+
+def smooth(count: int = 3, side: int = 48, *, width: int | None = None) -> Tensor:
+    """Pictures that resizing does not drive out of [0, 1], with values an 8-bit file can hold."""
+    numbers = torch.Generator().manual_seed(3)
+    coarse = torch.rand(count, 3, 5, 5, generator=numbers)
+    fine = F.interpolate(coarse, (side, width or side), mode="bilinear", align_corners=True)
+    return ((0.2 + 0.6 * fine) * 255).round() / 255
+
+
+def scored(name: str, options: str, images: Tensor, texts: tuple[str, ...] = TEXTS) -> Tensor:
+    reward = build(f"{name}({options})", REGISTRY, CPU, image_size=min(images.shape[-2:]))
+    scores = reward.score(api.ScoreRequest(images=images, group=torch.arange(len(images)), texts=texts))
+    assert scores.valid.all()
+    return scores.values
+
+
+# --- against the libraries ------------------------------------------------------------------------
+
+
+def clip_outputs(folder: Path, images: Tensor) -> Any:
+    """What transformers says when it prepares pictures and texts itself."""
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    pictures = CLIPImageProcessor.from_pretrained(folder)
+    pixels = pictures(images=list(images), return_tensors="pt", do_rescale=False)["pixel_values"]
+    words = AutoTokenizer.from_pretrained(folder)(list(TEXTS), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        return CLIPModel.from_pretrained(folder)(pixel_values=pixels, **words)
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (32, 32), (48, 72), (20, 20)])
+def test_clip_score_is_the_cosine_that_transformers_gives(
+    shape: tuple[int, int], folder: Path, options: dict[str, str]
+) -> None:
+    images = smooth(side=shape[0], width=shape[1])
+    output = clip_outputs(folder / "clip-score", images)
+    expected = (output.image_embeds * output.text_embeds).sum(dim=-1)
+    assert expected.std() > 0.01
+    assert (scored("clip-score", options["clip-score"], images) - expected).abs().max() < 1e-5
+
+
+def test_pickscore_is_the_logit_that_transformers_gives(folder: Path, options: dict[str, str]) -> None:
+    expected = clip_outputs(folder / "pickscore", smooth()).logits_per_image.diagonal()
+    assert (scored("pickscore", options["pickscore"], smooth()) - expected).abs().max() < 1e-4
+
+
+def test_eight_bit_pictures_through_pil_score_nearly_the_same(folder: Path, options: dict[str, str]) -> None:
+    """The official route: PIL's own resize, rounded to bytes."""
+    from PIL import Image
+    from transformers import AutoTokenizer, CLIPModel
+
+    pixels = []
+    for image in smooth():
+        array = (image * 255).round().byte().permute(1, 2, 0).numpy()
+        small = Image.fromarray(array).resize((32, 32), Image.Resampling.BICUBIC)
+        pixels.append(torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(32, 32, 3))
+    prepare = Preprocess(32)
+    words = AutoTokenizer.from_pretrained(folder / "clip-score")(
+        list(TEXTS), padding=True, return_tensors="pt"
+    )
+    ready = prepare(torch.stack(pixels).permute(0, 3, 1, 2).float() / 255)
+    with torch.no_grad():
+        output = CLIPModel.from_pretrained(folder / "clip-score")(pixel_values=ready, **words)
+    expected = (output.image_embeds * output.text_embeds).sum(dim=-1)
+    ours = scored("clip-score", options["clip-score"], smooth())
+    assert (ours - expected).abs().max() < 0.02
+    assert expected.argsort().tolist() == ours.argsort().tolist()
+
+
+def test_aesthetic_is_a_chain_of_linear_layers_on_the_unit_embedding(
+    folder: Path, options: dict[str, str]
+) -> None:
+    embedding = clip_outputs(folder / "aesthetic", smooth()).image_embeds
+    state = torch.load(folder / "aesthetic" / "head.pth", weights_only=True)
+    for number in (0, 2, 4, 6, 7):
+        embedding = F.linear(embedding, state[f"layers.{number}.weight"], state[f"layers.{number}.bias"])
+    ours = scored("aesthetic", options["aesthetic"], smooth(), texts=())
+    assert (ours - embedding[:, 0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (28, 28), (20, 40), (45, 30)])
+def test_hps_is_the_cosine_of_open_clip_after_padding_to_a_square(
+    shape: tuple[int, int], folder: Path, options: dict[str, str]
+) -> None:
+    import open_clip
+    from torchvision.transforms import functional as pictures
+
+    place = folder / "hpsv2.1"
+    model = open_clip.CLIP(**json.loads((place / "open_clip_config.json").read_text())["model_cfg"]).eval()
+    model.load_state_dict(torch.load(place / "HPS_v2.1_compressed.pt", weights_only=True)["state_dict"])
+    images = smooth(side=shape[0], width=shape[1])
+    size = [round(length * 28 / max(shape)) for length in shape]
+    ready = pictures.resize(images, size, pictures.InterpolationMode.BICUBIC, antialias=True)
+    down, right = 28 - size[0], 28 - size[1]
+    ready = pictures.pad(ready, [right // 2, down // 2, right - right // 2, down - down // 2])
+    ready = pictures.normalize(ready, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    with torch.no_grad():
+        seen = model.encode_image(ready, normalize=True)
+        read = model.encode_text(open_clip.get_tokenizer("ViT-H-14")(list(TEXTS)), normalize=True)
+    expected = (seen * read).sum(dim=-1)
+    assert expected.std() > 0.01
+    assert (scored("hpsv2.1", options["hpsv2.1"], images) - expected).abs().max() < 1e-5
+
+
+def test_the_judge_compares_yes_with_no_as_generation_would(folder: Path, options: dict[str, str]) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    place = folder / "vlm-judge"
+    processor = AutoProcessor.from_pretrained(place)
+    model = AutoModelForImageTextToText.from_pretrained(place).eval()
+    question = "Is it {}? Yes or no."
+    expected = []
+    for image, text in zip(smooth(), TEXTS, strict=True):
+        prompt = (
+            f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Is it {text}? Yes or no."
+            "<|im_end|>\n<|im_start|>assistant\n"
+        )
+        inputs = processor(images=[(image * 255).round().byte()], text=[prompt], return_tensors="pt")
+        produced = model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        probabilities = produced.logits[0][0].softmax(dim=-1)
+        words = {word: processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "Yes", "no", "No")}
+        yes, no = (
+            sum(probabilities[words[word]] for word in pair) for pair in (("yes", "Yes"), ("no", "No"))
+        )
+        expected.append(float(yes / (yes + no)))
+    ours = scored("vlm-judge", f'{options["vlm-judge"]},question="{question}"', smooth())
+    assert ours.tolist() == pytest.approx(expected, abs=1e-5)
+    assert len({round(value, 4) for value in expected}) == 3
+
+
+def test_a_judge_that_would_say_something_else_gives_no_score(options: dict[str, str]) -> None:
+    text = options["vlm-judge"].replace("min_mass=0", "min_mass=0.9")
+    reward = build(f"vlm-judge({text})", REGISTRY, CPU, image_size=48)
+    scores = reward.score(api.ScoreRequest(images=smooth(), group=torch.arange(3), texts=TEXTS))
+    assert not scores.valid.any() and scores.values.isnan().all()
+
+
+def test_long_texts_are_cut_and_not_refused(options: dict[str, str]) -> None:
+    long = ("a red cat " * 60).strip()
+    for name in ("clip-score", "hpsv2.1"):
+        values = scored(name, options[name], smooth(2, 32), (long, f"{long} and a dog at the end"))
+        assert values.isfinite().all()
+
+
+def test_class_logprob_reads_the_requested_class() -> None:
+    net = digits.load("digits-features-b")
+    given = request(4, labels=torch.tensor([3, 1, 4, 9]))
+    scores = build("class-logprob-digits", REGISTRY, CPU, image_size=8).score(given)
+    for row, label in enumerate((3, 1, 4, 9)):
+        logits = net.logits(2 * given.images[row : row + 1] - 1)[0].double()
+        expected = logits[label].item() - math.log(logits.exp().sum().item())
+        assert scores.values[row].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_class_logprob_likes_real_digits_of_the_right_class() -> None:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.from_numpy(data.images[:200]).float()[:, None].expand(-1, 3, -1, -1) / 16
+    labels = torch.from_numpy(data.target[:200]).long()
+    reward = build("class-logprob-digits", REGISTRY, CPU, image_size=8)
+    right, wrong = (
+        reward.score(api.ScoreRequest(images=images, group=torch.arange(200), labels=asked)).values
+        for asked in (labels, (labels + 1) % 10)
+    )
+    assert right.mean() > -0.3 and wrong.mean() < -3
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "command"),
+    [
+        ("clip-score", "config.json", "hf download openai/clip-vit-large-patch14 --revision 32bd6428"),
+        ("pickscore", "config.json", "hf download yuvalkirstain/PickScore_v1 --revision a4e4367c"),
+        ("aesthetic", "config.json", "hf download openai/clip-vit-large-patch14 --revision 32bd6428"),
+        ("hpsv2.1", "HPS_v2.1_compressed.pt", "hf download xswu/HPSv2 --revision 697403c7"),
+        ("vlm-judge", "config.json", "hf download Qwen/Qwen2.5-VL-3B-Instruct --revision 66285546"),
+    ],
+)
+def test_missing_weights_are_named_with_repository_file_and_command(
+    name: str, file: str, command: str, empty_hub: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        build(name, REGISTRY, CPU, image_size=256)
+    assert name in caught.value.what and file in caught.value.what and str(empty_hub) in caught.value.what
+    assert caught.value.fix.startswith(command)
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_snapshot_in_the_hub_cache_is_found_by_branch_and_by_commit(empty_hub: Path) -> None:
+    store = empty_hub / "models--some--clip"
+    (store / "refs").mkdir(parents=True)
+    (store / "refs" / "main").write_text("abc123")
+    save_clip(store / "snapshots" / "abc123")
+    for revision in ("main", "abc123"):
+        found = hub_folder("clip-score", "some/clip", revision, "", ["config.json"])
+        assert found == store / "snapshots" / "abc123"
+    text = "clip-score(model=some/clip,revision=main)"
+    reward = build(text, REGISTRY, CPU, image_size=48)
+    assert (
+        reward.score(api.ScoreRequest(images=smooth(), group=torch.arange(3), texts=TEXTS))
+        .values.isfinite()
+        .all()
+    )
+    with pytest.raises(UserError, match="some/clip at v2"):
+        hub_folder("clip-score", "some/clip", "v2", "", ["config.json"])
+
+
+def test_an_incomplete_folder_is_named_with_the_file(tmp_path: Path) -> None:
+    save_clip(tmp_path / "clip")
+    (tmp_path / "clip" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"needs tokenizer.json or vocab.json, which is not in .*clip"):
+        build(f"clip-score(path={tmp_path / 'clip'})", REGISTRY, CPU, image_size=48)
+
+
+def test_the_aesthetic_head_is_asked_for_with_a_command(folder: Path, options: dict[str, str]) -> None:
+    path = options["aesthetic"].partition(",")[0]
+    with pytest.raises(UserError) as caught:
+        build(f"aesthetic({path})", REGISTRY, CPU, image_size=48)
+    assert "sac+logos+ava1-l14-linearMSE.pth" in caught.value.what
+    assert caught.value.fix.startswith("curl ") and "improved-aesthetic-predictor" in caught.value.fix
+
+
+BROKEN_HEADS: dict[str, Callable[[], Any]] = {
+    "not torch": lambda: None,
+    "other keys": lambda: {"weight": torch.zeros(1, 16)},
+    "another width": lambda: {"layers.0.weight": torch.zeros(1, 768), "layers.0.bias": torch.zeros(1)},
+    "two outputs": lambda: {"layers.0.weight": torch.zeros(2, 16), "layers.0.bias": torch.zeros(2)},
+    "no layers": dict,
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_HEADS)
+def test_a_file_that_is_no_head_is_refused(case: str, options: dict[str, str], tmp_path: Path) -> None:
+    head, state = tmp_path / "head.pth", BROKEN_HEADS[case]()
+    head.write_bytes(b"rubbish") if state is None else torch.save(state, head)
+    path = options["aesthetic"].partition(",")[0]
+    with pytest.raises(UserError, match="is no aesthetic head"):
+        build(f"aesthetic({path},head={head})", REGISTRY, CPU, image_size=48)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "hpsv2.1", tmp_path / "hps")
+    torch.save({"state_dict": {"visual.proj": torch.zeros(2)}}, tmp_path / "hps" / "HPS_v2.1_compressed.pt")
+    with pytest.raises(UserError, match=r"HPS_v2\.1_compressed\.pt does not fit open_clip_config\.json"):
+        build(f"hpsv2.1(path={tmp_path / 'hps'})", REGISTRY, CPU, image_size=48)

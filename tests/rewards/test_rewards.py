@@ -1,0 +1,159 @@
+"""Distances against plain loops and against the lpips package."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from alignbench import api
+from alignbench.errors import UserError
+from alignbench.nets import digits, lpips
+from alignbench.registry.lookup import Registry, import_target
+from alignbench.rewards import perceptual
+from alignbench.rewards.perceptual import PerceptualDistance, require_trunk
+from alignbench.rewards.pixel import PixelDistance, PixelLoss, pixel_distance
+from tests.helpers.lpips_trunks import random_trunk
+
+REGISTRY = Registry([("built-in", Path(__file__).parents[2] / "registry")])
+
+
+def images(count: int, side: int = 8, seed: int = 0) -> Tensor:
+    numbers = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, side, side, generator=numbers) * 2.4 - 1.2
+
+
+def apart(distance: api.Distance, decoded: Tensor, reference: Tensor) -> Tensor:
+    """Distance of each image to its own reference."""
+    return distance.distance(decoded, distance.prepare(reference), repeats=1)
+
+
+def digits_distance() -> PerceptualDistance:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return PerceptualDistance(digits.build("digits-features-b").eval().requires_grad_(False).features)
+
+
+# --- pixels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_pixel_distance_is_a_plain_mean_without_clamping(loss: PixelLoss) -> None:
+    decoded, reference = images(6).double(), images(2, seed=1).double()
+    result = pixel_distance(decoded, reference, loss, repeats=3)
+    for sample in range(6):
+        difference = decoded[sample].numpy() - reference[sample // 3].numpy()
+        expected = np.mean(difference**2) if loss == "mse" else np.mean(np.abs(difference))
+        assert result[sample].item() == pytest.approx(expected, abs=1e-15)
+
+
+def test_pixel_distance_is_differentiable() -> None:
+    decoded = images(2).requires_grad_()
+    apart(PixelDistance("mse"), decoded, images(2, seed=1)).sum().backward()
+    expected = 2 * (decoded.detach() - images(2, seed=1)) / decoded[0].numel()
+    assert decoded.grad is not None and torch.allclose(decoded.grad, expected)
+
+
+# --- what all distances share ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance", [PixelDistance("mse"), PixelDistance("l1"), digits_distance()])
+class TestEveryDistance:
+    def test_identical_images_score_zero_and_others_more(self, distance: Any) -> None:
+        batch = images(3)
+        assert torch.equal(apart(distance, batch, batch), torch.zeros(3))
+        assert (apart(distance, batch, images(3, seed=1)) > 0.01).all()
+
+    def test_prepared_references_give_the_same_as_repeated_ones(self, distance: Any) -> None:
+        decoded, reference = images(6), images(2, seed=1)
+        shared = distance.distance(decoded, distance.prepare(reference), repeats=3)
+        plain = apart(distance, decoded, reference.repeat_interleave(3, dim=0))
+        assert shared.shape == (6,) and shared.dtype == torch.float32
+        assert torch.allclose(shared, plain, rtol=0, atol=1e-6)
+
+    def test_a_score_does_not_depend_on_the_rest_of_the_batch(self, distance: Any) -> None:
+        decoded, reference = images(4), images(4, seed=1)
+        alone = torch.cat([apart(distance, decoded[i : i + 1], reference[i : i + 1]) for i in range(4)])
+        assert torch.allclose(apart(distance, decoded, reference), alone, rtol=0, atol=1e-6)
+
+
+def test_cards_of_distances_build_what_they_promise() -> None:
+    for name in ("pixel-mse", "pixel-l1", "perceptual-digits"):
+        card = REGISTRY.reward(name)
+        assert (card.direction, card.scope, card.differentiable) == ("lower", "distance", True)
+        distance = import_target(card.target)(torch.device("cpu"))
+        side = max(8, card.min_size)
+        assert torch.equal(apart(distance, images(1, side), images(1, side)), torch.zeros(1))
+    for name in ("lpips-vgg", "lpips-alex"):
+        assert callable(import_target(REGISTRY.reward(name).target))
+
+
+def test_digits_reward_and_digits_evaluator_use_different_networks() -> None:
+    networks = REGISTRY.reward("perceptual-digits").networks
+    assert networks == ["digits-features-b"]
+
+
+# --- LPIPS ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_is_the_feature_distance_of_the_trunk_with_the_package_s_heads(
+    net: lpips.Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = random_trunk(net, tmp_path / "trunk.pth")  # tests/nets/test_lpips.py compares with the package
+    monkeypatch.setattr(perceptual, "require_trunk", lambda name: path)
+    decoded, reference = images(2, side=48), images(2, side=48, seed=1)
+    reward = import_target(REGISTRY.reward(f"lpips-{net}").target)(torch.device("cpu"))
+    request = api.ScoreRequest(images=(decoded + 1) / 2, group=torch.arange(2), reference=(reference + 1) / 2)
+    expected = apart(lpips.FeatureDistance(lpips.load_trunk(net, path), lpips.heads(net)), decoded, reference)
+    assert expected.min().item() > 1e-4
+    assert torch.allclose(reward.score(request).values, expected, rtol=1e-5, atol=0)
+
+
+def test_dead_pixels_pass_finite_gradients() -> None:
+    distance = PerceptualDistance(lambda batch: [batch.relu()])
+    batch = images(1).requires_grad_()
+    with torch.no_grad():
+        batch[0, :, 2, 3] = -1.0  # zero in all channels after the ReLU
+    apart(distance, batch, images(1, seed=1)).sum().backward()
+    assert batch.grad is not None and batch.grad.isfinite().all()
+    assert batch.grad.abs().max().item() > 0
+
+
+@pytest.mark.parametrize("name", ["lpips-vgg", "lpips-alex"])
+def test_a_missing_trunk_is_named_with_its_place_and_the_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch home"))
+    card = REGISTRY.reward(name)
+    with pytest.raises(UserError) as caught:
+        import_target(card.target)(torch.device("cpu"))
+    place = tmp_path / "torch home" / card.files[0].removeprefix("$TORCH_HOME/")
+    assert str(place) in caught.value.what
+    assert caught.value.fix.startswith("curl ")
+    assert f"'{place}' https://download.pytorch.org/models/{place.name}" in caught.value.fix
+
+
+def test_a_damaged_trunk_is_refused_and_a_whole_one_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    content = b"weights" * 1000
+    name = f"trunk-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (folder / name).write_bytes(content)
+    assert require_trunk(name) == folder / name
+    (folder / name).write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"damaged: 6,999 bytes"):
+        require_trunk(name)
+
+
+def test_trunk_names_carry_the_start_of_a_digest() -> None:
+    for name in perceptual.TRUNKS.values():
+        assert int(Path(name).stem.rpartition("-")[2], 16) > 0

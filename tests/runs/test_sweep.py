@@ -1,0 +1,368 @@
+"""Sweeps: the product of rows, grid and seeds; resuming; failures; the table's numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from alignbench.config.plan import make_plan
+from alignbench.config.settings import resolve
+from alignbench.errors import UserError
+from alignbench.metrics.intervals import Interval
+from alignbench.progress import Progress
+from alignbench.record import RunRecord, read
+from alignbench.registry.lookup import Registry, read_card
+from alignbench.registry.schema import SweepCard
+from alignbench.runs import sweep, sweep_table
+
+ROOT = Path(__file__).parents[2]
+REGISTRY = Registry.default()
+TINY = [name for name in REGISTRY.names("sweeps") if name.endswith("-llamagen-tiny")]
+SMALL = {
+    "train.steps": 2, "train.images_per_step": 8, "train.micro_batch": 8, "train.warmup_steps": 0,
+    "protocol.samples": 40, "protocol.seeds": "0,1", "protocol.settings": "t1",
+}  # fmt: skip
+
+
+def card(**changes: Any) -> SweepCard:
+    base = {
+        "title": "Small", "source": "a test", "model": "llamagen-tiny", "method": "ntp",
+        "metric": "fd-digits", "setting": "t1", "seeds": [0, 1], "values": SMALL,
+        "grid": {"train.lr": [1e-4, 1e-3]},
+    }  # fmt: skip
+    return SweepCard.model_validate({**base, **changes})
+
+
+def plan(out: Path, **changes: Any) -> sweep.Sweep:
+    return sweep.make(REGISTRY, "small", card(**changes), out=out)
+
+
+# --- the product ----------------------------------------------------------------------------------
+
+
+def test_rows_and_grid_are_crossed_and_each_run_is_the_ordinary_one(tmp_path: Path) -> None:
+    rows = [
+        {"title": "plain"},
+        {"title": "noisy", "values": {"method.noise": 0.5}, "grid": {"method.dropout": [False, True]}},
+    ]
+    made = plan(tmp_path, rows=rows)
+    assert [line.title for line in made.configurations] == [
+        "plain · train.lr = 0.0001",
+        "plain · train.lr = 0.001",
+        "noisy · train.lr = 0.0001 · method.dropout = false",
+        "noisy · train.lr = 0.0001 · method.dropout = true",
+        "noisy · train.lr = 0.001 · method.dropout = false",
+        "noisy · train.lr = 0.001 · method.dropout = true",
+    ]
+    assert len(made.runs) == 12 and len({run.plan.digest for run in made.runs}) == 12
+    assert [run.seed for run in made.runs] == [0] * 6 + [1] * 6
+    changes = [f"{key}={value}" for key, value in SMALL.items()] + ["method.noise=0.5", "method.dropout=true"]
+    config = resolve(
+        REGISTRY, method="ntp", model="llamagen-tiny", assignments=[*changes, "train.lr=1e-3"], seed=1
+    )
+    assert made.runs[-1].plan.digest == make_plan(REGISTRY, config).digest
+
+
+def test_methods_and_recipes_can_be_an_axis(tmp_path: Path) -> None:
+    made = plan(tmp_path, grid={"method": ["ntp", "vapi"]})
+    assert [run.plan.config.method for run in made.runs] == ["ntp", "vapi"] * 2
+    assert [run.plan.config.recipe for run in made.runs][:2] == ["ntp-llamagen-tiny", "vapi-llamagen-tiny"]
+    long = plan(
+        tmp_path, method="tokenizer-decoder", grid={"recipe": ["tokenizer-decoder-long-llamagen-tiny"]}
+    )
+    assert {run.plan.config.recipe for run in long.runs} == {"tokenizer-decoder-long-llamagen-tiny"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"grid": {"train.lrr": [1.0]}}, r"sweep small, train.lrr = 1: no setting named 'train.lrr'"),
+        ({"grid": {"lr": [1.0]}}, r"'lr' is neither a dotted key nor one of method, recipe"),
+        ({"grid": {"train.lr": []}}, r"the axis train.lr has no values"),
+        ({"rows": [{"title": "a", "values": {"train.lr": 1.0}}]}, r"row 'a': train.lr is set twice"),
+        ({"method": ""}, r"names no method"),
+        ({"method": "vappi"}, r"no method named 'vappi'. Did you mean vapi"),
+        ({"metric": "fd-digit"}, r"no metric named 'fd-digit'. Did you mean fd-digits"),
+        ({"setting": "cfg2"}, r"protocol digits8 has no setting 'cfg2'"),
+    ],
+)
+def test_mistakes_are_named_before_anything_starts(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        plan(tmp_path, **changes)
+    assert caught.value.exit_code == 2 and not list(tmp_path.iterdir())
+
+
+def test_set_reaches_every_run_but_not_an_axis(tmp_path: Path) -> None:
+    made = sweep.make(REGISTRY, "small", card(), out=tmp_path, assignments=["train.steps=5"])
+    assert {run.plan.config.train.steps for run in made.runs} == {5}
+    with pytest.raises(UserError, match=r"--set train.lr: sweep 'Small' varies it"):
+        sweep.make(REGISTRY, "small", card(), out=tmp_path, assignments=["train.lr=1"])
+
+
+# --- carrying out ---------------------------------------------------------------------------------
+
+
+def alignbench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "alignbench", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def toml(folder: Path, *, steps: int = 2) -> Path:
+    """The same small sweep as a file, with one row that must break."""
+    file = folder / "small.toml"
+    values = "\n".join(
+        f'"{key}" = {json.dumps(value)}' for key, value in {**SMALL, "train.steps": steps}.items()
+    )
+    file.write_text(
+        'title = "Small"\nsource = "a test"\nmodel = "llamagen-tiny"\nmethod = "ntp"\nmetric = "fd-digits"\n'
+        f'setting = "t1"\nseeds = [0, 1]\n[values]\n{values}\n'
+        '[[rows]]\ntitle = "good"\n[[rows]]\ntitle = "broken"\n'
+        '[rows.values]\n"train.lr" = 1e30\n"train.grad_clip" = 0.0\n[[rows]]\ntitle = "better"\n'
+        '[rows.values]\n"train.lr" = 1e-5\n',
+        encoding="utf-8",
+    )
+    return file
+
+
+def test_a_failure_is_listed_and_the_rest_is_done_and_not_done_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = alignbench("sweep", str(toml(tmp_path)), "--out", str(out))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "sweep small: 6 runs = 3 configurations × 2 seeds (0, 1)" in done.stderr
+    assert "2 of 6 runs failed" in done.stderr
+    table = json.loads((out / "sweep.json").read_text())
+    assert [line["finished_seeds"] for line in table["configurations"]] == [[0, 1], [], [0, 1]]
+    assert len(table["failures"]) == 2 and all("gradient" in text for text in table["failures"].values())
+    assert [line["best"] for line in table["configurations"]].count(True) == 1
+    assert not table["configurations"][1]["best"] and not table["configurations"][1]["tied"]
+    markdown = (out / "sweep.md").read_text()
+    assert done.stdout.strip() == markdown.strip() and "| broken |" in markdown and "- Failed: " in markdown
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/export/*.safetensors")}
+    assert len(stamps) == 4
+    again = alignbench("sweep", str(toml(tmp_path)), "--out", str(out))
+    assert again.stderr.count("done before") == 4 and "4 of 6" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/export/*.safetensors")} == stamps
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+    out, steps = tmp_path / "out", 60
+    file = toml(tmp_path, steps=steps)
+    file.write_text(file.read_text().partition("[[rows]]")[0])  # one configuration, two seeds
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alignbench", "sweep", str(file), "--out", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = [len(log.read_text().splitlines()) for log in out.glob("*-s1-*/metrics.jsonl")]
+        if logs and logs[0] >= 25:  # a checkpoint is written every 20 steps
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (first,) = [read(path) for path in out.glob("*-s0-*")]
+    assert first.status == "complete" and not list(out.glob("*-s1-*/export"))
+    done = alignbench("sweep", str(file), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "seed 0: done before" in done.stderr and "resuming at step 20 of 60" in done.stderr
+    assert json.loads((out / "sweep.json").read_text())["configurations"][0]["finished_seeds"] == [0, 1]
+
+
+def test_the_printed_command_does_the_same_run(tmp_path: Path) -> None:
+    made = plan(tmp_path, seeds=[0], grid={})
+    (run,) = made.runs
+    program, *arguments = shlex.split(run.command)
+    assert program == "alignbench" and alignbench(*arguments).returncode == 0
+    assert run.done and read(run.folder).id == run.plan.id
+    assert sweep.carry_out(made, REGISTRY, Progress(quiet=True)) == {}
+
+
+def test_a_sweep_is_not_for_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"--dry-run prints the command of each run"):
+        sweep.carry_out(made, REGISTRY, Progress(quiet=True))
+
+
+def test_an_unexpected_error_costs_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignbench.config.plan import Job
+    from alignbench.runs import run as runner
+
+    def explode(job: Job, progress: Progress) -> RunRecord:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(runner, "run", explode)
+    made = plan(tmp_path)
+    failures = sweep.carry_out(made, REGISTRY, Progress(quiet=True))
+    assert set(failures) == {run.plan.id for run in made.runs}
+    assert all(text.startswith("MemoryError: no more") for text in failures.values())
+    assert "explode" in (made.runs[0].folder / "traceback.txt").read_text()
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def fake(made: sweep.Sweep, values: dict[tuple[int, int], list[float] | None]) -> None:
+    """Write records with these values of fd-digits, by (configuration, seed)."""
+    stored = read(ROOT / "tests" / "golden" / "records" / "vapi-llamagen-tiny-s0-11111111.json")
+    result = next(one for one in stored.results if one.subject == "method" and one.setting.name == "t1")
+    for run in made.runs:
+        number = made.configurations.index(run.configuration)
+        measured = values[number, run.seed]
+        if measured is not None:
+            changes = {"metrics": {"fd-digits": measured}, "seeds": list(range(len(measured)))}
+            record = stored.model_copy(
+                update={"id": run.plan.id, "results": [result.model_copy(update=changes)]}
+            )
+            run.folder.mkdir(parents=True)
+            (run.folder / "run.json").write_text(record.model_dump_json(by_alias=True))
+
+
+def test_intervals_are_over_training_seeds_and_the_best_has_all_of_them(tmp_path: Path) -> None:
+    made = plan(tmp_path, seeds=[0, 1, 2], grid={"train.lr": [1e-4, 2e-4, 3e-4, 4e-4]})
+    fake(made, {
+        (0, 0): [3.0, 3.2], (0, 1): [3.4, 3.0], (0, 2): [3.1, 3.3],
+        (1, 0): [2.0, 2.2], (1, 1): [2.4, 2.0], (1, 2): [2.1, 2.3],
+        (2, 0): [2.1, 2.2], (2, 1): [2.4, 2.1], (2, 2): [2.2, 2.4],
+        (3, 0): [1.0, 1.0], (3, 1): None, (3, 2): [1.0, 1.0],
+    })  # fmt: skip
+    facts = REGISTRY.metric_facts()
+    lines = sweep_table.measure(made, facts)
+    assert [line.best for line in lines] == [False, True, False, False]
+    assert [line.tied for line in lines] == [False, False, True, False]
+    means = np.array([3.1, 3.2, 3.2])
+    interval = lines[0].interval("fd-digits")
+    assert interval is not None and interval.high is not None
+    low, high = stats.t.interval(0.95, 2, loc=means.mean(), scale=stats.sem(means))
+    assert math.isclose(interval.mean, means.mean()) and math.isclose(interval.high, high)
+    markdown = sweep_table.markdown(made, lines, facts, {})
+    assert f"3.167 ± {(high - low) / 2:.3f}" in markdown
+    assert "**train.lr = 0.0002**" in markdown and "train.lr = 0.0003 =" in markdown
+    assert "2 of 3" in markdown
+
+
+def test_choose_row_marks_one_in_each_row_and_counts_the_trials(tmp_path: Path) -> None:
+    rows = [{"title": "ntp"}, {"title": "noisy", "values": {"method.noise": 0.5}}]
+    made = plan(tmp_path, rows=rows, choose="row", seeds=[0], grid={"train.lr": [1e-4, 1e-3, 1e-2]})
+    fake(made, {
+        (0, 0): [2.0, 2.1], (1, 0): [1.0, 1.1], (2, 0): [3.0, 3.1],
+        (3, 0): [9.0, 9.1], (4, 0): [9.9, 9.8], (5, 0): [9.9, 9.9],
+    })  # fmt: skip
+    facts = REGISTRY.metric_facts()
+    lines = sweep_table.measure(made, facts)
+    assert [line.best for line in lines] == [False, True, False, True, False, False]
+    markdown = sweep_table.markdown(made, lines, facts, {})
+    assert "Configurations tried: 3 each." in markdown
+    assert "Chosen for ntp: train.lr = 0.001.\n" in markdown
+    assert "Chosen for noisy: train.lr = 0.0001, at the edge of what was tried (train.lr)." in markdown
+
+
+def test_single_values_are_ordered_and_not_called_ties(tmp_path: Path) -> None:
+    made = plan(tmp_path, seeds=[0])
+    fake(made, {(0, 0): [38.63], (1, 0): [7.65]})
+    lines = sweep_table.measure(made, REGISTRY.metric_facts())
+    assert [(line.best, line.tied) for line in lines] == [(False, False), (True, False)]
+    assert lines[1].interval("fd-digits") == Interval(7.65, None, None, 1, "sampling seeds")
+
+
+# --- shipped sweeps -------------------------------------------------------------------------------
+
+
+def test_tiny_and_full_size_variants_are_shipped() -> None:
+    names = set(REGISTRY.names("sweeps"))
+    assert {
+        "table4-llamagen-tiny",
+        "fig4-llamagen-tiny",
+        "table5-llamagen-tiny",
+        "tune-llamagen-tiny",
+    } <= names
+    assert {"table4-llamagen-xxl", "fig4-llamagen-xxl", "table5-llamagen-xl-t2i"} <= names
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_sweeps_can_run(name: str, tmp_path: Path) -> None:
+    made = sweep.make(REGISTRY, name, REGISTRY.sweep(name), out=tmp_path)
+    assert not made.problems
+    assert len({run.plan.digest for run in made.runs}) == len(made.runs), "two runs are the same"
+
+
+def switches(name: str) -> list[dict[str, Any]]:
+    """What each configuration changes in the method."""
+    lines = sweep.configurations(REGISTRY.sweep(name))
+    return [{key: v for key, v in line.values.items() if key.startswith("method.")} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("figure", "large"),
+    [("table4", "llamagen-xxl"), ("fig4", "llamagen-xxl"), ("table5", "llamagen-xl-t2i")],
+)
+def test_both_variants_switch_the_same(figure: str, large: str) -> None:
+    assert switches(f"{figure}-llamagen-tiny") == switches(f"{figure}-{large}")
+
+
+def test_table4_has_the_rows_of_the_paper() -> None:
+    published = next(table for table in REGISTRY.published("va-pi").tables if table.id == "T4")
+    rows = [line.row for line in sweep.configurations(REGISTRY.sweep("table4-llamagen-xxl"))]
+    printed = [row.method for row in published.rows]
+    assert printed[0] == "base" and rows[:3] == printed[1:4] and len(rows) == len(printed) - 1
+
+
+def test_table5_has_the_noise_levels_of_the_paper() -> None:
+    levels = [values["method.noise"] for values in switches("table5-llamagen-xl-t2i")]
+    assert levels == [0.0, 0.25, 0.5, 0.75, 0.95]
+
+
+def test_full_size_sweeps_say_what_is_missing() -> None:
+    done = alignbench("sweep", "table4-llamagen-xxl", "--dry-run")
+    assert done.returncode == 2 and "alignbench fetch llamagen-xxl" in done.stdout
+    assert done.stdout.count("alignbench run --method vapi") == 4
+    done = alignbench("sweep", "table5-llamagen-xl-t2i", "--dry-run")
+    assert done.returncode == 2 and "alignbench fetch llamagen-xl-t2i" in done.stdout + done.stderr
+
+
+def test_every_method_gets_the_same_number_of_trials_on_the_validation_split() -> None:
+    tuning = REGISTRY.sweep("tune-llamagen-tiny")
+    assert tuning.choose == "row" and REGISTRY.protocol(tuning.protocol).reference.split == "validation"
+    lines = sweep.configurations(tuning)
+    trials = {row.method: [line for line in lines if line.row == row.title] for row in tuning.rows}
+    condition = REGISTRY.model(tuning.model).condition
+    methods = [name for name in REGISTRY.names("methods") if condition in REGISTRY.method(name).conditions]
+    assert sorted(trials) == methods
+    assert {len(members) for members in trials.values()} == {5}
+    assert all(list(line.point) == ["train.lr"] for line in lines)
+
+
+def test_the_documented_file_and_counts(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    file = tmp_path / "doc.toml"
+    file.write_text(block, encoding="utf-8")
+    documented = cast(SweepCard, read_card(file, "sweeps"))
+    assert len(sweep.make(REGISTRY, "doc", documented, out=tmp_path).runs) == 12
+    for names, numbers in re.findall(r"^\| (`.*?`) \|.*\| ([\d, ]+) \|$", text, flags=re.MULTILINE):
+        for name, number in zip(names.replace("`", "").split(", "), numbers.split(", "), strict=True):
+            one = REGISTRY.sweep(name)
+            assert len(sweep.configurations(one)) * len(one.seeds) == int(number), name
+    assert all(f"`{name}`" in text for name in REGISTRY.names("sweeps"))
+
+
+def test_a_name_without_a_model_means_the_embedded_one() -> None:
+    done = alignbench("sweep", "table4", "--dry-run")
+    assert done.returncode == 0 and "sweep table4-llamagen-tiny: 12 runs" in done.stdout
+    done = alignbench("sweep", "table6", "--dry-run")
+    assert done.returncode == 2 and "no sweep named 'table6'" in done.stderr

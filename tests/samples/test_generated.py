@@ -1,0 +1,90 @@
+"""Sample sets: independent of batches, resumable by shard, labels by the protocol's rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alignbench.backbones.llamagen.model import build
+from alignbench.registry.lookup import Registry
+from alignbench.registry.protocol import ProtocolCard
+from alignbench.samples.generated import ImageDecoder, Sampler, TokenImages, labels_of, shard_path
+
+CPU = torch.device("cpu")
+
+
+def protocol(**changes: object) -> ProtocolCard:
+    return Registry.default().protocol("digits8").model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    backbone = build(Registry.default().model("llamagen-tiny"), None, seed=1)
+    return Sampler(backbone, protocol(samples=40, batch=16), 10, CPU)
+
+
+def with_protocol(sampler: Sampler, **changes: object) -> Sampler:
+    return Sampler(sampler.backbone, sampler.protocol.model_copy(update=changes), 10, CPU)
+
+
+def test_images_do_not_depend_on_the_batch(sampler: Sampler) -> None:
+    setting = sampler.protocol.settings["t0.8-cfg1.5"]
+    tokens, labels = sampler.generate(setting, 3, range(20))
+    alone, label = with_protocol(sampler, batch=1).generate(setting, 3, [17])
+    assert np.array_equal(tokens[17], alone[0]) and labels[17] == label[0]
+    assert tokens.shape == (20, 16) and tokens.dtype == np.int32
+
+
+def test_settings_and_seeds_give_different_images(sampler: Sampler) -> None:
+    setting = sampler.protocol.settings["t1"]
+    first, _ = sampler.generate(setting, 0, range(8))
+    assert not np.array_equal(first, sampler.generate(setting, 1, range(8))[0])
+    assert not np.array_equal(first, sampler.generate(sampler.protocol.settings["t0.6"], 0, range(8))[0])
+
+
+def token_images(sampler: Sampler, folder: Path, setting: str = "t1", seed: int = 0) -> TokenImages:
+    decoder = ImageDecoder(sampler.backbone, sampler.protocol, CPU)
+    return TokenImages(sampler, decoder, folder, sampler.protocol.settings[setting], seed, "weights")
+
+
+def test_only_missing_shards_are_made(sampler: Sampler, tmp_path: Path) -> None:
+    smaller = with_protocol(sampler, samples=600, batch=100)
+    assert [len(ids) for ids in smaller.shards()] == [300, 300]
+    images = token_images(smaller, tmp_path)
+    first, second = images.load(0), images.load(1)
+    assert len(images) == 600 and list(second.ids) == list(range(300, 600))
+    kept = shard_path(tmp_path, 0).stat().st_mtime_ns
+    shard_path(tmp_path, 1).unlink()
+    (tmp_path / "half.tmp").write_bytes(b"torn")
+    again = token_images(smaller, tmp_path)
+    assert torch.equal(again.load(1).images, second.images) and torch.equal(
+        again.load(0).images, first.images
+    )
+    assert first.labels is not None and torch.equal(first.labels, torch.arange(300) % 10)
+    assert shard_path(tmp_path, 0).stat().st_mtime_ns == kept
+
+
+def test_decoded_images_have_the_protocol_s_size(sampler: Sampler, tmp_path: Path) -> None:
+    batch = token_images(sampler, tmp_path).load(0)
+    assert batch.images.shape == (40, 3, 8, 8) and batch.images.dtype == torch.uint8
+    small = with_protocol(sampler, resize="bicubic", image_size=6)
+    assert token_images(small, tmp_path).load(0).images.shape[1:] == (3, 6, 6)
+
+
+def test_rounding_is_the_protocol_s(sampler: Sampler, tmp_path: Path) -> None:
+    ours = token_images(sampler, tmp_path).load(0).images.int()
+    darker = token_images(with_protocol(sampler, rounding="truncate-255"), tmp_path).load(0).images.int()
+    difference = ours - darker
+    assert set(difference.unique().tolist()) == {0, 1}
+
+
+def test_labels() -> None:
+    balanced = labels_of(protocol(labels="balanced"), 10, 0, range(1000))
+    assert (np.bincount(balanced) == 100).all()
+    uniform = labels_of(protocol(labels="uniform"), 10, 0, range(5000))
+    counts = np.bincount(uniform, minlength=10)
+    assert counts.min() > 400 and counts.max() < 600 and len(set(counts)) > 1
+    assert uniform[17] == labels_of(protocol(labels="uniform"), 10, 0, [17])[0]

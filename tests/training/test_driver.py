@@ -1,0 +1,168 @@
+"""The training loop: gradients against a closed form, resuming, stopping, refusing bad numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignbench.errors import RunFailed
+from alignbench.progress import Progress
+from alignbench.training import checkpoint
+from alignbench.training.driver import Driver, Interrupted, learning_rate, parameter_groups
+from alignbench.training.parallel import Parallel
+from tests.helpers.toys import Line, ToyMethod, ToyStream, train_config
+
+
+@pytest.fixture
+def parallel() -> Iterator[Parallel]:
+    made = Parallel("fp32")
+    yield made
+    made.close()
+
+
+def make_driver(
+    folder: Path,
+    parallel: Parallel,
+    *,
+    steps: int = 6,
+    micro_batch: int = 8,
+    lr: float = 0.05,
+    poison_at: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    updates_per_collect: int = 1,
+) -> tuple[Driver, Line]:
+    config = train_config(
+        steps=steps, images_per_step=8, micro_batch=micro_batch, lr=lr, schedule="linear", warmup_steps=2,
+        updates_per_collect=updates_per_collect,
+    )  # fmt: skip
+    line = Line()
+    optimizer = torch.optim.AdamW(parameter_groups(line, config.weight_decay), lr=config.lr)
+    module, wrapped = parallel.wrap(line, optimizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    driver = Driver(
+        config,
+        method=ToyMethod(module, poison_at=poison_at),
+        module=module,
+        optimizer=wrapped,
+        stream=ToyStream(8),
+        parallel=parallel,
+        folder=folder,
+        progress=Progress(quiet=True),
+        checkpoint_every=2,
+        stop=stop,
+    )
+    return driver, line
+
+
+def test_one_step_is_adamw_on_the_mean_over_all_images(tmp_path: Path, parallel: Parallel) -> None:
+    """Against torch's AdamW on the whole batch in one piece, whatever the micro-batch."""
+    reference = Line()
+    optimizer = torch.optim.AdamW(parameter_groups(reference, 1e-4), lr=0.05, eps=1e-8)
+    batch = ToyStream(8).batch(0, 0, 1)
+    method = ToyMethod(reference)
+    with torch.no_grad():
+        experience = method.collect(batch, 0).experience
+    method.loss(experience).value.backward()
+    expected_norm = math.sqrt(
+        sum(float(p.grad.square().sum()) for p in reference.parameters() if p.grad is not None)
+    )
+    torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.05 * 1 / 2  # first of two warm-up steps
+    optimizer.step()
+    for micro_batch in (8, 3, 1):
+        driver, line = make_driver(tmp_path / str(micro_batch), parallel, steps=1, micro_batch=micro_batch)
+        driver.config = train_config(
+            steps=1, images_per_step=8, micro_batch=micro_batch, lr=0.05, warmup_steps=2
+        )
+        driver.train()
+        for ours, theirs in zip(line.parameters(), reference.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
+        logged = json.loads((tmp_path / str(micro_batch) / "metrics.jsonl").read_text())
+        assert logged["grad_norm"] == pytest.approx(expected_norm, rel=1e-5)
+        assert logged["lr"] == 0.025
+
+
+def test_a_resumed_run_is_bit_identical(tmp_path: Path, parallel: Parallel) -> None:
+    whole, line = make_driver(tmp_path / "whole", parallel)
+    whole.train()
+    asked = iter([False, False, True])
+    first, _ = make_driver(tmp_path / "parts", parallel, stop=lambda: next(asked))
+    with pytest.raises(Interrupted):
+        first.train()
+    second, resumed = make_driver(tmp_path / "parts", parallel)
+    totals = second.train()
+    assert all(torch.equal(a, b) for a, b in zip(line.parameters(), resumed.parameters(), strict=True))
+    texts = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
+    assert texts[0] == texts[1] and len(texts[0].splitlines()) == 6
+    assert (totals.images, totals.sequences, totals.reward_calls, totals.resumed) == (48, 96, {"toy": 96}, 1)
+
+
+def test_steps_after_the_last_checkpoint_are_made_again(tmp_path: Path, parallel: Parallel) -> None:
+    """As after kill -9: logged steps without a checkpoint, a torn last line, a left-over folder."""
+    whole, line = make_driver(tmp_path / "whole", parallel)
+    whole.train()
+    killed, _ = make_driver(tmp_path / "killed", parallel, steps=6)
+    for step in range(3):
+        killed._log(step, killed._step(step), 0.0)
+        if step == 1:
+            killed._save(2)
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')
+    (tmp_path / "killed" / "checkpoints" / "step-000004.tmp").mkdir()
+    again, resumed = make_driver(tmp_path / "killed", parallel)
+    again.train()
+    assert all(torch.equal(a, b) for a, b in zip(line.parameters(), resumed.parameters(), strict=True))
+    texts = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed")]
+    assert texts[0] == texts[1]
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_weights(tmp_path: Path, parallel: Parallel) -> None:
+    driver, line = make_driver(tmp_path, parallel, poison_at=3)
+    with pytest.raises(RunFailed, match="step 4: the gradient's norm is nan") as caught:
+        driver.train()
+    assert "train.lr" in caught.value.fix
+    state = checkpoint.load_latest(tmp_path / "checkpoints")
+    assert state is not None and state.step == 2
+    assert all(torch.isfinite(parameter).all() for parameter in line.parameters())
+
+
+def test_several_updates_on_one_collection(tmp_path: Path, parallel: Parallel) -> None:
+    driver, line = make_driver(tmp_path / "two", parallel, steps=1, updates_per_collect=2)
+    totals = driver.train()
+    once, other = make_driver(tmp_path / "one", parallel, steps=1)
+    once.train()
+    assert totals.images == 8
+    assert not torch.equal(line.weight, other.weight)
+
+
+def test_learning_rate_by_hand() -> None:
+    config = train_config(steps=10, lr=1.0, warmup_steps=2, schedule="linear")
+    assert [learning_rate(config, step) for step in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
+    cosine = train_config(steps=10, lr=1.0, schedule="cosine")
+    assert learning_rate(cosine, 5) == pytest.approx(0.5)
+    assert learning_rate(train_config(steps=10, lr=3.0), 9) == 3.0
+
+
+def test_vectors_do_not_decay() -> None:
+    decayed, free = parameter_groups(Line(), 0.1)
+    assert [p.dim() for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
+    assert [p.dim() for p in free["params"]] == [1] and free["weight_decay"] == 0.0
+
+
+def test_without_checkpoints_nothing_is_kept_but_the_logs(tmp_path: Path, parallel: Parallel) -> None:
+    driver, _ = make_driver(tmp_path, parallel)
+    driver.checkpoint_every = 0
+    driver.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "timing.jsonl"]
+    asked = iter([False, True])
+    stopped, _ = make_driver(tmp_path / "stopped", parallel, stop=lambda: next(asked))
+    stopped.checkpoint_every = 0
+    with pytest.raises(Interrupted):
+        stopped.train()
+    assert (tmp_path / "stopped" / "checkpoints" / "step-000002" / "DONE.json").exists()

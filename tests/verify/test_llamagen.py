@@ -1,0 +1,264 @@
+"""`verify` on the golden LlamaGen set: it passes as it is and notices every kind of damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from alignbench.backbones.llamagen.transformer import rope_table
+from alignbench.errors import UserError
+from alignbench.samples.pixels import to_uint8
+from alignbench.verify.golden import verify
+from alignbench.verify.golden_files import ROUNDING_LIMIT, Alternative, Expected
+from alignbench.verify.llamagen import FILES, check
+from alignbench.verify.llamagen_networks import _grid
+from alignbench.verify.llamagen_rounding import Evaluations
+from alignbench.verify.report import Report, Row
+
+DATA = Path(__file__).parents[1] / "golden" / "llamagen"
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return check(DATA)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy without the tokenizer, whose check takes longest."""
+    for name in ("config.json", *(name for name in FILES if not name.startswith("vq_"))):
+        shutil.copy(DATA / name, tmp_path / name)
+    return tmp_path
+
+
+def verdicts(report: Report) -> dict[str, str]:
+    return {row.name: row.verdict for row in report.rows}
+
+
+def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_every_tensor_is_reproduced(report: Report):
+    assert report.ok, [row for row in report.rows if row.verdict not in ("ok", "info")]
+    names = [
+        f"{file}:{name}"
+        for file in FILES
+        if file.endswith("_io.safetensors")
+        for name in load_file(DATA / file)
+    ]
+    listed = Counter(row.name for row in report.rows)
+    assert all(listed[name] == 1 for name in names)
+    examples = json.loads((DATA / "text_cleaning.json").read_text())
+    assert len(report.rows) == len(names) + len(examples)
+
+
+def test_only_inputs_and_the_random_sample_go_unjudged(report: Report):
+    unjudged = {row.name.split(":")[1] for row in report.rows if row.verdict == "info"}
+    crops = {f"crop{index}_in" for index in range(4)}
+    assert unjudged == crops | {
+        *("labels", "tokens", "valid", "caption_raw", "mask_raw", "image", "codes"),
+        *("filter_in", "to_uint8_in", "resize_in", "sampled_seed0"),
+    }
+
+
+DAMAGE = {
+    "changed logits": ("c2i_io", lambda t: t["cached_logits_cfg2"].add_(1e-3), "cached_logits_cfg2", "MISS"),
+    "changed token": ("c2i_io", lambda t: t["greedy_cfg2_interval"].add_(1), "greedy_cfg2_interval", "MISS"),
+    "changed mask": ("t2i_io", lambda t: t["sampling_mask"].logical_not_(), "sampling_mask", "MISS"),
+    "changed gradient": (
+        "c2i_io",
+        lambda t: t["grad/layers.0.attention.wo.weight"].mul_(1.001),
+        "grad/layers.0.attention.wo.weight",
+        "MISS",
+    ),
+    "changed filter": (
+        "misc_io",
+        lambda t: t["filter_out/topk0_topp0.9_temp1.0"][:, 0].fill_(1.0),
+        "filter_out/topk0_topp0.9_temp1.0",
+        "MISS",
+    ),
+    "changed rope row": (
+        "misc_io",
+        lambda t: t["rope_24x24_hd100_rows"][3].mul_(0.9),
+        "rope_24x24_hd100_rows",
+        "MISS",
+    ),
+    "changed pixel": ("misc_io", lambda t: t["crop1_out"][0, 0].sub_(1), "crop1_out", "MISS"),
+    "missing output": ("c2i_io", lambda t: t.pop("tf_logits_null"), "tf_logits_null", "MISSING"),
+    "missing input": ("t2i_io", lambda t: t.pop("tokens"), "tokens", "MISSING"),
+    "missing norm": ("t2i_io", lambda t: t.pop("grad_norm/norm.weight"), "grad_norm/norm.weight", "MISSING"),
+    "missing crop": ("misc_io", lambda t: t.pop("crop2_out"), "crop2_out", "MISSING"),
+    "unknown tensor": ("misc_io", lambda t: t.update(novel=torch.ones(1)), "novel", "UNKNOWN"),
+    "unknown gradient": ("c2i_io", lambda t: t.update({"grad/x": torch.ones(1)}), "grad/x", "UNKNOWN"),
+    "other shape": ("c2i_io", lambda t: t.update(tf_loss=torch.zeros(2)), "tf_loss", "MISS"),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_damage_is_noticed_where_it_is(folder: Path, damage: str):
+    file, change, tensor, verdict = DAMAGE[damage]
+    edit(folder / f"{file}.safetensors", change)
+    found = check(folder)
+    assert verdicts(found)[f"{file}.safetensors:{tensor}"] == verdict
+    assert not found.ok
+
+
+def test_missing_and_unreadable_files_become_rows(folder: Path):
+    (folder / "t2i_io.safetensors").write_bytes((folder / "t2i_io.safetensors").read_bytes()[:1000])
+    (folder / "misc_io.safetensors").write_text("not tensors")
+    (folder / "text_cleaning.json").write_text("{")
+    (folder / "c2i_weights.safetensors").unlink()
+    save_file({"x": torch.ones(1)}, folder / "extra.safetensors")
+    assert verdicts(check(folder)) == {
+        "c2i_weights.safetensors": "MISSING",
+        "vq_weights.safetensors": "MISSING",
+        "vq_io.safetensors": "MISSING",
+        "extra.safetensors": "UNKNOWN",
+        "t2i_io.safetensors": "MISS",
+        "misc_io.safetensors": "MISS",
+        "text_cleaning.json": "MISS",
+    }
+
+
+def test_weights_that_do_not_fit_are_a_miss(folder: Path):
+    edit(folder / "c2i_weights.safetensors", lambda t: t.update({"layers.0.extra": torch.ones(1)}))
+    rows = [row for row in check(folder).rows if row.verdict == "MISS"]
+    assert len(rows) == 1 and "layers.0.extra" in rows[0].note
+
+
+def test_a_folder_without_configuration_is_a_user_error(tmp_path: Path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        check(tmp_path)
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(UserError, match="JSON"):
+        check(tmp_path)
+
+
+def test_a_wrong_configuration_is_a_miss_not_a_crash(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    del config["t2i"]["n_head"]
+    config["c2i"]["n_layer"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    found = verdicts(check(folder))
+    assert found["t2i_io.safetensors"] == "MISS" and found["c2i_io.safetensors"] == "MISS"
+    assert found["misc_io.safetensors:to_uint8_out"] == "ok"
+
+
+def test_damaged_tokenizer_numbers_are_noticed(tmp_path: Path):
+    for name in ("config.json", "vq_weights.safetensors", "vq_io.safetensors"):
+        shutil.copy(DATA / name, tmp_path / name)
+
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["nol2_quant"].mul_(1.01)
+        tensors["codes_decoded_uint8"][0, :4].bitwise_xor_(1)
+        tensors["codebook_used_tail"][-1] += 1
+        tensors["grad/quant_conv.weight"].mul_(1.001)
+
+    edit(tmp_path / "vq_io.safetensors", damage)
+    missed = {row.name.split(":")[-1] for row in check(tmp_path).rows if row.verdict == "MISS"}
+    assert missed == {"nol2_quant", "codes_decoded_uint8", "codebook_used_tail", "grad/quant_conv.weight"}
+
+
+def test_grid_that_is_not_square_is_read_off_the_rotation_table(tmp_path: Path):
+    path = tmp_path / "c2i_io.safetensors"
+    save_file({"rope_table": rope_table((2, 6), 16, 1)}, path)
+    config = {"block_size": 12, "dim": 32, "n_head": 2, "cls_token_num": 1, "rope_base": 10000}
+    assert _grid(config, Expected(path, Report())) == (2, 6)
+
+
+# --- where float32 rounding decides ----------------------------------------------------------------
+
+
+def judged(folder: Path, expected: torch.Tensor, actual: torch.Tensor, other: Alternative) -> Row:
+    save_file({"x": expected}, folder / "x.safetensors")
+    report = Report()
+    Expected(folder / "x.safetensors", report).close("x", actual, otherwise=lambda: other)
+    (row,) = report.rows
+    return row
+
+
+def amplified(gain: float) -> Evaluations[nn.Linear]:
+    """One output of a linear layer, times a large number; its value itself is of order one."""
+    layer = nn.Linear(256, 2, bias=False)
+    numbers = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(2, 256, generator=numbers))
+        layer.weight[1] = layer.weight[0]
+        layer.weight[1, 0] += 1.0 / gain
+    inputs = torch.ones(256)
+
+    def compute(layer: nn.Linear) -> dict[str, torch.Tensor]:
+        first, second = layer(inputs.to(layer.weight.dtype))
+        return {"x": gain * (second - first).detach().reshape(1)}
+
+    return Evaluations(layer, compute)
+
+
+def test_rounding_is_measured_where_it_matters():
+    tame, wild = amplified(1.0).exact("x"), amplified(1e4).exact("x")
+    assert tame.value == pytest.approx(1.0, abs=1e-6) and wild.value == pytest.approx(1.0, abs=1e-2)
+    assert 0 < tame.rounding < 1e-4 < wild.rounding
+    assert tame.value.dtype == torch.float64
+    assert amplified(1e4).exact_norm("x").rounding == wild.rounding  # one entry: its size is its norm
+
+
+@pytest.mark.parametrize(
+    ("error", "rounding", "verdict"),
+    [
+        (0.9e-5, 0.0, "ok"),
+        (1e-4, 0.0, "MISS"),
+        (1e-4, 0.9e-4, "MISS"),
+        (1e-4, 1.1e-4, "ok"),
+        (1.1 * ROUNDING_LIMIT, 1.0, "MISS"),
+        (float("nan"), 1.0, "MISS"),
+    ],
+)
+def test_rounding_excuses_no_more_than_was_measured(
+    tmp_path: Path, error: float, rounding: float, verdict: str
+):
+    exact = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    other = Alternative(exact, "in float64", rounding)
+    row = judged(tmp_path, exact + torch.tensor([0.0, error]).double(), torch.zeros(2), other)
+    assert row.verdict == verdict
+    assert ("rounding" in row.note) == (verdict == "ok" and rounding > 0)
+
+
+def test_another_shape_is_not_excused(tmp_path: Path):
+    other = Alternative(torch.ones(3), "in float64", 1.0)
+    assert judged(tmp_path, torch.ones(2), torch.ones(3), other).verdict == "MISS"
+
+
+def test_pixels_may_be_off_only_on_an_edge(tmp_path: Path):
+    edge = (1.0 - 128.0) / 127.5  # the least value shown as 1
+    images = torch.tensor([edge, edge, 0.5, -3.0]).reshape(1, 1, 2, 2)
+    shown = to_uint8(torch.tensor([edge + 1e-4, edge - 1e-4, 0.5, -3.0])).reshape(1, 2, 2, 1)
+    assert shown.flatten().tolist() == [1, 0, 191, 0]
+    path = tmp_path / "x.safetensors"
+    wrong = shown.clone()
+    wrong[0, 1, 0, 0] += 1
+    save_file({"shown": shown, "wrong": wrong, "other": shown[:, :1].clone()}, path)
+    report = Report()
+    expected = Expected(path, report)
+    for name in ("shown", "wrong", "other", "absent"):
+        expected.pixels(name, images)
+    assert [row.verdict for row in report.rows] == ["ok", "MISS", "MISS", "MISSING"]
+    assert report.rows[1].error == 1.0
+
+
+def test_the_device_is_a_choice() -> None:
+    reports = verify(DATA.parent / "vapi", device="cpu")
+    assert all(report.ok for report in reports.values())
+    for device in ("cudo", "cuda:99", "meta"):
+        with pytest.raises(UserError, match=f"no device '{device}'"):
+            verify(DATA.parent / "vapi", device=device)
