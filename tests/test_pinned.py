@@ -34,8 +34,11 @@ SHORT = [
     "--steps", "4", "--no-eval", "--set", "train.images_per_step=8", "--set", "train.micro_batch=4",
     "--set", "train.warmup_steps=2",
 ]  # fmt: skip
-TOLERANCE = 1e-5
-"""On another CPU: of a tensor's sum and sum of absolute values, relative to the latter."""
+TOLERANCE = 2e-6
+"""On another CPU: of a tensor's sum and sum of absolute values, relative to the latter. With the kernels of an
+old CPU most files differ by at most 4e-7; a learning rate 10 % higher moves most of them by more than this."""
+WIDER = {"tokenizer-decoder on shapes-tiny": 3e-4, "ar-grpo on shapes-tiny": 3e-4}
+"""Where rounding decides which token or image is taken: 1.7e-4 and 1.3e-4 with those kernels."""
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +161,8 @@ def test_trained_weights(tmp_path: Path) -> None:
         return
     compare("weights.json", dict.fromkeys(files, "a file"), dict.fromkeys(before, "a file"))
     for key, path in files.items():
-        compare(f"weights.json, {key}", *apart(sums(path), before[key]["tensors"]))
+        tolerance = WIDER.get(key.partition(":")[0], TOLERANCE)
+        compare(f"weights.json, {key}", *apart(sums(path), before[key]["tensors"], tolerance))
 
 
 def sums(path: Path) -> dict[str, str]:
@@ -167,12 +171,14 @@ def sums(path: Path) -> dict[str, str]:
     return {name: f"{math.fsum(one)!r} {math.fsum(map(abs, one))!r}" for name, one in tensors.items()}
 
 
-def apart(now: dict[str, str], before: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def apart(
+    now: dict[str, str], before: dict[str, str], tolerance: float
+) -> tuple[dict[str, str], dict[str, str]]:
     """Leave out the tensors whose sums are as near as rounding on another CPU explains."""
     near = set()
     for name in now.keys() & before.keys():
         (total, size), (old_total, old_size) = (map(float, one[name].split()) for one in (now, before))
-        if max(abs(total - old_total), abs(size - old_size)) <= TOLERANCE * old_size:
+        if max(abs(total - old_total), abs(size - old_size)) <= tolerance * old_size:
             near.add(name)
     left = [{name: one[name] for name in one if name not in near} for one in (now, before)]
     return left[0], left[1]
