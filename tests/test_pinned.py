@@ -35,8 +35,8 @@ SHORT = [
     "--set", "train.warmup_steps=2",
 ]  # fmt: skip
 TOLERANCE = 2e-6
-"""On another CPU: of a tensor's sum and sum of absolute values, relative to the latter. With the kernels of an
-old CPU most files differ by at most 4e-7; a learning rate 10 % higher moves most of them by more than this."""
+"""On another CPU: of a tensor's sum and sum of absolute values, relative to the latter. With an old
+CPU's kernels most files differ by at most 4e-7; a learning rate 10 % higher moves most of them by more."""
 WIDER = {"tokenizer-decoder on shapes-tiny": 3e-4, "ar-grpo on shapes-tiny": 3e-4}
 """Where rounding decides which token or image is taken: 1.7e-4 and 1.3e-4 with those kernels."""
 
