@@ -5,7 +5,6 @@ Imports no torch and loads no weights.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from alignbench.api import Prompt
 from alignbench.config.settings import RunConfig
 from alignbench.data.prompts import read_prompts
-from alignbench.errors import Problem, UserError
+from alignbench.errors import Problem, UserError, missing_packages
 from alignbench.hub import assets as files
 from alignbench.hub import weights as hub
 from alignbench.registry.lookup import Registry
@@ -108,10 +107,9 @@ def _package_problems(registry: Registry, protocol: ProtocolCard) -> list[Proble
     problems = []
     for name in protocol.evaluators:
         card = registry.evaluator(name)
-        absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
-        if absent:
-            extra = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {absent[0]}"
-            problems.append(Problem(f"evaluator {name}", f"needs {', '.join(absent)}", extra))
+        missing, command = missing_packages(card.packages, card.extra)
+        if missing:
+            problems.append(Problem(f"evaluator {name}", f"needs {', '.join(missing)}", command))
     return problems
 
 
@@ -185,10 +183,9 @@ def find_text_encoder(
     if spec is None or config.section("model")["weights"] == "random":
         return None, []
     problems = []
-    absent = [package for package in spec.packages if importlib.util.find_spec(package) is None]
-    if absent:
-        extra = f"pip install 'alignbench[{spec.extra}]'" if spec.extra else f"pip install {absent[0]}"
-        problems.append(Problem("text encoder", f"needs {', '.join(absent)}", extra))
+    missing, command = missing_packages(spec.packages, spec.extra)
+    if missing:
+        problems.append(Problem("text encoder", f"needs {', '.join(missing)}", command))
     if not spec.asset:
         return None, problems
     card = registry.asset(spec.asset)
