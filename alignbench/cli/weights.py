@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alignbench.cli.common import print_json
 from alignbench.errors import EXIT_FAILED, UserError, suggest
-from alignbench.hub.assets import assets_of
+from alignbench.hub.locate import assets_of, locate_asset, locate_weights
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
 from alignbench.verify.report import Report, Row
@@ -27,19 +27,17 @@ def fetch(
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be downloaded and stop."),
 ) -> None:
     """Download weights and other files: pinned, checked, resumable. Licences and sizes come first."""
-    from alignbench.hub import fetch_assets, weights
+    from alignbench.hub.fetch import fetch as fetch_files
 
     progress = Progress()
     registry = Registry.default()
     models, assets = _wanted(registry, name)
-    cards = {asset: registry.asset(asset) for asset in assets}
-    if not models and not cards:
+    files = [locate_asset(asset, registry.asset(asset)) for asset in assets]
+    files += [file for model in models for file in locate_weights(model, registry.model(model)).values()]
+    if not files:
         progress.say(f"{name} needs no files from outside")
-    fetched = fetch_assets.fetch(cards, dry_run=dry_run, say=progress.say)
-    for model in models:
-        fetched += weights.fetch(model, registry.model(model), dry_run=dry_run, say=progress.say)
-    for item in fetched:
-        line = f"{item.role}  {item.path}  ({item.action})"
+    for item in fetch_files(files, dry_run=dry_run, say=progress.say):
+        line = f"{item.name}  {item.path}  ({item.action})"
         Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
