@@ -27,7 +27,7 @@ def fetch(
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be downloaded and stop."),
 ) -> None:
     """Download weights and other files: pinned, checked, resumable. Licences and sizes come first."""
-    from alignbench.hub.fetch import fetch as fetch_files
+    from alignbench.hub.fetch import fetch_files
 
     progress = Progress()
     registry = Registry.default()
@@ -95,7 +95,7 @@ def pretrain(
     print_json(manifest)
 
 
-def verify(
+def verify_golden(
     golden: Path = typer.Option(
         ..., "--golden", help="Folder of numbers made by an official implementation."
     ),
@@ -104,9 +104,9 @@ def verify(
     failures: bool = typer.Option(False, "--failures", help="Print only what does not agree."),
 ) -> None:
     """Reproduce golden numbers: name, error, tolerance and verdict of every tensor; exit 1 on any miss."""
-    from alignbench.verify.golden import verify as check
+    from alignbench.verify.golden import verify
 
-    reports = check(golden, device=device)
+    reports = verify(golden, device=device)
     console = Console()
     if as_json:
         rows = {name: [vars(row) for row in report.rows] for name, report in reports.items()}

@@ -21,7 +21,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Fetched:
-    """What `fetch` did about one file."""
+    """What `fetch_files` did about one file."""
 
     name: str
     """Role of a weight file, name of an asset."""
@@ -31,7 +31,9 @@ class Fetched:
     """None where nothing was hashed."""
 
 
-def fetch(files: Sequence[FileStatus], *, dry_run: bool = False, say: Log | None = None) -> list[Fetched]:
+def fetch_files(
+    files: Sequence[FileStatus], *, dry_run: bool = False, say: Log | None = None
+) -> list[Fetched]:
     """Download files that are not there yet, and check all of them.
 
     Calling again continues a broken transfer where it stopped. A file gets its final name only after its size

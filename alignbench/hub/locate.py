@@ -33,7 +33,7 @@ class FileStatus:
     option: str
     """Key of `--set` that names another file: `model.<role>` or `assets.<name>`."""
     card: AssetCard
-    """Which file is meant; for one named by the user, without source, size and digest."""
+    """Which file is meant; that of a weight file is made from its model's card."""
     expected: Path
     """Where it belongs."""
     path: Path | None = None
@@ -42,6 +42,8 @@ class FileStatus:
     """What is wrong, or where it was found."""
     fix: str = ""
     """What to do about it; empty when nothing is wrong."""
+    overridden: bool = False
+    """The user named the path, so that it may be another file than the card's."""
 
     @property
     def ok(self) -> bool:
@@ -59,13 +61,13 @@ class FileStatus:
 
     @property
     def is_public(self) -> bool:
-        """Whether it can be downloaded."""
-        return bool(self.card.url or self.card.repo)
+        """Whether it can be downloaded; of a repository only what its card lists."""
+        return bool(self.card.url or (self.card.repo and (self.card.file != FOLDER or self.card.files)))
 
     @property
     def sha256(self) -> str | None:
         """The digest that the card promises, not compared with the file: `verify` does that."""
-        return self.card.sha256
+        return None if self.overridden else self.card.sha256
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -223,11 +225,11 @@ def _overridden(status: FileStatus, path: Path) -> FileStatus:
         wanted = f"a folder that holds {', '.join(card.files)}".replace("|", " or ")
     return replace(
         status,
-        card=card.model_copy(update={"repo": "", "url": "", "shipped": False, "size": None, "sha256": None}),
         expected=path,
         path=path if path.is_file() or not wrong else None,
         reason=f"{status.option} = {path}: {wrong}" if wrong else f"given as {status.option}",
         fix=f"--set {status.option}=PATH with {wanted}" if wrong else "",
+        overridden=True,
     )
 
 

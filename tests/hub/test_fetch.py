@@ -17,7 +17,7 @@ import pytest
 
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, RunFailed, UserError
 from alignbench.hub import download
-from alignbench.hub.fetch import Fetched, fetch
+from alignbench.hub.fetch import Fetched, fetch_files
 from alignbench.hub.locate import FOLDER, FileStatus, locate_asset
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
@@ -66,7 +66,7 @@ def test_a_download_is_checked_and_not_repeated(server: SimpleNamespace, kind: s
 
     lines: list[str] = []
     file = wanted()
-    assert fetch([file], say=lines.append) == [Fetched(file.name, file.expected, "downloaded", SHA256)]
+    assert fetch_files([file], say=lines.append) == [Fetched(file.name, file.expected, "downloaded", SHA256)]
     assert file.expected.read_bytes() == CONTENT
     assert list(file.expected.parent.iterdir()) == [file.expected], "nothing is left beside it"
     address = f"someone/model/policy.pt @ {COMMIT[:12]}" if kind == "hub" else url
@@ -74,7 +74,7 @@ def test_a_download_is_checked_and_not_repeated(server: SimpleNamespace, kind: s
     if kind != "hub":
         assert {request.token for request in server.requests} == {None}, "the hub's token is nobody else's"
     server.requests.clear()
-    assert fetch([wanted()], say=lines.append)[0].action == "present"
+    assert fetch_files([wanted()], say=lines.append)[0].action == "present"
     assert f"here: {file.expected}" in lines[-2] and not server.requests
 
 
@@ -90,11 +90,11 @@ def test_a_broken_transfer_is_continued(
         pytest.raises(RunFailed, match="4000 of 10240 bytes are kept") as got,
     ):
         patch.setattr(file_download, "http_get", breaks_after(4000, ConnectionResetError("reset by peer")))
-        fetch([file])
+        fetch_files([file])
     assert got.value.exit_code == EXIT_FAILED and "same command again" in got.value.fix
     assert not file.expected.exists()
     server.requests.clear()
-    assert fetch([file])[0].sha256 == SHA256
+    assert fetch_files([file])[0].sha256 == SHA256
     assert ranges(server) == ["bytes=4000-"]
 
 
@@ -103,14 +103,14 @@ def test_a_full_disk_keeps_what_arrived(server: SimpleNamespace, monkeypatch: py
 
     monkeypatch.setattr(file_download, "http_get", breaks_after(100, OSError(28, "No space left on device")))
     with pytest.raises(RunFailed, match=r"no space left .* 100 of 10240 bytes are kept → free some space"):
-        fetch([policy()])
+        fetch_files([policy()])
 
 
 @pytest.mark.parametrize("kind", ["hub", "address"])
 def test_part_of_another_version_is_not_continued(server: SimpleNamespace, kind: str) -> None:
     file = policy() if kind == "hub" else net(url=f"{server.root}/net.pt", sha256=SHA256)
     put(file.expected.with_name(f"{file.expected.name}.{'0' * 16}.partial"), b"something else")
-    fetch([file])
+    fetch_files([file])
     assert ranges(server) == [None] and file.expected.read_bytes() == CONTENT
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_transfer_never_gets_the_final_name(server: SimpleNamespace) -
     partial = put(file.expected.with_name(f"policy.pt.{SHA256[:16]}.partial"), b"?" * 5000)
     damaged = hashlib.sha256(b"?" * 5000 + CONTENT[5000:]).hexdigest()
     with pytest.raises(UserError) as caught:
-        fetch([file])
+        fetch_files([file])
     assert caught.value.what == f"{partial} has SHA-256 {damaged}, the hub says {SHA256}"
     assert f"delete {partial} and fetch it again" in caught.value.fix
     assert not file.expected.exists()
@@ -128,10 +128,10 @@ def test_a_damaged_transfer_never_gets_the_final_name(server: SimpleNamespace) -
 @pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"size": 5}])
 def test_another_file_is_refused_before_the_download(server: SimpleNamespace, change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="not the file its card means") as caught:
-        fetch([policy(**change)])
+        fetch_files([policy(**change)])
     assert SHA256 in caught.value.what and str(next(iter(change.values()))) in caught.value.what
     with pytest.raises(UserError, match=r"/net.pt is not the file its card means") as caught:
-        fetch([net(url=f"{server.root}/net.pt", size=5)])
+        fetch_files([net(url=f"{server.root}/net.pt", size=5)])
     assert "--set assets.net=PATH with a copy you trust" in caught.value.fix
     assert methods(server) == {"HEAD"}
 
@@ -142,42 +142,42 @@ def test_a_wrong_digest_is_found_where_the_server_names_none(server: SimpleNames
     wrong = {"sha256": "0" * 64}
     file = policy(**wrong) if kind == "hub" else net(url=f"{server.root}/net.pt", **wrong)
     with pytest.raises(UserError, match=f"has SHA-256 {SHA256}, its card says {'0' * 64}") as caught:
-        fetch([file])
+        fetch_files([file])
     assert caught.value.what.startswith(str(file.expected))
     assert not file.expected.exists()
 
 
 def test_the_first_digest_is_recorded_and_checked_ever_after(server: SimpleNamespace, cache: Path) -> None:
     server.etag = "version-1"
-    fetch([policy()])
+    fetch_files([policy()])
     assert json.loads((cache / "weights" / "digests.json").read_text()) == {
         f"someone/model@{COMMIT}/policy.pt": SHA256
     }
     policy().expected.write_bytes(CONTENT[:-1] + b"?")
     with pytest.raises(UserError, match=r"digests\.json"):
-        fetch([policy()])
+        fetch_files([policy()])
     policy().expected.unlink()
     server.etag = "1" * 64
     with pytest.raises(UserError, match=f"wanted are any with {SHA256}"):
-        fetch([policy()])
+        fetch_files([policy()])
 
 
 def test_a_wrong_file_on_disk_stops_everything_and_is_kept(server: SimpleNamespace, cache: Path) -> None:
     mine = put(cache / "weights" / "mine" / "policy.pt", b"mine")
     with pytest.raises(UserError, match="4 bytes"):
-        fetch([net(url=f"{server.root}/net.pt"), policy(size=len(CONTENT))])
+        fetch_files([net(url=f"{server.root}/net.pt"), policy(size=len(CONTENT))])
     assert mine.read_bytes() == b"mine" and not server.requests
     with pytest.raises(UserError, match="reinstall"):
-        fetch([policy(path="weights/absent.safetensors", repo="", shipped=True)])
+        fetch_files([policy(path="weights/absent.safetensors", repo="", shipped=True)])
 
 
 def test_too_little_room(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_239))
     with pytest.raises(UserError, match=r"10\.2 kB") as caught:
-        fetch([policy()])
+        fetch_files([policy()])
     assert "ALIGNBENCH_CACHE" in caught.value.fix and methods(server) == {"HEAD"}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_240))
-    assert fetch([policy()])[0].action == "downloaded"
+    assert fetch_files([policy()])[0].action == "downloaded"
 
 
 def test_an_unwritable_cache_is_named(
@@ -185,15 +185,15 @@ def test_an_unwritable_cache_is_named(
 ) -> None:
     monkeypatch.setenv("ALIGNBENCH_CACHE", str(put(tmp_path / "occupied", b"a file")))
     with pytest.raises(UserError, match=r"cannot create .*occupied"):
-        fetch([policy()])
+        fetch_files([policy()])
 
 
 def test_a_file_that_is_not_there(server: SimpleNamespace) -> None:
     server.missing = True
     with pytest.raises(UserError, match=r"the hub refuses someone/model/policy\.pt"):
-        fetch([policy()])
+        fetch_files([policy()])
     with pytest.raises(UserError, match=r"cannot get .*404"):
-        fetch([net(url=f"{server.root}/net.pt")])
+        fetch_files([net(url=f"{server.root}/net.pt")])
 
 
 def test_a_file_behind_a_licence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ def test_a_file_behind_a_licence(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
     with pytest.raises(UserError, match=r"asks you to accept its licence first → .*then: hf auth login"):
-        fetch([policy()])
+        fetch_files([policy()])
 
 
 def test_a_server_that_does_not_say_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,16 +217,16 @@ def test_a_server_that_does_not_say_the_size(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(utils, "get_session", lambda: SimpleNamespace(request=lambda *_, **__: nothing))
     for file in (policy(), net(url="http://somewhere/net.pt")):
         with pytest.raises(UserError, match=r"not say .* → try again later"):
-            fetch([file])
+            fetch_files([file])
 
 
 def test_data_sets_and_folders_of_the_hub(server: SimpleNamespace, cache: Path) -> None:
     prompts = asset_card(what="prompts", file="a b.csv", repo="someone/list", revision=COMMIT, kind="dataset")
-    assert fetch([locate_asset("list", prompts)])[0].path == cache / "assets" / "list" / "a b.csv"
+    assert fetch_files([locate_asset("list", prompts)])[0].path == cache / "assets" / "list" / "a b.csv"
     assert all(request.path.startswith("/datasets/someone/list/") for request in server.requests)
     server.requests.clear()
     put(cache / "assets" / "net" / "a.json", b"{}")
-    (done,) = fetch([locate_asset("net", folder_card())])
+    (done,) = fetch_files([locate_asset("net", folder_card())])
     assert (done.path, done.action) == (cache / "assets" / "net", "downloaded")
     assert sorted(path.name for path in done.path.iterdir()) == ["a.json", "w.st"]
     names = {request.path.rpartition("/")[2] for request in server.requests}
@@ -236,7 +236,7 @@ def test_data_sets_and_folders_of_the_hub(server: SimpleNamespace, cache: Path) 
 def test_files_without_a_public_source_are_reported(server: SimpleNamespace) -> None:
     lines: list[str] = []
     files = weights(weight_file(repo="", path="own.pt"), weight_file(role="tokenizer", path="vq.pt"))
-    done = fetch([*files.values(), net(licence="")], say=lines.append)
+    done = fetch_files([*files.values(), net(licence="")], say=lines.append)
     assert [(item.name, item.action) for item in done] == [
         ("policy", "bring your own"),
         ("tokenizer", "downloaded"),
@@ -249,7 +249,7 @@ def test_files_without_a_public_source_are_reported(server: SimpleNamespace) -> 
 
 def test_dry_run_touches_neither_network_nor_disk(server: SimpleNamespace, cache: Path) -> None:
     lines: list[str] = []
-    done = fetch([policy(size=10), net(url=f"{server.root}/net.pt")], dry_run=True, say=lines.append)
+    done = fetch_files([policy(size=10), net(url=f"{server.root}/net.pt")], dry_run=True, say=lines.append)
     assert [(item.action, item.sha256) for item in done] == [("would download", None)] * 2
     assert not server.requests and not cache.exists()
     assert "10 bytes" in lines[0]
@@ -260,17 +260,17 @@ def test_an_unreachable_hub_gets_one_line(cache: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_, **__: "http://127.0.0.1:9/nothing")
     with pytest.raises(UserError) as caught:
-        fetch(list(weights(weight_file(), weight_file(role="tokenizer", path="vq.pt")).values()))
+        fetch_files(list(weights(weight_file(), weight_file(role="tokenizer", path="vq.pt")).values()))
     check_offline_message(str(caught.value), cache)
 
 
 def test_the_offline_switch_gets_the_same_line_from_the_real_client(tmp_path: Path, cache: Path) -> None:
     program = """
 from alignbench.errors import UserError
-from alignbench.hub.fetch import fetch
+from alignbench.hub.fetch import fetch_files
 from tests.hub.examples import weight_file, weights
 try:
-    fetch(list(weights(weight_file(), weight_file(role="tokenizer", path="vq.pt")).values()))
+    fetch_files(list(weights(weight_file(), weight_file(role="tokenizer", path="vq.pt")).values()))
 except UserError as error:
     print(error.exit_code, error, end="")
 """
@@ -300,14 +300,14 @@ def test_an_unreachable_address_gets_one_line(monkeypatch: pytest.MonkeyPatch, c
 
     file = net(url="http://127.0.0.1:9/net.pt")
     with pytest.raises(UserError, match=r"cannot get http://127\.0\.0\.1:9/net\.pt \(") as caught:
-        fetch([file])
+        fetch_files([file])
     assert "\n" not in str(caught.value)
     assert (
         f"curl -fL -o net.pt http://127.0.0.1:9/net.pt; then copy it to {file.expected}" in caught.value.fix
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-        fetch([file])
+        fetch_files([file])
 
 
 def test_sizes_read_as_on_the_hub() -> None:

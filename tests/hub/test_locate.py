@@ -115,6 +115,7 @@ def test_revisions_and_data_sets_in_the_hugging_face_cache(tmp_path: Path) -> No
 
 def test_a_folder_counts_once_it_is_complete(tmp_path: Path, cache: Path) -> None:
     card, own = folder_card(), cache / "assets" / "net"
+    assert "no public source is known" in locate_asset("net", folder_card(files=[])).fix, "which files?"
     assert locate_asset("net", card).reason == f"{own} lacks a.json and w.st or w.bin"
     put(own / "a.json", b"{}")
     snapshot = tmp_path / "hf" / "models--someone--net" / "snapshots" / COMMIT

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from alignbench.errors import UserError
-from alignbench.hub import verify as verifying
 from alignbench.hub.locate import locate_asset
 from alignbench.hub.verify import AssetFile, verify, verify_asset
 from alignbench.registry.protocol import AssetCard
@@ -57,6 +56,8 @@ def test_an_index_covers_the_files_it_lists(tmp_path: Path) -> None:
     assert digest == verify(status) and digest != hashlib.sha256(path.read_bytes()).hexdigest()
     put(tmp_path / "b.bin", b"c")
     assert verify(status) != digest
+    listed = put(policy(path=path.name).expected, b"{}")
+    assert verify(policy(path=path.name)) == hashlib.sha256(listed.read_bytes()).hexdigest(), "of a card"
 
 
 def test_an_asset_is_read_once_while_it_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +68,7 @@ def test_an_asset_is_read_once_while_it_stays(cache: Path, monkeypatch: pytest.M
         read.append(path)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr(verifying, "file_sha256", counted)
+    monkeypatch.setattr("alignbench.hub.verify.file_sha256", counted)
     for _ in range(3):
         assert verify(net()) == SHA256
     assert len(read) == 1
