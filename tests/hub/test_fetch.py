@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,293 +19,225 @@ from alignbench.hub.fetch import Fetched, fetch_files
 from alignbench.hub.locate import FOLDER, FileStatus, locate_asset
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
-from tests.hub.examples import (
-    COMMIT,
-    CONTENT,
-    SHA256,
-    asset_card,
-    folder_card,
-    net,
-    policy,
-    put,
-    weight_file,
-    weights,
-)
+from tests.hub import examples
+from tests.hub.examples import COMMIT, CONTENT, SHA256, folder_card, net, policy, put, weight_file
 
-REGISTRY = Registry.default()
+Make = Callable[..., FileStatus]
 
 
-def methods(server: SimpleNamespace) -> set[str]:
-    return {request.method for request in server.requests}
+@pytest.fixture(params=["hub", "address"])
+def make(request: pytest.FixtureRequest, server: SimpleNamespace) -> Make:
+    """A weight file of the hub, or an asset at a plain address."""
+    return policy if request.param == "hub" else functools.partial(net, url=f"{server.root}/net.pt")
 
 
 def ranges(server: SimpleNamespace) -> list[str | None]:
     return [request.range for request in server.requests if request.method == "GET"]
 
 
-def breaks_after(count: int, error: OSError) -> Callable[..., None]:
-    """Stand in for the transfer: write so many bytes and raise."""
-
-    def transfer(url: str, stream: Any, **options: Any) -> None:
-        stream.write(CONTENT[:count])
-        raise error
-
-    return transfer
+def refused(*files: FileStatus) -> UserError:
+    with pytest.raises(UserError) as caught:
+        fetch_files(files)
+    assert caught.value.exit_code == EXIT_NOT_RUNNABLE and "\n" not in str(caught.value)
+    return caught.value
 
 
-@pytest.mark.parametrize("kind", ["hub", "address", "moved address"])
-def test_a_download_is_checked_and_not_repeated(server: SimpleNamespace, kind: str) -> None:
-    server.etag = SHA256 if kind == "hub" else "version-1"
-    url = f"{server.root}/{'moved/' if 'moved' in kind else ''}net.pt"
-    known = {"size": len(CONTENT), "sha256": SHA256}
+# --- what is brought ------------------------------------------------------------------------------
 
-    def wanted() -> FileStatus:
-        return policy(**known) if kind == "hub" else net(url=url, **known)
 
-    lines: list[str] = []
-    file = wanted()
+def test_a_download_is_checked_and_not_repeated(server: SimpleNamespace, make: Make) -> None:
+    file, lines = make(size=len(CONTENT), sha256=SHA256), list[str]()
     assert fetch_files([file], say=lines.append) == [Fetched(file.name, file.expected, "downloaded", SHA256)]
     assert file.expected.read_bytes() == CONTENT
     assert list(file.expected.parent.iterdir()) == [file.expected], "nothing is left beside it"
-    address = f"someone/model/policy.pt @ {COMMIT[:12]}" if kind == "hub" else url
+    address = file.card.url or f"someone/model/policy.pt @ {COMMIT[:12]}"
     assert f": licence MIT, 10.2 kB, {address} → {file.expected}" in lines[0]
-    if kind != "hub":
-        assert {request.token for request in server.requests} == {None}, "the hub's token is nobody else's"
     server.requests.clear()
-    assert fetch_files([wanted()], say=lines.append)[0].action == "present"
+    assert fetch_files([make(sha256=SHA256)], say=lines.append)[0].action == "present"
     assert f"here: {file.expected}" in lines[-2] and not server.requests
 
 
-@pytest.mark.parametrize("kind", ["hub", "address"])
-def test_a_broken_transfer_is_continued(
-    server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    from huggingface_hub import file_download
+def test_a_plain_address_may_lead_elsewhere_and_gets_no_token(server: SimpleNamespace) -> None:
+    assert fetch_files([net(url=f"{server.root}/moved/net.pt")])[0].sha256 == SHA256
+    assert {request.path for request in server.requests} == {"/moved/net.pt", "/net.pt"}
+    assert {request.token for request in server.requests} == {None}
 
-    file = policy(sha256=SHA256) if kind == "hub" else net(url=f"{server.root}/net.pt")
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(RunFailed, match="4000 of 10240 bytes are kept") as got,
-    ):
-        patch.setattr(file_download, "http_get", breaks_after(4000, ConnectionResetError("reset by peer")))
-        fetch_files([file])
-    assert got.value.exit_code == EXIT_FAILED and "same command again" in got.value.fix
-    assert not file.expected.exists()
+
+def test_data_sets_and_folders_of_the_hub(server: SimpleNamespace, cache: Path) -> None:
+    prompts = net(what="prompts", file="a b.csv", repo="someone/list", revision=COMMIT, kind="dataset")
+    assert fetch_files([prompts])[0].path == cache / "assets" / "net" / "a b.csv"
+    assert all(request.path.startswith("/datasets/someone/list/") for request in server.requests)
     server.requests.clear()
+    put(cache / "assets" / "net" / "a.json", b"{}")
+    (done,) = fetch_files([locate_asset("net", folder_card())])
+    assert (done.path, done.action) == (cache / "assets" / "net", "downloaded")
+    assert sorted(path.name for path in done.path.iterdir()) == ["a b.csv", "a.json", "w.st"]
+    names = {request.path.rpartition("/")[2] for request in server.requests}
+    assert names == {"w.st"}, "the first of two forms"
+
+
+def test_files_without_a_public_source_are_reported(server: SimpleNamespace) -> None:
+    files = examples.weights(weight_file(repo="", path="own.pt"), weight_file(role="tokenizer", path="vq.pt"))
+    lines = list[str]()
+    done = fetch_files([*files.values(), net(licence="")], say=lines.append)
+    assert {item.name: item.action for item in done} == {
+        "policy": "bring your own",
+        "tokenizer": "downloaded",
+        "net": "bring your own",
+    }
+    assert "licence not stated, size unknown, no public source" in lines[2]
+    for option, name in (("model.policy", "own.pt"), ("assets.net", "net.pt")):
+        assert any(name in line and f"--set {option}=PATH" in line for line in lines)
+
+
+def test_dry_run_touches_neither_network_nor_disk(server: SimpleNamespace, cache: Path, make: Make) -> None:
+    file, lines = make(size=10), list[str]()
+    (done,) = fetch_files([file], dry_run=True, say=lines.append)
+    assert done == Fetched(file.name, file.expected, "would download", None)
+    assert not server.requests and not cache.exists() and "10 bytes" in lines[0]
+
+
+# --- what is kept, and what is refused ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConnectionResetError("reset by peer"), "policy.pt: ConnectionResetError: reset by peer"),
+        (OSError(28, "No space left on device"), "policy.pt: no space left on the disk"),
+    ],
+)
+def test_a_broken_transfer_is_continued(
+    server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str
+) -> None:
+    def breaks(url: str, stream: Any, **options: Any) -> None:
+        stream.write(CONTENT[:4000])
+        raise error
+
+    file = policy(sha256=SHA256)
+    with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
+        patch.setattr("huggingface_hub.file_download.http_get", breaks)
+        fetch_files([file])
+    assert caught.value.what == f"{message}; 4000 of 10240 bytes are kept"
+    assert caught.value.fix.startswith("free some space and " if "space" in message else "run the same")
+    assert caught.value.exit_code == EXIT_FAILED and not file.expected.exists()
     assert fetch_files([file])[0].sha256 == SHA256
     assert ranges(server) == ["bytes=4000-"]
 
 
-def test_a_full_disk_keeps_what_arrived(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import file_download
-
-    monkeypatch.setattr(file_download, "http_get", breaks_after(100, OSError(28, "No space left on device")))
-    with pytest.raises(RunFailed, match=r"no space left .* 100 of 10240 bytes are kept → free some space"):
-        fetch_files([policy()])
-
-
-@pytest.mark.parametrize("kind", ["hub", "address"])
-def test_part_of_another_version_is_not_continued(server: SimpleNamespace, kind: str) -> None:
-    file = policy() if kind == "hub" else net(url=f"{server.root}/net.pt", sha256=SHA256)
+def test_a_part_is_continued_if_it_is_of_this_version(server: SimpleNamespace, make: Make) -> None:
+    file = make()
     put(file.expected.with_name(f"{file.expected.name}.{'0' * 16}.partial"), b"something else")
+    (transfer,) = download.ask([file])
+    put(transfer.partial, CONTENT[:100])
     fetch_files([file])
-    assert ranges(server) == [None] and file.expected.read_bytes() == CONTENT
+    assert ranges(server) == ["bytes=100-"] and file.expected.read_bytes() == CONTENT
 
 
 def test_a_damaged_transfer_never_gets_the_final_name(server: SimpleNamespace) -> None:
     file = policy()
     partial = put(file.expected.with_name(f"policy.pt.{SHA256[:16]}.partial"), b"?" * 5000)
     damaged = hashlib.sha256(b"?" * 5000 + CONTENT[5000:]).hexdigest()
-    with pytest.raises(UserError) as caught:
-        fetch_files([file])
-    assert caught.value.what == f"{partial} has SHA-256 {damaged}, the hub says {SHA256}"
-    assert f"delete {partial} and fetch it again" in caught.value.fix
-    assert not file.expected.exists()
+    error = refused(file)
+    assert error.what == f"{partial} has SHA-256 {damaged}, the hub says {SHA256}"
+    assert f"delete {partial} and fetch it again" in error.fix and not file.expected.exists()
 
 
-@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"size": 5}])
-def test_another_file_is_refused_before_the_download(server: SimpleNamespace, change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="not the file its card means") as caught:
-        fetch_files([policy(**change)])
-    assert SHA256 in caught.value.what and str(next(iter(change.values()))) in caught.value.what
-    with pytest.raises(UserError, match=r"/net.pt is not the file its card means") as caught:
-        fetch_files([net(url=f"{server.root}/net.pt", size=5)])
-    assert "--set assets.net=PATH with a copy you trust" in caught.value.fix
-    assert methods(server) == {"HEAD"}
-
-
-@pytest.mark.parametrize("kind", ["hub", "address"])
-def test_a_wrong_digest_is_found_where_the_server_names_none(server: SimpleNamespace, kind: str) -> None:
+def test_a_wrong_digest_is_found_where_the_server_names_none(server: SimpleNamespace, make: Make) -> None:
     server.etag = "version-1"
-    wrong = {"sha256": "0" * 64}
-    file = policy(**wrong) if kind == "hub" else net(url=f"{server.root}/net.pt", **wrong)
-    with pytest.raises(UserError, match=f"has SHA-256 {SHA256}, its card says {'0' * 64}") as caught:
-        fetch_files([file])
-    assert caught.value.what.startswith(str(file.expected))
+    file = make(sha256="0" * 64)
+    assert f"has SHA-256 {SHA256}, its card says {'0' * 64}" in refused(file).what
     assert not file.expected.exists()
 
 
-def test_the_first_digest_is_recorded_and_checked_ever_after(server: SimpleNamespace, cache: Path) -> None:
+def test_another_file_is_refused_before_the_download(server: SimpleNamespace, make: Make) -> None:
+    error = refused(make(size=5))
+    assert "not the file its card means: it has 10240 bytes" in error.what and "wanted are 5" in error.what
+    assert error.fix.endswith("=PATH with a copy you trust, or update the card")
+    assert f"with SHA-256 {SHA256}, wanted are any with {'0' * 64}" in refused(policy(sha256="0" * 64)).what
+    assert {request.method for request in server.requests} == {"HEAD"}
+
+
+def test_the_first_digest_is_recorded_and_compared_with_the_offer(
+    server: SimpleNamespace, cache: Path
+) -> None:
     server.etag = "version-1"
     fetch_files([policy()])
-    assert json.loads((cache / "weights" / "digests.json").read_text()) == {
-        f"someone/model@{COMMIT}/policy.pt": SHA256
-    }
-    policy().expected.write_bytes(CONTENT[:-1] + b"?")
-    with pytest.raises(UserError, match=r"digests\.json"):
-        fetch_files([policy()])
+    record = json.loads((cache / "weights" / "digests.json").read_text())
+    assert record == {f"someone/model@{COMMIT}/policy.pt": SHA256}
     policy().expected.unlink()
     server.etag = "1" * 64
-    with pytest.raises(UserError, match=f"wanted are any with {SHA256}"):
-        fetch_files([policy()])
+    assert f"wanted are any with {SHA256}" in refused(policy()).what
 
 
-def test_a_wrong_file_on_disk_stops_everything_and_is_kept(server: SimpleNamespace, cache: Path) -> None:
-    mine = put(cache / "weights" / "mine" / "policy.pt", b"mine")
-    with pytest.raises(UserError, match="4 bytes"):
-        fetch_files([net(url=f"{server.root}/net.pt"), policy(size=len(CONTENT))])
-    assert mine.read_bytes() == b"mine" and not server.requests
-    with pytest.raises(UserError, match="reinstall"):
-        fetch_files([policy(path="weights/absent.safetensors", repo="", shipped=True)])
+def test_a_wrong_file_on_disk_stops_everything_and_is_kept(server: SimpleNamespace, make: Make) -> None:
+    mine = put(make().expected, b"mine")
+    error = refused(net(file="other.pt", url=f"{server.root}/net.pt"), make(size=9))
+    assert "4 bytes" in error.what and mine.read_bytes() == b"mine" and not server.requests
+    assert "reinstall" in refused(policy(path="weights/absent.safetensors", repo="", shipped=True)).fix
 
 
-def test_too_little_room(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room(
+    server: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_239))
-    with pytest.raises(UserError, match=r"10\.2 kB") as caught:
-        fetch_files([policy()])
-    assert "ALIGNBENCH_CACHE" in caught.value.fix and methods(server) == {"HEAD"}
+    error = refused(policy())
+    assert "10.2 kB" in error.what and "ALIGNBENCH_CACHE" in error.fix and not ranges(server)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_240))
     assert fetch_files([policy()])[0].action == "downloaded"
-
-
-def test_an_unwritable_cache_is_named(
-    server: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("ALIGNBENCH_CACHE", str(put(tmp_path / "occupied", b"a file")))
-    with pytest.raises(UserError, match=r"cannot create .*occupied"):
-        fetch_files([policy()])
+    assert f"cannot create {tmp_path / 'occupied'}" in refused(policy()).what
+
+
+# --- no network, no such file ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_a_network_one_line_says_how_to_get_the_files(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, offline: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda *_, **__: "http://127.0.0.1:9/nothing")
+    files = examples.weights(weight_file(), weight_file(role="tokenizer", path="vq.pt"))
+    error = refused(*files.values())
+    assert error.what.startswith("cannot reach the hub for someone/model/policy.pt, someone/model/vq.pt (")
+    assert ("(HF_HUB_OFFLINE is set)" in error.what) is offline
+    assert f"hf download someone/model policy.pt vq.pt --revision {COMMIT} --local-dir mine" in error.fix
+    assert error.fix.endswith(f"copy the files to {cache / 'weights' / 'mine'}")
+    file = net(url="http://127.0.0.1:9/net.pt")
+    error = refused(file)
+    assert error.what.startswith("cannot get http://127.0.0.1:9/net.pt (")
+    assert ("(HF_HUB_OFFLINE is set)" in error.what) is offline
+    assert "curl -fL -o net.pt http://127.0.0.1:9/net.pt; then copy it to" in error.fix
+    assert error.fix.endswith(str(file.expected))
 
 
 def test_a_file_that_is_not_there(server: SimpleNamespace) -> None:
     server.missing = True
-    with pytest.raises(UserError, match=r"the hub refuses someone/model/policy\.pt"):
-        fetch_files([policy()])
-    with pytest.raises(UserError, match=r"cannot get .*404"):
-        fetch_files([net(url=f"{server.root}/net.pt")])
+    assert "the hub refuses someone/model/policy.pt" in refused(policy()).what
+    assert "404" in refused(net(url=f"{server.root}/net.pt")).what
 
 
 def test_a_file_behind_a_licence(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
 
     def refuse(url: str) -> None:
         raise GatedRepoError.__new__(GatedRepoError)
 
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
-    with pytest.raises(UserError, match=r"asks you to accept its licence first → .*then: hf auth login"):
-        fetch_files([policy()])
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    assert refused(policy()).what == "someone/model asks you to accept its licence first"
 
 
 def test_a_server_that_does_not_say_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub import utils
-
-    nothing = SimpleNamespace(size=None, etag="1", headers={}, raise_for_status=lambda: None)
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: nothing)
-    monkeypatch.setattr(utils, "get_session", lambda: SimpleNamespace(request=lambda *_, **__: nothing))
+    silent = SimpleNamespace(size=None, etag="1", headers={}, raise_for_status=lambda: None)
+    session = SimpleNamespace(request=lambda *_, **__: silent)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: silent)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: session)
     for file in (policy(), net(url="http://somewhere/net.pt")):
-        with pytest.raises(UserError, match=r"not say .* → try again later"):
-            fetch_files([file])
+        assert "not say" in refused(file).what and refused(file).fix == "try again later"
 
 
-def test_data_sets_and_folders_of_the_hub(server: SimpleNamespace, cache: Path) -> None:
-    prompts = asset_card(what="prompts", file="a b.csv", repo="someone/list", revision=COMMIT, kind="dataset")
-    assert fetch_files([locate_asset("list", prompts)])[0].path == cache / "assets" / "list" / "a b.csv"
-    assert all(request.path.startswith("/datasets/someone/list/") for request in server.requests)
-    server.requests.clear()
-    put(cache / "assets" / "net" / "a.json", b"{}")
-    (done,) = fetch_files([locate_asset("net", folder_card())])
-    assert (done.path, done.action) == (cache / "assets" / "net", "downloaded")
-    assert sorted(path.name for path in done.path.iterdir()) == ["a.json", "w.st"]
-    names = {request.path.rpartition("/")[2] for request in server.requests}
-    assert names == {"w.st"}, "the first of two forms"
-
-
-def test_files_without_a_public_source_are_reported(server: SimpleNamespace) -> None:
-    lines: list[str] = []
-    files = weights(weight_file(repo="", path="own.pt"), weight_file(role="tokenizer", path="vq.pt"))
-    done = fetch_files([*files.values(), net(licence="")], say=lines.append)
-    assert [(item.name, item.action) for item in done] == [
-        ("policy", "bring your own"),
-        ("tokenizer", "downloaded"),
-        ("net", "bring your own"),
-    ]
-    assert "licence not stated, size unknown, no public source" in lines[2]
-    for option, name in (("model.policy", "own.pt"), ("assets.net", "net.pt")):
-        assert any(name in line and f"--set {option}=PATH" in line for line in lines)
-
-
-def test_dry_run_touches_neither_network_nor_disk(server: SimpleNamespace, cache: Path) -> None:
-    lines: list[str] = []
-    done = fetch_files([policy(size=10), net(url=f"{server.root}/net.pt")], dry_run=True, say=lines.append)
-    assert [(item.action, item.sha256) for item in done] == [("would download", None)] * 2
-    assert not server.requests and not cache.exists()
-    assert "10 bytes" in lines[0]
-
-
-def test_an_unreachable_hub_gets_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_, **__: "http://127.0.0.1:9/nothing")
-    with pytest.raises(UserError) as caught:
-        fetch_files(list(weights(weight_file(), weight_file(role="tokenizer", path="vq.pt")).values()))
-    check_offline_message(str(caught.value), cache)
-
-
-def test_the_offline_switch_gets_the_same_line_from_the_real_client(tmp_path: Path, cache: Path) -> None:
-    program = """
-from alignbench.errors import UserError
-from alignbench.hub.fetch import fetch_files
-from tests.hub.examples import weight_file, weights
-try:
-    fetch_files(list(weights(weight_file(), weight_file(role="tokenizer", path="vq.pt")).values()))
-except UserError as error:
-    print(error.exit_code, error, end="")
-"""
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf-home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    status, _, message = done.stdout.partition(" ")
-    assert status == str(EXIT_NOT_RUNNABLE) and "(HF_HUB_OFFLINE is set)" in message
-    check_offline_message(message, cache)
-
-
-def check_offline_message(message: str, cache: Path) -> None:
-    assert "\n" not in message and "https://" not in message
-    assert "cannot reach the hub for someone/model/policy.pt, someone/model/vq.pt" in message
-    assert f"hf download someone/model policy.pt vq.pt --revision {COMMIT} --local-dir mine" in message
-    assert message.endswith(f"copy the files to {cache / 'weights' / 'mine'}")
-
-
-def test_an_unreachable_address_gets_one_line(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    from huggingface_hub import constants
-
-    file = net(url="http://127.0.0.1:9/net.pt")
-    with pytest.raises(UserError, match=r"cannot get http://127\.0\.0\.1:9/net\.pt \(") as caught:
-        fetch_files([file])
-    assert "\n" not in str(caught.value)
-    assert (
-        f"curl -fL -o net.pt http://127.0.0.1:9/net.pt; then copy it to {file.expected}" in caught.value.fix
-    )
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-        fetch_files([file])
+# --- sizes and documentation ----------------------------------------------------------------------
 
 
 def test_sizes_read_as_on_the_hub() -> None:
@@ -316,9 +246,10 @@ def test_sizes_read_as_on_the_hub() -> None:
 
 
 def test_docs_list_every_asset_as_its_card_says() -> None:
+    registry = Registry.default()
     text = (Path(__file__).parents[2] / "docs" / "evaluators" / "assets.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    assert rows == [table_row(name, REGISTRY.asset(name)) for name in REGISTRY.names("assets")]
+    assert rows == [table_row(name, registry.asset(name)) for name in registry.names("assets")]
 
 
 def table_row(name: str, card: AssetCard) -> str:

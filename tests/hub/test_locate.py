@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignbench.files import cache_root, package_file
-from alignbench.hub.locate import assets_of, locate_asset
+from alignbench.hub.locate import FOLDER, assets_of, locate_asset
 from alignbench.registry.lookup import Registry
 from tests.hub.examples import (
     COMMIT,
@@ -59,23 +59,22 @@ def test_a_file_without_public_source_is_brought() -> None:
     assert asset.fix == f"no public source is known: --set assets.net=PATH, or put it at {asset.expected}"
 
 
-@pytest.mark.parametrize(("wanted", "ok"), [(len(CONTENT), True), (len(CONTENT) + 1, False), (None, True)])
-def test_size_decides(cache: Path, wanted: int | None, ok: bool) -> None:
+def test_size_decides(cache: Path) -> None:
     path = put(cache / "weights" / "mine" / "policy.pt", CONTENT)
-    status = policy(size=wanted)
-    assert (status.path, status.ok) == (path, ok)
-    if not ok:
-        assert status.reason == f"{path} has {len(CONTENT)} bytes and should have {wanted}"
-        assert status.fix == "delete it, then: alignbench fetch mine"
-        assert policy(size=wanted, repo="").fix == "replace it"
+    for right in (len(CONTENT), None):
+        assert (policy(size=right).path, policy(size=right).ok) == (path, True)
+    wrong = policy(size=5)
+    assert (wrong.path, wrong.ok) == (path, False)
+    assert wrong.reason == f"{path} has {len(CONTENT)} bytes and should have 5"
+    assert wrong.fix == "delete it, then: alignbench fetch mine"
+    put(path, b"")
+    assert policy().reason.endswith("has 0 bytes and should not be empty")
+    assert policy(repo="").fix == "replace it"
 
 
-def test_an_empty_file_is_not_ok(cache: Path) -> None:
-    put(cache / "assets" / "net" / "net.pt", b"")
-    assert not net().ok and "has 0 bytes and should not be empty" in net().reason
-
-
-def test_places_are_looked_through_in_order(tmp_path: Path, cache: Path) -> None:
+def test_places_are_looked_through_in_order(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     card = asset_card(
         repo="someone/net",
         revision=COMMIT,
@@ -89,16 +88,9 @@ def test_places_are_looked_through_in_order(tmp_path: Path, cache: Path) -> None
     ):
         put(path, b"1")
         assert locate_asset("net", card).path == path
-    mine = put(tmp_path / "mine.pt", b"1")
-    assert locate_asset("net", card, str(mine)).path == mine
-    absent = locate_asset("net", card, str(tmp_path / "absent.pt"))
-    assert not absent.ok and "absent.pt: no such file" in absent.reason
-
-
-def test_torch_home_has_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_HOME")
     path = put(tmp_path / "home" / ".cache" / "torch" / "hub" / "x.pt", b"1")
-    assert net(places=["$TORCH_HOME/hub/x.pt"]).path == path
+    assert net(file="x.pt", places=["$TORCH_HOME/hub/x.pt"]).path == path
 
 
 def test_revisions_and_data_sets_in_the_hugging_face_cache(tmp_path: Path) -> None:
@@ -138,35 +130,30 @@ def test_shipped_files_lie_in_the_package(cache: Path) -> None:
 
 def test_an_override_wins_and_never_falls_back(cache: Path, tmp_path: Path) -> None:
     own = put(cache / "weights" / "mine" / "policy.pt", CONTENT)
-    mine = put(tmp_path / "mine.safetensors", b"x")
+    mine, folder, void = put(tmp_path / "mine.pt", b"x"), tmp_path / "form", tmp_path / "void"
+    put(folder / "a.json", b"{}")
+    void.mkdir()
     file = weight_file(size=len(CONTENT), sha256="0" * 64)
     status = weights(file, policy=str(mine))["policy"]
     assert (status.path, status.ok, status.sha256) == (mine, True, None)
     assert weights(file, policy="")["policy"].path == own
-    for path, wrong in (
-        (tmp_path / "absent.pt", "no such file"),
-        (tmp_path, "a folder, not a file"),
-        (put(tmp_path / "zero.pt", b""), "the file is empty"),
-    ):
-        status = weights(file, policy=str(path))["policy"]
-        assert not status.ok and status.reason == f"model.policy = {path}: {wrong}"
-        assert status.fix == "--set model.policy=PATH with the path of a weight file"
-
-
-def test_what_may_stand_for_an_asset(tmp_path: Path) -> None:
-    file, folder, void = put(tmp_path / "net.pt", b"1"), tmp_path / "form", tmp_path / "void"
-    put(folder / "a.json", b"{}")
-    void.mkdir()
+    assert locate_asset("net", asset_card(size=9), str(mine)).path == mine
     assert locate_asset("net", asset_card(), str(folder)).ok
     for card, path, wrong in (
+        (None, tmp_path / "absent.pt", "no such file"),
+        (None, folder, "a folder, not a file"),
+        (None, put(tmp_path / "zero.pt", b""), "the file is empty"),
         (folder_card(), folder, "the folder lacks w.st or w.bin"),
-        (folder_card(), file, "a file, not a folder"),
+        (folder_card(), mine, "a file, not a folder"),
         (asset_card(what="prompts"), folder, "a folder, not a file"),
         (asset_card(), void, "the folder lacks any file"),
     ):
-        status = locate_asset("net", card, str(path))
-        assert not status.ok and status.reason == f"assets.net = {path}: {wrong}"
-    assert locate_asset("net", folder_card(), "x").fix.endswith("a folder that holds a.json, w.st or w.bin")
+        status = locate_asset("net", card, str(path)) if card else weights(file, policy=str(path))["policy"]
+        wanted = "the path of net.pt" if card else "the path of a weight file"
+        if card and card.file == FOLDER:
+            wanted = "a folder that holds a.json, w.st or w.bin"
+        assert not status.ok and status.reason == f"{status.option} = {path}: {wrong}"
+        assert status.fix == f"--set {status.option}=PATH with {wanted}"
 
 
 def test_shards_have_their_own_keys_and_one_path_replaces_them(tmp_path: Path) -> None:
