@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -46,6 +47,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean X?"` for the nearest known names, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def missing_packages(names: Iterable[str], extra: str = "") -> tuple[list[str], str]:
+    """Return the modules that are not installed, without importing any, and the command that brings them.
+
+    Args:
+        names: top-level modules.
+        extra: the extra of alignbench that has them; empty: each is installed by its own name.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return missing, f"pip install 'alignbench[{extra}]'" if extra else f"pip install {' '.join(missing)}"
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def expand(place: str) -> Path:
+def expand(path: str) -> Path:
     """Return the path that a card means by `$TORCH_HOME/…` or `~/…`."""
     torch_home = os.environ.get("TORCH_HOME") or "~/.cache/torch"
-    return Path(place.replace("$TORCH_HOME", torch_home)).expanduser()
+    return Path(path.replace("$TORCH_HOME", torch_home)).expanduser()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignbench.errors import UserError
 from alignbench.evaluators.prompt_match import Pictures, PromptMatch
-from alignbench.hub.assets import AssetFile
+from alignbench.hub.verify import AssetFile
 from alignbench.nets import clip
 from alignbench.registry.protocol import EvaluatorCard
 from alignbench.registry.schema import Scalar

@@ -22,7 +22,7 @@ from alignbench.files import digest_of
 from alignbench.nets import digits
 
 if TYPE_CHECKING:
-    from alignbench.hub.assets import AssetFile
+    from alignbench.hub.verify import AssetFile
     from alignbench.registry.protocol import EvaluatorCard
     from alignbench.registry.schema import Scalar
 

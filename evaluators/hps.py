@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alignbench.evaluators.prompt_match import PromptMatch
-from alignbench.hub.assets import AssetFile
+from alignbench.hub.verify import AssetFile
 from alignbench.nets import clip
 from alignbench.nets.preprocess import Preprocess
 from alignbench.registry.protocol import EvaluatorCard

@@ -34,7 +34,7 @@ from alignbench.nets import inception
 from alignbench.nets.inception import Inception
 
 if TYPE_CHECKING:
-    from alignbench.hub.assets import AssetFile
+    from alignbench.hub.verify import AssetFile
     from alignbench.registry.protocol import EvaluatorCard
     from alignbench.registry.schema import Scalar
 

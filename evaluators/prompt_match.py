@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from alignbench.api import PROMPT, ImageBatch, Measured, Metric, Prompt, Reference
 from alignbench.errors import UserError
 from alignbench.files import digest_of
-from alignbench.hub.assets import AssetFile
+from alignbench.hub.verify import AssetFile
 from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets.clip import ClipModel
 from alignbench.nets.precision import full_precision

@@ -22,7 +22,7 @@ from alignbench.nets import lpips
 from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
-    from alignbench.hub.assets import AssetFile
+    from alignbench.hub.verify import AssetFile
     from alignbench.registry.protocol import EvaluatorCard
     from alignbench.registry.schema import Scalar
 

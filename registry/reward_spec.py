@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from dataclasses import dataclass
 
-from alignbench.errors import UserError, suggest
+from alignbench.errors import UserError, missing_packages, suggest
 from alignbench.files import expand
 from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import Option, RewardCard, Scalar
@@ -218,10 +217,9 @@ def require_parts(resolved: Resolved) -> None:
 
 def require_packages(name: str, card: RewardCard) -> None:
     """Raise UserError if a module that the card names is not installed; nothing is imported."""
-    missing = [package for package in card.packages if importlib.util.find_spec(package) is None]
+    missing, command = missing_packages(card.packages, card.extra)
     if missing:
-        fix = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {' '.join(missing)}"
-        raise UserError(f"reward {name!r} needs {' and '.join(missing)}, not installed here", fix=fix)
+        raise UserError(f"reward {name!r} needs {' and '.join(missing)}, not installed here", fix=command)
 
 
 def _value(option: Option, written: str, where: str) -> Scalar:

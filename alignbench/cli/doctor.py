@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -17,8 +16,9 @@ from alignbench import __version__
 from alignbench.cli.common import print_json
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
-from alignbench.errors import UserError
-from alignbench.hub import assets, weights
+from alignbench.errors import UserError, missing_packages
+from alignbench.files import cache_root
+from alignbench.hub.locate import locate_asset
 from alignbench.registry.lookup import Registry
 from alignbench.runs.environment import version_of
 
@@ -67,7 +67,7 @@ def gather(method: str) -> dict[str, Any]:
     registry.method(method)  # a wrong name is no property of the models
     versions = {"alignbench": __version__, "python": platform.python_version()}
     versions |= {name: version_of(name) or "not installed" for name in PACKAGES}
-    cache = weights.cache_root()
+    cache = cache_root()
     place = next(path for path in (cache, *cache.parents) if path.exists())
     environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     environment |= {"cache": str(cache), "free disk": f"{shutil.disk_usage(place).free / 2**30:.0f} GiB"}
@@ -111,11 +111,10 @@ def _evaluator(registry: Registry, name: str) -> dict[str, Any]:
     """Whether an evaluator can run, and what is missing with the command that brings it."""
     try:
         card = registry.evaluator(name)
-        statuses = [assets.locate(asset, registry.asset(asset)) for asset in card.assets]
+        statuses = [locate_asset(asset, registry.asset(asset)) for asset in card.assets]
     except UserError as error:
         return {"runs": "no", "missing": [{"what": error.what, "fix": error.fix}]}
-    absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
-    command = f"pip install 'alignbench[{card.extra}]'"
+    absent, command = missing_packages(card.packages, card.extra)
     missing = [{"what": f"module {package} is not installed", "fix": command} for package in absent]
     missing += [{"what": status.reason, "fix": status.fix} for status in statuses if not status.ok]
     return {"runs": "no" if missing else "yes", "missing": missing}

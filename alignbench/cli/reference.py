@@ -30,7 +30,8 @@ def reference(
     ),
 ) -> None:
     """Measure real images with the Inception network and write a reference to score samples against."""
-    from alignbench.hub import assets
+    from alignbench.hub.locate import locate_asset
+    from alignbench.hub.verify import verify_asset
 
     paths = parse_assignments(assignments)
     unknown = [key for key in paths if key != f"assets.{WEIGHTS}"]
@@ -39,7 +40,7 @@ def reference(
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: a reference is an .npz file", fix=f"--out {out}.npz")
     card = Registry.default().asset(WEIGHTS)
-    file = assets.verify(WEIGHTS, card, assets.locate(WEIGHTS, card, paths.get(f"assets.{WEIGHTS}", "")))
+    file = verify_asset(locate_asset(WEIGHTS, card, paths.get(f"assets.{WEIGHTS}", "")))
 
     import torch
 

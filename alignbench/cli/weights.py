@@ -11,10 +11,10 @@ from rich.console import Console
 
 from alignbench.cli.common import print_json
 from alignbench.errors import EXIT_FAILED, UserError, suggest
-from alignbench.hub.assets import assets_of
+from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_weights
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
-from alignbench.verify.report import Report, Row
+from alignbench.verify.report import Report
 
 PRETRAINABLE = {
     "llamagen-tiny": "alignbench.pretrain.llamagen_tiny:pretrain",
@@ -27,24 +27,19 @@ def fetch(
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be downloaded and stop."),
 ) -> None:
     """Download weights and other files: pinned, checked, resumable. Licences and sizes come first."""
-    from alignbench.hub import fetch_assets, weights
+    from alignbench.hub.fetch import fetch_files
 
     progress = Progress()
-    registry = Registry.default()
-    models, assets = _wanted(registry, name)
-    cards = {asset: registry.asset(asset) for asset in assets}
-    if not models and not cards:
+    files = _wanted(Registry.default(), name)
+    if not files:
         progress.say(f"{name} needs no files from outside")
-    fetched = fetch_assets.fetch(cards, dry_run=dry_run, say=progress.say)
-    for model in models:
-        fetched += weights.fetch(model, registry.model(model), dry_run=dry_run, say=progress.say)
-    for item in fetched:
-        line = f"{item.role}  {item.path}  ({item.action})"
+    for item in fetch_files(files, dry_run=dry_run, say=progress.say):
+        line = f"{item.name}  {item.path}  ({item.action})"
         Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _wanted(registry: Registry, name: str) -> tuple[list[str], list[str]]:
-    """Return (models, assets) that a name stands for.
+def _wanted(registry: Registry, name: str) -> list[FileStatus]:
+    """Locate the files that a name stands for.
 
     A protocol stands for its evaluators' assets, its reference statistics and its prompts, a model for the
     text encoder it reads with.
@@ -53,22 +48,24 @@ def _wanted(registry: Registry, name: str) -> tuple[list[str], list[str]]:
         UserError: nothing that could be downloaded has this name.
     """
     kinds = ("models", "assets", "evaluators", "protocols")
-    found = [kind for kind in kinds if name in registry.found[kind]]
-    if not found:
-        known = [other for kind in kinds for other in registry.found[kind]]
+    meant = [kind for kind in kinds if name in registry.found[kind]]
+    if not meant:
+        names = [other for kind in kinds for other in registry.found[kind]]
         raise UserError(
-            f"no model, asset, evaluator or protocol named {name!r}.{suggest(name, known)} "
+            f"no model, asset, evaluator or protocol named {name!r}.{suggest(name, names)} "
             "See: alignbench list"
         )
-    assets: list[str] = [name] if "assets" in found else []
-    if "evaluators" in found:
+    assets = [name] if "assets" in meant else []
+    weights: list[FileStatus] = []
+    if "evaluators" in meant:
         assets += registry.evaluator(name).assets
-    if "protocols" in found:
+    if "protocols" in meant:
         assets += assets_of(registry, registry.protocol(name))
-    if "models" in found:
-        text = registry.model(name).text
-        assets += [text.asset] if text and text.asset else []
-    return [name] if "models" in found else [], list(dict.fromkeys(assets))
+    if "models" in meant:
+        card = registry.model(name)
+        assets += [card.text.asset] if card.text and card.text.asset else []
+        weights += locate_weights(name, card).values()
+    return [locate_asset(asset, registry.asset(asset)) for asset in dict.fromkeys(assets)] + weights
 
 
 def pretrain(
@@ -97,7 +94,7 @@ def pretrain(
     print_json(manifest)
 
 
-def verify(
+def verify_golden(
     golden: Path = typer.Option(
         ..., "--golden", help="Folder of numbers made by an official implementation."
     ),
@@ -106,32 +103,28 @@ def verify(
     failures: bool = typer.Option(False, "--failures", help="Print only what does not agree."),
 ) -> None:
     """Reproduce golden numbers: name, error, tolerance and verdict of every tensor; exit 1 on any miss."""
-    from alignbench.verify.golden import verify as check
+    from alignbench.verify.golden import verify
 
-    reports = check(golden, device=device)
-    console = Console()
+    reports = verify(golden, device=device)
     if as_json:
-        rows = {name: [vars(row) for row in report.rows] for name, report in reports.items()}
-        print_json(rows)
+        print_json({name: [vars(row) for row in report.rows] for name, report in reports.items()})
     else:
         for name, report in reports.items():
-            console.print(name, style="bold", markup=False)
-            for row in report.rows:
-                if not (failures and row.verdict in ("ok", "info")):
-                    console.print(report_row(row), highlight=False, markup=False, soft_wrap=True)
-            console.print(f"{name}: {report_counts(report)}", highlight=False, markup=False)
+            _print_report(name, report, failures)
     bad = [name for name, report in reports.items() if not report.ok]
     if bad:
         raise UserError(f"{', '.join(bad)}: not reproduced", exit_code=EXIT_FAILED)
 
 
-def report_row(row: Row) -> str:
-    """Name, largest error, tolerance, verdict and note in aligned columns."""
-    numbers = ["-" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
-    return f"{row.name:<72} {numbers[0]:>9} {numbers[1]:>9}  {row.verdict:<7} {row.note}".rstrip()
-
-
-def report_counts(report: Report) -> str:
-    """Counts of verdicts in one line."""
+def _print_report(name: str, report: Report, failures: bool) -> None:
+    """Name, largest error, tolerance, verdict and note in aligned columns; below them counts of verdicts."""
+    console = Console()
+    console.print(name, style="bold", markup=False)
+    for row in report.rows:
+        if not (failures and row.verdict in ("ok", "info")):
+            numbers = ["-" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
+            line = f"{row.name:<72} {numbers[0]:>9} {numbers[1]:>9}  {row.verdict:<7} {row.note}".rstrip()
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     counts = Counter(row.verdict for row in report.rows)
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    console.print(f"{name}: {text}", highlight=False, markup=False)

@@ -27,9 +27,9 @@ from alignbench.config.requirements import (
 )
 from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
-from alignbench.files import digest_of
-from alignbench.hub import assets as files
-from alignbench.hub import weights as hub
+from alignbench.files import cache_root, digest_of
+from alignbench.hub.locate import FileStatus, locate_weights
+from alignbench.hub.verify import AssetFile, verify
 from alignbench.registry.lookup import Registry
 from alignbench.registry.plugins import _sha256
 from alignbench.registry.protocol import ProtocolCard, protocol_content, protocol_digest, resolve_protocol
@@ -107,17 +107,17 @@ class Plan:
     method: MethodCard | None
     protocol: ProtocolCard
     protocol_digest: str
-    weights: dict[str, hub.FileStatus]
+    weights: dict[str, FileStatus]
     world_size: int
     sequences_per_image: int
     estimate: Estimate
     evaluates: bool = True
     """False with `--no-eval`."""
-    assets: dict[str, files.AssetFile] = field(default_factory=dict)
+    assets: dict[str, AssetFile] = field(default_factory=dict)
     """Files that the protocol's evaluators read, by asset name; those that were found."""
     prompts: tuple[Prompt, ...] = ()
     """What a text protocol generates from."""
-    text: files.AssetFile | None = None
+    text: AssetFile | None = None
     """Files of the model's text encoder, where they are an asset."""
     problems: list[Problem] = field(default_factory=list)
     plugins: tuple[Code, ...] = ()
@@ -177,7 +177,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     problems += _condition_problems(config, model, protocol) if evaluates else []
     section = config.section("model")
     overrides = {role: str(section[role]) for role in ("policy", "tokenizer", "text") if section.get(role)}
-    weights = hub.locate(config.model, model, overrides)
+    weights = locate_weights(config.model, model, overrides)
     world_size = distributed.world_size()
     sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
     problems += [*_model_problems(config, model, method), *text_problems]
@@ -236,7 +236,7 @@ def starting_weights(plan: Plan) -> dict[str, str]:
     """
     if plan.random_weights:
         return {}
-    weights = {role: f"sha256:{hub.verify(status)}" for role, status in plan.weights.items()}
+    weights = {role: f"sha256:{verify(status)}" for role, status in plan.weights.items()}
     return weights | ({"text": f"sha256:{plan.text.sha256}"} if plan.text else {})
 
 
@@ -258,4 +258,4 @@ class Job:
 
     @property
     def cache(self) -> Path:
-        return hub.cache_root()
+        return cache_root()

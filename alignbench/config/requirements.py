@@ -5,7 +5,6 @@ Imports no torch and loads no weights.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from pathlib import Path
 from alignbench.api import Prompt
 from alignbench.config.settings import RunConfig
 from alignbench.data.prompts import read_prompts
-from alignbench.errors import Problem, UserError
-from alignbench.hub import assets as files
-from alignbench.hub import weights as hub
+from alignbench.errors import Problem, UserError, missing_packages
+from alignbench.hub.locate import FileStatus, assets_of, locate_asset
+from alignbench.hub.verify import AssetFile, verify_asset
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import parse_terms, require_parts, resolve
@@ -30,7 +29,7 @@ class Requirements:
     """Identity of the protocol; files other than those on the cards count."""
     protocol: ProtocolCard
     """As given, but for the number of images where the user's own prompts decide it."""
-    assets: dict[str, files.AssetFile]
+    assets: dict[str, AssetFile]
     prompts: list[Prompt]
     problems: list[Problem]
 
@@ -51,19 +50,19 @@ def requirements_of(
         return Requirements(protocol_digest(protocol), protocol, {}, [], problems)
     problems = [*_package_problems(registry, protocol), *_size_problems(registry, protocol)]
     found, unofficial = {}, {}
-    wanted = files.assets_of(registry, protocol)
+    wanted = assets_of(registry, protocol)
     for asset in wanted:
         card = registry.asset(asset)
-        status = files.locate(asset, card, str(paths.get(asset, "")))
+        status = locate_asset(asset, card, str(paths.get(asset, "")))
         if not status.ok:
             problems.append(Problem(f"assets/{asset}", status.reason, status.fix))
             continue
         try:
-            found[asset] = files.verify(asset, card, status)
+            found[asset] = verify_asset(status)
         except UserError as error:
             problems.append(Problem(f"assets/{asset}", error.what, error.fix))
             continue
-        if not files.is_official(card, found[asset]):
+        if found[asset].sha256 != card.sha256:
             unofficial[asset] = found[asset].sha256
     unread = [asset for asset, path in paths.items() if path and asset not in wanted]
     problems += [
@@ -108,10 +107,9 @@ def _package_problems(registry: Registry, protocol: ProtocolCard) -> list[Proble
     problems = []
     for name in protocol.evaluators:
         card = registry.evaluator(name)
-        absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
-        if absent:
-            extra = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {absent[0]}"
-            problems.append(Problem(f"evaluator {name}", f"needs {', '.join(absent)}", extra))
+        missing, command = missing_packages(card.packages, card.extra)
+        if missing:
+            problems.append(Problem(f"evaluator {name}", f"needs {', '.join(missing)}", command))
     return problems
 
 
@@ -176,7 +174,7 @@ def _reward_problems(registry: Registry, config: RunConfig, method: MethodCard |
 
 def find_text_encoder(
     registry: Registry, config: RunConfig, model: ModelCard
-) -> tuple[files.AssetFile | None, list[Problem]]:
+) -> tuple[AssetFile | None, list[Problem]]:
     """Find the files of a model's text encoder where they are an asset, and say what is lacking.
 
     With random weights the text features are random too and need no files.
@@ -185,21 +183,20 @@ def find_text_encoder(
     if spec is None or config.section("model")["weights"] == "random":
         return None, []
     problems = []
-    absent = [package for package in spec.packages if importlib.util.find_spec(package) is None]
-    if absent:
-        extra = f"pip install 'alignbench[{spec.extra}]'" if spec.extra else f"pip install {absent[0]}"
-        problems.append(Problem("text encoder", f"needs {', '.join(absent)}", extra))
+    missing, command = missing_packages(spec.packages, spec.extra)
+    if missing:
+        problems.append(Problem("text encoder", f"needs {', '.join(missing)}", command))
     if not spec.asset:
         return None, problems
     card = registry.asset(spec.asset)
-    status = files.locate(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
+    status = locate_asset(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
     try:
-        return files.verify(spec.asset, card, status), problems
+        return verify_asset(status), problems
     except UserError as error:
         return None, [*problems, Problem(f"assets/{spec.asset}", error.what, error.fix)]
 
 
-def _weight_problems(name: str, model: ModelCard, weights: dict[str, hub.FileStatus]) -> list[Problem]:
+def _weight_problems(name: str, model: ModelCard, weights: dict[str, FileStatus]) -> list[Problem]:
     own_text = model.text is not None and not model.text.asset
     if "text" in weights and not own_text and "text" not in model.roles:
         return [Problem("model.text", f"{name} has no text encoder of its own", "leave it out")]

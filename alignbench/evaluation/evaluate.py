@@ -24,7 +24,7 @@ from alignbench.errors import UserError
 from alignbench.evaluation import features
 from alignbench.evaluation.features import FeatureStore, Place, measure
 from alignbench.files import digest_of, write_atomic
-from alignbench.hub.assets import AssetFile
+from alignbench.hub.verify import AssetFile
 from alignbench.progress import Progress, Stage
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry

@@ -22,7 +22,7 @@ from alignbench.evaluation.evaluate import Evaluation, References, Sets, build_e
 from alignbench.evaluation.features import Place
 from alignbench.evaluation.reference import open_reference
 from alignbench.files import digest_of
-from alignbench.hub.assets import AssetFile
+from alignbench.hub.verify import AssetFile
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.registry.schema import Scalar

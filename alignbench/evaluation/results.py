@@ -11,7 +11,7 @@ from alignbench.registry.protocol import ProtocolCard
 
 if TYPE_CHECKING:
     from alignbench.evaluation.evaluate import Score
-    from alignbench.hub.assets import AssetFile
+    from alignbench.hub.verify import AssetFile
 
 T = TypeVar("T")
 UNSAMPLED: dict[str, None] = dict.fromkeys(("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval"))

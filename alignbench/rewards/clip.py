@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.hub.cached import WEIGHTS, hub_folder, plain_file
+from alignbench.hub.locate import WEIGHTS, hub_folder, plain_file
 from alignbench.nets.preprocess import Preprocess
 from alignbench.rewards.requests import all_valid
 

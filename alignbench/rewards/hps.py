@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignbench import api
-from alignbench.hub.cached import hub_folder
+from alignbench.hub.locate import hub_folder
 from alignbench.nets import clip as clip_files
 from alignbench.nets.preprocess import Preprocess
 from alignbench.rewards.requests import all_valid

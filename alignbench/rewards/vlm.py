@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.hub.cached import WEIGHTS, hub_folder
+from alignbench.hub.locate import WEIGHTS, hub_folder
 
 FILES = (
     "config.json",

@@ -27,7 +27,8 @@ from alignbench.data.prompts import read_prompts
 from alignbench.data.synthetic import SyntheticText
 from alignbench.errors import out_of_memory_as, smaller_batch
 from alignbench.evaluation.protocol import in_precision
-from alignbench.hub import assets
+from alignbench.hub.locate import locate_asset
+from alignbench.hub.verify import verify_asset
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import Setting
@@ -230,9 +231,9 @@ def _prompts(plan: Plan, registry: Registry, count: int) -> tuple[Prompt, ...]:
         return ()
     name = plan.protocol.prompts
     card = registry.asset(name)
-    place = assets.locate(name, card, str(plan.config.section("assets").get(name, "")))
-    if place.ok:
-        known = read_prompts(assets.verify(name, card, place).path)
+    status = locate_asset(name, card, str(plan.config.section("assets").get(name, "")))
+    if status.ok:
+        known = read_prompts(verify_asset(status).path)
         return tuple(itertools.islice(itertools.cycle(known), count))
     made = SyntheticText(split="bench", image_size=1, count=count, seed=0)
     return tuple(Prompt(caption) for caption in made.captions)

@@ -12,8 +12,7 @@ from alignbench.config.settings import Origin, RunConfig, known_options, parse_a
 from alignbench.errors import UserError, suggest
 from alignbench.evaluation.evaluate import Score
 from alignbench.evaluation.results import results_of
-from alignbench.files import write_atomic
-from alignbench.hub import weights as hub
+from alignbench.files import file_sha256, write_atomic
 from alignbench.leaderboard import report
 from alignbench.progress import Progress
 from alignbench.record import Result, RunRecord, read, write
@@ -104,9 +103,7 @@ def _results(
     weights = starting_weights(plan)
     if weights != record.model.weights:
         raise UserError(f"the weights {run} started from changed since", fix="put them back as they were")
-    exports = {
-        path.stem: f"sha256:{hub.file_sha256(path)}" for path in (run / "export").glob("*.safetensors")
-    }
+    exports = {path.stem: f"sha256:{file_sha256(path)}" for path in (run / "export").glob("*.safetensors")}
     if exports != record.exports:
         raise UserError(f"{run / 'export'} is not what its record says", fix="put it back as it was")
     found: list[Result] = []

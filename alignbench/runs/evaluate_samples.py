@@ -19,8 +19,7 @@ from alignbench.config.settings import (
 )
 from alignbench.errors import EXIT_PARTIAL, Problem, UserError
 from alignbench.evaluation import results
-from alignbench.files import digest_of, write_atomic
-from alignbench.hub import weights
+from alignbench.files import cache_root, digest_of, write_atomic
 from alignbench.leaderboard import report
 from alignbench.record import FILE_NAME, Change, ModelInfo, RunRecord, now, read, write
 from alignbench.registry.lookup import Registry
@@ -211,7 +210,7 @@ def _score(
             device=parallel.device,
             place=parallel,
             folder=out,
-            cache=weights.cache_root(),
+            cache=cache_root(),
             workers=workers,
         )
         for note in plan.images.notes:

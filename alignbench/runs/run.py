@@ -20,8 +20,7 @@ from alignbench.config import estimate
 from alignbench.config.plan import Job
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
 from alignbench.evaluation.evaluate import Score
-from alignbench.files import write_atomic
-from alignbench.hub import weights
+from alignbench.files import file_sha256, write_atomic
 from alignbench.leaderboard import report
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, DataInfo, RunRecord, read, write
@@ -163,7 +162,7 @@ def _train(job: Job, facts: recorder.RunRecorder, parallel: Parallel, progress: 
     if parallel.is_main:
         _save_export(ready.backbone.export()[role_of(plan)], export)
     parallel.barrier()
-    facts.exports = {role_of(plan): f"sha256:{weights.file_sha256(export)}"}
+    facts.exports = {role_of(plan): f"sha256:{file_sha256(export)}"}
 
 
 def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -15,7 +15,7 @@ from alignbench.config.plan import Job, Plan
 from alignbench.data.dataset import ImageDataset, open_dataset
 from alignbench.data.stream import Stream
 from alignbench.files import write_atomic
-from alignbench.hub import weights
+from alignbench.hub.verify import verify
 from alignbench.progress import Progress
 from alignbench.registry import interfaces
 from alignbench.rewards.build import Placed, class_names
@@ -45,7 +45,7 @@ def _text_encoder(plan: Plan, device: torch.device) -> TextEncoder:
         return load_text_encoder(plan.model, (plan.text.path, plan.text.sha256), device)
     status = plan.weights["text"]
     assert status.path is not None
-    return load_text_encoder(plan.model, (status.path, weights.verify(status)), device)
+    return load_text_encoder(plan.model, (status.path, verify(status)), device)
 
 
 def text_conditions(plan: Plan, backbone: Backbone) -> Callable[[Sequence[str]], Condition] | None:

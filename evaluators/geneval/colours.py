@@ -18,7 +18,7 @@ from alignbench.nets import clip
 from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
-    from alignbench.hub.assets import AssetFile
+    from alignbench.hub.verify import AssetFile
     from alignbench.registry.schema import Scalar
 
 VERSION = 1

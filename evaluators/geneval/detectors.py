@@ -24,7 +24,7 @@ from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
 
 if TYPE_CHECKING:
-    from alignbench.hub.assets import AssetFile
+    from alignbench.hub.verify import AssetFile
     from alignbench.registry.schema import Scalar
 
 

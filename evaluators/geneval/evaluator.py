@@ -22,7 +22,7 @@ from alignbench.metrics.clusters import mean_interval, share_interval
 from alignbench.registry.lookup import import_target
 
 if TYPE_CHECKING:
-    from alignbench.hub.assets import AssetFile
+    from alignbench.hub.verify import AssetFile
     from alignbench.registry.protocol import EvaluatorCard
     from alignbench.registry.schema import Scalar
 

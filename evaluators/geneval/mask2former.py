@@ -22,7 +22,7 @@ from alignbench.files import digest_of
 from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
-    from alignbench.hub.assets import AssetFile
+    from alignbench.hub.verify import AssetFile
     from alignbench.registry.schema import Scalar
 
 VERSION = 1

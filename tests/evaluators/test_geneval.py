@@ -22,7 +22,7 @@ from alignbench.evaluators.geneval import detectors
 from alignbench.evaluators.geneval.evaluator import TASKS, GenEval, prefix_of
 from alignbench.evaluators.geneval.mask2former import CLASS_NAMES
 from alignbench.evaluators.geneval.rules import Detection
-from alignbench.hub.assets import AssetFile
+from alignbench.hub.verify import AssetFile
 from alignbench.metrics.clusters import mean_interval, share_interval, wilson
 from alignbench.registry.lookup import Registry
 

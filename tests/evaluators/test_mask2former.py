@@ -29,7 +29,7 @@ from alignbench.evaluators.geneval.mask2former_arrays import (
     tight_boxes,
 )
 from alignbench.evaluators.geneval.mask2former_keys import by_pixel, convert
-from alignbench.hub.assets import AssetFile
+from alignbench.hub.verify import AssetFile
 
 DATA = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")

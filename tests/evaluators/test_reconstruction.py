@@ -13,7 +13,7 @@ import torch
 from alignbench.api import ImageBatch
 from alignbench.errors import RunFailed, UserError
 from alignbench.evaluators.reconstruction import LpipsComparison, PixelComparison, build_lpips, build_pixels
-from alignbench.hub.assets import AssetFile
+from alignbench.hub.verify import AssetFile
 from alignbench.metrics import image_quality
 from alignbench.nets import lpips
 from alignbench.registry.lookup import Registry

@@ -22,7 +22,8 @@ from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import build_evaluators
 from alignbench.evaluation.features import FeatureStore, StoredFeatures, measure
 from alignbench.evaluators import hps
-from alignbench.hub.assets import AssetFile, locate, verify
+from alignbench.hub.locate import locate_asset
+from alignbench.hub.verify import AssetFile, verify_asset
 from alignbench.metrics.clusters import resampled_interval
 from alignbench.nets import clip
 from alignbench.progress import Progress, Stage
@@ -83,7 +84,7 @@ def built(name: str, path: Path, **options: Any) -> Evaluator:
     """Build one evaluator of the registry on a file or folder of the tests."""
     (asset,) = REGISTRY.evaluator(name).assets
     card = REGISTRY.asset(asset)
-    file = verify(asset, card, locate(asset, card, str(path)))
+    file = verify_asset(locate_asset(asset, card, str(path)))
     protocol = REGISTRY.protocol("drawbench").model_copy(
         update={"evaluators": [name], "options": {name: options}}
     )

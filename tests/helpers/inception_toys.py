@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from alignbench.evaluators.inception import InceptionDistribution
-from alignbench.hub.assets import AssetFile
+from alignbench.hub.verify import AssetFile
 from alignbench.registry.lookup import Registry, import_target
 
 ASSET = "inception-2015-12-05"

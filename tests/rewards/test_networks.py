@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.hub.cached import hub_folder
+from alignbench.hub.locate import hub_folder
 from alignbench.nets import digits
 from alignbench.nets.preprocess import Preprocess
 from alignbench.registry.lookup import Registry

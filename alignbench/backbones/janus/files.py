@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from alignbench.backbones.janus.keys import Parts, put_together, take_apart
 from alignbench.backbones.janus.prompts import FILE as PROMPT_FILE
 from alignbench.backbones.weights import read_state_dict
-from alignbench.errors import UserError
+from alignbench.errors import UserError, missing_packages
 from alignbench.registry.schema import ModelCard
 
 CONFIG = "config.json"
@@ -31,8 +30,9 @@ def require_transformers() -> None:
     Raises:
         UserError: it is not.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError("Janus needs transformers", fix="pip install 'alignbench[rewards]'")
+    missing, command = missing_packages(["transformers"], "rewards")
+    if missing:
+        raise UserError("Janus needs transformers", fix=command)
 
 
 def config_of(card: ModelCard) -> Any:

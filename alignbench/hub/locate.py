@@ -1,0 +1,273 @@
+"""Where files from outside are: weights of models, and what evaluators and rewards read.
+
+Looking is quick, reads no file and loads no network library. Nothing here opens a file for its content: that
+is the business of backbones, evaluators and rewards.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alignbench.errors import UserError
+from alignbench.files import cache_root, expand, package_file
+from alignbench.registry.lookup import Registry
+from alignbench.registry.protocol import AssetCard, ProtocolCard
+from alignbench.registry.schema import ModelCard
+
+FOLDER = "."
+"""`file` of a card whose asset is a whole repository."""
+WEIGHTS = "model.safetensors|model.safetensors.index.json|pytorch_model.bin|pytorch_model.bin.index.json"
+"""Any of the forms in which transformers keeps weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileStatus:
+    """A file from outside: which one is meant and where it is. Nothing of it was read."""
+
+    owner: str
+    """The model or asset: what `alignbench fetch` takes."""
+    option: str
+    """Key of `--set` that names another file: `model.<role>` or `assets.<name>`."""
+    card: AssetCard
+    """Which file is meant; that of a weight file is made from its model's card."""
+    expected: Path
+    """Where it belongs."""
+    path: Path | None = None
+    """Where it was found; None: nowhere."""
+    reason: str = ""
+    """What is wrong, or where it was found."""
+    fix: str = ""
+    """What to do about it; empty when nothing is wrong."""
+    overridden: bool = False
+    """The user named the path, so that it may be another file than the card's."""
+
+    @property
+    def ok(self) -> bool:
+        return self.path is not None and not self.fix
+
+    @property
+    def name(self) -> str:
+        """Role of a weight file, name of an asset."""
+        return self.option.partition(".")[2]
+
+    @property
+    def is_weights(self) -> bool:
+        """Whether it belongs to a model."""
+        return self.option.startswith("model.")
+
+    @property
+    def is_public(self) -> bool:
+        """Whether it can be downloaded; of a repository only what its card lists."""
+        return bool(self.card.url or (self.card.repo and (self.card.file != FOLDER or self.card.files)))
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest that the card promises, not compared with the file: `verify` does that."""
+        return None if self.overridden else self.card.sha256
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "role": self.name,
+            "path": str(self.path) if self.path else None,
+            "expected": str(self.expected),
+            "ok": self.ok,
+            "reason": self.reason,
+            "fix": self.fix,
+            "sha256": self.sha256,
+        }
+
+
+def assets_of(registry: Registry, protocol: ProtocolCard) -> list[str]:
+    """Return the names of all assets a protocol reads: its evaluators', its statistics, its prompts.
+
+    Raises:
+        UserError: an evaluator that does not exist.
+    """
+    names = [asset for name in protocol.evaluators for asset in registry.evaluator(name).assets]
+    names += [protocol.reference.statistics] if protocol.reference else []
+    return list(dict.fromkeys(filter(None, [*names, protocol.prompts])))
+
+
+def locate_asset(name: str, card: AssetCard, override: str = "") -> FileStatus:
+    """Find an asset.
+
+    Looked at in this order: the path given by the user, the package if shipped, its folder of the cache, the
+    card's places, the Hugging Face cache. The first file that exists is taken; a wrong size there is
+    reported, not skipped. A folder counts as existing once it holds everything the card lists.
+
+    Args:
+        name: of the card.
+        card: the card.
+        override: path as given by `--set assets.<name>=PATH`; empty: none. It may have any size but zero, and
+            in place of a network's file it may be a folder in the hub's form.
+    """
+    folder = package_file("") if card.shipped else cache_root() / "assets" / name
+    status = FileStatus(owner=name, option=f"assets.{name}", card=card, expected=folder / card.file)
+    return _overridden(status, Path(override).expanduser()) if override else _looked_up(status)
+
+
+def locate_weights(
+    model: str, card: ModelCard, overrides: Mapping[str, str] | None = None
+) -> dict[str, FileStatus]:
+    """Find the weight files of a model, as `locate_asset` finds an asset.
+
+    Args:
+        model: name of the card.
+        card: the card.
+        overrides: {role: path} as given by `--set model.<role>=PATH`; an empty path counts as not given.
+
+    Returns:
+        {role: status}; further files of one role (shards) are keyed `<role>.2`, `<role>.3` and so on. A path
+        given by the user stands for all files of its role.
+    """
+    paths = {role: Path(path).expanduser() for role, path in (overrides or {}).items() if path}
+    statuses = {}
+    for role, path in paths.items():
+        any_file = AssetCard(title=role, what="network", file=path.name)
+        status = FileStatus(owner=model, option=f"model.{role}", card=any_file, expected=path)
+        statuses[role] = _overridden(status, path)
+    for file in card.files:
+        if file.role in paths:
+            continue
+        shards = sum(key.partition(".")[0] == file.role for key in statuses)
+        folder = package_file("") if file.shipped else cache_root() / "weights" / model
+        values = file.model_dump(exclude={"role", "path"})
+        status = FileStatus(
+            owner=model,
+            option=f"model.{file.role}",
+            card=AssetCard(title=file.role, what="network", licence=card.licence, file=file.path, **values),
+            expected=folder / file.path,
+        )
+        statuses[f"{file.role}.{shards + 1}" if shards else file.role] = _looked_up(status)
+    return statuses
+
+
+def _looked_up(status: FileStatus) -> FileStatus:
+    card = status.card
+    for path in _candidates(status):
+        if card.file == FOLDER and not missing_files(path, card.files):
+            return replace(status, path=path, reason=f"found: {path}")
+        if card.file != FOLDER and path.is_file():
+            size = path.stat().st_size
+            if size and size == (card.size or size):
+                return replace(status, path=path, reason=f"found: {path}")
+            wanted = f"have {card.size}" if card.size else "not be empty"
+            reason = f"{path} has {size} bytes and should {wanted}"
+            return replace(status, path=path, reason=reason, fix=how_to_replace(status))
+    expected, own = status.expected, f"--set {status.option}=PATH"
+    reason = f"{expected.name} is not in {expected.parent}"
+    if card.file == FOLDER:
+        reason = f"{expected} lacks {' and '.join(missing_files(expected, card.files))}"
+    if card.shipped:
+        fix = "the installation is incomplete: reinstall alignbench"
+    elif status.is_public:
+        fix = f"alignbench fetch {status.owner}, or {own}"
+    elif status.is_weights:
+        reason, fix = f"{reason}, and no public release exists", f"{own}, or put your own file there"
+    else:
+        fix = f"no public source is known: {own}, or put it at {expected}"
+    return replace(status, reason=reason, fix=fix)
+
+
+def _candidates(status: FileStatus) -> Iterator[Path]:
+    card = status.card
+    yield status.expected
+    if not card.shipped:
+        yield from map(expand, card.places)
+        if card.repo:
+            yield snapshot_folder(card.repo, card.revision, card.kind) / card.file
+
+
+def snapshot_folder(repo: str, revision: str, kind: str = "model") -> Path:
+    """Return where the Hugging Face cache keeps a revision (branch, tag or commit) of a repository."""
+    from huggingface_hub import constants
+
+    store = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}"
+    branch = store / "refs" / revision
+    return store / "snapshots" / (branch.read_text().strip() if branch.is_file() else revision)
+
+
+def missing_files(folder: Path, files: Sequence[str]) -> list[str]:
+    """Return what is listed and a folder lacks, `a|b` as `a or b`; without a list, anything at all."""
+    if not files:
+        return [] if folder.is_dir() and any(path.is_file() for path in folder.iterdir()) else ["any file"]
+    lacking = [names for names in files if not any((folder / name).is_file() for name in names.split("|"))]
+    return [names.replace("|", " or ") for names in lacking]
+
+
+def how_to_replace(status: FileStatus) -> str:
+    """What to do about a wrong file."""
+    if status.card.shipped:
+        return "reinstall alignbench"
+    return f"delete it, then: alignbench fetch {status.owner}" if status.is_public else "replace it"
+
+
+def _overridden(status: FileStatus, path: Path) -> FileStatus:
+    """Look at a path given by the user."""
+    card, wrong = status.card, ""
+    if not path.exists():
+        wrong = "no such file"
+    elif path.is_file() and card.file == FOLDER:
+        wrong = "a file, not a folder"
+    elif path.is_file():
+        wrong = "" if path.stat().st_size else "the file is empty"
+    elif status.is_weights or card.what != "network":
+        wrong = "a folder, not a file"
+    elif missing := missing_files(path, card.files):
+        wrong = f"the folder lacks {' and '.join(missing)}"
+    wanted = f"the path of {'a weight file' if status.is_weights else card.file}"
+    if card.file == FOLDER:
+        wanted = f"a folder that holds {', '.join(card.files)}".replace("|", " or ")
+    return replace(
+        status,
+        expected=path,
+        path=path if path.is_file() or not wrong else None,
+        reason=f"{status.option} = {path}: {wrong}" if wrong else f"given as {status.option}",
+        fix=f"--set {status.option}=PATH with {wanted}" if wrong else "",
+        overridden=True,
+    )
+
+
+# --- what rewards read ----------------------------------------------------------------------------
+
+
+def hub_folder(reward: str, repo: str, revision: str, path: str, files: Sequence[str]) -> Path:
+    """Return the folder that holds a repository's files for a reward; nothing is downloaded in mid-run.
+
+    Args:
+        reward: name, for messages.
+        repo: on the hub, OWNER/NAME.
+        revision: branch, tag or commit.
+        path: folder in the hub's form that the user names instead; empty: look into the hub's cache.
+        files: what must be there; `a|b` means any of them.
+
+    Raises:
+        UserError: the repository is not in the cache, or files are missing from it.
+    """
+    folder = Path(path).expanduser() if path else snapshot_folder(repo, revision)
+    if missing := missing_files(folder, files):
+        branch = "" if revision == "main" else f" --revision {shlex.quote(revision)}"
+        fix = f"hf download {shlex.quote(repo)}{branch}"
+        if path:
+            fix = f"put it there, or leave path out to use {repo} from the hub's cache"
+        needs = " and ".join(missing) + ("" if path else f" of {repo} at {revision}")
+        raise UserError(f"reward {reward!r} needs {needs}, which is not in {folder}", fix=fix)
+    return folder
+
+
+def plain_file(reward: str, path: str, name: str, url: str) -> Path:
+    """Return a single file for a reward: the one the user names, or the one of that name in the cache.
+
+    Raises:
+        UserError: it is not there.
+    """
+    file = Path(path).expanduser() if path else cache_root() / "weights" / reward / name
+    if not file.is_file():
+        fix = f"curl --create-dirs -fL -o {shlex.quote(str(file))} {shlex.quote(url)}"
+        raise UserError(f"reward {reward!r} needs {file}, which is not there", fix=fix)
+    return file

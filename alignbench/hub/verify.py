@@ -1,0 +1,162 @@
+"""Which bytes a file from outside consists of, and whether they are those that its card means."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignbench.errors import UserError
+from alignbench.files import cache_root, digest_of, file_sha256, make_folder, write_atomic
+from alignbench.hub.locate import FileStatus, how_to_replace
+from alignbench.registry.protocol import AssetCard
+
+FIRST_USE = "weights/digests.json"
+"""In the cache: SHA-256 of weights from the hub that have none on their card, as they first came."""
+MEMORY = "assets/digests.json"
+"""In the cache: digests of assets by path, size and time of change, so that gigabytes are read once."""
+
+
+@dataclass(frozen=True)
+class AssetFile:
+    """An asset as an evaluator gets it."""
+
+    name: str
+    path: Path
+    """A file, or a folder in the hub's form."""
+    sha256: str
+    """Of the file; of a folder, over names and digests of its files."""
+
+
+def verify_asset(status: FileStatus) -> AssetFile:
+    """Return an asset that was found, with its digest; see `verify`.
+
+    Raises:
+        UserError: it is not there, or not the file on the card.
+    """
+    if not status.ok or status.path is None:
+        raise UserError(f"asset {status.name!r}: {status.reason}", fix=status.fix)
+    return AssetFile(status.name, status.path, verify(status))
+
+
+def verify(status: FileStatus) -> str:
+    """Return the SHA-256 of a file that was found after comparing it with the promised one.
+
+    Of a folder it covers names and digests of its files, of an index of sharded weights (`….index.json`) that
+    the user names the files it lists. What the user names may be any file.
+
+    Raises:
+        UserError: it is not the file that was meant.
+    """
+    path = status.path
+    assert path is not None, f"{status.option} was not found"
+    if status.is_weights:
+        listing = status.overridden and path.name.endswith(".index.json")
+        digest = _index_sha256(path) if listing else file_sha256(path)
+    elif path.is_file():
+        (digest,) = _remembered([path])
+    else:
+        names = _contents(path, status.card.files)
+        digest = digest_of(dict(zip(names, _remembered([path / name for name in names]), strict=True)))
+    if not status.overridden:
+        check_digest(status, path, digest)
+    return digest
+
+
+def promised(status: FileStatus) -> str | None:
+    """Return the digest on the card, else for weights from the hub the one recorded at first use."""
+    if status.sha256 or not (status.is_weights and status.card.repo):
+        return status.sha256
+    return _first_use().get(_address(status.card))
+
+
+def check_digest(status: FileStatus, path: Path, digest: str, offered: str | None = None) -> None:
+    """Compare the digest of `path` with the promised one, else with the one its server offers.
+
+    That of weights from the hub without a digest on their card is recorded at the first call.
+
+    Raises:
+        UserError: the digests differ.
+    """
+    card, before = status.card, promised(status)
+    wanted = before or offered
+    if wanted not in (None, digest):
+        authority = "its card" if card.sha256 else cache_root() / FIRST_USE if before else "the hub"
+        fix = f"delete {path} and fetch it again; if it differs again, {card.repo or 'its source'} changed"
+        if path == status.path:
+            own = f"--set {status.option}={shlex.quote(str(path))}"
+            fix = f"{how_to_replace(status)}; or {own} to use it all the same, in rows apart"
+        raise UserError(f"{path} has SHA-256 {digest}, {authority} says {wanted}", fix=fix)
+    if status.is_weights and card.repo and not before:
+        make_folder(cache_root() / "weights")
+        _write(cache_root() / FIRST_USE, {**_first_use(), _address(card): digest})
+
+
+def _index_sha256(path: Path) -> str:
+    """Hash an index of sharded weights with everything it lists."""
+    try:
+        listed = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        digests = {name: file_sha256(path.parent / name) for name in [path.name, *listed]}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not an index of weight files", fix="name a weight file") from error
+    except OSError as error:
+        raise UserError(f"{path} lists {error.filename}: {(error.strerror or '').lower()}") from error
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _contents(folder: Path, files: Sequence[str]) -> list[str]:
+    """Names of the files that make up a folder: those the card lists, else all."""
+    if files:
+        names = [name for alternatives in files for name in alternatives.split("|")]
+        return sorted(name for name in names if (folder / name).is_file())
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# --- the records ----------------------------------------------------------------------------------
+
+
+def _address(card: AssetCard) -> str:
+    return f"{card.repo}@{card.revision}/{card.file}"
+
+
+def _first_use() -> dict[str, str]:
+    path = cache_root() / FIRST_USE
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON: {error}", fix="mend or delete it") from error
+
+
+def _write(record: Path, digests: Mapping[str, Any]) -> None:
+    write_atomic(record, json.dumps(digests, indent=2, sort_keys=True) + "\n")
+
+
+def _remembered(paths: Sequence[Path]) -> list[str]:
+    """Return digests of files, reading those whose size or time of change is not the one in the record.
+
+    A record that cannot be read costs nothing but time; one that cannot be written, e.g. in a shared cache,
+    is not extended.
+    """
+    record = cache_root() / MEMORY
+    entries: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        entries = dict(json.loads(record.read_text(encoding="utf-8")))
+    changed, digests = False, []
+    for path in paths:
+        real = path.resolve()
+        stat = real.stat()
+        entry = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        before = entries.get(str(real))
+        if not isinstance(before, dict) or "sha256" not in before or not entry.items() <= before.items():
+            before = entries[str(real)] = {**entry, "sha256": file_sha256(real)}
+            changed = True
+        digests.append(str(before["sha256"]))
+    if changed:
+        with contextlib.suppress(OSError):
+            _write(record, entries)
+    return digests

@@ -1,0 +1,87 @@
+"""Caches inside the test's folder, and a hub on this machine."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.hub.examples import COMMIT, CONTENT, SHA256
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep every cache inside the test's folder, and let the hub's client talk to this machine."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("ALIGNBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return tmp_path / "cache"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers like the hub: HEAD with size and version, GET with ranges; /moved sends elsewhere."""
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        state: Any = self.server.state  # type: ignore[attr-defined]
+        part, token = self.headers.get("Range"), self.headers.get("Authorization")
+        state.requests.append(SimpleNamespace(method=self.command, path=self.path, range=part, token=token))
+        start = int(part.removeprefix("bytes=").partition("-")[0]) if part else 0
+        headers = {
+            "Content-Length": str(len(CONTENT) - start),
+            "ETag": f'"{state.etag}"',
+            "X-Repo-Commit": COMMIT,
+        }
+        if part:
+            headers["Content-Range"] = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+        status = 206 if part else 200
+        if state.missing:
+            status, headers = 404, {"X-Error-Code": "EntryNotFound", "Content-Length": "0"}
+        elif self.path.startswith("/moved"):
+            status = 302
+            headers = {"Location": f"http://localhost:{state.port}/net.pt", "Content-Length": "0"}
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body and status < 300:
+            self.wfile.write(CONTENT[start:])
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A web server on this machine, which the hub's client takes for the hub: `requests` is what was asked,
+    `etag` the version it names."""
+    import huggingface_hub
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    state = SimpleNamespace(requests=[], etag=SHA256, missing=False)
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    web.state = state  # type: ignore[attr-defined]
+    state.port, state.root = web.server_port, f"http://127.0.0.1:{web.server_port}"
+    threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(
+        huggingface_hub,
+        "hf_hub_url",
+        lambda repo, path, *, revision, repo_type: f"{state.root}/{repo_type}s/{repo}/{revision}/{path}",
+    )
+    yield state
+    web.shutdown()
+    web.server_close()
