@@ -12,10 +12,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
+from alignbench.registry.protocol import Setting
+from alignbench.registry.schema import Name, StrictTable
 
 SCHEMA = 1
 FILE_NAME = "run.json"
@@ -24,21 +26,13 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """{old version: function from a record of that version to one of the next version}."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{8,64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-"""A name that is also a safe file name."""
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 """ISO 8601, UTC, whole seconds."""
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 
 
-class _Table(BaseModel):
-    """A JSON object: unknown keys are errors, nothing is coerced, NaN and infinity are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class MethodInfo(_Table):
+class MethodInfo(StrictTable):
     """What post-trained the model."""
 
     name: Name
@@ -47,7 +41,7 @@ class MethodInfo(_Table):
     """Every option with its value, defaults included."""
 
 
-class ModelInfo(_Table):
+class ModelInfo(StrictTable):
     """The model the run started from, or the name of the images that were given."""
 
     name: Name
@@ -62,14 +56,14 @@ class ModelInfo(_Table):
     random_weights: bool = False
 
 
-class RecipeInfo(_Table):
+class RecipeInfo(StrictTable):
     """Where the hyperparameters come from."""
 
     name: Name
     source: str
 
 
-class Change(_Table):
+class Change(StrictTable):
     """A value somebody gave explicitly."""
 
     value: JsonValue
@@ -77,7 +71,7 @@ class Change(_Table):
     """`--set`, `--config FILE`, `--steps` …"""
 
 
-class DataInfo(_Table):
+class DataInfo(StrictTable):
     """Training data."""
 
     name: Name
@@ -90,7 +84,7 @@ class DataInfo(_Table):
     """Unreadable files, left out."""
 
 
-class TrainInfo(_Table):
+class TrainInfo(StrictTable):
     """What training did and what it cost."""
 
     seed: int
@@ -122,7 +116,7 @@ class TrainInfo(_Table):
     """How many times the run was taken up again."""
 
 
-class ProtocolRef(_Table):
+class ProtocolRef(StrictTable):
     """Which protocol card made the numbers comparable."""
 
     name: Name
@@ -133,21 +127,6 @@ class ProtocolRef(_Table):
     """Metric that orders the table; kept here so that old records stay rankable."""
 
 
-class SettingRef(_Table):
-    """One way of sampling inside the protocol; the fields of `api.Sampling`.
-
-    All numbers are None where nothing is sampled: images that were given, and reconstructions.
-    """
-
-    name: Name
-    title: str
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    cfg_scale: float | None
-    cfg_interval: int | None
-
-
 Subject = Literal["base", "method", "samples"]
 """`base`: the model as it came; `method`: after post-training; `samples`: images given, not made here."""
 
@@ -155,12 +134,12 @@ Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
 """Lower and upper end."""
 
 
-class Result(_Table):
+class Result(StrictTable):
     """The metrics of one evaluator on one subject at one setting."""
 
     subject: Subject
     protocol: ProtocolRef
-    setting: SettingRef
+    setting: Setting
     seeds: Annotated[list[int], Field(min_length=1)]
     """Sampling seeds."""
     n: Annotated[int, Field(ge=1)]
@@ -201,14 +180,14 @@ class Result(_Table):
         return self
 
 
-class PluginInfo(_Table):
+class PluginInfo(StrictTable):
     """A file outside alignbench that the run's code came from."""
 
     path: str
     sha256: Digest
 
 
-class EnvironmentInfo(_Table):
+class EnvironmentInfo(StrictTable):
     """Where the run happened."""
 
     alignbench: str
@@ -222,7 +201,7 @@ class EnvironmentInfo(_Table):
     packages: dict[str, str] = {}
 
 
-class RunRecord(_Table):
+class RunRecord(StrictTable):
     """One run."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")

@@ -183,7 +183,10 @@ def resolve(text: str, registry: Registry) -> Resolved:
                 f"reward {text!r}: {spec.name} has no option {key!r}.{suggest(key, both)}",
                 fix=f"it has {', '.join(both)}",
             )
-        values[key] = _value(both[key], written, f"reward {text!r}: {key}")
+        try:
+            values[key] = both[key].parse(written)
+        except ValueError as error:
+            raise UserError(f"reward {text!r}: {key}: {error}") from None
     if "class_prompt" in common and str(values["class_prompt"]).count("{}") != 1:
         raise UserError(f"reward {text!r}: class_prompt must hold {{}} once, where the class name goes")
     return Resolved(
@@ -222,18 +225,3 @@ def require_packages(name: str, card: RewardCard) -> None:
     if missing:
         fix = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {' '.join(missing)}"
         raise UserError(f"reward {name!r} needs {' and '.join(missing)}, not installed here", fix=fix)
-
-
-def _value(option: Option, written: str, where: str) -> Scalar:
-    value: Scalar = written
-    try:
-        if isinstance(option.default, bool):
-            value = {"true": True, "false": False}.get(written, written)
-        elif isinstance(option.default, int | float):
-            value = int(written) if isinstance(option.default, int) else float(written)
-    except ValueError:
-        pass  # left as text, which `check` refuses with the reason
-    try:
-        return option.check(value)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None

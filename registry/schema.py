@@ -5,6 +5,7 @@ Cards hold facts and names only. Reading them imports no implementation.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Annotated, Literal
 
@@ -13,15 +14,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Scalar = bool | int | float | str
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 """`module:attribute` of the implementation."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+"""A name that is also a safe file name."""
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
     """A TOML table: unknown keys are errors, values are not coerced from strings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Card(_Table):
+class StrictTable(Table):
+    """A JSON object of a record: nothing is coerced either, NaN and infinity are refused."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Card(Table):
     """What all cards have in common."""
 
     title: str
@@ -35,7 +44,7 @@ class Card(_Table):
     """RunRecorder a reader of `alignbench show` should know."""
 
 
-class Option(_Table):
+class Option(Table):
     """A key that `--set` can change."""
 
     default: Scalar
@@ -61,6 +70,17 @@ class Option(_Table):
             raise ValueError(f"{value!r} is above {self.maximum:g}")
         return value
 
+    def parse(self, text: str) -> Scalar:
+        """Read a value as written on the command line or in a reward; ValueError as for `check`."""
+        value: Scalar = text
+        kind = type(self.default)
+        with contextlib.suppress(ValueError):  # what cannot be read is refused below, as text
+            if kind is bool:
+                value = {"true": True, "false": False}.get(text.lower(), text)
+            elif kind is not str:
+                value = kind(text)
+        return self.check(value)
+
     @model_validator(mode="after")
     def _default_is_allowed(self) -> Option:
         self.check(self.default)
@@ -71,7 +91,7 @@ _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", 
 
 
 # --- models ---------------------------------------------------------------------------------------
-class PolicyShape(_Table):
+class PolicyShape(Table):
     """Geometry of the autoregressive transformer."""
 
     dim: int
@@ -96,7 +116,7 @@ class PolicyShape(_Table):
     """Trainable parameters; a test counts them."""
 
 
-class TokenizerShape(_Table):
+class TokenizerShape(Table):
     """Geometry of the convolutional VQ tokenizer."""
 
     base_channels: int
@@ -113,7 +133,7 @@ class TokenizerShape(_Table):
         return int(2 ** (len(self.multipliers) - 1))
 
 
-class WeightFile(_Table):
+class WeightFile(Table):
     """One file of weights: on the hub, or shipped inside the package."""
 
     role: Literal["policy", "tokenizer", "text"]
@@ -129,7 +149,7 @@ class WeightFile(_Table):
     """Hex digest; None means that it is recorded on the first download."""
 
 
-class TextSpec(_Table):
+class TextSpec(Table):
     """Text encoder of a text-conditioned model, where it is a network of its own.
 
     The target is called as `target(path, digest=SHA256, slots=S, width=C, device=…)`, with S and C from the
@@ -260,7 +280,7 @@ class RecipeCard(Card):
     """False: used only when `--recipe` names it. Each method and model has one default recipe at most."""
 
 
-class SweepRow(_Table):
+class SweepRow(Table):
     """One line of a sweep's plan: a named change of its base, and its own part of the grid."""
 
     title: str

@@ -297,7 +297,7 @@ SECTIONS = {
     "TrainInfo": "`train`",
     "Result": "`results[]`",
     "ProtocolRef": "`results[]`",
-    "SettingRef": "`results[]`",
+    "Setting": "`results[]`",
     "EnvironmentInfo": "`environment`",
     "PluginInfo": "`plugins[]`",
 }

@@ -169,9 +169,8 @@ def test_recipe_sets_known_keys_to_allowed_values(name: str) -> None:
     for model_name in recipe.models:
         dataset = MODELS[model_name].dataset
         # A planned data set has no options yet: such a recipe may not set any.
-        known = known_options(
-            REGISTRY, recipe.method, "imagenet" if dataset in PLANNED["datasets"] else dataset, model_name
-        )
+        shown = "imagenet" if dataset in PLANNED["datasets"] else dataset
+        known = known_options(REGISTRY, method=recipe.method, model=model_name, dataset=shown)
         for key, value in recipe.values.items():
             assert dataset not in PLANNED["datasets"] or not key.startswith("data."), key
             assert key in known, key
