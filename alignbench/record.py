@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
 from alignbench.registry.protocol import Setting
-from alignbench.registry.schema import Name, StrictTable
+from alignbench.registry.schema import CodeFile, Digest, Name, StrictTable, reasons
 
 SCHEMA = 1
 FILE_NAME = "run.json"
@@ -25,7 +25,6 @@ FILE_NAME = "run.json"
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """{old version: function from a record of that version to one of the next version}."""
 
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{8,64}$")]
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 """ISO 8601, UTC, whole seconds."""
 Count = Annotated[int, Field(ge=0)]
@@ -180,13 +179,6 @@ class Result(StrictTable):
         return self
 
 
-class PluginInfo(StrictTable):
-    """A file outside alignbench that the run's code came from."""
-
-    path: str
-    sha256: Digest
-
-
 class EnvironmentInfo(StrictTable):
     """Where the run happened."""
 
@@ -229,7 +221,7 @@ class RunRecord(StrictTable):
     finished: Time | None
     config: dict[str, JsonValue]
     """The whole resolved configuration."""
-    plugins: list[PluginInfo] = []
+    plugins: list[CodeFile] = []
     """Files of `--plugin`, and modules behind cards that are not built in."""
 
     @model_validator(mode="after")
@@ -341,9 +333,7 @@ def _parse(values: Any, path: Path) -> RunRecord:
     try:
         return RunRecord.model_validate(values)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or '(record)'}: {item['msg']}" for item in error.errors()
-        ]
+        problems = reasons(error, "record")
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{path} is not a run record: {'; '.join(problems[:3])}{more}") from error
 

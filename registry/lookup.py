@@ -24,12 +24,14 @@ from alignbench.errors import UserError, suggest
 from alignbench.registry.protocol import AssetCard, EvaluatorCard, MetricFact, ProtocolCard, PublishedCard
 from alignbench.registry.schema import (
     Card,
+    CodeFile,
     DatasetCard,
     MethodCard,
     ModelCard,
     RecipeCard,
     RewardCard,
     SweepCard,
+    reasons,
 )
 
 if sys.version_info >= (3, 11):
@@ -66,10 +68,7 @@ def read_card(path: Path, kind: str) -> Card:
     try:
         return KINDS[kind].model_validate(values)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or '(card)'}: {item['msg']}" for item in error.errors()
-        ]
-        raise UserError(f"{path}: {'; '.join(problems)}") from error
+        raise UserError(f"{path}: {'; '.join(reasons(error, 'card'))}") from error
 
 
 def import_target(target: str) -> Any:
@@ -103,9 +102,7 @@ class Found:
 class PluginFile:
     """A Python file given with `--plugin`, imported; see `alignbench.registry.plugins`."""
 
-    path: Path
-    sha256: str
-    """`sha256:` plus hex, of the file."""
+    code: CodeFile
     cards: Mapping[str, Mapping[str, Card]]
     """{kind: {name: card}}."""
 
@@ -133,7 +130,7 @@ class Registry:
         """
         roots = [("built-in", Path(__file__).parent)]
         for point in sorted(entry_points(group="alignbench"), key=lambda point: point.name):
-            roots += [(point.name, folder / "registry") for folder in _package_folders(point.value)]
+            roots += [(point.name, folder / "registry") for folder in module_paths(point.value)]
         for text in filter(None, os.environ.get("ALIGNBENCH_PATH", "").split(os.pathsep)):
             folder = Path(text).expanduser().absolute()
             if not folder.is_dir():
@@ -150,26 +147,22 @@ class Registry:
             UserError: two cards of one kind and name, naming both files.
         """
         found: dict[str, dict[str, Found]] = {kind: {} for kind in KINDS}
+
+        def add(kind: str, name: str, card: Found, fix: str) -> None:
+            if name in found[kind]:
+                both = f"{found[kind][name].path} and {card.path}"
+                raise UserError(f"two {SINGULAR[kind]} cards are named {name!r}: {both}", fix=fix)
+            found[kind][name] = card
+
         for origin, root in self.roots:
-            for kind, cards in found.items():
+            for kind in KINDS:
                 for path in sorted((root / kind).glob("*.toml")):
-                    if path.stem in cards:
-                        raise UserError(
-                            f"two {SINGULAR[kind]} cards are named {path.stem!r}: "
-                            f"{cards[path.stem].path} and {path}",
-                            fix="rename one of the files",
-                        )
-                    cards[path.stem] = Found(path, origin)
+                    add(kind, path.stem, Found(path, origin), "rename one of the files")
         for file in self.files:
-            for kind, brought in file.cards.items():
-                for name, card in brought.items():
-                    if name in found[kind]:
-                        raise UserError(
-                            f"two {SINGULAR[kind]} cards are named {name!r}: "
-                            f"{found[kind][name].path} and {file.path}",
-                            fix=f'give the class in {file.path} another name in its card: "name"',
-                        )
-                    found[kind][name] = Found(file.path, "--plugin", card)
+            fix = f'give the class in {file.code.path} another name in its card: "name"'
+            for kind, cards in file.cards.items():
+                for name, card in cards.items():
+                    add(kind, name, Found(Path(file.code.path), "--plugin", card), fix)
         return found
 
     @functools.cached_property
@@ -301,15 +294,18 @@ def make_importable(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _package_folders(name: str) -> list[Path]:
-    """Folders of a package that an entry point names, without importing any of it."""
-    top, *inner = name.partition(":")[0].split(".")
+def module_paths(target: str) -> list[Path]:
+    """Where the module of `module` or `module:attribute` may lie, without suffix; nothing is imported."""
+    top, *inner = target.partition(":")[0].split(".")
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return []
-    places = spec.submodule_search_locations if spec else None
-    return [Path(place, *inner) for place in places or []]
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:  # a single file
+        return [Path(spec.origin).with_suffix("")] if spec.origin and not inner else []
+    return [Path(folder, *inner) for folder in spec.submodule_search_locations]
 
 
 KINDS: dict[str, type[Card]] = {

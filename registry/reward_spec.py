@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from alignbench.errors import UserError, suggest
 from alignbench.files import expand
 from alignbench.registry.lookup import Registry
-from alignbench.registry.schema import Option, RewardCard, Scalar
+from alignbench.registry.schema import Option, RewardCard, Scalar, missing_packages
 
 _CALL = re.compile(r"([\w.-]+)\s*(?:\((.*)\))?", re.DOTALL)
 
@@ -221,7 +220,6 @@ def require_parts(resolved: Resolved) -> None:
 
 def require_packages(name: str, card: RewardCard) -> None:
     """Raise UserError if a module that the card names is not installed; nothing is imported."""
-    missing = [package for package in card.packages if importlib.util.find_spec(package) is None]
+    missing, fix = missing_packages(card.packages, card.extra)
     if missing:
-        fix = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {' '.join(missing)}"
         raise UserError(f"reward {name!r} needs {' and '.join(missing)}, not installed here", fix=fix)

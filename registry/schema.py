@@ -6,16 +6,19 @@ Cards hold facts and names only. Reading them imports no implementation.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Scalar = bool | int | float | str
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 """`module:attribute` of the implementation."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 """A name that is also a safe file name."""
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{8,64}$")]
 
 
 class Table(BaseModel):
@@ -28,6 +31,29 @@ class StrictTable(Table):
     """A JSON object of a record: nothing is coerced either, NaN and infinity are refused."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class CodeFile(StrictTable):
+    """A file outside alignbench that a run's code comes from."""
+
+    path: str
+    sha256: Digest
+
+
+def reasons(error: ValidationError, whole: str) -> list[str]:
+    """Say each thing that does not fit: where, and why.
+
+    Args:
+        error: what pydantic found.
+        whole: what to call the place where it is no single key.
+    """
+    return [f"{'.'.join(map(str, item['loc'])) or f'({whole})'}: {item['msg']}" for item in error.errors()]
+
+
+def missing_packages(packages: Iterable[str], extra: str) -> tuple[list[str], str]:
+    """Return the modules that are not installed and the command that brings them; nothing is imported."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    return missing, f"pip install 'alignbench[{extra}]'" if extra else f"pip install {' '.join(missing)}"
 
 
 class Card(Table):

@@ -299,7 +299,7 @@ SECTIONS = {
     "ProtocolRef": "`results[]`",
     "Setting": "`results[]`",
     "EnvironmentInfo": "`environment`",
-    "PluginInfo": "`plugins[]`",
+    "CodeFile": "`plugins[]`",
 }
 
 

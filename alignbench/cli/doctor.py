@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -20,6 +19,7 @@ from alignbench.config.settings import resolve
 from alignbench.errors import UserError
 from alignbench.hub import assets, weights
 from alignbench.registry.lookup import Registry
+from alignbench.registry.schema import missing_packages
 from alignbench.runs.environment import version_of
 
 PACKAGES = (
@@ -114,8 +114,7 @@ def _evaluator(registry: Registry, name: str) -> dict[str, Any]:
         statuses = [assets.locate(asset, registry.asset(asset)) for asset in card.assets]
     except UserError as error:
         return {"runs": "no", "missing": [{"what": error.what, "fix": error.fix}]}
-    absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
-    command = f"pip install 'alignbench[{card.extra}]'"
+    absent, command = missing_packages(card.packages, card.extra)
     missing = [{"what": f"module {package} is not installed", "fix": command} for package in absent]
     missing += [{"what": status.reason, "fix": status.fix} for status in statuses if not status.ok]
     return {"runs": "no" if missing else "yes", "missing": missing}

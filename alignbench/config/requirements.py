@@ -5,21 +5,22 @@ Imports no torch and loads no weights.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignbench.api import Prompt
 from alignbench.config.settings import RunConfig
 from alignbench.data.prompts import read_prompts
+from alignbench.distributed import world_size
 from alignbench.errors import Problem, UserError
-from alignbench.hub import assets as files
-from alignbench.hub import weights as hub
+from alignbench.hub import assets
+from alignbench.hub.assets import AssetFile
+from alignbench.hub.weights import FileStatus
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import parse_terms, require_parts, resolve
-from alignbench.registry.schema import MethodCard, ModelCard, Scalar
+from alignbench.registry.schema import MethodCard, ModelCard, Scalar, missing_packages
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class Requirements:
     """Identity of the protocol; files other than those on the cards count."""
     protocol: ProtocolCard
     """As given, but for the number of images where the user's own prompts decide it."""
-    assets: dict[str, files.AssetFile]
-    prompts: list[Prompt]
-    problems: list[Problem]
+    assets: dict[str, AssetFile] = field(default_factory=dict)
+    """Files that evaluators read, by asset name; those that were found."""
+    prompts: Sequence[Prompt] = ()
+    """What a text protocol generates from."""
+    problems: Sequence[Problem] = ()
 
 
 def requirements_of(
@@ -48,22 +51,22 @@ def requirements_of(
     """
     problems = _missing_names(registry, name, protocol)
     if problems:
-        return Requirements(protocol_digest(protocol), protocol, {}, [], problems)
+        return Requirements(protocol_digest(protocol), protocol, problems=problems)
     problems = [*_package_problems(registry, protocol), *_size_problems(registry, protocol)]
     found, unofficial = {}, {}
-    wanted = files.assets_of(registry, protocol)
+    wanted = assets.assets_of(registry, protocol)
     for asset in wanted:
         card = registry.asset(asset)
-        status = files.locate(asset, card, str(paths.get(asset, "")))
+        status = assets.locate(asset, card, str(paths.get(asset, "")))
         if not status.ok:
             problems.append(Problem(f"assets/{asset}", status.reason, status.fix))
             continue
         try:
-            found[asset] = files.verify(asset, card, status)
+            found[asset] = assets.verify(asset, card, status)
         except UserError as error:
             problems.append(Problem(f"assets/{asset}", error.what, error.fix))
             continue
-        if not files.is_official(card, found[asset]):
+        if not assets.is_official(card, found[asset]):
             unofficial[asset] = found[asset].sha256
     unread = [asset for asset, path in paths.items() if path and asset not in wanted]
     problems += [
@@ -105,14 +108,13 @@ def _missing_names(registry: Registry, name: str, protocol: ProtocolCard) -> lis
 
 
 def _package_problems(registry: Registry, protocol: ProtocolCard) -> list[Problem]:
-    problems = []
-    for name in protocol.evaluators:
-        card = registry.evaluator(name)
-        absent = [package for package in card.packages if importlib.util.find_spec(package) is None]
-        if absent:
-            extra = f"pip install 'alignbench[{card.extra}]'" if card.extra else f"pip install {absent[0]}"
-            problems.append(Problem(f"evaluator {name}", f"needs {', '.join(absent)}", extra))
-    return problems
+    cards = {name: registry.evaluator(name) for name in protocol.evaluators}
+    return [
+        Problem(f"evaluator {name}", f"needs {', '.join(missing)}", fix)
+        for name, card in cards.items()
+        for missing, fix in [missing_packages(card.packages, card.extra)]
+        if missing
+    ]
 
 
 def _size_problems(registry: Registry, protocol: ProtocolCard) -> list[Problem]:
@@ -134,7 +136,8 @@ def _size_problems(registry: Registry, protocol: ProtocolCard) -> list[Problem]:
     return problems
 
 
-def _condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolCard) -> list[Problem]:
+def condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolCard) -> list[Problem]:
+    """Say so where a protocol is for models of another kind."""
     if protocol.condition == model.condition or protocol.task == "reconstruction":
         return []
     return [
@@ -144,6 +147,35 @@ def _condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolC
             f"{config.model} is {model.condition}-conditioned",
             "choose another with --protocol; see: alignbench list protocols",
         )
+    ]
+
+
+def problems_of(
+    registry: Registry,
+    config: RunConfig,
+    model: ModelCard,
+    method: MethodCard | None,
+    weights: Mapping[str, FileStatus],
+    text_problems: Sequence[Problem],
+) -> list[Problem]:
+    """Return what stops a run besides its protocol: model, rewards, weights, data, geometry.
+
+    Args:
+        registry: where the cards are.
+        config: names and values.
+        model: card of the model.
+        method: card of the method, if any.
+        weights: {role: where the file is}.
+        text_problems: of the model's text encoder.
+    """
+    pretrained = config.section("model")["weights"] == "pretrained"
+    return [
+        *_model_problems(config, model, method),
+        *text_problems,
+        *_reward_problems(registry, config, method),
+        *(_weight_problems(config.model, model, weights) if pretrained else []),
+        *_data_problems(registry, config, model),
+        *_geometry_problems(config),
     ]
 
 
@@ -176,7 +208,7 @@ def _reward_problems(registry: Registry, config: RunConfig, method: MethodCard |
 
 def find_text_encoder(
     registry: Registry, config: RunConfig, model: ModelCard
-) -> tuple[files.AssetFile | None, list[Problem]]:
+) -> tuple[AssetFile | None, list[Problem]]:
     """Find the files of a model's text encoder where they are an asset, and say what is lacking.
 
     With random weights the text features are random too and need no files.
@@ -185,21 +217,20 @@ def find_text_encoder(
     if spec is None or config.section("model")["weights"] == "random":
         return None, []
     problems = []
-    absent = [package for package in spec.packages if importlib.util.find_spec(package) is None]
-    if absent:
-        extra = f"pip install 'alignbench[{spec.extra}]'" if spec.extra else f"pip install {absent[0]}"
-        problems.append(Problem("text encoder", f"needs {', '.join(absent)}", extra))
+    missing, fix = missing_packages(spec.packages, spec.extra)
+    if missing:
+        problems.append(Problem("text encoder", f"needs {', '.join(missing)}", fix))
     if not spec.asset:
         return None, problems
     card = registry.asset(spec.asset)
-    status = files.locate(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
+    status = assets.locate(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
     try:
-        return files.verify(spec.asset, card, status), problems
+        return assets.verify(spec.asset, card, status), problems
     except UserError as error:
         return None, [*problems, Problem(f"assets/{spec.asset}", error.what, error.fix)]
 
 
-def _weight_problems(name: str, model: ModelCard, weights: dict[str, hub.FileStatus]) -> list[Problem]:
+def _weight_problems(name: str, model: ModelCard, weights: Mapping[str, FileStatus]) -> list[Problem]:
     own_text = model.text is not None and not model.text.asset
     if "text" in weights and not own_text and "text" not in model.roles:
         return [Problem("model.text", f"{name} has no text encoder of its own", "leave it out")]
@@ -242,16 +273,16 @@ def _data_problems(registry: Registry, config: RunConfig, model: ModelCard) -> l
     return problems
 
 
-def _geometry_problems(config: RunConfig, world_size: int) -> list[Problem]:
-    images = config.train.images_per_step
-    if images % world_size == 0:
+def _geometry_problems(config: RunConfig) -> list[Problem]:
+    images, devices = config.train.images_per_step, world_size()
+    if images % devices == 0:
         return []
-    lower = images // world_size * world_size
-    near = " or ".join(str(size) for size in (lower, lower + world_size) if size)
+    lower = images // devices * devices
+    near = " or ".join(str(size) for size in (lower, lower + devices) if size)
     return [
         Problem(
             "train.images_per_step",
-            f"{images} images cannot be shared by {world_size} devices",
+            f"{images} images cannot be shared by {devices} devices",
             f"--set train.images_per_step={near}",
         )
     ]

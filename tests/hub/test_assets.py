@@ -424,7 +424,7 @@ def test_doctor_names_the_command_for_each_missing_file(
     (missing,) = facts["clip-score-l14"]["missing"]
     assert facts["clip-score-l14"]["runs"] == "no" and "ViT-L-14.pt is not in" in missing["what"]
     assert missing["fix"].startswith("alignbench fetch clip-vit-l-14-openai")
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     absent = doctor.gather("vapi")["evaluators"]["hpsv2.1"]
     assert absent["missing"] == [
         {"what": "module open_clip is not installed", "fix": "pip install 'alignbench[rewards]'"}
