@@ -1,4 +1,4 @@
-"""The run record, `run.json`: everything a reader needs to judge, repeat and rank one run.
+"""The run record, `run.json`: everything a reader needs to trust, repeat and rank one run.
 
 The form is versioned: `schema` counts up whenever a field changes its meaning, and older records stay
 readable through `MIGRATIONS`. `docs/run-record.md` explains every field. Digests are `sha256:` plus hex.
@@ -168,14 +168,13 @@ class Result(StrictTable):
         for name, values in self.metrics.items():
             if len(values) != len(self.seeds):
                 raise ValueError(f"metrics.{name} has {len(values)} values for {len(self.seeds)} seeds")
+        for field, rows in {"intervals": self.intervals, "resampled": self.resampled}.items():
+            for name, row in rows.items():
+                if len(row) != len(self.metrics.get(name, [])):
+                    raise ValueError(f"{field}.{name} does not belong to the values of a metric")
         for name, intervals in self.intervals.items():
-            if len(intervals) != len(self.metrics.get(name, [])):
-                raise ValueError(f"intervals.{name} does not belong to the values of a metric")
             if any(bounds is not None and bounds[0] > bounds[1] for bounds in intervals):
                 raise ValueError(f"intervals.{name} has a lower end above its upper end")
-        for name, drawn in self.resampled.items():
-            if len(drawn) != len(self.metrics.get(name, [])):
-                raise ValueError(f"resampled.{name} does not belong to the values of a metric")
         return self
 
 
@@ -243,10 +242,12 @@ class RunRecord(StrictTable):
         seen: set[tuple[str, str, str, str]] = set()
         for result in self.results:
             for metric in result.metrics:
-                place = (result.subject, result.protocol.digest, result.setting.name, metric)
-                if place in seen:
-                    raise ValueError(f"two results hold {metric} of {place[0]} at {place[2]}")
-                seen.add(place)
+                key = (result.subject, result.protocol.digest, result.setting.name, metric)
+                if key in seen:
+                    raise ValueError(
+                        f"two results hold {metric} of {result.subject} at {result.setting.name}"
+                    )
+                seen.add(key)
         return self
 
 
@@ -288,31 +289,30 @@ def write(record: RunRecord, run_dir: Path) -> Path:
     return path
 
 
-def read(place: Path) -> RunRecord:
+def read(path: Path) -> RunRecord:
     """Read a record of any known version.
 
     Args:
-        place: a run folder or a record file.
+        path: a run folder or a record file.
 
     Raises:
         UserError: no record there, not JSON, an unknown form, or made by a newer alignbench.
     """
-    place = Path(place)
-    if not place.exists():
-        raise UserError(f"{place} does not exist")
-    path = place / FILE_NAME if place.is_dir() else place
-    if not path.is_file():
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
         raise UserError(
-            f"{place} is not a run folder: it has no {FILE_NAME}",
+            f"{path} is not a run folder: it has no {FILE_NAME}",
             fix="name a folder that `alignbench run` made, or let an unfinished run end",
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not readable JSON: {error}", fix="remove it, or make its run again"
-        ) from error
-    return _parse(values, path)
+        what = f"{file} is not readable JSON: {error}"
+        raise UserError(what, fix="remove it, or make its run again") from error
+    return _parse(values, file)
 
 
 def _parse(values: Any, path: Path) -> RunRecord:

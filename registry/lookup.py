@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -39,20 +39,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SINGULAR = {
-    "models": "model",
-    "methods": "method",
-    "evaluators": "evaluator",
-    "assets": "asset",
-    "rewards": "reward",
-    "datasets": "dataset",
-    "recipes": "recipe",
-    "protocols": "protocol",
-    "published": "published table set",
-    "sweeps": "sweep",
+KINDS: dict[str, type[Card]] = {
+    "models": ModelCard,
+    "methods": MethodCard,
+    "evaluators": EvaluatorCard,
+    "assets": AssetCard,
+    "rewards": RewardCard,
+    "datasets": DatasetCard,
+    "recipes": RecipeCard,
+    "protocols": ProtocolCard,
+    "published": PublishedCard,
+    "sweeps": SweepCard,
 }
-
-CardT = TypeVar("CardT", bound=Card)
+SINGULAR = {kind: kind.removesuffix("s") for kind in KINDS} | {"published": "published table set"}
 
 
 def read_card(path: Path, kind: str) -> Card:
@@ -88,7 +87,7 @@ def import_target(target: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Found:
+class CardLocation:
     """Where a card lies and who brought it."""
 
     path: Path
@@ -140,15 +139,15 @@ class Registry:
         return cls(roots)
 
     @functools.cached_property
-    def found(self) -> dict[str, dict[str, Found]]:
+    def found(self) -> dict[str, dict[str, CardLocation]]:
         """{kind: {name: where}}.
 
         Raises:
             UserError: two cards of one kind and name, naming both files.
         """
-        found: dict[str, dict[str, Found]] = {kind: {} for kind in KINDS}
+        found: dict[str, dict[str, CardLocation]] = {kind: {} for kind in KINDS}
 
-        def add(kind: str, name: str, card: Found, fix: str) -> None:
+        def add(kind: str, name: str, card: CardLocation, fix: str) -> None:
             if name in found[kind]:
                 both = f"{found[kind][name].path} and {card.path}"
                 raise UserError(f"two {SINGULAR[kind]} cards are named {name!r}: {both}", fix=fix)
@@ -157,12 +156,12 @@ class Registry:
         for origin, root in self.roots:
             for kind in KINDS:
                 for path in sorted((root / kind).glob("*.toml")):
-                    add(kind, path.stem, Found(path, origin), "rename one of the files")
+                    add(kind, path.stem, CardLocation(path, origin), "rename one of the files")
         for file in self.files:
             fix = f'give the class in {file.code.path} another name in its card: "name"'
             for kind, cards in file.cards.items():
                 for name, card in cards.items():
-                    add(kind, name, Found(Path(file.code.path), "--plugin", card), fix)
+                    add(kind, name, CardLocation(Path(file.code.path), "--plugin", card), fix)
         return found
 
     @functools.cached_property
@@ -181,14 +180,13 @@ class Registry:
         Raises:
             UserError: unknown name, with the nearest ones; or a broken card.
         """
-        known = self.found[kind]
-        if name not in known and name in self.planned.get(kind, {}):
+        location = self.found[kind].get(name)
+        if location is not None:
+            return location.card or read_card(location.path, kind)
+        if name in self.planned.get(kind, {}):
             raise UserError(f"{SINGULAR[kind]} {name!r} is not in this version: {self.planned[kind][name]}")
-        if name not in known:
-            raise UserError(
-                f"no {SINGULAR[kind]} named {name!r}.{suggest(name, known)} See: alignbench list {kind}"
-            )
-        return known[name].card or read_card(known[name].path, kind)
+        hint = suggest(name, self.found[kind])
+        raise UserError(f"no {SINGULAR[kind]} named {name!r}.{hint} See: alignbench list {kind}")
 
     def usable(self, kind: str) -> tuple[dict[str, Card], list[str]]:
         """Return all cards of a kind that can be read, and why others cannot.
@@ -306,17 +304,3 @@ def module_paths(target: str) -> list[Path]:
     if spec.submodule_search_locations is None:  # a single file
         return [Path(spec.origin).with_suffix("")] if spec.origin and not inner else []
     return [Path(folder, *inner) for folder in spec.submodule_search_locations]
-
-
-KINDS: dict[str, type[Card]] = {
-    "models": ModelCard,
-    "methods": MethodCard,
-    "evaluators": EvaluatorCard,
-    "assets": AssetCard,
-    "rewards": RewardCard,
-    "datasets": DatasetCard,
-    "recipes": RecipeCard,
-    "protocols": ProtocolCard,
-    "published": PublishedCard,
-    "sweeps": SweepCard,
-}

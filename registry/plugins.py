@@ -30,11 +30,11 @@ KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 """{what a class's card calls its kind: the kind}."""
 
 
-def load_registry(given: Sequence[Path] = ()) -> Registry:
+def load_registry(plugins: Sequence[Path] = ()) -> Registry:
     """Return the default registry with what `--plugin` gave.
 
     Args:
-        given: Python files and folders of cards.
+        plugins: Python files and folders of cards.
 
     Raises:
         UserError: a file that is missing, fails to import, holds nothing, or lacks a required member; the
@@ -42,7 +42,7 @@ def load_registry(given: Sequence[Path] = ()) -> Registry:
     """
     default = Registry.default()
     roots, files = list(default.roots), []
-    for path in (item.expanduser().absolute() for item in given):
+    for path in (item.expanduser().absolute() for item in plugins):
         if path.is_dir():
             make_importable(path)
             roots += [("--plugin", path)] if path not in [root for _, root in roots] else []
@@ -55,7 +55,7 @@ def read(path: Path) -> PluginFile:
     """Import a plug-in file and check what it brings.
 
     Raises:
-        UserError: see `registry`.
+        UserError: see `load_registry`.
     """
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--plugin {path}: not a Python file, nor a folder of cards")

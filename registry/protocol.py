@@ -51,11 +51,7 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
     Raises:
         UserError: a setting the protocol lacks, or seeds that are no whole numbers.
     """
-    changes: dict[str, Any] = {}
-    if options["samples"]:
-        changes["samples"] = options["samples"]
-    if options.get("batch"):
-        changes["batch"] = options["batch"]
+    changes: dict[str, Any] = {key: options[key] for key in ("samples", "batch") if options.get(key)}
     if options["seeds"]:
         try:
             changes["seeds"] = [int(text) for text in str(options["seeds"]).split(",")]
@@ -67,11 +63,8 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
         chosen = {}
         for name in str(options["settings"]).split(","):
             if name not in card.settings:
-                hint = suggest(name, card.settings)
-                raise UserError(
-                    f"protocol.settings: no setting named {name!r}.{hint}",
-                    fix=f"it has {', '.join(card.settings)}",
-                )
+                what = f"protocol.settings: no setting named {name!r}.{suggest(name, card.settings)}"
+                raise UserError(what, fix=f"it has {', '.join(card.settings)}")
             chosen[name] = card.settings[name]
         changes["settings"] = chosen
     return card.model_copy(update=changes)

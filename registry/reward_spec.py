@@ -47,7 +47,7 @@ def parse_terms(text: str) -> list[tuple[str, float]]:
                 f"rewards {text!r}: the weight of {spec} is {weights[0]!r}, not a finite number other than 0",
                 fix="leave a term out to switch it off",
             )
-        if spec in (known for known, _ in terms):
+        if spec in (earlier for earlier, _ in terms):
             raise UserError(f"rewards {text!r}: {spec} is named twice", fix="add the weights up")
         terms.append((spec, weight))
     return terms
@@ -210,8 +210,8 @@ def require_parts(resolved: Resolved) -> None:
     if is_remote(str(resolved.common["placement"])):
         return
     require_packages(resolved.name, resolved.card)
-    for place in resolved.card.files:
-        if place.startswith("$TORCH_HOME/") and not (path := expand(place)).is_file():
+    for file in resolved.card.files:
+        if file.startswith("$TORCH_HOME/") and not (path := expand(file)).is_file():
             raise UserError(
                 f"reward {resolved.name!r} needs {path}, which is not there",
                 fix=f"alignbench show {resolved.name} says where it comes from",

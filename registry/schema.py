@@ -67,7 +67,7 @@ class Card(Table):
     """arXiv id, e.g. `arXiv:2512.19680`."""
     licence: str = ""
     notes: list[str] = []
-    """RunRecorder a reader of `alignbench show` should know."""
+    """What a reader of `alignbench show` should know."""
 
 
 class Option(Table):
@@ -219,7 +219,7 @@ class ModelCard(Card):
     protocol: str
     """Protocol card the model is evaluated with by default."""
     reconstruction: str = ""
-    """Protocol card its tokenizer is judged by; empty: none."""
+    """Protocol card its tokenizer is scored by; empty: none."""
 
     @model_validator(mode="after")
     def _grid_matches(self) -> ModelCard:

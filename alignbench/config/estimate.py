@@ -104,7 +104,7 @@ def memory_note(estimate: Estimate, available_gib: float) -> str:
 
 def disk_problem(folder: Path, needed_gib: float) -> Problem | None:
     """Return a problem if the file system that will hold `folder` has too little room."""
-    existing = next(place for place in [folder, *folder.parents] if place.exists())
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
     if free >= needed_gib:
         return None

@@ -193,7 +193,11 @@ def resolve(
         for key, option in options.items()
         if not key.startswith("assets.") and key not in RARE
     }
-    recipe = _apply_recipe(registry, values, options, method, model, recipe)
+    if method is None:
+        recipe = None
+    else:
+        recipe = recipe or registry.recipe_for(method, model)
+        values |= _recipe_values(registry, recipe, method, options) if recipe else {}
     assigned = _complete(assignments, options)
     if steps is not None and "train.steps" in assigned:
         raise UserError("--steps and --set train.steps were both given", fix="give one of them")
@@ -217,33 +221,23 @@ def resolve(
     )
 
 
-def _apply_recipe(
-    registry: Registry,
-    values: dict[str, Origin],
-    options: Mapping[str, Option],
-    method: str | None,
-    model: str,
-    recipe: str | None,
-) -> str | None:
-    """Overwrite defaults with the recipe's values; return the recipe's name."""
-    if method is None:
-        return None
-    name = recipe or registry.recipe_for(method, model)
-    if name is None:
-        return None
+def _recipe_values(
+    registry: Registry, name: str, method: str, options: Mapping[str, Option]
+) -> dict[str, Origin]:
+    """A recipe's values, without those of another data set than the chosen one."""
     card = registry.recipe(name)
     if card.method != method:
         raise UserError(f"recipe {name!r} is for method {card.method!r}, not {method!r}")
+    values = {}
     for key, value in card.values.items():
-        if key.startswith("data.") and key not in options:
-            continue  # another data set than the recipe's was chosen
-        if key not in options:
+        if key in options:
+            try:
+                values[key] = Origin(options[key].check(value), f"recipe {name}")
+            except ValueError as error:
+                raise UserError(f"recipe {name!r}: {key}: {error}") from error
+        elif not key.startswith("data."):
             raise UserError(f"recipe {name!r}: unknown key {key!r}.{suggest(key, options)}")
-        try:
-            values[key] = Origin(options[key].check(value), f"recipe {name}")
-        except ValueError as error:
-            raise UserError(f"recipe {name!r}: {key}: {error}") from error
-    return name
+    return values
 
 
 def values_of(
