@@ -162,17 +162,12 @@ def test_a_leaderboard_pools_only_runs_of_the_same_code() -> None:
     assert identity("/here/a.py", "1") != rows.identity(stored)
 
 
-def test_without_plugins_nothing_changes_in_a_plan() -> None:
-    config = resolve(Registry.default(), method="vapi", model="llamagen-tiny")
-    assert make_plan(Registry.default(), config).plugins == ()
-
-
 OTHERS = '''
 """A reward, an evaluator, a data set and a model in one file."""
 import numpy as np
 import torch
 from alignbench import api
-from alignbench.backbones.llamagen import model as llamagen
+from alignbench.backbones.llamagen import model
 
 
 class Bright:
@@ -218,7 +213,7 @@ class Squares:
 
 
 def build(card, files, *, seed, device=None):
-    return llamagen.build(card, files, seed=seed, device=device)
+    return model.build(card, files, seed=seed, device=device)
 
 
 build.card = {**MODEL, "kind": "model", "name": "other-tiny", "title": "Other"}
