@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
 from alignbench.registry.protocol import Setting
-from alignbench.registry.schema import CodeFile, Digest, Name, StrictTable, reasons
+from alignbench.registry.schema import CodeFile, Digest, JsonTable, Name, reasons
 
 SCHEMA = 1
 FILE_NAME = "run.json"
@@ -31,7 +31,7 @@ Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 
 
-class MethodInfo(StrictTable):
+class MethodInfo(JsonTable):
     """What post-trained the model."""
 
     name: Name
@@ -40,7 +40,7 @@ class MethodInfo(StrictTable):
     """Every option with its value, defaults included."""
 
 
-class ModelInfo(StrictTable):
+class ModelInfo(JsonTable):
     """The model the run started from, or the name of the images that were given."""
 
     name: Name
@@ -55,14 +55,14 @@ class ModelInfo(StrictTable):
     random_weights: bool = False
 
 
-class RecipeInfo(StrictTable):
+class RecipeInfo(JsonTable):
     """Where the hyperparameters come from."""
 
     name: Name
     source: str
 
 
-class Change(StrictTable):
+class Change(JsonTable):
     """A value somebody gave explicitly."""
 
     value: JsonValue
@@ -70,7 +70,7 @@ class Change(StrictTable):
     """`--set`, `--config FILE`, `--steps` …"""
 
 
-class DataInfo(StrictTable):
+class DataInfo(JsonTable):
     """Training data."""
 
     name: Name
@@ -83,7 +83,7 @@ class DataInfo(StrictTable):
     """Unreadable files, left out."""
 
 
-class TrainInfo(StrictTable):
+class TrainInfo(JsonTable):
     """What training did and what it cost."""
 
     seed: int
@@ -115,7 +115,7 @@ class TrainInfo(StrictTable):
     """How many times the run was taken up again."""
 
 
-class ProtocolRef(StrictTable):
+class ProtocolRef(JsonTable):
     """Which protocol card made the numbers comparable."""
 
     name: Name
@@ -133,7 +133,7 @@ Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
 """Lower and upper end."""
 
 
-class Result(StrictTable):
+class Result(JsonTable):
     """The metrics of one evaluator on one subject at one setting."""
 
     subject: Subject
@@ -178,7 +178,7 @@ class Result(StrictTable):
         return self
 
 
-class EnvironmentInfo(StrictTable):
+class EnvironmentInfo(JsonTable):
     """Where the run happened."""
 
     alignbench: str
@@ -192,7 +192,7 @@ class EnvironmentInfo(StrictTable):
     packages: dict[str, str] = {}
 
 
-class RunRecord(StrictTable):
+class RunRecord(JsonTable):
     """One run."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")

@@ -164,13 +164,6 @@ class Registry:
                     add(kind, name, CardLocation(Path(file.code.path), "--plugin", card), fix)
         return found
 
-    @functools.cached_property
-    def planned(self) -> dict[str, dict[str, str]]:
-        """{kind: {name: reason}} of what built-in cards mention and this version does not have."""
-        text = (Path(__file__).parent / "planned.toml").read_text(encoding="utf-8")
-        planned: dict[str, dict[str, str]] = tomllib.loads(text)["planned"]
-        return planned
-
     def names(self, kind: str) -> list[str]:
         return sorted(self.found[kind])
 
@@ -183,8 +176,6 @@ class Registry:
         location = self.found[kind].get(name)
         if location is not None:
             return location.card or read_card(location.path, kind)
-        if name in self.planned.get(kind, {}):
-            raise UserError(f"{SINGULAR[kind]} {name!r} is not in this version: {self.planned[kind][name]}")
         hint = suggest(name, self.found[kind])
         raise UserError(f"no {SINGULAR[kind]} named {name!r}.{hint} See: alignbench list {kind}")
 

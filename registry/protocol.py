@@ -12,7 +12,7 @@ from pydantic import field_serializer, field_validator, model_validator
 from alignbench.api import Sampling
 from alignbench.errors import UserError, suggest
 from alignbench.files import digest_of
-from alignbench.registry.schema import Card, Name, Option, Scalar, StrictTable, Table, Target
+from alignbench.registry.schema import Card, JsonTable, Name, Option, Scalar, Target, TomlTable
 
 
 def protocol_digest(card: ProtocolCard, assets: Mapping[str, str] | None = None) -> str:
@@ -70,7 +70,7 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
     return card.model_copy(update=changes)
 
 
-class Setting(StrictTable):
+class Setting(JsonTable):
     """One way of sampling inside a protocol; the fields of `api.Sampling`.
 
     All numbers are None where nothing is sampled: images that were given, and reconstructions.
@@ -134,7 +134,7 @@ class AssetCard(Card):
     """Hex digest of the file; None: not known to the authors, recorded on first use."""
 
 
-class ReferenceSpec(Table):
+class ReferenceSpec(TomlTable):
     """What samples are compared with: images of a data set, or a statistics file."""
 
     dataset: str = ""
@@ -201,7 +201,7 @@ class ProtocolCard(Card):
         return {name: setting.model_dump(exclude={"name"}) for name, setting in settings.items()}
 
 
-class MetricFact(Table):
+class MetricFact(TomlTable):
     """How a metric is shown and ranked."""
 
     title: str
@@ -246,7 +246,7 @@ class EvaluatorCard(Card):
     options: dict[str, Option] = {}
 
 
-class PublishedRow(Table):
+class PublishedRow(TomlTable):
     """One printed row."""
 
     method: str
@@ -255,7 +255,7 @@ class PublishedRow(Table):
     note: str = ""
 
 
-class PublishedTable(Table):
+class PublishedTable(TomlTable):
     """One table of a paper as printed."""
 
     id: str
@@ -264,7 +264,7 @@ class PublishedTable(Table):
     rows: list[PublishedRow]
 
 
-class Inconsistency(Table):
+class Inconsistency(TomlTable):
     """Two places of one paper that disagree."""
 
     what: str

@@ -21,19 +21,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{8,64}$")]
 
 
-class Table(BaseModel):
+class TomlTable(BaseModel):
     """A TOML table: unknown keys are errors, values are not coerced from strings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StrictTable(Table):
+class JsonTable(TomlTable):
     """A JSON object of a record: nothing is coerced either, NaN and infinity are refused."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-class CodeFile(StrictTable):
+class CodeFile(JsonTable):
     """A file outside alignbench that a run's code comes from."""
 
     path: str
@@ -56,7 +56,7 @@ def missing_packages(packages: Iterable[str], extra: str) -> tuple[list[str], st
     return missing, f"pip install 'alignbench[{extra}]'" if extra else f"pip install {' '.join(missing)}"
 
 
-class Card(Table):
+class Card(TomlTable):
     """What all cards have in common."""
 
     title: str
@@ -70,7 +70,7 @@ class Card(Table):
     """What a reader of `alignbench show` should know."""
 
 
-class Option(Table):
+class Option(TomlTable):
     """A key that `--set` can change."""
 
     default: Scalar
@@ -82,9 +82,9 @@ class Option(Table):
     def check(self, value: Scalar) -> Scalar:
         """Return the value in the option's type, or raise ValueError saying what is allowed."""
         wanted = type(self.default)
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        if wanted is float and type(value) is int:
             value = float(value)
-        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        if type(value) is not wanted:  # True is an int too
             raise ValueError(f"{value!r} is not {_TYPE_NAMES[wanted]}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{value!r} is not a finite number")
@@ -117,7 +117,7 @@ _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", 
 
 
 # --- models ---------------------------------------------------------------------------------------
-class PolicyShape(Table):
+class PolicyShape(TomlTable):
     """Geometry of the autoregressive transformer."""
 
     dim: int
@@ -142,7 +142,7 @@ class PolicyShape(Table):
     """Trainable parameters; a test counts them."""
 
 
-class TokenizerShape(Table):
+class TokenizerShape(TomlTable):
     """Geometry of the convolutional VQ tokenizer."""
 
     base_channels: int
@@ -159,7 +159,7 @@ class TokenizerShape(Table):
         return int(2 ** (len(self.multipliers) - 1))
 
 
-class WeightFile(Table):
+class WeightFile(TomlTable):
     """One file of weights: on the hub, or shipped inside the package."""
 
     role: Literal["policy", "tokenizer", "text"]
@@ -175,7 +175,7 @@ class WeightFile(Table):
     """Hex digest; None means that it is recorded on the first download."""
 
 
-class TextSpec(Table):
+class TextSpec(TomlTable):
     """Text encoder of a text-conditioned model, where it is a network of its own.
 
     The target is called as `target(path, digest=SHA256, slots=S, width=C, device=…)`, with S and C from the
@@ -306,7 +306,7 @@ class RecipeCard(Card):
     """False: used only when `--recipe` names it. Each method and model has one default recipe at most."""
 
 
-class SweepRow(Table):
+class SweepRow(TomlTable):
     """One line of a sweep's plan: a named change of its base, and its own part of the grid."""
 
     title: str

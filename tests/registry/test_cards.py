@@ -1,9 +1,8 @@
-"""Every card of the tree: well formed, counted right, and pointing at things that exist or are planned."""
+"""Every card of the tree: well formed, counted right, and pointing at things that exist."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,9 @@ from alignbench.registry.lookup import KINDS, Registry
 from alignbench.registry.protocol import PublishedTable
 from alignbench.registry.schema import ModelCard, PolicyShape, Scalar, TokenizerShape
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "registry"
 REGISTRY = Registry([("built-in", CARDS)])
-PLANNED: dict[str, dict[str, str]] = tomllib.loads((CARDS / "planned.toml").read_text("utf-8"))["planned"]
 MODELS = {name: REGISTRY.model(name) for name in REGISTRY.names("models")}
 EMBEDDED = ("llamagen-tiny", "shapes-tiny")
 """Our own small models; there is no release to compare with."""
@@ -94,28 +87,16 @@ def references() -> list[tuple[str, str, str]]:
     return sorted(set(found))
 
 
-def test_mentioned_names_exist_or_are_planned() -> None:
+def test_mentioned_names_exist() -> None:
     for card, kind, name in references():
-        assert name in REGISTRY.names(kind) or name in PLANNED.get(kind, {}), f"{card} mentions {kind}/{name}"
-
-
-def test_planned_names_are_mentioned_and_do_not_exist() -> None:
-    mentioned = {(kind, name) for _, kind, name in references()}
-    for kind, name in [(kind, name) for kind, names in PLANNED.items() for name in names]:
-        assert kind in KINDS
-        assert name not in REGISTRY.names(kind), f"{kind}/{name} exists: take it out of planned.toml"
-        assert (kind, name) in mentioned and len(PLANNED[kind][name]) > 10, "say where and why"
+        assert name in REGISTRY.names(kind), f"{card} mentions {kind}/{name}"
 
 
 @for_each(REGISTRY.names("protocols"))
 def test_protocol_ranks_by_a_metric_it_computes(name: str) -> None:
     protocol = REGISTRY.protocol(name)
-    evaluators = [item for item in protocol.evaluators if item in REGISTRY.names("evaluators")]
-    metrics = {metric for item in evaluators for metric in REGISTRY.evaluator(item).metrics}
-    if len(evaluators) == len(protocol.evaluators):
-        assert protocol.rank_by in metrics
-    else:
-        assert set(protocol.evaluators) - set(evaluators) <= set(PLANNED.get("evaluators", {}))
+    metrics = {metric for item in protocol.evaluators for metric in REGISTRY.evaluator(item).metrics}
+    assert protocol.rank_by in metrics
 
 
 @for_each(REGISTRY.names("protocols"))
@@ -159,12 +140,10 @@ def test_asset_is_pinned_or_says_why_not(name: str) -> None:
 @for_each(MODELS)
 def test_model_fits_its_data_and_protocol(name: str) -> None:
     model = MODELS[name]
-    if model.dataset in REGISTRY.names("datasets"):
-        assert REGISTRY.dataset(model.dataset).condition == model.condition
-    if model.protocol in REGISTRY.names("protocols"):
-        protocol = REGISTRY.protocol(model.protocol)
-        assert protocol.condition == model.condition
-        assert protocol.resize == "bicubic" or protocol.image_size == model.image_size
+    assert REGISTRY.dataset(model.dataset).condition == model.condition
+    protocol = REGISTRY.protocol(model.protocol)
+    assert protocol.condition == model.condition
+    assert protocol.resize == "bicubic" or protocol.image_size == model.image_size
 
 
 # --- recipes --------------------------------------------------------------------------------------
@@ -173,16 +152,12 @@ def test_model_fits_its_data_and_protocol(name: str) -> None:
 @for_each(RECIPES)
 def test_recipe_sets_known_keys_to_allowed_values(name: str) -> None:
     recipe = RECIPES[name]
-    for model_name in recipe.models:
-        dataset = MODELS[model_name].dataset
-        # A planned data set has no options yet: such a recipe may not set any.
-        shown = "imagenet" if dataset in PLANNED["datasets"] else dataset
-        known = known_options(REGISTRY, method=recipe.method, model=model_name, dataset=shown)
+    for model in recipe.models:
+        known = known_options(REGISTRY, method=recipe.method, model=model, dataset=MODELS[model].dataset)
         for key, value in recipe.values.items():
-            assert dataset not in PLANNED["datasets"] or not key.startswith("data."), key
             assert key in known, key
             known[key].check(value)
-        assert MODELS[model_name].condition in REGISTRY.method(recipe.method).conditions
+        assert MODELS[model].condition in REGISTRY.method(recipe.method).conditions
 
 
 def test_one_default_recipe_at_most_for_each_pair() -> None:
