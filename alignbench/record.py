@@ -1,4 +1,4 @@
-"""The run record, `run.json`: everything a reader needs to judge, repeat and rank one run.
+"""The run record, `run.json`: everything a reader needs to trust, repeat and rank one run.
 
 The form is versioned: `schema` counts up whenever a field changes its meaning, and older records stay
 readable through `MIGRATIONS`. `docs/run-record.md` explains every field. Digests are `sha256:` plus hex.
@@ -12,10 +12,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
+from alignbench.registry.protocol import Setting
+from alignbench.registry.schema import CodeFile, Digest, JsonTable, Name, reasons
 
 SCHEMA = 1
 FILE_NAME = "run.json"
@@ -23,22 +25,13 @@ FILE_NAME = "run.json"
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """{old version: function from a record of that version to one of the next version}."""
 
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{8,64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-"""A name that is also a safe file name."""
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 """ISO 8601, UTC, whole seconds."""
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 
 
-class _Table(BaseModel):
-    """A JSON object: unknown keys are errors, nothing is coerced, NaN and infinity are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class MethodInfo(_Table):
+class MethodInfo(JsonTable):
     """What post-trained the model."""
 
     name: Name
@@ -47,7 +40,7 @@ class MethodInfo(_Table):
     """Every option with its value, defaults included."""
 
 
-class ModelInfo(_Table):
+class ModelInfo(JsonTable):
     """The model the run started from, or the name of the images that were given."""
 
     name: Name
@@ -62,14 +55,14 @@ class ModelInfo(_Table):
     random_weights: bool = False
 
 
-class RecipeInfo(_Table):
+class RecipeInfo(JsonTable):
     """Where the hyperparameters come from."""
 
     name: Name
     source: str
 
 
-class Change(_Table):
+class Change(JsonTable):
     """A value somebody gave explicitly."""
 
     value: JsonValue
@@ -77,7 +70,7 @@ class Change(_Table):
     """`--set`, `--config FILE`, `--steps` …"""
 
 
-class DataInfo(_Table):
+class DataInfo(JsonTable):
     """Training data."""
 
     name: Name
@@ -90,7 +83,7 @@ class DataInfo(_Table):
     """Unreadable files, left out."""
 
 
-class TrainInfo(_Table):
+class TrainInfo(JsonTable):
     """What training did and what it cost."""
 
     seed: int
@@ -122,7 +115,7 @@ class TrainInfo(_Table):
     """How many times the run was taken up again."""
 
 
-class ProtocolRef(_Table):
+class ProtocolRef(JsonTable):
     """Which protocol card made the numbers comparable."""
 
     name: Name
@@ -133,21 +126,6 @@ class ProtocolRef(_Table):
     """Metric that orders the table; kept here so that old records stay rankable."""
 
 
-class SettingRef(_Table):
-    """One way of sampling inside the protocol; the fields of `api.Sampling`.
-
-    All numbers are None where nothing is sampled: images that were given, and reconstructions.
-    """
-
-    name: Name
-    title: str
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    cfg_scale: float | None
-    cfg_interval: int | None
-
-
 Subject = Literal["base", "method", "samples"]
 """`base`: the model as it came; `method`: after post-training; `samples`: images given, not made here."""
 
@@ -155,12 +133,12 @@ Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
 """Lower and upper end."""
 
 
-class Result(_Table):
+class Result(JsonTable):
     """The metrics of one evaluator on one subject at one setting."""
 
     subject: Subject
     protocol: ProtocolRef
-    setting: SettingRef
+    setting: Setting
     seeds: Annotated[list[int], Field(min_length=1)]
     """Sampling seeds."""
     n: Annotated[int, Field(ge=1)]
@@ -190,25 +168,17 @@ class Result(_Table):
         for name, values in self.metrics.items():
             if len(values) != len(self.seeds):
                 raise ValueError(f"metrics.{name} has {len(values)} values for {len(self.seeds)} seeds")
+        for field, rows in {"intervals": self.intervals, "resampled": self.resampled}.items():
+            for name, row in rows.items():
+                if len(row) != len(self.metrics.get(name, [])):
+                    raise ValueError(f"{field}.{name} does not belong to the values of a metric")
         for name, intervals in self.intervals.items():
-            if len(intervals) != len(self.metrics.get(name, [])):
-                raise ValueError(f"intervals.{name} does not belong to the values of a metric")
             if any(bounds is not None and bounds[0] > bounds[1] for bounds in intervals):
                 raise ValueError(f"intervals.{name} has a lower end above its upper end")
-        for name, drawn in self.resampled.items():
-            if len(drawn) != len(self.metrics.get(name, [])):
-                raise ValueError(f"resampled.{name} does not belong to the values of a metric")
         return self
 
 
-class PluginInfo(_Table):
-    """A file outside alignbench that the run's code came from."""
-
-    path: str
-    sha256: Digest
-
-
-class EnvironmentInfo(_Table):
+class EnvironmentInfo(JsonTable):
     """Where the run happened."""
 
     alignbench: str
@@ -222,7 +192,7 @@ class EnvironmentInfo(_Table):
     packages: dict[str, str] = {}
 
 
-class RunRecord(_Table):
+class RunRecord(JsonTable):
     """One run."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -250,7 +220,7 @@ class RunRecord(_Table):
     finished: Time | None
     config: dict[str, JsonValue]
     """The whole resolved configuration."""
-    plugins: list[PluginInfo] = []
+    plugins: list[CodeFile] = []
     """Files of `--plugin`, and modules behind cards that are not built in."""
 
     @model_validator(mode="after")
@@ -272,10 +242,12 @@ class RunRecord(_Table):
         seen: set[tuple[str, str, str, str]] = set()
         for result in self.results:
             for metric in result.metrics:
-                place = (result.subject, result.protocol.digest, result.setting.name, metric)
-                if place in seen:
-                    raise ValueError(f"two results hold {metric} of {place[0]} at {place[2]}")
-                seen.add(place)
+                key = (result.subject, result.protocol.digest, result.setting.name, metric)
+                if key in seen:
+                    raise ValueError(
+                        f"two results hold {metric} of {result.subject} at {result.setting.name}"
+                    )
+                seen.add(key)
         return self
 
 
@@ -317,31 +289,30 @@ def write(record: RunRecord, run_dir: Path) -> Path:
     return path
 
 
-def read(place: Path) -> RunRecord:
+def read(path: Path) -> RunRecord:
     """Read a record of any known version.
 
     Args:
-        place: a run folder or a record file.
+        path: a run folder or a record file.
 
     Raises:
         UserError: no record there, not JSON, an unknown form, or made by a newer alignbench.
     """
-    place = Path(place)
-    if not place.exists():
-        raise UserError(f"{place} does not exist")
-    path = place / FILE_NAME if place.is_dir() else place
-    if not path.is_file():
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
         raise UserError(
-            f"{place} is not a run folder: it has no {FILE_NAME}",
+            f"{path} is not a run folder: it has no {FILE_NAME}",
             fix="name a folder that `alignbench run` made, or let an unfinished run end",
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not readable JSON: {error}", fix="remove it, or make its run again"
-        ) from error
-    return _parse(values, path)
+        what = f"{file} is not readable JSON: {error}"
+        raise UserError(what, fix="remove it, or make its run again") from error
+    return _parse(values, file)
 
 
 def _parse(values: Any, path: Path) -> RunRecord:
@@ -362,9 +333,7 @@ def _parse(values: Any, path: Path) -> RunRecord:
     try:
         return RunRecord.model_validate(values)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or '(record)'}: {item['msg']}" for item in error.errors()
-        ]
+        problems = reasons(error, "record")
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{path} is not a run record: {'; '.join(problems[:3])}{more}") from error
 

@@ -96,7 +96,7 @@ def _gradients(parts: _Parts, pieces: list[Batch], step: int = 0) -> tuple[Tenso
 def the_card_is_complete(case: Case, folder: Path) -> None:
     """The card can be read, says what the method is, and agrees with the class."""
     card = case.registry.method(case.method)
-    interfaces.load_method(case.registry, case.method)
+    interfaces.load(case.registry, "methods", case.method)
     assert card.summary.endswith("."), "the card's summary is not a sentence"
     for name, option in card.options.items():
         assert option.doc.endswith("."), f"option {name} of the card has no sentence"

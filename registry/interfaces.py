@@ -46,34 +46,21 @@ def require(what: str, thing: object, members: tuple[str, ...]) -> None:
         raise UserError(f"{what} lacks {', '.join(missing)}", fix="docs/plugins.md says what each kind needs")
 
 
-def load_method(registry: Registry, name: str) -> Any:
-    """Import the class of a method card.
+def load(registry: Registry, kind: str, name: str) -> Any:
+    """Import the target of a method, reward, evaluator, model or dataset card.
 
     Raises:
-        UserError: naming method, card and reason: a failing import, a missing member, a contradiction.
+        UserError: naming card and reason: a failing import; of a method a missing member or a contradiction.
     """
-    card = registry.method(name)
-    what = f"method {name!r} ({registry.found['methods'][name].path})"
+    card: Any = registry.card(kind, name)
+    what = f"{SINGULAR[kind]} {name!r} ({registry.found[kind][name].path})"
     try:
         target = import_target(card.target)
     except UserError as error:
         raise UserError(f"{what}: {error.what}") from error
-    check_method(what, target, card)
+    if kind == "methods":
+        check_method(what, target, card)
     return target
-
-
-def load(registry: Registry, kind: str, name: str) -> Any:
-    """Import the target of a reward, evaluator, model or dataset card.
-
-    Raises:
-        UserError: naming card and reason.
-    """
-    card: Any = registry.card(kind, name)
-    try:
-        return import_target(card.target)
-    except UserError as error:
-        what = f"{SINGULAR[kind]} {name!r} ({registry.found[kind][name].path})"
-        raise UserError(f"{what}: {error.what}") from error
 
 
 def check_method(what: str, target: Any, card: MethodCard) -> None:
@@ -87,10 +74,10 @@ def check_method(what: str, target: Any, card: MethodCard) -> None:
         raise UserError(f"{what}: the class updates {target.updates!r}, its card says {card.updates!r}")
     if not is_dataclass(target.Config):
         raise UserError(f"{what}: Config is not a dataclass")
-    known = [field.name for field in fields(target.Config)]
+    names = [field.name for field in fields(target.Config)]
     for name in card.options:
-        if name not in known:
-            raise UserError(f"{what}: the card's {name!r} is no field of Config.{suggest(name, known)}")
-    for name in known:
+        if name not in names:
+            raise UserError(f"{what}: the card's {name!r} is no field of Config.{suggest(name, names)}")
+    for name in names:
         if name not in card.options:
             raise UserError(f"{what}: Config.{name} is no option of the card.{suggest(name, card.options)}")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -24,12 +24,14 @@ from alignbench.errors import UserError, suggest
 from alignbench.registry.protocol import AssetCard, EvaluatorCard, MetricFact, ProtocolCard, PublishedCard
 from alignbench.registry.schema import (
     Card,
+    CodeFile,
     DatasetCard,
     MethodCard,
     ModelCard,
     RecipeCard,
     RewardCard,
     SweepCard,
+    reasons,
 )
 
 if sys.version_info >= (3, 11):
@@ -37,20 +39,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SINGULAR = {
-    "models": "model",
-    "methods": "method",
-    "evaluators": "evaluator",
-    "assets": "asset",
-    "rewards": "reward",
-    "datasets": "dataset",
-    "recipes": "recipe",
-    "protocols": "protocol",
-    "published": "published table set",
-    "sweeps": "sweep",
+KINDS: dict[str, type[Card]] = {
+    "models": ModelCard,
+    "methods": MethodCard,
+    "evaluators": EvaluatorCard,
+    "assets": AssetCard,
+    "rewards": RewardCard,
+    "datasets": DatasetCard,
+    "recipes": RecipeCard,
+    "protocols": ProtocolCard,
+    "published": PublishedCard,
+    "sweeps": SweepCard,
 }
-
-CardT = TypeVar("CardT", bound=Card)
+SINGULAR = {kind: kind.removesuffix("s") for kind in KINDS} | {"published": "published table set"}
 
 
 def read_card(path: Path, kind: str) -> Card:
@@ -66,10 +67,7 @@ def read_card(path: Path, kind: str) -> Card:
     try:
         return KINDS[kind].model_validate(values)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or '(card)'}: {item['msg']}" for item in error.errors()
-        ]
-        raise UserError(f"{path}: {'; '.join(problems)}") from error
+        raise UserError(f"{path}: {'; '.join(reasons(error, 'card'))}") from error
 
 
 def import_target(target: str) -> Any:
@@ -89,7 +87,7 @@ def import_target(target: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Found:
+class CardLocation:
     """Where a card lies and who brought it."""
 
     path: Path
@@ -103,9 +101,7 @@ class Found:
 class PluginFile:
     """A Python file given with `--plugin`, imported; see `alignbench.registry.plugins`."""
 
-    path: Path
-    sha256: str
-    """`sha256:` plus hex, of the file."""
+    code: CodeFile
     cards: Mapping[str, Mapping[str, Card]]
     """{kind: {name: card}}."""
 
@@ -133,7 +129,7 @@ class Registry:
         """
         roots = [("built-in", Path(__file__).parent)]
         for point in sorted(entry_points(group="alignbench"), key=lambda point: point.name):
-            roots += [(point.name, folder / "registry") for folder in _package_folders(point.value)]
+            roots += [(point.name, folder / "registry") for folder in module_paths(point.value)]
         for text in filter(None, os.environ.get("ALIGNBENCH_PATH", "").split(os.pathsep)):
             folder = Path(text).expanduser().absolute()
             if not folder.is_dir():
@@ -143,41 +139,30 @@ class Registry:
         return cls(roots)
 
     @functools.cached_property
-    def found(self) -> dict[str, dict[str, Found]]:
+    def found(self) -> dict[str, dict[str, CardLocation]]:
         """{kind: {name: where}}.
 
         Raises:
             UserError: two cards of one kind and name, naming both files.
         """
-        found: dict[str, dict[str, Found]] = {kind: {} for kind in KINDS}
-        for origin, root in self.roots:
-            for kind, cards in found.items():
-                for path in sorted((root / kind).glob("*.toml")):
-                    if path.stem in cards:
-                        raise UserError(
-                            f"two {SINGULAR[kind]} cards are named {path.stem!r}: "
-                            f"{cards[path.stem].path} and {path}",
-                            fix="rename one of the files",
-                        )
-                    cards[path.stem] = Found(path, origin)
-        for file in self.files:
-            for kind, brought in file.cards.items():
-                for name, card in brought.items():
-                    if name in found[kind]:
-                        raise UserError(
-                            f"two {SINGULAR[kind]} cards are named {name!r}: "
-                            f"{found[kind][name].path} and {file.path}",
-                            fix=f'give the class in {file.path} another name in its card: "name"',
-                        )
-                    found[kind][name] = Found(file.path, "--plugin", card)
-        return found
+        found: dict[str, dict[str, CardLocation]] = {kind: {} for kind in KINDS}
 
-    @functools.cached_property
-    def planned(self) -> dict[str, dict[str, str]]:
-        """{kind: {name: reason}} of what built-in cards mention and this version does not have."""
-        text = (Path(__file__).parent / "planned.toml").read_text(encoding="utf-8")
-        planned: dict[str, dict[str, str]] = tomllib.loads(text)["planned"]
-        return planned
+        def add(kind: str, name: str, card: CardLocation, fix: str) -> None:
+            if name in found[kind]:
+                both = f"{found[kind][name].path} and {card.path}"
+                raise UserError(f"two {SINGULAR[kind]} cards are named {name!r}: {both}", fix=fix)
+            found[kind][name] = card
+
+        for origin, root in self.roots:
+            for kind in KINDS:
+                for path in sorted((root / kind).glob("*.toml")):
+                    add(kind, path.stem, CardLocation(path, origin), "rename one of the files")
+        for file in self.files:
+            fix = f'give the class in {file.code.path} another name in its card: "name"'
+            for kind, cards in file.cards.items():
+                for name, card in cards.items():
+                    add(kind, name, CardLocation(Path(file.code.path), "--plugin", card), fix)
+        return found
 
     def names(self, kind: str) -> list[str]:
         return sorted(self.found[kind])
@@ -188,14 +173,11 @@ class Registry:
         Raises:
             UserError: unknown name, with the nearest ones; or a broken card.
         """
-        known = self.found[kind]
-        if name not in known and name in self.planned.get(kind, {}):
-            raise UserError(f"{SINGULAR[kind]} {name!r} is not in this version: {self.planned[kind][name]}")
-        if name not in known:
-            raise UserError(
-                f"no {SINGULAR[kind]} named {name!r}.{suggest(name, known)} See: alignbench list {kind}"
-            )
-        return known[name].card or read_card(known[name].path, kind)
+        location = self.found[kind].get(name)
+        if location is not None:
+            return location.card or read_card(location.path, kind)
+        hint = suggest(name, self.found[kind])
+        raise UserError(f"no {SINGULAR[kind]} named {name!r}.{hint} See: alignbench list {kind}")
 
     def usable(self, kind: str) -> tuple[dict[str, Card], list[str]]:
         """Return all cards of a kind that can be read, and why others cannot.
@@ -301,26 +283,15 @@ def make_importable(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _package_folders(name: str) -> list[Path]:
-    """Folders of a package that an entry point names, without importing any of it."""
-    top, *inner = name.partition(":")[0].split(".")
+def module_paths(target: str) -> list[Path]:
+    """Where the module of `module` or `module:attribute` may lie, without suffix; nothing is imported."""
+    top, *inner = target.partition(":")[0].split(".")
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return []
-    places = spec.submodule_search_locations if spec else None
-    return [Path(place, *inner) for place in places or []]
-
-
-KINDS: dict[str, type[Card]] = {
-    "models": ModelCard,
-    "methods": MethodCard,
-    "evaluators": EvaluatorCard,
-    "assets": AssetCard,
-    "rewards": RewardCard,
-    "datasets": DatasetCard,
-    "recipes": RecipeCard,
-    "protocols": ProtocolCard,
-    "published": PublishedCard,
-    "sweeps": SweepCard,
-}
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:  # a single file
+        return [Path(spec.origin).with_suffix("")] if spec.origin and not inner else []
+    return [Path(folder, *inner) for folder in spec.submodule_search_locations]

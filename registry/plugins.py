@@ -8,13 +8,12 @@ imports the same file. Imports no torch; the file may.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,19 +21,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from alignbench.errors import UserError, suggest
+from alignbench.files import file_sha256
 from alignbench.registry.interfaces import CLASS_MEMBERS, check_method, require
-from alignbench.registry.lookup import KINDS, SINGULAR, PluginFile, Registry, make_importable
-from alignbench.registry.schema import Card, MethodCard
+from alignbench.registry.lookup import KINDS, SINGULAR, PluginFile, Registry, make_importable, module_paths
+from alignbench.registry.schema import Card, CodeFile, MethodCard, reasons
 
 KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 """{what a class's card calls its kind: the kind}."""
 
 
-def load_registry(given: Sequence[Path] = ()) -> Registry:
+def load_registry(plugins: Sequence[Path] = ()) -> Registry:
     """Return the default registry with what `--plugin` gave.
 
     Args:
-        given: Python files and folders of cards.
+        plugins: Python files and folders of cards.
 
     Raises:
         UserError: a file that is missing, fails to import, holds nothing, or lacks a required member; the
@@ -42,7 +42,7 @@ def load_registry(given: Sequence[Path] = ()) -> Registry:
     """
     default = Registry.default()
     roots, files = list(default.roots), []
-    for path in (item.expanduser().absolute() for item in given):
+    for path in (item.expanduser().absolute() for item in plugins):
         if path.is_dir():
             make_importable(path)
             roots += [("--plugin", path)] if path not in [root for _, root in roots] else []
@@ -55,12 +55,12 @@ def read(path: Path) -> PluginFile:
     """Import a plug-in file and check what it brings.
 
     Raises:
-        UserError: see `registry`.
+        UserError: see `load_registry`.
     """
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--plugin {path}: not a Python file, nor a folder of cards")
-    digest = _sha256(path)
-    module = _import(path, digest)
+    code = CodeFile(path=str(path), sha256=f"sha256:{file_sha256(path)}")
+    module = _import(path, code.sha256)
     cards: dict[str, dict[str, Card]] = {}
     for thing in _carriers(module):
         kind, name, card = _card(path, module, thing)
@@ -72,7 +72,29 @@ def read(path: Path) -> PluginFile:
             f"--plugin {path}: none of its classes has a card",
             fix='give the class an attribute card = {"kind": "method", "title": …}; see docs/plugins.md',
         )
-    return PluginFile(path, digest, cards)
+    return PluginFile(code, cards)
+
+
+def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[CodeFile, ...]:
+    """Return the plug-in files of this process, and the modules behind cards that are not built in.
+
+    Of an installed plug-in or a folder of cards this is the file a card points at, not what it imports.
+
+    Args:
+        registry: where the cards are.
+        used: (kind, name) of the cards a run depends on; unknown names are passed over.
+    """
+    code = {file.code.path: file.code for file in registry.files}
+    for kind, name in used:
+        location = registry.found[kind].get(name)
+        if location is None or location.origin == "built-in" or location.card is not None:
+            continue
+        card: Any = registry.card(kind, name)
+        paths = module_paths(card.target) if card.target else []
+        sources = [source for path in paths for source in (path.with_suffix(".py"), path / "__init__.py")]
+        for source in [source for source in sources if source.is_file()][:1]:
+            code[str(source)] = CodeFile(path=str(source), sha256=f"sha256:{file_sha256(source)}")
+    return tuple(code[path] for path in sorted(code))
 
 
 def _import(path: Path, digest: str) -> ModuleType:
@@ -123,10 +145,7 @@ def _card(path: Path, module: ModuleType, thing: Any) -> tuple[str, str, Card]:
     try:
         card = KINDS[kind].model_validate({**values, "target": f"{module.__name__}:{thing.__name__}"})
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or '(card)'}: {item['msg']}" for item in error.errors()
-        ]
-        raise UserError(f"{what}.card: {'; '.join(problems)}") from error
+        raise UserError(f"{what}.card: {'; '.join(reasons(error, 'card'))}") from error
     if isinstance(card, MethodCard):
         check_method(what, thing, card)
     elif inspect.isclass(thing):
@@ -137,7 +156,3 @@ def _card(path: Path, module: ModuleType, thing: Any) -> tuple[str, str, Card]:
 def _kebab(name: str) -> str:
     """`BestOfN` → `best-of-n`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).replace("_", "-").lower()
-
-
-def _sha256(path: Path) -> str:
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict
+from operator import attrgetter
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_serializer, field_validator, model_validator
 
+from alignbench.api import Sampling
 from alignbench.errors import UserError, suggest
 from alignbench.files import digest_of
-from alignbench.registry.schema import Card, Option, Scalar, Target, _Table
+from alignbench.registry.schema import Card, JsonTable, Name, Option, Scalar, Target, TomlTable
 
 
 def protocol_digest(card: ProtocolCard, assets: Mapping[str, str] | None = None) -> str:
@@ -48,11 +51,7 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
     Raises:
         UserError: a setting the protocol lacks, or seeds that are no whole numbers.
     """
-    changes: dict[str, Any] = {}
-    if options["samples"]:
-        changes["samples"] = options["samples"]
-    if options.get("batch"):
-        changes["batch"] = options["batch"]
+    changes: dict[str, Any] = {key: options[key] for key in ("samples", "batch") if options.get(key)}
     if options["seeds"]:
         try:
             changes["seeds"] = [int(text) for text in str(options["seeds"]).split(",")]
@@ -64,25 +63,46 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
         chosen = {}
         for name in str(options["settings"]).split(","):
             if name not in card.settings:
-                hint = suggest(name, card.settings)
-                raise UserError(
-                    f"protocol.settings: no setting named {name!r}.{hint}",
-                    fix=f"it has {', '.join(card.settings)}",
-                )
+                what = f"protocol.settings: no setting named {name!r}.{suggest(name, card.settings)}"
+                raise UserError(what, fix=f"it has {', '.join(card.settings)}")
             chosen[name] = card.settings[name]
         changes["settings"] = chosen
     return card.model_copy(update=changes)
 
 
-class Setting(_Table):
-    """One way of sampling inside a protocol; the fields of `api.Sampling`."""
+class Setting(JsonTable):
+    """One way of sampling inside a protocol; the fields of `api.Sampling`.
 
+    All numbers are None where nothing is sampled: images that were given, and reconstructions.
+    """
+
+    name: Name
     title: str
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    cfg_scale: float = 1.0
-    cfg_interval: int = -1
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    cfg_scale: float | None
+    cfg_interval: int | None
+
+    @classmethod
+    def unsampled(cls, name: str, title: str) -> Setting:
+        return cls(name=name, title=title, **dict.fromkeys(_PLAIN))
+
+    def sampling(self) -> Sampling:
+        """Return how tokens are drawn, where they are."""
+        return Sampling(**self.model_dump(include=set(_PLAIN)))
+
+    @property
+    def identity(self) -> Hashable:
+        """What makes two settings the same: their numbers, as names and titles may change with the card.
+
+        Where nothing was sampled there are none, and the name decides.
+        """
+        numbers = attrgetter(*_PLAIN)(self)
+        return self.name if set(numbers) == {None} else numbers
+
+
+_PLAIN = {key: value for key, value in asdict(Sampling()).items() if key != "greedy"}
 
 
 class AssetCard(Card):
@@ -114,7 +134,7 @@ class AssetCard(Card):
     """Hex digest of the file; None: not known to the authors, recorded on first use."""
 
 
-class ReferenceSpec(_Table):
+class ReferenceSpec(TomlTable):
     """What samples are compared with: images of a data set, or a statistics file."""
 
     dataset: str = ""
@@ -166,10 +186,22 @@ class ProtocolCard(Card):
     rank_by: str
     """Metric that orders the table."""
     settings: dict[str, Setting]
+    """By name; a card leaves out the name, and numbers that change nothing."""
     reference: ReferenceSpec | None = None
 
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _named(cls, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if any("name" in values for values in settings.values()):
+            raise ValueError("a setting is named by its key")
+        return {name: {"name": name, **_PLAIN, **values} for name, values in settings.items()}
 
-class MetricFact(_Table):
+    @field_serializer("settings")
+    def _as_on_the_card(self, settings: dict[str, Setting]) -> dict[str, dict[str, Any]]:
+        return {name: setting.model_dump(exclude={"name"}) for name, setting in settings.items()}
+
+
+class MetricFact(TomlTable):
     """How a metric is shown and ranked."""
 
     title: str
@@ -214,7 +246,7 @@ class EvaluatorCard(Card):
     options: dict[str, Option] = {}
 
 
-class PublishedRow(_Table):
+class PublishedRow(TomlTable):
     """One printed row."""
 
     method: str
@@ -223,7 +255,7 @@ class PublishedRow(_Table):
     note: str = ""
 
 
-class PublishedTable(_Table):
+class PublishedTable(TomlTable):
     """One table of a paper as printed."""
 
     id: str
@@ -232,7 +264,7 @@ class PublishedTable(_Table):
     rows: list[PublishedRow]
 
 
-class Inconsistency(_Table):
+class Inconsistency(TomlTable):
     """Two places of one paper that disagree."""
 
     what: str

@@ -47,7 +47,7 @@ def parse_terms(text: str) -> list[tuple[str, float]]:
                 f"rewards {text!r}: the weight of {spec} is {weights[0]!r}, not a finite number other than 0",
                 fix="leave a term out to switch it off",
             )
-        if spec in (known for known, _ in terms):
+        if spec in (earlier for earlier, _ in terms):
             raise UserError(f"rewards {text!r}: {spec} is named twice", fix="add the weights up")
         terms.append((spec, weight))
     return terms
@@ -182,7 +182,10 @@ def resolve(text: str, registry: Registry) -> Resolved:
                 f"reward {text!r}: {spec.name} has no option {key!r}.{suggest(key, both)}",
                 fix=f"it has {', '.join(both)}",
             )
-        values[key] = _value(both[key], written, f"reward {text!r}: {key}")
+        try:
+            values[key] = both[key].parse(written)
+        except ValueError as error:
+            raise UserError(f"reward {text!r}: {key}: {error}") from None
     if "class_prompt" in common and str(values["class_prompt"]).count("{}") != 1:
         raise UserError(f"reward {text!r}: class_prompt must hold {{}} once, where the class name goes")
     return Resolved(
@@ -207,8 +210,8 @@ def require_parts(resolved: Resolved) -> None:
     if is_remote(str(resolved.common["placement"])):
         return
     require_packages(resolved.name, resolved.card)
-    for place in resolved.card.files:
-        if place.startswith("$TORCH_HOME/") and not (path := expand(place)).is_file():
+    for file in resolved.card.files:
+        if file.startswith("$TORCH_HOME/") and not (path := expand(file)).is_file():
             raise UserError(
                 f"reward {resolved.name!r} needs {path}, which is not there",
                 fix=f"alignbench show {resolved.name} says where it comes from",
@@ -217,21 +220,6 @@ def require_parts(resolved: Resolved) -> None:
 
 def require_packages(name: str, card: RewardCard) -> None:
     """Raise UserError if a module that the card names is not installed; nothing is imported."""
-    missing, command = missing_packages(card.packages, card.extra)
+    missing, fix = missing_packages(card.packages, card.extra)
     if missing:
-        raise UserError(f"reward {name!r} needs {' and '.join(missing)}, not installed here", fix=command)
-
-
-def _value(option: Option, written: str, where: str) -> Scalar:
-    value: Scalar = written
-    try:
-        if isinstance(option.default, bool):
-            value = {"true": True, "false": False}.get(written, written)
-        elif isinstance(option.default, int | float):
-            value = int(written) if isinstance(option.default, int) else float(written)
-    except ValueError:
-        pass  # left as text, which `check` refuses with the reason
-    try:
-        return option.check(value)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"reward {name!r} needs {' and '.join(missing)}, not installed here", fix=fix)

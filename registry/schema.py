@@ -5,23 +5,50 @@ Cards hold facts and names only. Reading them imports no implementation.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Scalar = bool | int | float | str
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 """`module:attribute` of the implementation."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+"""A name that is also a safe file name."""
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{8,64}$")]
 
 
-class _Table(BaseModel):
+class TomlTable(BaseModel):
     """A TOML table: unknown keys are errors, values are not coerced from strings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Card(_Table):
+class JsonTable(TomlTable):
+    """A JSON object of a record: nothing is coerced either, NaN and infinity are refused."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class CodeFile(JsonTable):
+    """A file outside alignbench that a run's code comes from."""
+
+    path: str
+    sha256: Digest
+
+
+def reasons(error: ValidationError, whole: str) -> list[str]:
+    """Say each thing that does not fit: where, and why.
+
+    Args:
+        error: what pydantic found.
+        whole: what to call the place where it is no single key.
+    """
+    return [f"{'.'.join(map(str, item['loc'])) or f'({whole})'}: {item['msg']}" for item in error.errors()]
+
+
+class Card(TomlTable):
     """What all cards have in common."""
 
     title: str
@@ -32,10 +59,10 @@ class Card(_Table):
     """arXiv id, e.g. `arXiv:2512.19680`."""
     licence: str = ""
     notes: list[str] = []
-    """RunRecorder a reader of `alignbench show` should know."""
+    """What a reader of `alignbench show` should know."""
 
 
-class Option(_Table):
+class Option(TomlTable):
     """A key that `--set` can change."""
 
     default: Scalar
@@ -47,9 +74,9 @@ class Option(_Table):
     def check(self, value: Scalar) -> Scalar:
         """Return the value in the option's type, or raise ValueError saying what is allowed."""
         wanted = type(self.default)
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        if wanted is float and type(value) is int:
             value = float(value)
-        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        if type(value) is not wanted:  # True is an int too
             raise ValueError(f"{value!r} is not {_TYPE_NAMES[wanted]}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{value!r} is not a finite number")
@@ -61,6 +88,17 @@ class Option(_Table):
             raise ValueError(f"{value!r} is above {self.maximum:g}")
         return value
 
+    def parse(self, text: str) -> Scalar:
+        """Read a value as written on the command line or in a reward; ValueError as for `check`."""
+        value: Scalar = text
+        kind = type(self.default)
+        with contextlib.suppress(ValueError):  # what cannot be read is refused below, as text
+            if kind is bool:
+                value = {"true": True, "false": False}.get(text.lower(), text)
+            elif kind is not str:
+                value = kind(text)
+        return self.check(value)
+
     @model_validator(mode="after")
     def _default_is_allowed(self) -> Option:
         self.check(self.default)
@@ -71,7 +109,7 @@ _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", 
 
 
 # --- models ---------------------------------------------------------------------------------------
-class PolicyShape(_Table):
+class PolicyShape(TomlTable):
     """Geometry of the autoregressive transformer."""
 
     dim: int
@@ -96,7 +134,7 @@ class PolicyShape(_Table):
     """Trainable parameters; a test counts them."""
 
 
-class TokenizerShape(_Table):
+class TokenizerShape(TomlTable):
     """Geometry of the convolutional VQ tokenizer."""
 
     base_channels: int
@@ -113,7 +151,7 @@ class TokenizerShape(_Table):
         return int(2 ** (len(self.multipliers) - 1))
 
 
-class WeightFile(_Table):
+class WeightFile(TomlTable):
     """One file of weights: on the hub, or shipped inside the package."""
 
     role: Literal["policy", "tokenizer", "text"]
@@ -129,7 +167,7 @@ class WeightFile(_Table):
     """Hex digest; None means that it is recorded on the first download."""
 
 
-class TextSpec(_Table):
+class TextSpec(TomlTable):
     """Text encoder of a text-conditioned model, where it is a network of its own.
 
     The target is called as `target(path, digest=SHA256, slots=S, width=C, device=…)`, with S and C from the
@@ -173,7 +211,7 @@ class ModelCard(Card):
     protocol: str
     """Protocol card the model is evaluated with by default."""
     reconstruction: str = ""
-    """Protocol card its tokenizer is judged by; empty: none."""
+    """Protocol card its tokenizer is scored by; empty: none."""
 
     @model_validator(mode="after")
     def _grid_matches(self) -> ModelCard:
@@ -260,7 +298,7 @@ class RecipeCard(Card):
     """False: used only when `--recipe` names it. Each method and model has one default recipe at most."""
 
 
-class SweepRow(_Table):
+class SweepRow(TomlTable):
     """One line of a sweep's plan: a named change of its base, and its own part of the grid."""
 
     title: str

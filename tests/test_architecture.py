@@ -21,7 +21,7 @@ ALLOWED = {
     "registry": set(),
     "metrics": set(),
     "nets": set(),
-    "record": set(),
+    "record": {"registry"},
     "run_folder": set(),
     "hub": {"registry"},
     "data": {"registry"},

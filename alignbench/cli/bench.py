@@ -13,9 +13,9 @@ from rich.table import Table
 from alignbench.cli.common import PLUGIN_HELP, default_workers, plan_lines, print_json, problem_lines, refuse
 from alignbench.config import plan as planning
 from alignbench.config.requirements import requirements_of
-from alignbench.config.settings import Origin, asset_options, complete_key, parse_assignments, resolve
+from alignbench.config.settings import Origin, changes_nothing, known_options, resolve, values_of
 from alignbench.distributed import is_first
-from alignbench.errors import Problem, UserError, suggest
+from alignbench.errors import Problem, UserError
 from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
@@ -109,9 +109,7 @@ def _plan(
         assignments=[RANDOM, *assignments],
     )
     if "train.steps" in config.changed():
-        raise UserError(
-            "train.steps changes nothing here", fix="--repeats N takes N steps and one before them"
-        )
+        raise changes_nothing("train.steps", fix="--repeats N takes N steps and one before them")
     if method is not None:
         steps = Origin(repeats + 1, "--repeats")
         config = replace(config, values={**config.values, "train.steps": steps})
@@ -142,12 +140,8 @@ def _evaluators(
     reference_rows: int,
     progress: Progress,
 ) -> list[Timing]:
-    known = asset_options(registry)
-    given = {complete_key(key, known): text for key, text in parse_assignments(assignments).items()}
-    for key in given:
-        if key not in known:
-            raise UserError(f"{key} changes nothing here.{suggest(key, known)}", fix="leave it out")
-    paths = {key.removeprefix("assets."): text for key, text in given.items()}
+    values = values_of(assignments, known_options(registry, sections=["assets"]))
+    paths = {key.removeprefix("assets."): path for key, path in values.items()}
     card = registry.protocol(name)
     if card.task == "reconstruction":
         raise UserError(

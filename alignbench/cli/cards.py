@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignbench.cli.common import PLUGIN_HELP, print_json
-from alignbench.config.settings import MODEL_OPTIONS, PROTOCOL_OPTIONS, RARE_OPTIONS, TRAIN_OPTIONS
+from alignbench.config.settings import COMMON_OPTIONS
 from alignbench.errors import UserError, suggest
 from alignbench.registry import plugins
 from alignbench.registry.lookup import SINGULAR
@@ -56,13 +56,9 @@ def show(
 ) -> None:
     """Show one model, method, recipe, protocol, … with every fact its card holds."""
     console = Console()
-    common = {"train": TRAIN_OPTIONS, "model": MODEL_OPTIONS, "protocol": PROTOCOL_OPTIONS}
-    for key, option in RARE_OPTIONS.items():
-        section, _, leaf = key.partition(".")
-        common[section] = {**common[section], leaf: option}
-    if name in common:
-        options = {key: option.model_dump() for key, option in common[name].items()}
-        print_json(options) if as_json else _print_options(console, name, common[name])
+    if name in COMMON_OPTIONS:
+        options = {key: option.model_dump() for key, option in COMMON_OPTIONS[name].items()}
+        print_json(options) if as_json else _print_options(console, name, COMMON_OPTIONS[name])
         return
     registry = plugins.load_registry(plugin)
     kinds = [kind for kind, members in registry.found.items() if name in members]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alignbench.config import estimate
 from alignbench.config import plan as planning
-from alignbench.config.settings import RunConfig
+from alignbench.config.settings import RunConfig, changes_nothing
 from alignbench.errors import Problem, UserError
 from alignbench.registry.lookup import Registry
 
@@ -129,7 +129,7 @@ def only(config: RunConfig, *sections: str) -> None:
     """
     for key in config.changed():
         if key.partition(".")[0] not in sections:
-            raise UserError(f"{key} changes nothing here", fix="leave it out")
+            raise changes_nothing(key)
 
 
 def print_json(value: Any) -> None:

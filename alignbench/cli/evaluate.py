@@ -21,7 +21,7 @@ from alignbench.cli.common import (
     show_record,
 )
 from alignbench.config import plan as planning
-from alignbench.config.settings import resolve
+from alignbench.config.settings import changes_nothing, resolve
 from alignbench.distributed import is_first
 from alignbench.errors import UserError
 from alignbench.progress import Progress
@@ -195,9 +195,7 @@ def _evaluate_run(
     as_json: bool,
 ) -> None:
     if out is not None:
-        raise UserError(
-            "--out changes nothing here: the results go into the run's folder", fix="leave it out"
-        )
+        raise changes_nothing("--out", why="the results go into the run's folder")
     if (protocol is None) == (not reconstruction):
         raise UserError(
             "--run needs one of --protocol NAME and --reconstruction", fix="see: alignbench list protocols"

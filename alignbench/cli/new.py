@@ -58,8 +58,7 @@ def check_name(name: str, registry: Registry) -> None:
     module = name.replace("-", "_")
     if keyword.iskeyword(module):
         raise UserError(f"{name!r} is a word of Python", fix=f"alignbench new method {name}-method")
-    known = [*registry.names("methods"), *registry.planned.get("methods", {})]
-    if name in known:
+    if name in registry.names("methods"):
         raise UserError(f"a method named {name!r} exists already: alignbench show {name}")
     if importlib.util.find_spec(module) is not None:
         raise UserError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench.config.settings import parse_assignments
+from alignbench.config.settings import known_options, values_of
 from alignbench.errors import UserError
 from alignbench.progress import Progress, Stage
 from alignbench.registry.lookup import Registry
@@ -33,14 +33,13 @@ def reference(
     from alignbench.hub.locate import locate_asset
     from alignbench.hub.verify import verify_asset
 
-    paths = parse_assignments(assignments)
-    unknown = [key for key in paths if key != f"assets.{WEIGHTS}"]
-    if unknown:
-        raise UserError(f"{unknown[0]} changes nothing here", fix="leave it out")
+    registry = Registry.default()
+    key = f"assets.{WEIGHTS}"
+    paths = values_of(assignments, {key: known_options(registry)[key]})
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: a reference is an .npz file", fix=f"--out {out}.npz")
-    card = Registry.default().asset(WEIGHTS)
-    file = verify_asset(locate_asset(WEIGHTS, card, paths.get(f"assets.{WEIGHTS}", "")))
+    card = registry.asset(WEIGHTS)
+    file = verify_asset(locate_asset(WEIGHTS, card, str(paths.get(key, ""))))
 
     import torch
 

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignbench.config.requirements import Requirements
 from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
 from alignbench.registry.lookup import Registry
@@ -30,12 +29,8 @@ class Estimate:
     """GiB of weights, gradients and optimiser, activations, logits, decoder."""
 
 
-def rows_gib(
-    registry: Registry, protocol: ProtocolCard, requirements: Requirements | None, method: MethodCard | None
-) -> float:
+def rows_gib(registry: Registry, protocol: ProtocolCard, method: MethodCard | None) -> float:
     """What evaluators remember of all images until they are scored."""
-    if requirements is None or requirements.problems:
-        return 0.0
     images = protocol.samples * len(protocol.seeds) * len(protocol.settings) * (2 if method else 1)
     return images * sum(registry.evaluator(name).row_bytes for name in protocol.evaluators) / GIB
 
@@ -109,7 +104,7 @@ def memory_note(estimate: Estimate, available_gib: float) -> str:
 
 def disk_problem(folder: Path, needed_gib: float) -> Problem | None:
     """Return a problem if the file system that will hold `folder` has too little room."""
-    existing = next(place for place in [folder, *folder.parents] if place.exists())
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
     if free >= needed_gib:
         return None

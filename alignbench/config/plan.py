@@ -5,10 +5,9 @@ All problems are collected and shown at once, each with its remedy. Imports no t
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,10 @@ from alignbench import distributed
 from alignbench.api import Prompt
 from alignbench.config.estimate import Estimate, estimate, rows_gib
 from alignbench.config.requirements import (
-    _condition_problems,
-    _data_problems,
-    _geometry_problems,
-    _model_problems,
-    _reward_problems,
-    _weight_problems,
+    Requirements,
+    condition_problems,
     find_text_encoder,
+    problems_of,
     requirements_of,
 )
 from alignbench.config.settings import RunConfig
@@ -31,18 +27,9 @@ from alignbench.files import cache_root, digest_of
 from alignbench.hub.locate import FileStatus, locate_weights
 from alignbench.hub.verify import AssetFile, verify
 from alignbench.registry.lookup import Registry
-from alignbench.registry.plugins import _sha256
+from alignbench.registry.plugins import foreign_code
 from alignbench.registry.protocol import ProtocolCard, protocol_content, protocol_digest, resolve_protocol
-from alignbench.registry.schema import MethodCard, ModelCard
-
-
-@dataclass(frozen=True)
-class Code:
-    """A file outside alignbench that a run depends on."""
-
-    path: str
-    sha256: str
-    """`sha256:` plus hex."""
+from alignbench.registry.schema import CodeFile, MethodCard, ModelCard
 
 
 def cards_used(registry: Registry, config: RunConfig, protocol: ProtocolCard) -> list[tuple[str, str]]:
@@ -58,45 +45,7 @@ def cards_used(registry: Registry, config: RunConfig, protocol: ProtocolCard) ->
     return used
 
 
-def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[Code, ...]:
-    """Return the plug-in files of this process, and the modules behind cards that are not built in.
-
-    Of an installed plug-in or a folder of cards this is the file a card points at, not what it imports.
-
-    Args:
-        registry: where the cards are.
-        used: (kind, name) of the cards a run depends on; unknown names are passed over.
-    """
-    found = {str(file.path): Code(str(file.path), file.sha256) for file in registry.files}
-    for kind, name in used:
-        known = registry.found[kind].get(name)
-        if known is None or known.origin == "built-in" or known.card is not None:
-            continue
-        card: Any = registry.card(kind, name)
-        path = _module_file(card.target) if card.target else None
-        if path is not None:
-            found[str(path)] = Code(str(path), _sha256(path))
-    return tuple(found[name] for name in sorted(found))
-
-
-def _module_file(target: str) -> Path | None:
-    """The source file of `module:attribute`, without importing it; None if it cannot be told."""
-    top, *inner = target.partition(":")[0].split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    if not inner:
-        candidates = [Path(spec.origin)] if spec.origin else []
-    else:
-        places = [Path(place, *inner) for place in spec.submodule_search_locations or []]
-        candidates = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
-    return next((file for file in candidates if file.is_file()), None)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A resolved run."""
 
@@ -105,23 +54,37 @@ class Plan:
     config: RunConfig
     model: ModelCard
     method: MethodCard | None
-    protocol: ProtocolCard
-    protocol_digest: str
+    requirements: Requirements
+    """Of the protocol; not looked for with `--no-eval`."""
     weights: dict[str, FileStatus]
     world_size: int
     sequences_per_image: int
     estimate: Estimate
-    evaluates: bool = True
+    evaluates: bool
     """False with `--no-eval`."""
-    assets: dict[str, AssetFile] = field(default_factory=dict)
-    """Files that the protocol's evaluators read, by asset name; those that were found."""
-    prompts: tuple[Prompt, ...] = ()
-    """What a text protocol generates from."""
-    text: AssetFile | None = None
+    text: AssetFile | None
     """Files of the model's text encoder, where they are an asset."""
-    problems: list[Problem] = field(default_factory=list)
-    plugins: tuple[Code, ...] = ()
+    problems: list[Problem]
+    plugins: tuple[CodeFile, ...]
     """Files outside alignbench that the run's code comes from."""
+
+    @property
+    def protocol(self) -> ProtocolCard:
+        return self.requirements.protocol
+
+    @property
+    def protocol_digest(self) -> str:
+        return self.requirements.digest
+
+    @property
+    def assets(self) -> dict[str, AssetFile]:
+        """Files that the protocol's evaluators read, by asset name; those that were found."""
+        return self.requirements.assets
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """What a text protocol generates from."""
+        return self.requirements.prompts
 
     @property
     def random_weights(self) -> bool:
@@ -150,7 +113,7 @@ class Plan:
             "evaluates": self.evaluates,
             "assets": {n: {"path": str(a.path), "sha256": a.sha256} for n, a in self.assets.items()},
             "problems": [asdict(problem) for problem in self.problems],
-            "plugins": [asdict(code) for code in self.plugins],
+            "plugins": [code.model_dump() for code in self.plugins],
         }
 
 
@@ -171,22 +134,16 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     text, text_problems = find_text_encoder(registry, config, model)
     own = model.text.asset if model.text else ""
     paths = {asset: path for asset, path in config.section("assets").items() if asset != own}
-    requirements = requirements_of(registry, config.protocol, protocol, paths) if evaluates else None
-    protocol = requirements.protocol if requirements else protocol
-    problems = list(requirements.problems) if requirements else []
-    problems += _condition_problems(config, model, protocol) if evaluates else []
+    if evaluates:
+        requirements = requirements_of(registry, config.protocol, protocol, paths)
+    else:
+        requirements = Requirements(protocol_digest(protocol), protocol)
+    protocol = requirements.protocol
     section = config.section("model")
     overrides = {role: str(section[role]) for role in ("policy", "tokenizer", "text") if section.get(role)}
     weights = locate_weights(config.model, model, overrides)
-    world_size = distributed.world_size()
-    sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
-    problems += [*_model_problems(config, model, method), *text_problems]
-    problems += _reward_problems(registry, config, method)
-    if section["weights"] == "pretrained":
-        problems += _weight_problems(config.model, model, weights)
-    problems += _data_problems(registry, config, model)
-    problems += _geometry_problems(config, world_size)
     code = foreign_code(registry, cards_used(registry, config, protocol))
+    hashes = {name: file.sha256 for name, file in requirements.assets.items()}
     digest = digest_of(
         {
             "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
@@ -194,31 +151,30 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
             "weights": {role: status.sha256 for role, status in weights.items()},
             "evaluates": evaluates,
             **({"plugins": sorted(file.sha256 for file in code)} if code else {}),
-            **(
-                {"assets": {n: a.sha256 for n, a in requirements.assets.items()}}
-                if requirements and requirements.assets
-                else {}
-            ),
+            **({"assets": hashes} if hashes else {}),
             **({"text": text.sha256} if text else {}),
         }
     )
+    sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
+    rows = rows_gib(registry, protocol, method) if evaluates and not requirements.problems else 0.0
     return Plan(
         id=f"{config.method or 'base'}-{config.model}-s{config.seed}-{digest[:8]}",
         digest=digest,
         config=config,
         model=model,
         method=method,
-        protocol=protocol,
-        protocol_digest=requirements.digest if requirements else protocol_digest(protocol),
+        requirements=requirements,
         weights=weights,
-        world_size=world_size,
+        world_size=distributed.world_size(),
         sequences_per_image=sequences,
-        estimate=estimate(config, model, method, rows_gib(registry, protocol, requirements, method)),
+        estimate=estimate(config, model, method, rows),
         evaluates=evaluates,
-        assets=requirements.assets if requirements else {},
-        prompts=tuple(requirements.prompts) if requirements else (),
         text=text,
-        problems=problems,
+        problems=[
+            *requirements.problems,
+            *(condition_problems(config, model, protocol) if evaluates else []),
+            *problems_of(registry, config, model, method, weights, text_problems),
+        ],
         plugins=code,
     )
 

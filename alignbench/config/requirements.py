@@ -5,17 +5,18 @@ Imports no torch and loads no weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignbench.api import Prompt
 from alignbench.config.settings import RunConfig
 from alignbench.data.prompts import read_prompts
+from alignbench.distributed import world_size
 from alignbench.errors import Problem, UserError, missing_packages
 from alignbench.hub.locate import FileStatus, assets_of, locate_asset
 from alignbench.hub.verify import AssetFile, verify_asset
-from alignbench.registry.lookup import Registry
+from alignbench.registry.lookup import SINGULAR, Registry
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import parse_terms, require_parts, resolve
 from alignbench.registry.schema import MethodCard, ModelCard, Scalar
@@ -29,9 +30,11 @@ class Requirements:
     """Identity of the protocol; files other than those on the cards count."""
     protocol: ProtocolCard
     """As given, but for the number of images where the user's own prompts decide it."""
-    assets: dict[str, AssetFile]
-    prompts: list[Prompt]
-    problems: list[Problem]
+    assets: dict[str, AssetFile] = field(default_factory=dict)
+    """Files that evaluators read, by asset name; those that were found."""
+    prompts: Sequence[Prompt] = ()
+    """What a text protocol generates from."""
+    problems: Sequence[Problem] = ()
 
 
 def requirements_of(
@@ -45,11 +48,10 @@ def requirements_of(
         protocol: as resolved.
         paths: {asset: path} as given by the user.
     """
-    problems = _missing_names(registry, name, protocol)
-    if problems:
-        return Requirements(protocol_digest(protocol), protocol, {}, [], problems)
-    problems = [*_package_problems(registry, protocol), *_size_problems(registry, protocol)]
-    found, unofficial = {}, {}
+    if problems := list(_missing_names(registry, name, protocol)):
+        return Requirements(protocol_digest(protocol), protocol, problems=problems)
+    problems = list(_evaluator_problems(registry, protocol))
+    files, unofficial = {}, {}
     wanted = assets_of(registry, protocol)
     for asset in wanted:
         card = registry.asset(asset)
@@ -58,118 +60,56 @@ def requirements_of(
             problems.append(Problem(f"assets/{asset}", status.reason, status.fix))
             continue
         try:
-            found[asset] = verify_asset(status)
+            files[asset] = verify_asset(status)
         except UserError as error:
             problems.append(Problem(f"assets/{asset}", error.what, error.fix))
             continue
-        if found[asset].sha256 != card.sha256:
-            unofficial[asset] = found[asset].sha256
+        if files[asset].sha256 != card.sha256:
+            unofficial[asset] = files[asset].sha256
     unread = [asset for asset, path in paths.items() if path and asset not in wanted]
-    problems += [
-        Problem(f"assets.{asset}", f"protocol {name} does not read it", "leave it out") for asset in unread
-    ]
+    why = f"protocol {name} does not read it"
+    problems += [Problem(f"assets.{asset}", why, "leave it out") for asset in unread]
     prompts: list[Prompt] = []
-    if protocol.prompts in found:
-        prompts = read_prompts(found[protocol.prompts].path)
+    if protocol.prompts in files:
+        prompts = read_prompts(files[protocol.prompts].path)
         images = len(prompts) * protocol.images_per_prompt
         if paths.get(protocol.prompts):
             protocol = protocol.model_copy(update={"samples": images})
         elif images < protocol.samples:
+            few = f"{len(prompts)} prompts × {protocol.images_per_prompt} are fewer than {protocol.samples}"
             problems.append(
-                Problem(
-                    f"assets/{protocol.prompts}",
-                    f"{len(prompts)} prompts × {protocol.images_per_prompt} are fewer than "
-                    f"{protocol.samples}",
-                    f"alignbench fetch {protocol.prompts}",
-                )
+                Problem(f"assets/{protocol.prompts}", few, f"alignbench fetch {protocol.prompts}")
             )
-    return Requirements(protocol_digest(protocol, unofficial), protocol, found, prompts, problems)
+    return Requirements(protocol_digest(protocol, unofficial), protocol, files, prompts, problems)
 
 
-def _missing_names(registry: Registry, name: str, protocol: ProtocolCard) -> list[Problem]:
-    dataset = protocol.reference.dataset if protocol.reference else ""
-    problems = []
-    for kind, names in {"evaluators": protocol.evaluators, "datasets": [dataset] if dataset else []}.items():
-        for wanted in names:
-            if wanted not in registry.found[kind]:
-                reason = registry.planned.get(kind, {}).get(wanted, "no card has this name")
-                problems.append(
-                    Problem(
-                        f"protocol {name}",
-                        f"{kind[:-1]} {wanted!r} is not in this version: {reason}",
-                        "train only with --no-eval, then score the exported weights elsewhere",
-                    )
-                )
-    return problems
+def _missing_names(registry: Registry, name: str, protocol: ProtocolCard) -> Iterator[Problem]:
+    wanted = [("evaluators", evaluator) for evaluator in protocol.evaluators]
+    if protocol.reference and protocol.reference.dataset:
+        wanted.append(("datasets", protocol.reference.dataset))
+    for kind, card in wanted:
+        if card not in registry.found[kind]:
+            yield Problem(
+                f"protocol {name}",
+                f"{SINGULAR[kind]} {card!r} is not in this version: no card has this name",
+                "train only with --no-eval, then score the exported weights elsewhere",
+            )
 
 
-def _package_problems(registry: Registry, protocol: ProtocolCard) -> list[Problem]:
-    problems = []
-    for name in protocol.evaluators:
-        card = registry.evaluator(name)
-        missing, command = missing_packages(card.packages, card.extra)
+def _evaluator_problems(registry: Registry, protocol: ProtocolCard) -> Iterator[Problem]:
+    """Packages that are not installed; fewer images than an evaluator can estimate anything from."""
+    cards = {name: registry.evaluator(name) for name in protocol.evaluators}
+    for name, card in cards.items():
+        missing, fix = missing_packages(card.packages, card.extra)
         if missing:
-            problems.append(Problem(f"evaluator {name}", f"needs {', '.join(missing)}", command))
-    return problems
-
-
-def _size_problems(registry: Registry, protocol: ProtocolCard) -> list[Problem]:
-    """Fewer images than an evaluator can estimate anything from."""
-    problems = []
-    for name in protocol.evaluators:
-        card = registry.evaluator(name)
+            yield Problem(f"evaluator {name}", f"needs {', '.join(missing)}", fix)
+    for name, card in cards.items():
         values = {key: option.default for key, option in card.options.items()}
         values |= protocol.options.get(name, {})
         minimum = max((int(values[key]) + more for key, more in card.min_images.items()), default=1)
         if protocol.samples < minimum:
-            problems.append(
-                Problem(
-                    f"evaluator {name}",
-                    f"needs at least {minimum} images, {protocol.samples} are planned",
-                    f"--set protocol.samples={minimum} or more",
-                )
-            )
-    return problems
-
-
-def _condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolCard) -> list[Problem]:
-    if protocol.condition == model.condition or protocol.task == "reconstruction":
-        return []
-    return [
-        Problem(
-            f"protocol {config.protocol}",
-            f"is for {protocol.condition}-conditioned models, "
-            f"{config.model} is {model.condition}-conditioned",
-            "choose another with --protocol; see: alignbench list protocols",
-        )
-    ]
-
-
-def _model_problems(config: RunConfig, model: ModelCard, method: MethodCard | None) -> list[Problem]:
-    problems = []
-    if model.target is None:
-        problems.append(Problem(f"model {config.model}", f"this version has no {model.family} backbone"))
-    if method and model.condition not in method.conditions:
-        problems.append(
-            Problem(f"method {config.method}", f"does not train {model.condition}-conditioned models")
-        )
-    return problems
-
-
-def _reward_problems(registry: Registry, config: RunConfig, method: MethodCard | None) -> list[Problem]:
-    problems = []
-    options = config.section("method") if method else {}
-    used = all(options[switch] != 0 for switch in (method.reward_switches if method else []))
-    for option in method.reward_options if method else []:
-        text = str(options[option])
-        try:
-            for spec, _ in parse_terms(text) if text != "none" else []:
-                resolved = resolve(spec, registry)
-                if used:
-                    require_parts(resolved)
-        except UserError as error:
-            problems.append(Problem(f"method.{option}", error.what, error.fix))
-    return problems
+            few = f"needs at least {minimum} images, {protocol.samples} are planned"
+            yield Problem(f"evaluator {name}", few, f"--set protocol.samples={minimum} or more")
 
 
 def find_text_encoder(
@@ -182,10 +122,8 @@ def find_text_encoder(
     spec = model.text
     if spec is None or config.section("model")["weights"] == "random":
         return None, []
-    problems = []
-    missing, command = missing_packages(spec.packages, spec.extra)
-    if missing:
-        problems.append(Problem("text encoder", f"needs {', '.join(missing)}", command))
+    missing, fix = missing_packages(spec.packages, spec.extra)
+    problems = [Problem("text encoder", f"needs {', '.join(missing)}", fix)] if missing else []
     if not spec.asset:
         return None, problems
     card = registry.asset(spec.asset)
@@ -196,59 +134,94 @@ def find_text_encoder(
         return None, [*problems, Problem(f"assets/{spec.asset}", error.what, error.fix)]
 
 
-def _weight_problems(name: str, model: ModelCard, weights: dict[str, FileStatus]) -> list[Problem]:
+def condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolCard) -> Iterator[Problem]:
+    """Say so where a protocol is for models of another kind."""
+    if protocol.condition != model.condition and protocol.task == "generation":
+        yield Problem(
+            f"protocol {config.protocol}",
+            f"is for {protocol.condition}-conditioned models, "
+            f"{config.model} is {model.condition}-conditioned",
+            "choose another with --protocol; see: alignbench list protocols",
+        )
+
+
+def problems_of(
+    registry: Registry,
+    config: RunConfig,
+    model: ModelCard,
+    method: MethodCard | None,
+    weights: Mapping[str, FileStatus],
+    text_problems: Sequence[Problem],
+) -> Iterator[Problem]:
+    """Yield what stops a run besides its protocol: model, rewards, weights, data, geometry.
+
+    Args:
+        registry: where the cards are.
+        config: names and values.
+        model: card of the model.
+        method: card of the method, if any.
+        weights: {role: where the file is}.
+        text_problems: of the model's text encoder.
+    """
+    if model.target is None:
+        yield Problem(f"model {config.model}", f"this version has no {model.family} backbone")
+    if method and model.condition not in method.conditions:
+        yield Problem(f"method {config.method}", f"does not train {model.condition}-conditioned models")
+    yield from text_problems
+    if method:
+        yield from _reward_problems(registry, config, method)
+    if config.section("model")["weights"] == "pretrained":
+        yield from _weight_problems(config.model, model, weights)
+    if method:
+        yield from _data_problems(registry, config, model)
+    images, devices = config.train.images_per_step, world_size()
+    if images % devices:
+        lower = images // devices * devices
+        near = " or ".join(str(size) for size in (lower, lower + devices) if size)
+        what = f"{images} images cannot be shared by {devices} devices"
+        yield Problem("train.images_per_step", what, f"--set train.images_per_step={near}")
+
+
+def _reward_problems(registry: Registry, config: RunConfig, method: MethodCard) -> Iterator[Problem]:
+    options = config.section("method")
+    used = all(options[switch] != 0 for switch in method.reward_switches)
+    for option in method.reward_options:
+        text = str(options[option])
+        try:
+            for spec, _ in parse_terms(text) if text != "none" else []:
+                resolved = resolve(spec, registry)
+                if used:
+                    require_parts(resolved)
+        except UserError as error:
+            yield Problem(f"method.{option}", error.what, error.fix)
+
+
+def _weight_problems(name: str, model: ModelCard, weights: Mapping[str, FileStatus]) -> Iterator[Problem]:
     own_text = model.text is not None and not model.text.asset
     if "text" in weights and not own_text and "text" not in model.roles:
-        return [Problem("model.text", f"{name} has no text encoder of its own", "leave it out")]
-    roles = [*model.roles, *(["text"] if own_text else [])]
-    unnamed = [
-        Problem(f"weights/{role}", f"the card of {name} names no file", f"--set model.{role}=PATH")
-        for role in roles
-        if role not in weights
-    ]
-    return unnamed + [
-        Problem(f"weights/{role}", status.reason, status.fix)
-        for role, status in weights.items()
-        if not status.ok
-    ]
+        yield Problem("model.text", f"{name} has no text encoder of its own", "leave it out")
+        return
+    for role in [*model.roles, *(["text"] if own_text else [])]:
+        if role not in weights:
+            what = f"the card of {name} names no file"
+            yield Problem(f"weights/{role}", what, f"--set model.{role}=PATH")
+    for role, status in weights.items():
+        if not status.ok:
+            yield Problem(f"weights/{role}", status.reason, status.fix)
 
 
-def _data_problems(registry: Registry, config: RunConfig, model: ModelCard) -> list[Problem]:
-    if config.method is None:
-        return []
-    card = registry.dataset(config.dataset)
-    problems = []
+def _data_problems(registry: Registry, config: RunConfig, model: ModelCard) -> Iterator[Problem]:
+    where, card, options = f"data {config.dataset}", registry.dataset(config.dataset), config.section("data")
     if card.condition != model.condition:
-        problems.append(
-            Problem(
-                f"data {config.dataset}",
-                f"gives {card.condition} conditions, {config.model} needs {model.condition}",
-            )
-        )
-    if config.section("data").get("path") == "":
-        problems.append(Problem(f"data {config.dataset}", "no data set was named", "--set data.path=PATH"))
-    root = config.section("data").get("root")
+        yield Problem(where, f"gives {card.condition} conditions, {config.model} needs {model.condition}")
+    if options.get("path") == "":
+        yield Problem(where, "no data set was named", "--set data.path=PATH")
+    root = options.get("root")
     if root == "":
-        problems.append(Problem(f"data {config.dataset}", "no folder was given", "--set data.root=PATH"))
+        yield Problem(where, "no folder was given", "--set data.root=PATH")
     elif root is not None:
-        place = Path(str(root)).expanduser()
+        path = Path(root).expanduser()
         # Captioned images may come as one file.
-        if not (place.is_dir() or (card.condition == "text" and place.is_file())):
+        if not (path.is_dir() or (card.condition == "text" and path.is_file())):
             wrong = "does not exist" if card.condition == "text" else "is not a folder"
-            problems.append(Problem(f"data {config.dataset}", f"{root} {wrong}", "--set data.root=PATH"))
-    return problems
-
-
-def _geometry_problems(config: RunConfig, world_size: int) -> list[Problem]:
-    images = config.train.images_per_step
-    if images % world_size == 0:
-        return []
-    lower = images // world_size * world_size
-    near = " or ".join(str(size) for size in (lower, lower + world_size) if size)
-    return [
-        Problem(
-            "train.images_per_step",
-            f"{images} images cannot be shared by {world_size} devices",
-            f"--set train.images_per_step={near}",
-        )
-    ]
+            yield Problem(where, f"{root} {wrong}", "--set data.root=PATH")

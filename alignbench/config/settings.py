@@ -9,80 +9,68 @@ Imports no torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from alignbench.errors import UserError, suggest
 from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import Option, Scalar
 
-TRAIN_OPTIONS: dict[str, Option] = {
-    "steps": Option(default=100, minimum=0, doc="Optimiser steps."),
-    "images_per_step": Option(default=128, minimum=1, doc="Images per optimiser step, over all devices."),
-    "micro_batch": Option(default=8, minimum=1, doc="Images per forward and backward on one device."),
-    "lr": Option(default=1e-6, minimum=0.0, maximum=1e30, doc="Peak learning rate of AdamW."),
-    "beta1": Option(default=0.9, minimum=0.0, maximum=0.999999, doc="AdamW β₁."),
-    "beta2": Option(default=0.999, minimum=0.0, maximum=0.999999, doc="AdamW β₂."),
-    "eps": Option(default=1e-8, minimum=0.0, doc="AdamW ε."),
-    "weight_decay": Option(default=1e-4, minimum=0.0, doc="Decay of matrices; norms and biases have none."),
-    "grad_clip": Option(default=1.0, minimum=0.0, doc="Largest gradient norm; 0 switches clipping off."),
-    "schedule": Option(
-        default="constant", choices=["constant", "linear", "cosine"], doc="Learning rate after the warm-up."
-    ),
-    "warmup_steps": Option(default=0, minimum=0, doc="Steps of linear warm-up."),
-    "precision": Option(
-        default="fp32", choices=["fp32", "bf16"], doc="bf16: autocast over fp32 master weights."
-    ),
-    "recompute": Option(default=False, doc="Recompute transformer blocks in the backward pass."),
-    "updates_per_collect": Option(default=1, minimum=1, doc="Optimiser steps on each collected batch."),
-}
 
-MODEL_OPTIONS: dict[str, Option] = {
-    "weights": Option(
-        default="pretrained", choices=["pretrained", "random"], doc="random: engine checks, never ranked."
-    ),
-    "policy": Option(default="", doc="Path of the policy's weights, instead of the card's file."),
-    "tokenizer": Option(default="", doc="Path of the tokenizer's weights, instead of the card's file."),
-}
-
-RARE_OPTIONS: dict[str, Option] = {
-    "model.text": Option(
-        default="", doc="Path of the text encoder's weights, where the card has a file of them."
-    ),
-    "protocol.batch": Option(
-        default=0,
-        minimum=0,
-        doc="Images generated together, for want of memory; rounding and so the protocol become others.",
-    ),
-}
-"""A configuration holds these only if they were given."""
-
-PROTOCOL_OPTIONS: dict[str, Option] = {
-    "samples": Option(default=0, minimum=0, doc="Images per sampling seed; 0: as the protocol says."),
-    "seeds": Option(default="", doc="Sampling seeds, e.g. 0,1,2; empty: as the protocol says."),
-    "settings": Option(default="", doc="Sampling settings, e.g. t1,cfg2; empty: all of the protocol."),
-}
+def _train(default: Any, doc: str, **limits: Any) -> Any:
+    """A field of `TrainConfig` that is an option too."""
+    return field(default=default, metadata={"option": Option(default=default, doc=doc, **limits)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """`train.*`, one field per key of `TRAIN_OPTIONS`."""
+    """`train.*`: how long, on how much, with which optimiser."""
 
-    steps: int
-    images_per_step: int
-    micro_batch: int
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    grad_clip: float
-    schedule: str
-    warmup_steps: int
-    precision: str
-    recompute: bool
-    updates_per_collect: int
+    steps: int = _train(100, "Optimiser steps.", minimum=0)
+    images_per_step: int = _train(128, "Images per optimiser step, over all devices.", minimum=1)
+    micro_batch: int = _train(8, "Images per forward and backward on one device.", minimum=1)
+    lr: float = _train(1e-6, "Peak learning rate of AdamW.", minimum=0.0, maximum=1e30)
+    beta1: float = _train(0.9, "AdamW β₁.", minimum=0.0, maximum=0.999999)
+    beta2: float = _train(0.999, "AdamW β₂.", minimum=0.0, maximum=0.999999)
+    eps: float = _train(1e-8, "AdamW ε.", minimum=0.0)
+    weight_decay: float = _train(1e-4, "Decay of matrices; norms and biases have none.", minimum=0.0)
+    grad_clip: float = _train(1.0, "Largest gradient norm; 0 switches clipping off.", minimum=0.0)
+    schedule: str = _train(
+        "constant", "Learning rate after the warm-up.", choices=["constant", "linear", "cosine"]
+    )
+    warmup_steps: int = _train(0, "Steps of linear warm-up.", minimum=0)
+    precision: str = _train("fp32", "bf16: autocast over fp32 master weights.", choices=["fp32", "bf16"])
+    recompute: bool = _train(False, "Recompute transformer blocks in the backward pass.")
+    updates_per_collect: int = _train(1, "Optimiser steps on each collected batch.", minimum=1)
+
+
+COMMON_OPTIONS: dict[str, dict[str, Option]] = {
+    "train": {item.name: item.metadata["option"] for item in fields(TrainConfig)},
+    "model": {
+        "weights": Option(
+            default="pretrained", choices=["pretrained", "random"], doc="random: engine checks, never ranked."
+        ),
+        "policy": Option(default="", doc="Path of the policy's weights, instead of the card's file."),
+        "tokenizer": Option(default="", doc="Path of the tokenizer's weights, instead of the card's file."),
+        "text": Option(
+            default="", doc="Path of the text encoder's weights, where the card has a file of them."
+        ),
+    },
+    "protocol": {
+        "samples": Option(default=0, minimum=0, doc="Images per sampling seed; 0: as the protocol says."),
+        "seeds": Option(default="", doc="Sampling seeds, e.g. 0,1,2; empty: as the protocol says."),
+        "settings": Option(default="", doc="Sampling settings, e.g. t1,cfg2; empty: all of the protocol."),
+        "batch": Option(
+            default=0,
+            minimum=0,
+            doc="Images generated together, for want of memory; rounding and so the protocol become others.",
+        ),
+    },
+}
+"""{namespace: {key: option}} of what does not depend on a card."""
+RARE = {"model.text", "protocol.batch"}
+"""A configuration holds these, and paths of assets, only if they were given."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +96,7 @@ class RunConfig:
     values: Mapping[str, Origin]
     """Every dotted key, sorted."""
 
-    def section(self, name: str) -> dict[str, Scalar]:
+    def section(self, name: str) -> dict[str, Any]:
         """Return one namespace as {key without prefix: value}."""
         prefix = f"{name}."
         return {
@@ -117,8 +105,7 @@ class RunConfig:
 
     @property
     def train(self) -> TrainConfig:
-        section = self.section("train")
-        return TrainConfig(**{field.name: section[field.name] for field in fields(TrainConfig)})  # type: ignore[arg-type]
+        return TrainConfig(**self.section("train"))
 
     def changed(self) -> dict[str, Origin]:
         """Values that were given on the command line."""
@@ -137,8 +124,10 @@ class RunConfig:
         }
 
 
-def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
-    """Split `key=value` strings.
+def parse_assignments(
+    assignments: Sequence[str], options: Mapping[str, Option] | None = None
+) -> dict[str, str]:
+    """Split `key=value` strings; where options are given, keys without a dot are completed.
 
     Raises:
         UserError: a string without `=`.
@@ -148,52 +137,33 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {text!r} is not of the form key=value")
-        parsed[key.strip()] = value.strip()
+        parsed[complete_key(key.strip(), options or {})] = value.strip()
     return parsed
 
 
-def parse_value(text: str, option: Option) -> Scalar:
-    """Read a command-line value in the type of its option.
-
-    Raises:
-        ValueError: saying what is allowed.
-    """
-    kind = type(option.default)
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(f"{text!r} is not true or false")
-        return option.check(text.lower() == "true")
-    if kind is str:
-        return option.check(text)
-    try:
-        return option.check(int(text) if kind is int else float(text))
-    except ValueError as error:
-        if "could not convert" in str(error) or "invalid literal" in str(error):
-            raise ValueError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
-        raise
-
-
 def known_options(
-    registry: Registry, method: str | None, dataset: str, model: str | None = None
+    registry: Registry,
+    *,
+    method: str | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+    sections: Collection[str] = ("train", "model", "protocol", "data", "assets", "method"),
 ) -> dict[str, Option]:
-    """All keys that `--set` takes for this method, data set and model."""
-    options = {f"train.{key}": option for key, option in TRAIN_OPTIONS.items()}
-    options |= {f"model.{key}": option for key, option in MODEL_OPTIONS.items()} | RARE_OPTIONS
+    """Return {dotted key: option} of all that `--set` takes for these cards, of some namespaces or all."""
+    found = {section: dict(options) for section, options in COMMON_OPTIONS.items()}
     if model is not None:
-        options |= {f"model.{key}": option for key, option in registry.model(model).options.items()}
-    options |= {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
-    options |= {f"data.{key}": option for key, option in registry.dataset(dataset).options.items()}
-    options |= asset_options(registry)
+        found["model"] |= registry.model(model).options
+    if dataset is not None:
+        found["data"] = registry.dataset(dataset).options
+    path = Option(default="", doc="Path of this file, instead of where it is looked for.")
+    found["assets"] = dict.fromkeys(registry.names("assets"), path)
     if method is not None:
-        options |= {f"method.{key}": option for key, option in registry.method(method).options.items()}
-    return options
-
-
-def asset_options(registry: Registry) -> dict[str, Option]:
-    """Keys for files that evaluators read; a configuration holds only those that are given."""
+        found["method"] = registry.method(method).options
     return {
-        f"assets.{name}": Option(default="", doc="Path of this file, instead of where it is looked for.")
-        for name in registry.names("assets")
+        f"{section}.{key}": option
+        for section in found
+        if section in sections
+        for key, option in found[section].items()
     }
 
 
@@ -219,20 +189,29 @@ def resolve(
         registry.method(method)
     model_card = registry.model(model)
     dataset = dataset or model_card.dataset
-    options = known_options(registry, method, dataset, model)
+    options = known_options(registry, method=method, model=model, dataset=dataset)
     values = {
         key: Origin(option.default, "default")
         for key, option in options.items()
-        if not key.startswith("assets.") and key not in RARE_OPTIONS
+        if not key.startswith("assets.") and key not in RARE
     }
-    recipe = _apply_recipe(registry, values, options, method, model, recipe)
-    given = {complete_key(key, options): text for key, text in parse_assignments(assignments).items()}
-    if steps is not None and "train.steps" in given:
+    if method is None:
+        recipe = None
+    else:
+        recipe = recipe or registry.recipe_for(method, model)
+        values |= _recipe_values(registry, recipe, method, options) if recipe else {}
+    assigned = parse_assignments(assignments, options)
+    if steps is not None and "train.steps" in assigned:
         raise UserError("--steps and --set train.steps were both given", fix="give one of them")
-    for key, text in given.items():
-        _assign(values, options, key, text, source="--set")
+    for key, text in assigned.items():
+        if key not in options:
+            raise UserError(
+                f"no setting named {key!r}.{suggest_key(key, options)}",
+                fix="alignbench show METHOD lists the method's keys, alignbench run --help the others",
+            )
+        values[key] = Origin(_read(key, text, options), "--set")
     if steps is not None:
-        _assign(values, options, "train.steps", str(steps), source="--steps")
+        values["train.steps"] = Origin(_read("train.steps", str(steps), options), "--steps")
     return RunConfig(
         method=method,
         model=model,
@@ -244,52 +223,60 @@ def resolve(
     )
 
 
-def _apply_recipe(
-    registry: Registry,
-    values: dict[str, Origin],
-    options: Mapping[str, Option],
-    method: str | None,
-    model: str,
-    recipe: str | None,
-) -> str | None:
-    """Overwrite defaults with the recipe's values; return the recipe's name."""
-    if method is None:
-        return None
-    name = recipe or registry.recipe_for(method, model)
-    if name is None:
-        return None
+def _recipe_values(
+    registry: Registry, name: str, method: str, options: Mapping[str, Option]
+) -> dict[str, Origin]:
+    """A recipe's values, without those of another data set than the chosen one."""
     card = registry.recipe(name)
     if card.method != method:
         raise UserError(f"recipe {name!r} is for method {card.method!r}, not {method!r}")
+    values = {}
     for key, value in card.values.items():
-        if key.startswith("data.") and key not in options:
-            continue  # another data set than the recipe's was chosen
-        if key not in options:
+        if key in options:
+            try:
+                values[key] = Origin(options[key].check(value), f"recipe {name}")
+            except ValueError as error:
+                raise UserError(f"recipe {name!r}: {key}: {error}") from error
+        elif not key.startswith("data."):
             raise UserError(f"recipe {name!r}: unknown key {key!r}.{suggest(key, options)}")
-        try:
-            values[key] = Origin(options[key].check(value), f"recipe {name}")
-        except ValueError as error:
-            raise UserError(f"recipe {name!r}: {key}: {error}") from error
-    return name
+    return values
+
+
+def values_of(
+    assignments: Sequence[str], options: Mapping[str, Option], *, why: str = "", fix: str = "leave it out"
+) -> dict[str, Scalar]:
+    """Read `--set` where a few keys have a meaning: {dotted key: value} of those that were given.
+
+    Args:
+        assignments: `key=value`.
+        options: of these keys.
+        why: why others have none.
+        fix: what to do about them.
+
+    Raises:
+        UserError: another key, or a value that its option does not take.
+    """
+    assigned = parse_assignments(assignments, options)
+    for key in assigned:
+        if key not in options:
+            raise changes_nothing(key, why=why, hint=suggest_key(key, options), fix=fix)
+    return {key: _read(key, text, options) for key, text in assigned.items()}
+
+
+def changes_nothing(key: str, *, why: str = "", hint: str = "", fix: str = "leave it out") -> UserError:
+    """The error for a key or flag that nothing would read."""
+    return UserError(f"{key} changes nothing here{why and f': {why}'}{hint and f'.{hint}'}", fix=fix)
 
 
 def complete_key(key: str, options: Mapping[str, Option]) -> str:
     """Complete a key without a dot when only one namespace has it (`clip_range` → `method.clip_range`)."""
-    owners = [known for known in options if known.rpartition(".")[2] == key]
+    owners = [option for option in options if option.rpartition(".")[2] == key]
     return owners[0] if "." not in key and len(owners) == 1 else key
 
 
-def _assign(
-    values: dict[str, Origin], options: Mapping[str, Option], key: str, text: str, *, source: str
-) -> None:
-    """Check one command-line value and store it."""
-    if key not in options:
-        raise UserError(
-            f"no setting named {key!r}.{suggest_key(key, options)}",
-            fix="alignbench show METHOD lists the method's keys, alignbench run --help the others",
-        )
+def _read(key: str, text: str, options: Mapping[str, Option]) -> Scalar:
     try:
-        values[key] = Origin(parse_value(text, options[key]), source)
+        return options[key].parse(text)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
 
@@ -297,9 +284,9 @@ def _assign(
 def suggest_key(key: str, options: Mapping[str, Option]) -> str:
     """Suggest full keys: of the same namespace first, then of any; also for a name cut short."""
     namespace, _, leaf = key.rpartition(".")
-    own = [known for known in options if known.startswith(f"{namespace}.")]
+    own = [option for option in options if option.startswith(f"{namespace}.")]
     for candidates in filter(None, (own, list(options))):
-        leaves = {known.rpartition(".")[2]: known for known in candidates}
+        leaves = {option.rpartition(".")[2]: option for option in candidates}
         near = [name for name in leaves if name.startswith(leaf)]
         near = near or difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)
         if near:

@@ -262,7 +262,7 @@ class Evaluation:
             **self.address,
             "evaluator": name,
             "identity": self.evaluators[name].identity,
-            "setting": self.protocol.settings[setting].model_dump(mode="json", exclude={"title"}),
+            "setting": self.protocol.settings[setting].model_dump(mode="json", exclude={"name", "title"}),
             "seed": seed,
             "reference": self.references.digest,
             "alignbench": __version__,

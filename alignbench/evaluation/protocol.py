@@ -129,7 +129,7 @@ class Judge:
         def generated(setting: str, seed: int) -> ImageSet:
             chosen = self.protocol.settings[setting]
             identity = self._identity(
-                {**address, "setting": chosen.model_dump(exclude={"title"}), "seed": seed}
+                {**address, "setting": chosen.model_dump(exclude={"name", "title"}), "seed": seed}
             )
             folder = self.folder / "samples" / subject / setting / f"seed-{seed}"
             return TokenImages(sampler, decoder, folder, chosen, seed, identity)

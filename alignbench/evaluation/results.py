@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from alignbench.record import ProtocolRef, Result, SettingRef, Subject
+from alignbench.record import ProtocolRef, Result, Subject
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import ProtocolCard
+from alignbench.registry.protocol import ProtocolCard, Setting
 
 if TYPE_CHECKING:
     from alignbench.evaluation.evaluate import Score
     from alignbench.hub.verify import AssetFile
 
 T = TypeVar("T")
-UNSAMPLED: dict[str, None] = dict.fromkeys(("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval"))
 
 
 def results_of(
@@ -78,12 +77,11 @@ def _known(metrics: Iterable[str], seeds: Sequence[Mapping[str, T | None]]) -> d
     return {metric: row for metric, row in rows.items() if any(row)}
 
 
-def _setting(protocol: ProtocolCard, name: str, *, sampled: bool) -> SettingRef:
+def _setting(protocol: ProtocolCard, name: str, *, sampled: bool) -> Setting:
     setting = protocol.settings[name]
-    values = setting.model_dump()
-    if not sampled or protocol.task == "reconstruction":
-        values |= UNSAMPLED
-    return SettingRef(name=name, **values)
+    if sampled and protocol.task == "generation":
+        return setting
+    return Setting.unsampled(name, setting.title)
 
 
 def _read_by(

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from alignbench.errors import UserError, suggest
 from alignbench.leaderboard.comparability import evaluator_name, obstacle, why_nothing
 from alignbench.leaderboard.ranking import cell_difference
-from alignbench.leaderboard.rows import cell_of, sampling_of, values_of
+from alignbench.leaderboard.rows import cell_of, values_of
 from alignbench.leaderboard.table import Cell, Column
 from alignbench.metrics.intervals import Difference, paired_difference
-from alignbench.record import FILE_NAME, ProtocolRef, Result, RunRecord, SettingRef, Subject, read
+from alignbench.record import FILE_NAME, ProtocolRef, Result, RunRecord, Subject, read
 
 if TYPE_CHECKING:
-    from alignbench.registry.protocol import MetricFact
+    from alignbench.registry.protocol import MetricFact, Setting
 
 Evidence = Literal[
     "paired prompts", "paired images", "paired sampling seeds", "paired resamples", "unpaired", "not tested"
@@ -60,7 +60,7 @@ class Compared:
 
     protocol: ProtocolRef
     column: Column
-    setting: SettingRef
+    setting: Setting
     a: Cell
     b: Cell
     difference: Difference
@@ -169,7 +169,7 @@ def _partners(a: Side, b: Side) -> list[tuple[Result, Result]]:
         for x in a.results()
         for y in b.results()
         if evaluator_name(x) == evaluator_name(y)
-        and (not _made_here(x, y) or sampling_of(x.setting) == sampling_of(y.setting))
+        and (not _made_here(x, y) or x.setting.identity == y.setting.identity)
     ]
 
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 from alignbench.leaderboard.table import Cell, Column, Comparison, Row, Table, join, short
 from alignbench.metrics.intervals import Difference, difference, resampled_difference
-from alignbench.record import SettingRef
 
 if TYPE_CHECKING:
-    from alignbench.registry.protocol import AssetCard
+    from alignbench.registry.protocol import AssetCard, Setting
 
 
 def cell_difference(a: Cell, b: Cell) -> Difference:
@@ -65,7 +64,7 @@ def rank(rows: Sequence[Row], column: Column | None) -> list[Row]:
     ]
 
 
-def in_order(rows: Sequence[Row], settings: Sequence[SettingRef], column: Column | None) -> list[Row]:
+def in_order(rows: Sequence[Row], settings: Sequence[Setting], column: Column | None) -> list[Row]:
     """Base, controls, then the rest: the one with the best row first, its settings together."""
 
     def score(row: Row) -> float:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench.leaderboard.table import Cell, Column, Cost, Row, RowKind, Unranked
 from alignbench.metrics.intervals import mean_interval, set_interval, units
-from alignbench.record import Result, RunRecord, SettingRef, dumps
+from alignbench.record import Result, RunRecord, dumps
 
 if TYPE_CHECKING:
-    from alignbench.registry.protocol import MetricFact
+    from alignbench.registry.protocol import MetricFact, Setting
 
 MACHINE_KEYS = {"train.micro_batch", "train.recompute", "model.policy", "model.tokenizer", "data.root"}
 """Configuration keys that say how or from where a run is executed, not what it computes; weights and data
@@ -91,29 +91,20 @@ def rank_column_of(columns: Sequence[Column], rank_by: str) -> Column | None:
     return next((column for column in reversed(columns) if column.metric == rank_by), None)
 
 
-def settings_of(entries: Sequence[Entry]) -> list[SettingRef]:
+def settings_of(entries: Sequence[Entry]) -> list[Setting]:
     """Settings in the order of the record with the most of them; the first is the table's default."""
-    orders: dict[str, dict[Hashable, SettingRef]] = defaultdict(dict)
+    orders: dict[str, dict[Hashable, Setting]] = defaultdict(dict)
     for record, result in entries:
-        orders[record.id].setdefault(sampling_of(result.setting), result.setting)
-    merged: dict[Hashable, SettingRef] = {}
+        orders[record.id].setdefault(result.setting.identity, result.setting)
+    merged: dict[Hashable, Setting] = {}
     for _, order in sorted(orders.items(), key=lambda item: (-len(item[1]), item[0])):
         for sampling, setting in order.items():
             merged.setdefault(sampling, setting)
     return list(merged.values())
 
 
-def sampling_of(setting: SettingRef) -> Hashable:
-    """What makes two settings the same: their values, as names and titles may change with the card.
-
-    Where nothing was sampled there are no values, and the name decides.
-    """
-    values = setting.temperature, setting.top_k, setting.top_p, setting.cfg_scale, setting.cfg_interval
-    return setting.name if set(values) == {None} else values
-
-
 def base_rows(
-    entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[SettingRef], notes: list[str]
+    entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[Setting], notes: list[str]
 ) -> list[Row]:
     """One row per setting, from one measurement of the many that runs may have made; base runs first."""
     rows = []
@@ -121,7 +112,7 @@ def base_rows(
         found = [
             (record, x)
             for record, x in entries
-            if x.subject == "base" and sampling_of(x.setting) == sampling_of(setting)
+            if x.subject == "base" and x.setting.identity == setting.identity
         ]
         found.sort(key=lambda entry: (entry[0].kind != "base", entry[0].finished or "", entry[0].id))
         cells: dict[tuple[str, str], Cell] = {}
@@ -167,15 +158,15 @@ def cell_of(results: Sequence[Result], column: Column, *, rewarded: bool = False
 
 
 def sample_rows(
-    entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[SettingRef]
+    entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[Setting]
 ) -> list[Row]:
     """One row for each set of images that was given."""
     results: dict[tuple[str, int], list[Result]] = defaultdict(list)
     titles = {record.id: record.model.title for record, _ in entries}
-    places = [sampling_of(setting) for setting in settings]
+    places = [setting.identity for setting in settings]
     for record, x in entries:
         if x.subject == "samples":
-            results[record.id, places.index(sampling_of(x.setting))].append(x)
+            results[record.id, places.index(x.setting.identity)].append(x)
     rows = []
     for (name, place), found in sorted(results.items()):
         cells = {
@@ -196,7 +187,7 @@ def sample_rows(
 
 
 def method_rows(
-    entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[SettingRef], notes: list[str]
+    entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[Setting], notes: list[str]
 ) -> tuple[list[Row], list[Unranked]]:
     pools: dict[str, dict[int, RunRecord]] = defaultdict(dict)
     left_out = []
@@ -214,7 +205,7 @@ def method_rows(
             results: dict[str, list[Result]] = defaultdict(list)
             for record, x in entries:
                 chosen = record.train is not None and pool.get(record.train.seed) is record
-                if chosen and x.subject == "method" and sampling_of(x.setting) == sampling_of(setting):
+                if chosen and x.subject == "method" and x.setting.identity == setting.identity:
                     results[record.id].append(x)
             members = [pool[seed] for seed in sorted(pool) if pool[seed].id in results]
             if members:
@@ -227,7 +218,7 @@ def _method_row(
     members: Sequence[RunRecord],
     results: Mapping[str, Sequence[Result]],
     columns: Sequence[Column],
-    setting: SettingRef,
+    setting: Setting,
     notes: list[str],
 ) -> Row:
     title = members[0].method.title if members[0].method else ""

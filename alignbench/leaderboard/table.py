@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from alignbench.metrics.intervals import Difference, Interval
 
 if TYPE_CHECKING:
-    from alignbench.record import ProtocolRef, RunRecord, SettingRef
-    from alignbench.registry.protocol import MetricFact
+    from alignbench.record import ProtocolRef, RunRecord
+    from alignbench.registry.protocol import MetricFact, Setting
 
 RowKind = Literal["base", "control", "method", "samples"]
 """`control`: the base model under another setting than the table's first one; `samples`: given images."""
@@ -99,7 +99,7 @@ class Row:
     """`base`, the method's title, or what given images are called."""
     detail: str
     """Recipe and changed keys of a method."""
-    setting: SettingRef
+    setting: Setting
     cells: Mapping[tuple[str, str], Cell]
     """{`Column.key`: cell}."""
     rank: int | None = None

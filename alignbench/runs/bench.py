@@ -33,7 +33,7 @@ from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import Setting
 from alignbench.runs import environment
-from alignbench.samples.generated import ImageDecoder, Sampler, sampling_of
+from alignbench.samples.generated import ImageDecoder, Sampler
 from alignbench.training import setup
 from alignbench.training.driver import peak_memory_gib
 from alignbench.training.parallel import Parallel, choose_threads
@@ -244,7 +244,7 @@ def _warm_up(sampler: Sampler, setting: Setting) -> None:
     ids = range(sampler.protocol.batch)
     uniforms = torch.from_numpy(randomness.uniforms(0, "bench", 0, ids, (WARM_UP_TOKENS,)))
     condition = sampler.condition(np.zeros(len(ids), dtype=np.int64))
-    sampler.backbone.generate(condition, uniforms.to(sampler.device), sampling_of(setting))
+    sampler.backbone.generate(condition, uniforms.to(sampler.device), setting.sampling())
 
 
 def spread(seconds: Sequence[float]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from alignbench import run_folder
 from alignbench.config.plan import Job, Plan, make_plan, starting_weights
-from alignbench.config.settings import Origin, RunConfig, known_options, parse_assignments, parse_value
-from alignbench.errors import UserError, suggest
+from alignbench.config.settings import Origin, RunConfig, known_options, values_of
+from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import Score
 from alignbench.evaluation.results import results_of
 from alignbench.files import file_sha256, write_atomic
@@ -79,21 +79,11 @@ def _config(run: Path, registry: Registry, protocol: str, assignments: list[str]
         names = {key: held[key] for key in ("method", "model", "dataset", "recipe", "seed")}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not readable", fix="name the folder of a finished run") from error
-    options = {
-        key: option
-        for key, option in known_options(registry, names["method"], names["dataset"]).items()
-        if key.partition(".")[0] in ("protocol", "assets", "data")
-    }
+    sections = ["protocol", "assets", "data"]
+    options = known_options(registry, dataset=names["dataset"], sections=sections)
     values |= {key: Origin(o.default, "default") for key, o in options.items() if key.startswith("protocol.")}
-    for key, text in parse_assignments(assignments).items():
-        if key not in options:
-            raise UserError(
-                f"{key} cannot be changed for a finished run.{suggest(key, options)}", fix="leave it out"
-            )
-        try:
-            values[key] = Origin(parse_value(text, options[key]), "--set")
-        except ValueError as error:
-            raise UserError(f"{key}: {error}") from error
+    assigned = values_of(assignments, options, why="the run is finished")
+    values |= {key: Origin(value, "--set") for key, value in assigned.items()}
     return RunConfig(protocol=protocol, values=dict(sorted(values.items())), **names)
 
 

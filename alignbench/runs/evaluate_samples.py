@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench import run_folder
 from alignbench.config.requirements import Requirements, requirements_of
-from alignbench.config.settings import (
-    PROTOCOL_OPTIONS,
-    asset_options,
-    complete_key,
-    parse_assignments,
-    parse_value,
-)
+from alignbench.config.settings import COMMON_OPTIONS, RARE, changes_nothing, known_options, values_of
 from alignbench.errors import EXIT_PARTIAL, Problem, UserError
 from alignbench.evaluation import results
 from alignbench.files import cache_root, digest_of, write_atomic
@@ -98,12 +92,18 @@ def make_given_plan(
     Raises:
         UserError: unknown names, or images that cannot be scored, by name.
     """
-    values = _values(registry, assignments)
-    section = {key: option.default for key, option in PROTOCOL_OPTIONS.items()}
+    known = known_options(registry, sections=["protocol", "assets"])
+    values = values_of(
+        assignments,
+        {key: option for key, option in known.items() if key not in RARE},
+        why="images that are given have no model and no training",
+        fix="protocol.samples and assets.NAME can be set",
+    )
+    section = {key: option.default for key, option in COMMON_OPTIONS["protocol"].items()}
     section |= {key[9:]: value for key, value in values.items() if key.startswith("protocol.")}
     for key in ("seeds", "settings"):
         if section[key]:
-            raise UserError(f"protocol.{key} changes nothing here: the images are given", fix="leave it out")
+            raise changes_nothing(f"protocol.{key}", why="the images are given")
     card = resolve_protocol(registry.protocol(protocol), section)
     if card.task != "generation":
         raise UserError(
@@ -132,32 +132,9 @@ def make_given_plan(
             )
         )
     used = requirements.protocol.model_copy(
-        update={"settings": {GIVEN: Setting(title="as given")}, "seeds": [0]}
+        update={"settings": {GIVEN: Setting.unsampled(GIVEN, "as given")}, "seeds": [0]}
     )
     return SamplesPlan(title, images, protocol, used, requirements, values, problems)
-
-
-def _values(registry: Registry, assignments: list[str]) -> dict[str, Any]:
-    """Read `--set` for keys that matter here.
-
-    Raises:
-        UserError: another key, or a value that does not fit.
-    """
-    options = {f"protocol.{key}": option for key, option in PROTOCOL_OPTIONS.items()}
-    options |= asset_options(registry)
-    values = {}
-    for short, text in parse_assignments(assignments).items():
-        key = complete_key(short, options)
-        if key not in options:
-            raise UserError(
-                f"{key} changes nothing here: images that are given have no model and no training",
-                fix="protocol.samples and assets.NAME can be set",
-            )
-        try:
-            values[key] = parse_value(text, options[key])
-        except ValueError as error:
-            raise UserError(f"{key}: {error}") from error
-    return values
 
 
 def score(

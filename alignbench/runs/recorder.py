@@ -14,7 +14,6 @@ from alignbench.record import (
     DataInfo,
     MethodInfo,
     ModelInfo,
-    PluginInfo,
     RecipeInfo,
     Result,
     RunRecord,
@@ -104,7 +103,7 @@ class RunRecorder:
             started=self.started,
             finished=record.now() if status == "complete" else None,
             config=plan.config.as_dict(),
-            plugins=[PluginInfo(path=code.path, sha256=code.sha256) for code in plan.plugins],
+            plugins=list(plan.plugins),
         )
 
     def _train_info(self, plan: Plan) -> TrainInfo | None:

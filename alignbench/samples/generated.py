@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from alignbench import randomness
-from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt, Rollout, Sampling
+from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt, Rollout
 from alignbench.errors import RunFailed, out_of_memory_as, smaller_batch
 from alignbench.files import write_atomic
 from alignbench.registry.protocol import ProtocolCard, Setting
@@ -37,16 +37,6 @@ def labels_of(protocol: ProtocolCard, num_classes: int, seed: int, ids: Sequence
         return np.asarray(ids, dtype=np.int64) % num_classes
     draws = randomness.uniforms(seed, "sample-label", 0, ids, ())
     return np.minimum((draws * num_classes).astype(np.int64), num_classes - 1)
-
-
-def sampling_of(setting: Setting) -> Sampling:
-    return Sampling(
-        temperature=setting.temperature,
-        top_k=setting.top_k,
-        top_p=setting.top_p,
-        cfg_scale=setting.cfg_scale,
-        cfg_interval=setting.cfg_interval,
-    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ class Sampler:
             drawn = self.backbone.generate(
                 self.condition(labels[rows]),
                 torch.from_numpy(uniforms[rows]).to(self.device),
-                sampling_of(setting),
+                setting.sampling(),
             )
             check_probabilities(drawn)
             tokens.append(drawn.tokens.cpu().numpy().astype(np.int32))

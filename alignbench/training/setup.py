@@ -82,7 +82,7 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     """
     name = job.plan.config.method
     assert name is not None
-    target = interfaces.load_method(job.registry, name)
+    target = interfaces.load(job.registry, "methods", name)
 
     shared: dict[tuple[object, ...], Placed] = {}
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from alignbench import api, randomness
-from alignbench.config.settings import TRAIN_OPTIONS, TrainConfig
+from alignbench.config.settings import TrainConfig
 
 
 def train_config(**changes: Any) -> TrainConfig:
     """Default `train.*` with changes."""
-    values: dict[str, Any] = {field.name: TRAIN_OPTIONS[field.name].default for field in fields(TrainConfig)}
-    return TrainConfig(**{**values, **changes})
+    return TrainConfig(**changes)
 
 
 @dataclass(frozen=True)

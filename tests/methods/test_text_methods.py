@@ -16,7 +16,6 @@ from alignbench.errors import UserError
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
 from alignbench.runs import run
-from alignbench.samples.generated import sampling_of
 from alignbench.testing import Case
 from alignbench.training import setup
 from tests.helpers.captioned_images import write_folder
@@ -172,5 +171,5 @@ def test_protocols_of_prompts_can_be_sampled(cards: Registry, tmp_path: Path) ->
     backbone = setup.build_model(plan, CPU)
     setting = next(iter(plan.protocol.settings.values()))
     condition = backbone.text_condition(["a red circle"])
-    drawn = backbone.generate(condition, torch.rand(1, 16), sampling_of(setting))
+    drawn = backbone.generate(condition, torch.rand(1, 16), setting.sampling())
     assert drawn.tokens.shape == (1, 16) and torch.isfinite(drawn.logprobs).all()

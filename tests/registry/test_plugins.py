@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
+from alignbench.cli.main import main
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
 from alignbench.leaderboard import rows
-from alignbench.record import PluginInfo, read
+from alignbench.record import read
 from alignbench.registry import interfaces, plugins
 from alignbench.registry.lookup import SINGULAR, Registry
+from alignbench.registry.schema import CodeFile
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -30,7 +33,7 @@ METHOD = '''
 """A method in one file."""
 import torch
 from dataclasses import dataclass
-from alignbench.methods.modes import eval_logits
+from alignbench.methods.logits import eval_logits
 from alignbench import api
 
 
@@ -61,12 +64,36 @@ class Mine:
 '''
 
 
-def alignbench(*arguments: str, path: str = "", out: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [path, str(ROOT)]))}
-    return subprocess.run(
-        [sys.executable, "-m", "alignbench", *arguments, *(["--out", str(out)] if out else [])],
-        capture_output=True, text=True, env=environment, timeout=300,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Command(Protocol):
+    def __call__(self, *arguments: object) -> Done: ...
+
+
+@pytest.fixture
+def alignbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Run the command line in this process, and forget what it imported from `tmp_path`."""
+
+    def call(*arguments: object) -> Done:
+        capsys.readouterr()
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield call
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("theirs", "in_a_folder"):
+            del sys.modules[name]
 
 
 def file(folder: Path, text: str, name: str = "mine.py") -> Path:
@@ -78,10 +105,10 @@ def file(folder: Path, text: str, name: str = "mine.py") -> Path:
 # --- a single file --------------------------------------------------------------------------------
 
 
-def test_a_file_runs_and_is_recorded(tmp_path: Path) -> None:
+def test_a_file_runs_and_is_recorded(tmp_path: Path, alignbench: Command) -> None:
     plugin = file(tmp_path, METHOD)
     done = alignbench(
-        "run", "--method", "mine", "--plugin", str(plugin), "--no-eval", *SHORT, out=tmp_path / "run"
+        "run", "--method", "mine", "--plugin", str(plugin), "--no-eval", *SHORT, "--out", tmp_path / "run"
     )
     assert done.returncode == 0, done.stderr
     record = read(tmp_path / "run")
@@ -102,7 +129,7 @@ def test_every_rank_imports_the_file(tmp_path: Path) -> None:
     assert record.train is not None and record.train.world_size == 2 and len(record.plugins) == 1
 
 
-def test_list_and_show_know_the_file(tmp_path: Path) -> None:
+def test_list_and_show_know_the_file(tmp_path: Path, alignbench: Command) -> None:
     plugin = str(file(tmp_path, METHOD))
     listed = json.loads(alignbench("list", "methods", "--json", "--plugin", plugin).stdout)
     assert listed["methods"]["mine"]["summary"] == "Cross-entropy." and "vapi" in listed["methods"]
@@ -127,7 +154,7 @@ def test_a_leaderboard_pools_only_runs_of_the_same_code() -> None:
     stored = read(ROOT / "tests" / "golden" / "records" / "vapi-llamagen-tiny-s0-11111111.json")
 
     def identity(path: str, digit: str) -> str:
-        info = PluginInfo(path=path, sha256=f"sha256:{digit * 64}")
+        info = CodeFile(path=path, sha256=f"sha256:{digit * 64}")
         return rows.identity(stored.model_copy(update={"plugins": [info]}))
 
     assert identity("/here/a.py", "1") == identity("/there/a.py", "1")
@@ -135,17 +162,12 @@ def test_a_leaderboard_pools_only_runs_of_the_same_code() -> None:
     assert identity("/here/a.py", "1") != rows.identity(stored)
 
 
-def test_without_plugins_nothing_changes_in_a_plan() -> None:
-    config = resolve(Registry.default(), method="vapi", model="llamagen-tiny")
-    assert make_plan(Registry.default(), config).plugins == ()
-
-
 OTHERS = '''
 """A reward, an evaluator, a data set and a model in one file."""
 import numpy as np
 import torch
 from alignbench import api
-from alignbench.backbones import llamagen
+from alignbench.backbones.llamagen import model
 
 
 class Bright:
@@ -191,7 +213,7 @@ class Squares:
 
 
 def build(card, files, *, seed, device=None):
-    return llamagen.build(card, files, seed=seed, device=device)
+    return model.build(card, files, seed=seed, device=device)
 
 
 build.card = {**MODEL, "kind": "model", "name": "other-tiny", "title": "Other"}
@@ -203,10 +225,10 @@ def others(folder: Path) -> Path:
     return file(folder, f"MODEL = {model!r}\n{OTHERS}", "others.py")
 
 
-def test_reward_and_data_set_of_a_file_train(tmp_path: Path) -> None:
+def test_reward_and_data_set_of_a_file_train(tmp_path: Path, alignbench: Command) -> None:
     done = alignbench(
         "run", "--method", "ar-grpo", "--set", "method.rewards=bright@1", "--data", "squares", "--no-eval",
-        *SHORT, "--plugin", str(others(tmp_path)), out=tmp_path / "run",
+        *SHORT, "--plugin", str(others(tmp_path)), "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = read(tmp_path / "run")
@@ -214,7 +236,7 @@ def test_reward_and_data_set_of_a_file_train(tmp_path: Path) -> None:
     assert record.train is not None and set(record.train.reward_calls) == {"bright"}
 
 
-def test_model_and_evaluator_of_a_file_are_used(tmp_path: Path) -> None:
+def test_model_and_evaluator_of_a_file_are_used(tmp_path: Path, alignbench: Command) -> None:
     protocol = Registry.default().found["protocols"]["digits8"].path.read_text(encoding="utf-8")
     protocol = protocol.replace('["distribution-digits"]', '["how-many"]').replace('"fd-digits"', '"count"')
     (tmp_path / "cards" / "protocols").mkdir(parents=True)
@@ -222,7 +244,7 @@ def test_model_and_evaluator_of_a_file_are_used(tmp_path: Path) -> None:
     done = alignbench(
         "evaluate", "--model", "other-tiny", "--protocol", "counted", "--set", "protocol.samples=30",
         "--set", "protocol.settings=t1", "--set", "protocol.seeds=0", "--plugin", str(others(tmp_path)),
-        "--plugin", str(tmp_path / "cards"), out=tmp_path / "run",
+        "--plugin", str(tmp_path / "cards"), "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = read(tmp_path / "run")
@@ -234,7 +256,7 @@ def test_model_and_evaluator_of_a_file_are_used(tmp_path: Path) -> None:
     assert "Count" in done.stdout
 
 
-def test_what_is_built_must_have_its_members(tmp_path: Path) -> None:
+def test_what_is_built_must_have_its_members(tmp_path: Path, alignbench: Command) -> None:
     source = """
 def build(device):
     return object()
@@ -244,7 +266,7 @@ build.card = {"kind": "reward", "title": "Empty", "name": "empty", "direction": 
 """
     done = alignbench(
         "run", "--method", "ar-grpo", "--set", "method.rewards=empty", "--no-eval", *SHORT,
-        "--plugin", str(file(tmp_path, source)), out=tmp_path / "run",
+        "--plugin", str(file(tmp_path, source)), "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 2 and "reward 'empty'" in done.stderr and "lacks score" in done.stderr
 
@@ -273,7 +295,7 @@ def test_a_broken_file_is_named_with_its_reason(tmp_path: Path, source: str, rea
     assert caught.value.exit_code == 2 and str(tmp_path) in str(caught.value)
 
 
-def test_a_broken_file_ends_in_one_line(tmp_path: Path) -> None:
+def test_a_broken_file_ends_in_one_line(tmp_path: Path, alignbench: Command) -> None:
     broken = str(file(tmp_path, "import nowhere_to_be_found"))
     done = alignbench("run", "--method", "mine", "--plugin", broken, *SHORT)
     assert done.returncode == 2 and "Traceback" not in done.stderr and broken in done.stderr
@@ -306,25 +328,26 @@ def package(folder: Path, module: str = METHOD, *, name: str = "theirs") -> Path
     return folder
 
 
-def test_an_installed_package_runs_and_is_recorded(tmp_path: Path) -> None:
-    site = package(tmp_path / "site")
-    done = alignbench(
-        "run", "--method", "theirs-method", "--no-eval", *SHORT, path=str(site), out=tmp_path / "run"
-    )
+def installed(folder: Path, module: str = METHOD) -> Path:
+    sys.path.insert(0, str(package(folder, module)))
+    return folder
+
+
+def test_an_installed_package_runs_and_is_recorded(tmp_path: Path, alignbench: Command) -> None:
+    site = installed(tmp_path / "site")
+    done = alignbench("run", "--method", "theirs-method", "--no-eval", *SHORT, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert [one.path for one in read(tmp_path / "run").plugins] == [str(site / "theirs" / "work.py")]
 
 
-def test_a_package_that_cannot_be_imported_breaks_only_itself(tmp_path: Path) -> None:
-    site = package(tmp_path / "site")
+def test_a_package_that_cannot_be_imported_breaks_only_itself(tmp_path: Path, alignbench: Command) -> None:
+    site = installed(tmp_path / "site")
     (site / "theirs" / "__init__.py").write_text("raise RuntimeError('half installed')")
-    listed = json.loads(alignbench("list", "--json", path=str(site)).stdout)
+    listed = json.loads(alignbench("list", "--json").stdout)
     assert {"theirs-method", "vapi"} <= set(listed["methods"])
-    done = alignbench("run", "--method", "vapi", "--model", "llamagen-tiny", "--dry-run", path=str(site))
+    done = alignbench("run", "--method", "vapi", "--model", "llamagen-tiny", "--dry-run")
     assert done.returncode == 0, done.stderr
-    done = alignbench(
-        "run", "--method", "theirs-method", "--no-eval", *SHORT, path=str(site), out=tmp_path / "r"
-    )
+    done = alignbench("run", "--method", "theirs-method", "--no-eval", *SHORT, "--out", tmp_path / "r")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "method 'theirs-method'" in done.stderr and "RuntimeError: half installed" in done.stderr
 
@@ -343,30 +366,28 @@ def test_an_entry_point_may_name_an_inner_package_or_nothing_any_more(
     assert found.origin == "inner" and found.path.is_relative_to(site / "theirs" / "inner")
 
 
-def test_a_package_method_without_a_member_is_named(tmp_path: Path) -> None:
-    site = package(tmp_path / "site", METHOD.replace("def collect", "def gather"))
-    done = alignbench(
-        "run", "--method", "theirs-method", "--no-eval", *SHORT, path=str(site), out=tmp_path / "r"
-    )
+def test_a_package_method_without_a_member_is_named(tmp_path: Path, alignbench: Command) -> None:
+    installed(tmp_path / "site", METHOD.replace("def collect", "def gather"))
+    done = alignbench("run", "--method", "theirs-method", "--no-eval", *SHORT, "--out", tmp_path / "r")
     assert done.returncode == 2 and "lacks collect" in done.stderr and "theirs-method.toml" in done.stderr
 
 
-def test_a_broken_card_of_a_package_breaks_only_itself(tmp_path: Path) -> None:
-    registry = package(tmp_path / "site") / "theirs" / "registry"
+def test_a_broken_card_of_a_package_breaks_only_itself(tmp_path: Path, alignbench: Command) -> None:
+    registry = installed(tmp_path / "site") / "theirs" / "registry"
     for kind in ("methods", "recipes", "evaluators"):
         (registry / kind).mkdir(exist_ok=True)
         (registry / kind / "slip.toml").write_text('title = "Slip"\nwat = 1\n')
-    done = alignbench("list", "--json", path=str(tmp_path / "site"))
+    done = alignbench("list", "--json")
     assert done.returncode == 0 and {"theirs-method", "vapi"} <= set(json.loads(done.stdout)["methods"])
     assert "left out: " in done.stderr and "slip.toml: " in done.stderr and "wat: " in done.stderr
     run = ["run", "--model", "llamagen-tiny", "--dry-run"]
-    assert alignbench(*run, "--method", "vapi", path=str(tmp_path / "site")).returncode == 0
-    done = alignbench(*run, "--method", "theirs-method", path=str(tmp_path / "site"))
+    assert alignbench(*run, "--method", "vapi").returncode == 0
+    done = alignbench(*run, "--method", "theirs-method")
     assert done.returncode == 2 and "recipes/slip.toml" in done.stderr  # it may be this method's recipe
 
 
 @pytest.mark.slow
-def test_pip_installs_a_package(tmp_path: Path) -> None:
+def test_pip_installs_a_package(tmp_path: Path, alignbench: Command) -> None:
     """A real install, so that the metadata above is what pip writes."""
     source = package(tmp_path / "source")
     (source / "pyproject.toml").write_text(
@@ -378,7 +399,8 @@ def test_pip_installs_a_package(tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     site = tmp_path / "site"
     subprocess.run([*install, "--target", str(site), str(source)], check=True, capture_output=True)
-    listed = json.loads(alignbench("list", "methods", "--json", path=str(site)).stdout)
+    sys.path.insert(0, str(site))
+    listed = json.loads(alignbench("list", "methods", "--json").stdout)
     assert "theirs-method" in listed["methods"]
 
 
@@ -397,13 +419,13 @@ def folder(place: Path) -> Path:
 
 @pytest.mark.parametrize("how", ["ALIGNBENCH_PATH", "--plugin"])
 def test_a_folder_brings_cards_and_their_modules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, alignbench: Command
 ) -> None:
     place = folder(tmp_path / "cards")
     more: list[Any] = ["--plugin", str(place)]
     if how == "ALIGNBENCH_PATH":
         monkeypatch.setenv("ALIGNBENCH_PATH", str(place))
         more = []
-    done = alignbench("run", "--method", "folded", "--no-eval", *SHORT, *more, out=tmp_path / "run")
+    done = alignbench("run", "--method", "folded", "--no-eval", *SHORT, *more, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert [one.path for one in read(tmp_path / "run").plugins] == [str(place / "in_a_folder.py")]

@@ -156,6 +156,26 @@ def test_a_finished_run_is_scored_under_another_protocol(evaluated: Path, tmp_pa
     assert [r["metrics"] for r in record(alone)["results"]] == ours
 
 
+def test_settings_of_a_finished_run_are_read_as_everywhere(
+    evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = [
+        "evaluate",
+        "--run",
+        evaluated,
+        "--protocol",
+        "digits8",
+        "--set",
+        "seeds=0",
+        "--set",
+        "settings=t1",
+    ]
+    assert alignbench(*again, "--set", "samples=60") == 0
+    assert record(evaluated)["results"][-1]["n"] == 60
+    assert alignbench(*again, "--set", "train.lr=1") == 2
+    assert "train.lr changes nothing here: the run is finished → leave it out" in capsys.readouterr().err
+
+
 def test_rows_of_a_later_protocol_are_compared_image_by_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from alignbench.config.settings import TRAIN_OPTIONS, TrainConfig, resolve
+from alignbench.config.settings import known_options, resolve, values_of
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import protocol_digest
 
 
 @pytest.fixture(scope="module")
@@ -68,52 +65,17 @@ def test_mistakes_are_named(registry: Registry, arguments: dict[str, object], me
     assert caught.value.exit_code == 2
 
 
-def test_train_config_has_a_field_for_every_key() -> None:
-    assert set(TrainConfig.__dataclass_fields__) == set(TRAIN_OPTIONS)
-
-
-def test_protocol_digest_ignores_words_settings_and_seeds_only(registry: Registry) -> None:
-    card = registry.protocol("digits8")
-    digest = protocol_digest(card)
-    assert protocol_digest(card.model_copy(update={"title": "other", "seeds": [9]})) == digest
-    for change in (
-        {"samples": 7},
-        {"labels": "uniform"},
-        {"batch": 1},
-        {"resize": "bicubic"},
-        {"version": 99},
-    ):
-        assert protocol_digest(card.model_copy(update=change)) != digest
-
-
-def test_two_cards_of_one_name_are_an_error(tmp_path: Path) -> None:
-    source = Registry.default().found["methods"]["vapi"].path
-    for root in ("one", "two"):
-        (tmp_path / root / "methods").mkdir(parents=True)
-        (tmp_path / root / "methods" / "mine.toml").write_text(source.read_text())
-    with pytest.raises(UserError, match=r"two method cards are named 'mine'.*one.*two"):
-        Registry([("a", tmp_path / "one"), ("b", tmp_path / "two")]).names("methods")
-
-
-def test_a_broken_card_names_file_key_and_reason(tmp_path: Path) -> None:
-    (tmp_path / "rewards").mkdir()
-    file = tmp_path / "rewards" / "bad.toml"
-    lines = ['title = "x"', 'target = "a:b"', 'direction = "sideways"', "differentiable = true"]
-    file.write_text("\n".join([*lines, 'scope = "image"', "wat = 1"]))
-    with pytest.raises(UserError) as caught:
-        Registry([("here", tmp_path)]).reward("bad")
-    assert str(file) in str(caught.value)
-    assert "direction: Input should be 'higher' or 'lower'" in str(caught.value)
-    assert "wat: Extra inputs are not permitted" in str(caught.value)
-    file.write_text("title = ")
-    with pytest.raises(UserError, match=r"bad\.toml: not a readable TOML card"):
-        Registry([("here", tmp_path)]).reward("bad")
-
-
-def test_a_method_from_a_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Registry.default().found["methods"]["vapi"].path
-    (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "mine.toml").write_text(source.read_text())
-    monkeypatch.setenv("ALIGNBENCH_PATH", str(tmp_path))
-    found = Registry.default().found["methods"]["mine"]
-    assert found.origin == "ALIGNBENCH_PATH"
+def test_where_few_keys_have_a_meaning_the_others_are_refused(registry: Registry) -> None:
+    options = known_options(registry, sections=["protocol", "assets"])
+    given = ["samples=60", "assets.inception-2015-12-05=/here"]
+    assert values_of(given, options) == {"protocol.samples": 60, "assets.inception-2015-12-05": "/here"}
+    mistakes = {
+        "train.lr=1": "train.lr changes nothing here: no training → leave it out",
+        "protocol.sample=1": "changes nothing here: no training. Did you mean protocol.samples?",
+        "samples=few": "protocol.samples: 'few' is not a whole number",
+        "samples": "not of the form key=value",
+    }
+    for text, message in mistakes.items():
+        with pytest.raises(UserError) as caught:
+            values_of([text], options, why="no training")
+        assert message in str(caught.value)
