@@ -159,6 +159,8 @@ def test_root_folders_refuse_to_be_imported_under_their_own_name() -> None:
 # --- what is light --------------------------------------------------------------------------------
 
 HEAVY = {"torch", "numpy", "sklearn", "accelerate", "PIL", "scipy"}
+ARRAYS = {"numpy", "scipy"}
+"""What `leaderboard` may load: Student's t is scipy's. The rule there is: no torch."""
 
 
 @pytest.mark.parametrize("package", ["config", "hub", "leaderboard", "registry"])
@@ -185,7 +187,7 @@ def test_light_commands_load_no_torch(arguments: list[str]) -> None:
         "import sys\n"
         "from alignbench.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        f"heavy = {HEAVY} & set(sys.modules)\n"
+        f"heavy = {HEAVY - ARRAYS if arguments[0] == 'leaderboard' else HEAVY} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
