@@ -70,22 +70,23 @@ def read_pairs(
     """
     a, b = (_read(folder, result, column) for folder, result in zip(folders, results, strict=True))
     factor = _factor((a, b), recorded)
-    by_prompt = a.prompts is not None and b.prompts is not None
-    if by_prompt:
-        if not np.array_equal(np.unique(a.prompts), np.unique(b.prompts)):
+    if a.prompts is not None and b.prompts is not None:
+        (keys_a, values_a), (keys_b, values_b) = _by_prompt(a), _by_prompt(b)
+        if not np.array_equal(keys_a, keys_b):
             raise NoPairsError("the prompts differ")
-    elif not same_draws or a.values.shape != b.values.shape:
+        return Pairs((values_a * factor).tolist(), (values_b * factor).tolist(), by_prompt=True)
+    if not same_draws or a.values.shape != b.values.shape:
         raise NoPairsError("image i of one set has nothing to do with image i of the other")
-    values = [_by_prompt(side) if by_prompt else side.values.ravel() for side in (a, b)]
-    return Pairs((values[0] * factor).tolist(), (values[1] * factor).tolist(), by_prompt)
+    values_a, values_b = a.values.ravel(), b.values.ravel()
+    return Pairs((values_a * factor).tolist(), (values_b * factor).tolist(), by_prompt=False)
 
 
-def _by_prompt(side: _Column) -> np.ndarray:
-    """Return one value for each prompt, in the order of the keys, whose plain mean is that of all images."""
+def _by_prompt(side: _Column) -> tuple[np.ndarray, np.ndarray]:
+    """Return the prompts, and one value for each whose plain mean is that of all images."""
     assert side.prompts is not None
     keys, index = np.unique(side.prompts.ravel(), return_inverse=True)
     sums = np.bincount(index.ravel(), weights=side.values.ravel(), minlength=len(keys))
-    return sums * (len(keys) / side.values.size)
+    return keys, sums * (len(keys) / side.values.size)
 
 
 def _factor(sides: Sequence[_Column], recorded: Sequence[Sequence[float]]) -> float:

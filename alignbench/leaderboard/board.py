@@ -1,8 +1,7 @@
 """From run records to tables: gather, sift, group by protocol, pool seeds, rank.
 
 Rows are compared only within one table: one protocol digest, reference, assets, sample size, seeds and
-starting weights. Given images have tables of their own. A missing number stays blank. `write` and `check`
-make the folder of files.
+starting weights. Given images have tables of their own. A missing number stays blank.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
@@ -33,14 +32,6 @@ from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
 if TYPE_CHECKING:
     from alignbench.registry.lookup import Registry
     from alignbench.registry.protocol import AssetCard, MetricFact, PublishedCard
-
-Pairs = tuple[tuple[str, str], ...]
-TableKey = tuple[str, int, str, str, int, tuple[int, ...], str, Pairs, Pairs]
-"""Protocol name, version, digest; reference digest; n; sampling seeds; model name and weights (empty for
-given images); assets."""
-
-GIVEN = "given images"
-"""What stands for the model where images were given."""
 
 
 def read_board(paths: Iterable[Path], registry: Registry) -> Board:
@@ -115,16 +106,14 @@ def build(
     """
     ordered = latest(records)
     unranked: set[Unranked] = set()
-    groups: dict[TableKey, list[Entry]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for record in ordered:
-        reason = _unrankable(record) if sift else ""
-        if reason:
+        if sift and (reason := _unrankable(record)):
             digests = sorted({result.protocol.digest for result in record.results})
             unranked.add(Unranked(record.id, reason, tuple(digests)))
             continue
         for result in record.results:
-            unknown = sorted(set(result.metrics) - set(facts))
-            if unknown:
+            if unknown := sorted(set(result.metrics) - set(facts)):
                 reason = f"no evaluator card describes {', '.join(unknown)} (other metrics are shown)"
                 unranked.add(Unranked(record.id, reason, (result.protocol.digest,)))
             groups[_table_key(record, result)].append((record, result))
@@ -153,15 +142,13 @@ def _unrankable(record: RunRecord) -> str:
     if record.model.random_weights:
         return "random weights"
     if not record.leaderboard:
-        return (
-            f"its data ({record.data.name}) is not for leaderboards"
-            if record.data
-            else "marked so by its run"
-        )
+        data = record.data
+        return f"its data ({data.name}) is not for leaderboards" if data else "marked so by its run"
     return "" if record.results else "not evaluated"
 
 
-def _table_key(record: RunRecord, result: Result) -> TableKey:
+def _table_key(record: RunRecord, result: Result) -> tuple[Any, ...]:
+    """What the rows of one table have in common; given images have no model and no weights."""
     protocol = result.protocol
     return (
         protocol.name,
@@ -207,7 +194,7 @@ def _table(
         own_assets=own_assets(used, cards),
         n=result.n,
         seeds=tuple(result.seeds),
-        model=GIVEN if given else first.model.title,
+        model="given images" if given else first.model.title,
         model_name="" if given else first.model.name,
         weights=dict(sorted(first.model.weights.items())),
         columns=columns,
@@ -256,7 +243,6 @@ def write(
         UserError: a broken record in the folder.
         RunFailed: the folder cannot be written.
     """
-    out_dir = Path(out_dir)
     files = render(latest([*_stored(out_dir), *records]), facts, published, assets)
     changed = [out_dir / name for name in sorted(_differences(files, out_dir))]
     try:
@@ -285,7 +271,6 @@ def check(
     Raises:
         UserError: no such folder, or a broken record in it.
     """
-    out_dir = Path(out_dir)
     if not out_dir.is_dir():
         raise UserError(f"{out_dir} is not a leaderboard folder", fix="alignbench leaderboard RUNS…")
     wrong = _differences(render(_stored(out_dir), facts, published, assets), out_dir)

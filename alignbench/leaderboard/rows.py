@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from alignbench.leaderboard.table import Cell, Column, Cost, Row, Unranked
+from alignbench.leaderboard.table import Cell, Column, Cost, Row, RowKind, Unranked
 from alignbench.metrics.intervals import mean_interval, set_interval
 from alignbench.record import Result, RunRecord, SettingRef, TrainInfo, dumps
 
@@ -180,10 +180,9 @@ def base_rows(
                     f"{low} to {high}; shown is {source}"
                 )
         if cells:
-            kind = "control" if position else "base"
-            rows.append(
-                Row(kind=kind, title="base", setting=setting, cells=cells, runs=tuple(sorted(sources)))
-            )
+            kind: RowKind = "control" if position else "base"
+            runs = tuple(sorted(sources))
+            rows.append(Row(kind=kind, title="base", setting=setting, cells=cells, runs=runs))
     return rows
 
 

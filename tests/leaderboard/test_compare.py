@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,9 @@ Array = np.ndarray
 
 def result(subject: str, metrics: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A result of 8 images for each seed at one setting."""
-    sampling: dict[str, Any] = {
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "cfg_scale": 1.0,
-        "cfg_interval": -1,
-    }
+    values = [None] * 5 if subject == "samples" else [1.0, 0, 1.0, 1.0, -1]
+    sampling = dict(zip(("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval"), values, strict=True))
     name = "given" if subject == "samples" else "t1"
-    if subject == "samples":
-        sampling = dict.fromkeys(sampling)
     protocol = {"name": "toy", "version": 1, "digest": "sha256:" + "a" * 64, "title": "Toy", "rank_by": "fd"}
     return {
         "subject": subject,
@@ -95,6 +88,10 @@ def only(a: Path, b: Path, **more: Any) -> MetricDifference:
     return found
 
 
+def bounds(found: MetricDifference) -> tuple[float | None, float | None]:
+    return found.difference.low, found.difference.high
+
+
 def scored(folder: Path, values: Array, prompts: Array | None = None, **more: Any) -> Path:
     """A run whose one metric is the mean of the rows it keeps."""
     subject = more.pop("subject", "method")
@@ -120,7 +117,7 @@ def test_images_are_paired(tmp_path: Path) -> None:
     expected = stats.ttest_rel(B_ROWS[0], A_ROWS[0])
     interval = expected.confidence_interval(0.95)
     assert (found.evidence, found.detail, found.why) == ("paired images", "8 images", "")
-    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert bounds(found) == pytest.approx(tuple(interval))
     assert found.difference.mean == pytest.approx(found.b.interval.mean - found.a.interval.mean)
     assert found.outcome == "B is better"
     assert stats.ttest_ind(B_ROWS[0], A_ROWS[0]).pvalue > 0.3, "unpaired images would not have seen it"
@@ -133,14 +130,14 @@ def test_images_of_one_prompt_count_once(tmp_path: Path) -> None:
     a, b = (rows.reshape(4, 2).mean(axis=1) for rows in (A_ROWS, B_ROWS))
     interval = stats.ttest_rel(b, a).confidence_interval(0.95)
     assert (found.evidence, found.detail) == ("paired prompts", "4 prompts")
-    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert bounds(found) == pytest.approx(tuple(interval))
     # Over all sampling seeds, too.
     a, b = (np.concatenate([rows, rows[:, ::-1] + 0.1]) for rows in (A_ROWS, B_ROWS))
     found = only(scored(tmp_path / "c", a, PROMPTS), scored(tmp_path / "d", b, PROMPTS))
     differences = [(b - a)[:, prompt == PROMPTS].mean() for prompt in np.unique(PROMPTS)]
     low, high = stats.t.interval(0.95, 3, loc=np.mean(differences), scale=stats.sem(differences))
     assert (found.evidence, found.detail) == ("paired prompts", "4 prompts")
-    assert (found.difference.low, found.difference.high) == pytest.approx((low, high))
+    assert bounds(found) == pytest.approx((low, high))
 
 
 def test_prompts_are_matched_by_key(tmp_path: Path) -> None:
@@ -160,7 +157,7 @@ def test_per_cent_of_a_boolean_column(tmp_path: Path) -> None:
     found = only(scored(tmp_path / "a", a, times=100.0), scored(tmp_path / "b", b, times=100.0))
     interval = stats.ttest_rel(100.0 * b[0], 100.0 * a[0]).confidence_interval(0.95)
     assert (found.evidence, found.difference.mean) == ("paired images", pytest.approx(37.5))
-    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert bounds(found) == pytest.approx(tuple(interval))
     assert found.outcome == "difference not significant"
 
 
@@ -172,33 +169,25 @@ def test_given_images_are_paired_by_prompt_only(tmp_path: Path) -> None:
     assert found.evidence == "not tested" and "nothing to do with" in found.why
 
 
-@pytest.mark.parametrize("spoil", ["missing", "torn", "other column", "short", "two keys", "other values"])
-def test_rows_that_cannot_be_used_are_not(tmp_path: Path, spoil: str) -> None:
+def rewrite(shard: Path, **changes: Any) -> None:
+    np.savez(shard, **({"_meta": np.array(json.dumps({"key": "k"})), "value": B_ROWS[0, 6:]} | changes))
+
+
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "keeps no rows": lambda shard: [path.unlink() for path in shard.parent.iterdir()],
+    "cannot be read": lambda shard: shard.write_bytes(shard.read_bytes()[:100]),
+    "shard-00002.npz cannot be read": lambda shard: rewrite(shard, _meta=np.array("{}")),
+    "does not hold one number for each of 8 images": lambda shard: shard.unlink(),
+    "more than one evaluation": lambda shard: rewrite(shard, _meta=np.array(json.dumps({"key": "other"}))),
+    "do not give the recorded values": lambda shard: rewrite(shard, value=np.array([9.0, 9.0])),
+    "some rows lack their prompt": lambda shard: rewrite(shard, prompt=PROMPTS[6:]),
+}
+
+
+@pytest.mark.parametrize("reason", SPOILED)
+def test_rows_that_cannot_be_used_are_not(tmp_path: Path, reason: str) -> None:
     a, b = scored(tmp_path / "a", A_ROWS), scored(tmp_path / "b", B_ROWS)
-    place = b / "rows" / "method" / "t1" / "seed-0" / EVALUATOR
-    last = place / "shard-00002.npz"
-    reason = {
-        "missing": "keeps no rows",
-        "torn": "cannot be read",
-        "other column": "cannot be read",
-        "short": "does not hold one number for each of 8 images",
-        "two keys": "more than one evaluation",
-        "other values": "do not give the recorded values",
-    }[spoil]
-    if spoil == "missing":
-        for path in place.iterdir():
-            path.unlink()
-    elif spoil == "torn":
-        last.write_bytes(last.read_bytes()[:100])
-    elif spoil == "short":
-        last.unlink()
-    elif spoil == "other values":
-        keep_rows(b, "method", B_ROWS + np.arange(8) * 0.01)
-    else:
-        key = np.array(json.dumps({"key": "other" if spoil == "two keys" else "k"}))
-        column = "value" if spoil == "two keys" else "beauty"
-        rows: dict[str, Any] = {"_meta": key, column: B_ROWS[0, 6:]}
-        np.savez(last, **rows)
+    SPOILED[reason](b / "rows" / "method" / "t1" / "seed-0" / EVALUATOR / "shard-00002.npz")
     found = only(a, b)
     assert reason in found.why
     assert (found.evidence, found.outcome[:10]) == ("not tested", "not tested")
@@ -210,14 +199,12 @@ A_SEEDS, B_SEEDS = [2.40, 2.51, 2.13, 2.90], [2.31, 2.40, 2.05, 2.77]
 
 
 def test_sampling_seeds_are_paired(tmp_path: Path) -> None:
-    a, b = (
-        run(tmp_path / name, result("method", {"fd": values}))
-        for name, values in (("a", A_SEEDS), ("b", B_SEEDS))
-    )
+    a = run(tmp_path / "a", result("method", {"fd": A_SEEDS}))
+    b = run(tmp_path / "b", result("method", {"fd": B_SEEDS}))
     found = only(a, b)
     interval = stats.ttest_rel(B_SEEDS, A_SEEDS).confidence_interval(0.95)
     assert (found.evidence, found.detail) == ("paired sampling seeds", "4 sampling seeds")
-    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert bounds(found) == pytest.approx(tuple(interval))
     assert found.outcome == "B is better", "lower is better"
     assert only(b, a).outcome == "A is better"
     drawn = {"fd": [[1.0, 2.0]] * 4}
@@ -227,53 +214,55 @@ def test_sampling_seeds_are_paired(tmp_path: Path) -> None:
     assert stats.ttest_ind(A_SEEDS, B_SEEDS, equal_var=False).pvalue > 0.05
 
 
-def test_seeds_of_given_images_are_not_pairs(tmp_path: Path) -> None:
+def test_given_images_meet_every_setting_and_their_seeds_are_no_pairs(tmp_path: Path) -> None:
     a = run(tmp_path / "a", result("method", {"fd": A_SEEDS}))
     b = run(tmp_path / "b", result("samples", {"fd": B_SEEDS}), kind="samples")
     found = only(a, b)
     interval = stats.ttest_ind(B_SEEDS, A_SEEDS, equal_var=False).confidence_interval(0.95)
     assert found.evidence == "unpaired" and found.outcome == "difference not significant"
-    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert bounds(found) == pytest.approx(tuple(interval))
+    found = only(single(tmp_path / "c", 2.5, 0.05, "samples"), a)
+    assert (found.setting.name, found.evidence) == ("t1", "unpaired")
+    assert found.detail == "1 image set against 4 sampling seeds"
 
 
 A_DRAWN, B_DRAWN = [2.5, 2.9, 2.7, 2.4, 2.8], [2.41, 2.80, 2.62, 2.30, 2.69]
 
 
-def resampled(folder: Path, value: float, drawn: list[float] | None, subject: str = "method") -> Path:
-    """One set with an error of ±0.4 and what resamples gave."""
-    more = {"intervals": {"fd": [[value - 0.4, value + 0.4]]}, "resampled": {"fd": [drawn]} if drawn else {}}
-    found = result(subject, {"fd": [value]}, **more)
-    return run(folder, found, kind="method" if subject == "method" else "samples")
+def single(
+    folder: Path,
+    value: float,
+    half: float | None,
+    subject: str = "method",
+    drawn: list[float] | None = None,
+    **changes: Any,
+) -> Path:
+    """A run of one image set with the error ±half, and what resamples of it gave."""
+    interval = None if half is None else [value - half, value + half]
+    more = {"intervals": {"fd": [interval]}, "resampled": {"fd": [drawn]} if drawn else {}, **changes}
+    return run(folder, result(subject, {"fd": [value]}, **more), kind=subject)
 
 
 def test_single_sets_of_one_seed_are_compared_by_their_resamples(tmp_path: Path) -> None:
-    a, b = resampled(tmp_path / "a", 2.3, A_DRAWN), resampled(tmp_path / "b", 2.2, B_DRAWN)
+    a, b = single(tmp_path / "a", 2.3, 0.4, drawn=A_DRAWN), single(tmp_path / "b", 2.2, 0.4, drawn=B_DRAWN)
     found = only(a, b)
     half = stats.t.ppf(0.975, 4) * np.std(np.subtract(B_DRAWN, A_DRAWN), ddof=1)
     assert (found.evidence, found.detail) == ("paired resamples", "5 resamples of 1 image set")
     assert found.difference.mean == pytest.approx(-0.1)
-    assert (found.difference.low, found.difference.high) == pytest.approx((-0.1 - half, -0.1 + half))
+    assert bounds(found) == pytest.approx((-0.1 - half, -0.1 + half))
     assert found.outcome == "B is better" and only(b, a).outcome == "A is better"
-    same = only(a, resampled(tmp_path / "c", 2.3, A_DRAWN))
+    same = only(a, single(tmp_path / "c", 2.3, 0.4, drawn=A_DRAWN))
     assert (same.evidence, same.outcome) == ("paired resamples", "difference not significant")
 
 
 def test_resamples_are_no_pairs_without_common_images(tmp_path: Path) -> None:
-    a = resampled(tmp_path / "a", 2.3, A_DRAWN)
-    others = {
-        "fewer": resampled(tmp_path / "b", 2.2, B_DRAWN[:4]),
-        "none": resampled(tmp_path / "c", 2.2, None),
-        "given": resampled(tmp_path / "d", 2.2, B_DRAWN, subject="samples"),
-    }
-    for other in others.values():
-        found = only(a, other)
-        assert (found.evidence, found.outcome) == ("unpaired", "difference not significant")
-
-
-def single(folder: Path, value: float, half: float | None, subject: str = "method", **changes: Any) -> Path:
-    bounds: Sequence[float] | None = None if half is None else [value - half, value + half]
-    found = result(subject, {"fd": [value]}, intervals={"fd": [bounds]}, **changes)
-    return run(folder, found, kind="method" if subject == "method" else "samples")
+    a = single(tmp_path / "a", 2.3, 0.4, drawn=A_DRAWN)
+    for other in (
+        single(tmp_path / "b", 2.2, 0.4, drawn=B_DRAWN[:4]),
+        single(tmp_path / "c", 2.2, 0.4),
+        single(tmp_path / "d", 2.2, 0.4, "samples", B_DRAWN),
+    ):
+        assert (only(a, other).evidence, only(a, other).outcome) == ("unpaired", "difference not significant")
 
 
 def test_single_sets_are_compared_by_their_errors(tmp_path: Path) -> None:
@@ -286,16 +275,9 @@ def test_single_sets_are_compared_by_their_errors(tmp_path: Path) -> None:
     )
     assert far.outcome == "B is better"
     low, high = stats.norm.interval(0.95, loc=-0.2, scale=2**0.5 * 0.1 / stats.norm.ppf(0.975))
-    assert (far.difference.low, far.difference.high) == pytest.approx((low, high))
+    assert bounds(far) == pytest.approx((low, high))
     bare = only(a, single(tmp_path / "d", 1.0, None))
     assert bare.evidence == "not tested" and bare.outcome.startswith("not tested")
-
-
-def test_given_images_meet_every_setting_and_any_seeds(tmp_path: Path) -> None:
-    a = single(tmp_path / "a", 2.5, 0.05, "samples")
-    found = only(a, run(tmp_path / "b", result("method", {"fd": A_SEEDS})))
-    assert (found.setting.name, found.evidence) == ("t1", "unpaired")
-    assert found.detail == "1 image set against 4 sampling seeds"
 
 
 # --- what is refused ------------------------------------------------------------------------------
