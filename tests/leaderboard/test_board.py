@@ -270,9 +270,16 @@ def test_check_reports_every_difference(tmp_path: Path) -> None:
         check(tmp_path / "nowhere", FACTS, PUBLISHED)
 
 
-def test_the_page(tmp_path: Path) -> None:
-    write(collect([DATA]), tmp_path, FACTS, PUBLISHED)
-    text = (tmp_path / "digits-8-v1.md").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The leaderboard of all stored records."""
+    out = tmp_path_factory.mktemp("board")
+    write(collect([DATA]), out, FACTS, PUBLISHED)
+    return out
+
+
+def test_the_page(folder: Path) -> None:
+    text = (folder / "digits-8-v1.md").read_text(encoding="utf-8")
     for part in (
         "## LlamaGen-tiny\n\n| rank | row | setting | FD ↓ | Recall ↑ | n | train s |",
         "| 1 | base, control | T=0.8, CFG 1.5 | **0.800 ± 0.025** | 0.82 ± 0.02 | 3 sampling seeds |",
@@ -287,9 +294,8 @@ def test_the_page(tmp_path: Path) -> None:
     assert "0.100" not in text and "0.200 ±" not in text, "numbers of unranked runs are not shown"
 
 
-def test_published_numbers_stand_alone(tmp_path: Path) -> None:
-    write(collect([DATA]), tmp_path, FACTS, PUBLISHED)
-    text = (tmp_path / "published.md").read_text(encoding="utf-8")
+def test_published_numbers_stand_alone(folder: Path) -> None:
+    text = (folder / "published.md").read_text(encoding="utf-8")
     for part in (
         "### T2: class-conditional",
         "arXiv:0000.00000",
@@ -299,7 +305,7 @@ def test_published_numbers_stand_alone(tmp_path: Path) -> None:
         "- precision: 0.71 (T2) / 0.68 (T4)",
     ):
         assert part in text
-    assert "14.36" not in (tmp_path / "digits-8-v1.md").read_text(encoding="utf-8")
+    assert "14.36" not in (folder / "digits-8-v1.md").read_text(encoding="utf-8")
 
 
 def test_the_page_says_what_the_error_of_one_set_is() -> None:
