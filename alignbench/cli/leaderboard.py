@@ -21,12 +21,12 @@ def leaderboard(
     from alignbench.leaderboard import board
 
     registry = Registry.default()
-    assets = registry.asset_cards()
+    cards = registry.metric_facts(), registry.published_cards(), registry.asset_cards()
     console = Console()
     if check:
         if runs:
             raise UserError("--check takes no runs: it re-renders from the records beside the tables")
-        differing = board.check(out, registry.metric_facts(), registry.published_cards(), assets)
+        differing = board.check(out, *cards)
         for problem in differing:
             console.print(problem, highlight=False, markup=False, soft_wrap=True)
         if differing:
@@ -39,9 +39,7 @@ def leaderboard(
         return
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
-    for path in board.write(
-        board.collect(runs), out, registry.metric_facts(), registry.published_cards(), assets
-    ):
+    for path in board.write(board.collect(runs), out, *cards):
         console.print(path, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -55,14 +53,12 @@ def compare(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Compare two evaluations of one protocol, metric by metric."""
-    from alignbench.leaderboard import compare as comparison
-    from alignbench.leaderboard import terminal
+    from alignbench.leaderboard import export, terminal
+    from alignbench.leaderboard.compare import compare, read_evaluated
 
-    registry = Registry.default()
-    found = comparison.compare(
-        comparison.open_side(a), comparison.open_side(b), registry.metric_facts(), metrics=metric
-    )
+    facts = Registry.default().metric_facts()
+    comparison = compare(read_evaluated(a), read_evaluated(b), facts, metrics=metric)
     if as_json:
-        print_json(terminal.as_data(found))
+        print_json(export.comparison_data(comparison))
     else:
-        Console().print(terminal.rich_comparison(found))
+        Console().print(terminal.rich_comparison(comparison))

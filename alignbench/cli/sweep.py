@@ -15,7 +15,7 @@ from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry, read_card
 from alignbench.registry.schema import SweepCard
-from alignbench.runs import sweep as sweeps
+from alignbench.runs.sweep import Sweep, carry_out, make
 
 DEFAULT_OUT = Path("sweeps")
 EMBEDDED = "llamagen-tiny"
@@ -37,7 +37,7 @@ def sweep(
     registry = plugins.load_registry(plugin)
     name, card = _find(registry, sweep)
     folder = out or DEFAULT_OUT / name
-    planned = sweeps.make(
+    planned = make(
         registry,
         name,
         card,
@@ -54,7 +54,7 @@ def sweep(
         raise typer.Exit(2 if problems else 0)
     if problems:
         raise UserError(f"sweep {name} cannot run: " + "\n".join(problem_lines(problems)))
-    _carry_out(planned, registry, as_json=as_json)
+    _run(planned, registry, as_json=as_json)
 
 
 def _find(registry: Registry, wanted: str) -> tuple[str, SweepCard]:
@@ -67,14 +67,14 @@ def _find(registry: Registry, wanted: str) -> tuple[str, SweepCard]:
     return name, registry.sweep(name)
 
 
-def _carry_out(planned: sweeps.Sweep, registry: Registry, *, as_json: bool) -> None:
+def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
     from alignbench.runs import sweep_table
 
     facts = registry.metric_facts()
     progress = Progress()
     for line in product_lines(planned):
         progress.say(line)
-    failures = sweeps.carry_out(
+    failures = carry_out(
         planned,
         registry,
         progress,
@@ -93,7 +93,7 @@ def _carry_out(planned: sweeps.Sweep, registry: Registry, *, as_json: bool) -> N
         )
 
 
-def product_lines(planned: sweeps.Sweep) -> list[str]:
+def product_lines(planned: Sweep) -> list[str]:
     """How much work it is."""
     runs, seeds = planned.runs, planned.card.seeds
     steps = sum(run.plan.config.train.steps for run in runs)
@@ -123,7 +123,7 @@ def product_lines(planned: sweeps.Sweep) -> list[str]:
     return lines
 
 
-def run_lines(planned: sweeps.Sweep) -> list[str]:
+def run_lines(planned: Sweep) -> list[str]:
     """Every run with the command that does it alone."""
     lines = []
     for run in planned.runs:

@@ -1,24 +1,21 @@
 """From run records to tables: gather, sift, group by protocol, pool seeds, rank.
 
 Rows are compared only within one table: one protocol digest, reference, assets, sample size, seeds and
-starting weights. Given images have tables of their own. A missing number stays blank. `write` and `check`
-make the folder of files.
+starting weights. Given images have tables of their own. A missing number stays blank.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
 from alignbench.leaderboard import markdown
-from alignbench.leaderboard.markdown import published_page
-from alignbench.leaderboard.ranking import compare, distinct, in_order, labelled, mark_best, own_assets, rank
+from alignbench.leaderboard.ranking import distinct, in_order, labelled, mark_best, own_assets, rank
 from alignbench.leaderboard.rows import (
     Entry,
     age,
@@ -33,15 +30,21 @@ from alignbench.leaderboard.table import Board, Table, Unranked
 from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
 
 if TYPE_CHECKING:
+    from alignbench.registry.lookup import Registry
     from alignbench.registry.protocol import AssetCard, MetricFact, PublishedCard
 
-Pairs = tuple[tuple[str, str], ...]
-TableKey = tuple[str, int, str, str, int, tuple[int, ...], str, Pairs, Pairs]
-"""Protocol name, version, digest; reference digest; n; sampling seeds; model name and weights (empty for
-given images); assets."""
 
-GIVEN = "given images"
-"""What stands for the model where images were given."""
+def read_board(paths: Iterable[Path], registry: Registry) -> Board:
+    """Return the tables of run folders as objects: what `alignbench leaderboard` would write.
+
+    Args:
+        paths: run folders and so on, see `collect`.
+        registry: its cards say how metrics are shown and which files are official.
+
+    Raises:
+        UserError: a path that holds no record, or a broken record.
+    """
+    return build(collect(paths), registry.metric_facts(), assets=registry.asset_cards())
 
 
 # --- gather and sift ------------------------------------------------------------------------------
@@ -65,13 +68,13 @@ def collect(paths: Iterable[Path]) -> list[RunRecord]:
         if not path.is_dir() or (path / FILE_NAME).exists():
             files.append(path)
             continue
-        found = sorted(path.glob(f"*/{FILE_NAME}")) or sorted(path.glob("*.json"))
-        if not found:
+        records = sorted(path.glob(f"*/{FILE_NAME}")) or sorted(path.glob("*.json"))
+        if not records:
             raise UserError(
                 f"{path} holds no finished run: no {FILE_NAME} in it or in its sub-folders",
                 fix="name run folders, e.g. alignbench leaderboard runs/*",
             )
-        files += found
+        files += records
     return latest(read(file) for file in files)
 
 
@@ -102,28 +105,25 @@ def build(
             for one run's own report.
     """
     ordered = latest(records)
-    unranked: list[Unranked] = []
-    groups: dict[TableKey, list[Entry]] = defaultdict(list)
+    unranked: set[Unranked] = set()
+    groups: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for record in ordered:
-        reason = _unrankable(record) if sift else ""
-        if reason:
+        if sift and (reason := _unrankable(record)):
             digests = sorted({result.protocol.digest for result in record.results})
-            unranked.append(Unranked(record.id, reason, tuple(digests)))
+            unranked.add(Unranked(record.id, reason, tuple(digests)))
             continue
         for result in record.results:
-            unknown = sorted(set(result.metrics) - set(facts))
-            if unknown:
+            if unknown := sorted(set(result.metrics) - set(facts)):
                 reason = f"no evaluator card describes {', '.join(unknown)} (other metrics are shown)"
-                unranked.append(Unranked(record.id, reason, (result.protocol.digest,)))
+                unranked.add(Unranked(record.id, reason, (result.protocol.digest,)))
             groups[_table_key(record, result)].append((record, result))
-    tables = []
-    for key in sorted(groups):
-        table, left_out = _table(groups[key], facts, assets, detail=not sift)
-        tables.append(table)
-        unranked += left_out
-    tables = labelled(tables, assets)
-    unique = sorted(set(unranked), key=lambda item: (item.id, item.reason, item.protocols))
-    return Board(tuple(tables), tuple(unique), tuple(ordered))
+    made = []
+    for _, entries in sorted(groups.items()):
+        table, left_out = _table(entries, facts, assets, detail=not sift)
+        made.append(table)
+        unranked.update(left_out)
+    left = sorted(unranked, key=lambda item: (item.id, item.reason, item.protocols))
+    return Board(tuple(labelled(made, assets)), tuple(left), tuple(ordered))
 
 
 def tables(
@@ -142,17 +142,14 @@ def _unrankable(record: RunRecord) -> str:
     if record.model.random_weights:
         return "random weights"
     if not record.leaderboard:
-        return (
-            f"its data ({record.data.name}) is not for leaderboards"
-            if record.data
-            else "marked so by its run"
-        )
+        data = record.data
+        return f"its data ({data.name}) is not for leaderboards" if data else "marked so by its run"
     return "" if record.results else "not evaluated"
 
 
-def _table_key(record: RunRecord, result: Result) -> TableKey:
+def _table_key(record: RunRecord, result: Result) -> tuple[Any, ...]:
+    """What the rows of one table have in common; given images have no model and no weights."""
     protocol = result.protocol
-    given = record.kind == "samples"
     return (
         protocol.name,
         protocol.version,
@@ -160,7 +157,7 @@ def _table_key(record: RunRecord, result: Result) -> TableKey:
         result.reference or "",
         result.n,
         tuple(result.seeds),
-        "" if given else record.model.name,
+        "" if record.kind == "samples" else record.model.name,
         tuple(sorted(record.model.weights.items())),
         tuple(sorted(_assets(record, protocol.digest).items())),
     )
@@ -168,11 +165,8 @@ def _table_key(record: RunRecord, result: Result) -> TableKey:
 
 def _assets(record: RunRecord, protocol: str) -> dict[str, str]:
     """Return the assets behind all numbers of one protocol: evaluators of one row may use different ones."""
-    found = (result.assets for result in record.results if result.protocol.digest == protocol)
-    return {name: digest for assets in found for name, digest in assets.items()}
-
-
-# --- one table ------------------------------------------------------------------------------------
+    results = (result for result in record.results if result.protocol.digest == protocol)
+    return {name: digest for result in results for name, digest in result.assets.items()}
 
 
 def _table(
@@ -200,16 +194,15 @@ def _table(
         own_assets=own_assets(used, cards),
         n=result.n,
         seeds=tuple(result.seeds),
-        model=GIVEN if given else first.model.title,
+        model="given images" if given else first.model.title,
         model_name="" if given else first.model.name,
         weights=dict(sorted(first.model.weights.items())),
         columns=columns,
         rank_column=rank_column,
         rows=tuple(distinct(in_order(ranked, settings, rank_column))),
-        comparisons=(),
         notes=tuple(notes),
     )
-    return replace(table, comparisons=compare(table)), left_out
+    return table, left_out
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -227,7 +220,7 @@ def render(
     files |= markdown.pages(board)
     files["README.md"] = markdown.index(board, published=bool(published))
     if published:
-        files["published.md"] = published_page(published)
+        files["published.md"] = markdown.published_page(published)
     return files
 
 
@@ -250,7 +243,6 @@ def write(
         UserError: a broken record in the folder.
         RunFailed: the folder cannot be written.
     """
-    out_dir = Path(out_dir)
     files = render(latest([*_stored(out_dir), *records]), facts, published, assets)
     changed = [out_dir / name for name in sorted(_differences(files, out_dir))]
     try:
@@ -279,11 +271,10 @@ def check(
     Raises:
         UserError: no such folder, or a broken record in it.
     """
-    out_dir = Path(out_dir)
     if not out_dir.is_dir():
         raise UserError(f"{out_dir} is not a leaderboard folder", fix="alignbench leaderboard RUNS…")
-    found = _differences(render(_stored(out_dir), facts, published, assets), out_dir)
-    return [f"{name}: {found[name]}" for name in sorted(found)]
+    wrong = _differences(render(_stored(out_dir), facts, published, assets), out_dir)
+    return [f"{name}: {wrong[name]}" for name in sorted(wrong)]
 
 
 def _stored(out_dir: Path) -> list[RunRecord]:
@@ -292,17 +283,17 @@ def _stored(out_dir: Path) -> list[RunRecord]:
 
 def _differences(files: Mapping[str, str], out_dir: Path) -> dict[str, str]:
     """Return {relative path: what is wrong} of a folder against what it should hold."""
-    found = {}
+    wrong = {}
     for name, text in files.items():
         path = out_dir / name
         if not path.is_file():
-            found[name] = "missing"
+            wrong[name] = "missing"
         elif path.read_bytes() != text.encode():
-            found[name] = "differs from what its records give"
+            wrong[name] = "differs from what its records give"
     for path in sorted(out_dir.glob("*.md")):
         if path.name not in files and path.read_bytes().startswith(markdown.MARKER.encode()):
-            found[path.name] = "no record supports it"
+            wrong[path.name] = "no record supports it"
     for path in sorted((out_dir / "records").glob("*.json")):
         if f"records/{path.name}" not in files:
-            found[f"records/{path.name}"] = "not named after its record's id"
-    return found
+            wrong[f"records/{path.name}"] = "not named after its record's id"
+    return wrong

@@ -1,4 +1,4 @@
-"""The words of a row that every format shows alike."""
+"""The words of a row that every format shows alike; bold is written `**bold**`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import math
 from collections.abc import Sequence
 
 from alignbench.leaderboard.table import Column, Row, Table, number
-
-SET_NOTE = (
-    "‡: ± is the sampling error of one set of images, 95 %, as its evaluator estimates it (bootstrap, for "
-    "example); it is not training luck."
-)
 
 COST_HEADERS = ("train s", "sequences", "device", "peak GiB", "trained")
 
@@ -20,18 +15,24 @@ def rank(row: Row) -> str:
     return "" if row.rank is None else f"{row.rank}{'=' if row.tied else ''}"
 
 
-def metric(row: Row, column: Column) -> str:
-    """Mean ± half-width, ‡ for the error of one set, † for a network that was a reward; empty if missing."""
+def heads(columns: Sequence[Column]) -> list[str]:
+    return [f"{column.title} {column.arrow}" for column in columns]
+
+
+def metric(row: Row, column: Column, *, bold: bool | None = None) -> str:
+    """Mean ± half-width, ‡ for the error of one set, † for a network that was a reward; empty if missing.
+
+    Args:
+        row: of a table.
+        column: of it.
+        bold: None: where the cell is the best of its column.
+    """
     cell = row.cells.get(column.key)
     if cell is None:
         return ""
     marks = ("‡" if cell.interval.of_one_set else "") + ("†" if cell.rewarded else "")
-    return column.shown(cell.interval) + marks
-
-
-def is_best(row: Row, column: Column) -> bool:
-    cell = row.cells.get(column.key)
-    return cell is not None and cell.best
+    text = column.shown(cell.interval) + marks
+    return f"**{text}**" if (cell.best if bold is None else bold) else text
 
 
 def unit(row: Row) -> str:
@@ -49,23 +50,21 @@ def cost(row: Row) -> tuple[str, ...]:
     """Cells under `COST_HEADERS`; blank for the base, which costs nothing."""
     if row.cost is None:
         return ("",) * len(COST_HEADERS)
-    spent = row.cost
-    same_device = len(spent.devices) == 1
-    peak = spent.peak_memory_gib
+    spent, values = row.cost, row.cost.seconds
+    # A range where the devices differ, because a mean over them means nothing.
+    mean = len(spent.devices) == 1 or len(values) == 1
     return (
-        _seconds(spent.seconds, pooled=same_device),
+        number(math.fsum(values) / len(values), 1)
+        if mean
+        else f"{number(min(values), 1)} – {number(max(values), 1)}",
         f"{round(math.fsum(spent.sequences) / len(spent.sequences)):,}",
         ", ".join(spent.devices),
-        "" if peak is None else number(peak, 2),
+        "" if spent.peak_memory_gib is None else number(spent.peak_memory_gib, 2),
         f"{spent.trainable_parameters:,}",
     )
 
 
-def _seconds(values: Sequence[float], *, pooled: bool) -> str:
-    """Mean over seeds; a range where the devices differ, because their mean means nothing."""
-    if pooled or len(values) == 1:
-        return number(math.fsum(values) / len(values), 1)
-    return f"{number(min(values), 1)} – {number(max(values), 1)}"
+# --- how to read a table --------------------------------------------------------------------------
 
 
 def one_set(table: Table) -> bool:
@@ -73,29 +72,52 @@ def one_set(table: Table) -> bool:
     return any(cell.interval.of_one_set for row in table.rows for cell in row.cells.values())
 
 
-def over_seeds(table: Table) -> bool:
-    """Whether a number of the table is a mean over seeds."""
-    return any(cell.interval.n > 1 for row in table.rows for cell in row.cells.values())
+def rewarded(table: Table) -> bool:
+    """Whether a network behind a number of the table was a training reward."""
+    return any(cell.rewarded for row in table.rows for cell in row.cells.values())
+
+
+def criterion(table: Table) -> str:
+    """What decides whether two numbers of the table differ."""
+    return (
+        "95 %; Welch over seeds; single sets ‡ by common resamples, else normal"
+        if one_set(table)
+        else "Welch, 95 %"
+    )
+
+
+def intervals(table: Table, over: str) -> list[str]:
+    """What ± is in the table.
+
+    Args:
+        table: a table.
+        over: what an interval over seeds was taken over.
+    """
+    sets = one_set(table)
+    notes = []
+    if not sets or any(cell.interval.n > 1 for row in table.rows for cell in row.cells.values()):
+        notes.append(f"± is half of a 95 % Student-t interval over {over}.")
+    if sets:
+        notes.append(
+            "‡: ± is the sampling error of one set of images, 95 %, as its evaluator estimates it "
+            "(bootstrap, for example); it is not training luck."
+        )
+    return notes
 
 
 def footnotes(table: Table) -> list[str]:
-    """How to read one table."""
-    sets = one_set(table)
-    notes = []
-    if over_seeds(table) or not sets:
-        notes.append(
-            "± is half of a 95 % Student-t interval over the values named under n: over training seeds, each "
-            "counted once by its mean over sampling seeds, or over the sampling seeds of one model."
-        )
-    if sets:
-        notes.append(SET_NOTE)
-    test = "95 %; Welch over seeds; single sets ‡ by common resamples, else normal" if sets else "Welch, 95 %"
+    """How to read one table of a leaderboard."""
+    notes = intervals(
+        table,
+        "the values named under n: over training seeds, each counted once by its mean over sampling seeds, "
+        "or over the sampling seeds of one model",
+    )
     notes.append(
         "Bold: best of its column, or not significantly different from the best "
-        f"({test}, no correction for the number of comparisons)."
+        f"({criterion(table)}, no correction for the number of comparisons)."
     )
     if table.rank_column is not None:
-        alone = "a single value without ‡" if sets else "a single value"
+        alone = "a single value without ‡" if one_set(table) else "a single value"
         notes.append(
             f"Rank: 1 + the number of rows that are significantly better by {table.rank_column.title}; "
             f"= marks ties. Where a row has {alone} nothing can be tested and values decide."
@@ -105,7 +127,7 @@ def footnotes(table: Table) -> list[str]:
             "All rows share the sampling seeds, so an error that a seed gives to every model alike is not in "
             "an interval over training seeds."
         )
-    if any(cell.rewarded for row in table.rows for cell in row.cells.values()):
+    if rewarded(table):
         notes.append("†: a network behind this metric was also a training reward of this row.")
     if any(row.kind == "method" for row in table.rows):
         notes.append(

@@ -77,18 +77,14 @@ def _differing_values(a: RunRecord, b: RunRecord) -> list[str]:
     """Configuration keys of the protocol that differ."""
     x, y = (values if isinstance(values := r.config.get("values"), dict) else {} for r in (a, b))
     return [
-        f"{key} {_text(x.get(key))} against {_text(y.get(key))}"
+        f"{key} {x.get(key) or 'as on the card'} against {y.get(key) or 'as on the card'}"
         for key in sorted({*x, *y})
         if key.startswith("protocol.") and key not in UNCOUNTED and x.get(key) != y.get(key)
     ]
 
 
-def _text(value: object) -> str:
-    return str(value) if value else "as on the card"
-
-
 def _digests(x: str | None, y: str | None) -> str:
-    return f"{short(x) if x else 'none'} against {short(y) if y else 'none'}"
+    return f"{short(x)} against {short(y)}"
 
 
 def _listed(items: Iterable[object]) -> str:

@@ -1,8 +1,9 @@
 """Compare two evaluations of one protocol, metric by metric, with the best evidence there is.
 
-From best to worst: the same images or prompts in both (pairs of rows), the same sampling seeds in both (pairs
-of values, or of resamples where there is one seed), and no pairs: Welch's test over seeds, or the sampling
-error of single image sets. Evaluations under different protocols are refused with the field that differs.
+From best to worst: the same images or prompts in both (pairs of features), the same sampling seeds in both
+(pairs of values, or of resamples where there is one seed), and no pairs: Welch's test over seeds, or the
+sampling error of single image sets. Evaluations under different protocols are refused with the field that
+differs.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from alignbench.record import FILE_NAME, ProtocolRef, Result, RunRecord, Subject
 if TYPE_CHECKING:
     from alignbench.registry.protocol import MetricFact, Setting
 
-Evidence = Literal[
+EvidenceKind = Literal[
     "paired prompts", "paired images", "paired sampling seeds", "paired resamples", "unpaired", "not tested"
 ]
-"""What a comparison rests on, best first."""
+"""Best first."""
 
 
 @dataclass(frozen=True)
-class Side:
+class Evaluated:
     """One of the two evaluations."""
 
     record: RunRecord
@@ -54,8 +55,19 @@ class Side:
         return [result for result in self.record.results if result.subject == self.subject]
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a comparison of one metric rests on."""
+
+    difference: Difference
+    """b minus a."""
+    evidence: EvidenceKind
+    detail: str
+    """Pairs or values behind it, e.g. `553 prompts`."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Compared:
+class MetricDifference(Evidence):
     """One metric at one setting."""
 
     protocol: ProtocolRef
@@ -63,37 +75,32 @@ class Compared:
     setting: Setting
     a: Cell
     b: Cell
-    difference: Difference
-    """b minus a."""
-    evidence: Evidence
-    detail: str
-    """Pairs or values behind it, e.g. `553 prompts`."""
     why: str
     """Why the evidence is not better; empty if it is the best or nothing better exists for the metric."""
 
     @property
-    def verdict(self) -> str:
+    def outcome(self) -> str:
         """`B is better`, `A is better`, `difference not significant` …"""
-        found = self.difference
-        if not found.tested:
+        change = self.difference
+        if not change.tested:
             return "not tested: a single value and no error of its image set"
-        if not found.significant:
+        if not change.significant:
             return "difference not significant"
-        return "B is better" if self.column.gain(found.mean) > 0 else "A is better"
+        return "B is better" if self.column.gain(change.mean) > 0 else "A is better"
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Everything that two evaluations have in common."""
 
-    a: Side
-    b: Side
-    metrics: tuple[Compared, ...]
+    a: Evaluated
+    b: Evaluated
+    metrics: tuple[MetricDifference, ...]
     left_out: tuple[str, ...]
     """What was not compared and why."""
 
 
-def open_side(text: str) -> Side:
+def read_evaluated(text: str) -> Evaluated:
     """Find an evaluation.
 
     Args:
@@ -102,28 +109,30 @@ def open_side(text: str) -> Side:
     Raises:
         UserError: no such run, or no result of that subject in it.
     """
-    place, _, name = text.rpartition(":")
-    if not place or Path(text).exists():
-        place, name = text, ""
+    head, _, name = text.rpartition(":")
+    if not head or Path(text).exists():
+        head, name = text, ""
     if name and name not in get_args(Subject):
         raise UserError(
             f"{text}: no subject named {name!r}.{suggest(name, get_args(Subject))}",
             fix=f"one of {', '.join(get_args(Subject))}",
         )
-    record = read(Path(place))
+    path = Path(head)
+    record = read(path)
     if record.status != "complete":
-        raise UserError(f"{place}: the run is {record.status}", fix="finish it: repeat its command")
-    path = Path(place)
-    folder = path if path.is_dir() else path.parent if path.name == FILE_NAME else None
-    found = {result.subject for result in record.results}
+        raise UserError(f"{head}: the run is {record.status}", fix="finish it: repeat its command")
     subject = cast(Subject, name or record.kind)
-    if subject not in found:
-        have = f"it has {', '.join(sorted(found))}" if found else "it was not evaluated"
-        raise UserError(f"{place} has no result of {subject!r}: {have}")
-    return Side(record, folder, subject)
+    subjects = sorted({result.subject for result in record.results})
+    if subject not in subjects:
+        have = f"it has {', '.join(subjects)}" if subjects else "it was not evaluated"
+        raise UserError(f"{head} has no result of {subject!r}: {have}")
+    folder = path if path.is_dir() else path.parent if path.name == FILE_NAME else None
+    return Evaluated(record, folder, subject)
 
 
-def compare(a: Side, b: Side, facts: Mapping[str, MetricFact], *, metrics: Sequence[str] = ()) -> Comparison:
+def compare(
+    a: Evaluated, b: Evaluated, facts: Mapping[str, MetricFact], *, metrics: Sequence[str] = ()
+) -> Comparison:
     """Compare two evaluations.
 
     Args:
@@ -135,15 +144,15 @@ def compare(a: Side, b: Side, facts: Mapping[str, MetricFact], *, metrics: Seque
     Raises:
         UserError: a metric nobody has, or nothing that may be compared; the message names what differs.
     """
-    known = {metric for side in (a, b) for result in side.results() for metric in result.metrics}
+    names = {metric for side in (a, b) for result in side.results() for metric in result.metrics}
     for metric in metrics:
-        if metric not in known:
+        if metric not in names:
             raise UserError(
-                f"neither run has a metric named {metric!r}.{suggest(metric, known)}",
-                fix=f"one of {', '.join(sorted(known))}",
+                f"neither run has a metric named {metric!r}.{suggest(metric, names)}",
+                fix=f"one of {', '.join(sorted(names))}",
             )
     left_out: list[str] = []
-    found: list[Compared] = []
+    compared: list[MetricDifference] = []
     for x, y in _partners(a, b):
         reason = obstacle(a.record, x, b.record, y)
         if reason:
@@ -152,17 +161,17 @@ def compare(a: Side, b: Side, facts: Mapping[str, MetricFact], *, metrics: Seque
         for metric in x.metrics:
             if metric in y.metrics and (not metrics or metric in metrics):
                 item = _metric(a, b, x, y, metric, facts)
-                found.append(item) if isinstance(item, Compared) else left_out.append(item)
+                compared.append(item) if isinstance(item, MetricDifference) else left_out.append(item)
     reasons = tuple(dict.fromkeys(left_out))
-    if not found:
+    if not compared:
         listed = reasons or [why_nothing(a.record, a.results(), b.record, b.results())]
         raise UserError(f"{a.record.id} and {b.record.id} cannot be compared: {'; '.join(listed)}")
     order = list(facts)
-    found.sort(key=lambda item: order.index(item.column.metric))
-    return Comparison(a, b, tuple(found), reasons)
+    compared.sort(key=lambda item: order.index(item.column.metric))
+    return Comparison(a, b, tuple(compared), reasons)
 
 
-def _partners(a: Side, b: Side) -> list[tuple[Result, Result]]:
+def _partners(a: Evaluated, b: Evaluated) -> list[tuple[Result, Result]]:
     """Results of one evaluator at one setting; given images have no setting and meet all."""
     return [
         (x, y)
@@ -173,12 +182,17 @@ def _partners(a: Side, b: Side) -> list[tuple[Result, Result]]:
     ]
 
 
+def _made_here(x: Result, y: Result) -> bool:
+    """Whether sampling seeds and image numbers mean the same on both sides."""
+    return "samples" not in {x.subject, y.subject}
+
+
 # --- one metric -----------------------------------------------------------------------------------
 
 
 def _metric(
-    a: Side, b: Side, x: Result, y: Result, metric: str, facts: Mapping[str, MetricFact]
-) -> Compared | str:
+    a: Evaluated, b: Evaluated, x: Result, y: Result, metric: str, facts: Mapping[str, MetricFact]
+) -> MetricDifference | str:
     """Compare one metric, or say why it is left out."""
     fact = facts.get(metric)
     if fact is None:
@@ -188,63 +202,55 @@ def _metric(
     if not values_of(x, column) or not values_of(y, column):
         return f"{fact.title} at {setting.title} is blank on a side"
     cells = cell_of([x], column), cell_of([y], column)
-    evidence, why = _by_rows(a, b, x, y, column) if fact.column else (None, "")
-    found = evidence or _by_values(x, y, *cells)
-    return Compared(
+    evidence, why = _by_image(a, b, x, y, column) if fact.column else (None, "")
+    evidence = evidence or _by_values(x, y, *cells)
+    return MetricDifference(
+        evidence.difference,
+        evidence.evidence,
+        evidence.detail,
         protocol=x.protocol,
         column=column,
         setting=setting,
         a=cells[0],
         b=cells[1],
-        difference=found.difference,
-        evidence=found.name,
-        detail=found.detail,
         why=why,
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    difference: Difference
-    name: Evidence
-    detail: str
-
-
-def _by_rows(a: Side, b: Side, x: Result, y: Result, column: Column) -> tuple[_Found | None, str]:
+def _by_image(
+    a: Evaluated, b: Evaluated, x: Result, y: Result, column: Column
+) -> tuple[Evidence | None, str]:
     """Compare image by image, or say why that cannot be done."""
     if a.folder is None or b.folder is None:
         return None, "only a record is here, not its run folder"
-    from alignbench.evaluation import pairs as paired  # reads arrays; everything else here is light
+    from alignbench.evaluation import pairs  # reads arrays; everything else here is light
 
     try:
-        rows = [
-            paired.read_rows(folder, result, column.fact.column)
-            for folder, result in ((a.folder, x), (b.folder, y))
-        ]
-        times = paired.factor(rows, [values_of(x, column), values_of(y, column)])
-        pairs = paired.pair(*rows, same_draws=_made_here(x, y) and x.seeds == y.seeds)
-    except paired.NoRowsError as reason:
+        paired = pairs.read_pairs(
+            (a.folder, b.folder),
+            (x, y),
+            column.fact.column,
+            (values_of(x, column), values_of(y, column)),
+            same_draws=_made_here(x, y) and x.seeds == y.seeds,
+        )
+    except pairs.NoPairsError as reason:
         return None, str(reason)
-    found = paired_difference([value * times for value in pairs.b], [value * times for value in pairs.a])
-    name: Evidence = "paired prompts" if pairs.by_prompt else "paired images"
-    return _Found(found, name, f"{len(pairs.a):,} {name.removeprefix('paired ')}"), ""
+    kind: EvidenceKind = "paired prompts" if paired.by_prompt else "paired images"
+    detail = f"{len(paired.a):,} {kind.removeprefix('paired ')}"
+    return Evidence(paired_difference(paired.b, paired.a), kind, detail), ""
 
 
-def _by_values(x: Result, y: Result, a: Cell, b: Cell) -> _Found:
+def _by_values(x: Result, y: Result, a: Cell, b: Cell) -> Evidence:
     """Compare the recorded values."""
     if _made_here(x, y) and len(x.seeds) > 1 and x.seeds == y.seeds:
-        found = paired_difference(b.values, a.values)
-        return _Found(found, "paired sampling seeds", f"{len(a.values)} sampling seeds")
-    found = cell_difference(b, a)
+        change = paired_difference(b.values, a.values)
+        return Evidence(change, "paired sampling seeds", f"{len(a.values)} sampling seeds")
+    change = cell_difference(b, a)
     if a.pairs_with(b):
-        return _Found(found, "paired resamples", f"{len(a.drawn)} resamples of 1 image set")
-    words = [
+        return Evidence(change, "paired resamples", f"{len(a.drawn)} resamples of 1 image set")
+    sides = [
         f"{len(cell.values)} sampling seeds" if len(cell.values) > 1 else "1 image set" for cell in (a, b)
     ]
-    detail = words[0] if words[0] == words[1] else " against ".join(words)
-    return _Found(found, "unpaired" if found.tested else "not tested", detail)
-
-
-def _made_here(x: Result, y: Result) -> bool:
-    """Whether sampling seeds and image numbers mean the same on both sides."""
-    return "samples" not in {x.subject, y.subject}
+    return Evidence(
+        change, "unpaired" if change.tested else "not tested", " against ".join(dict.fromkeys(sides))
+    )

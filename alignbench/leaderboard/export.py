@@ -1,104 +1,87 @@
-"""Boards for programs: JSON with everything in a row, CSV with one line a number."""
+"""Tables and comparisons for programs: plain data, CSV with one line a number, one Markdown table."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from typing import Any
 
-from alignbench.leaderboard.summary import verdict
-from alignbench.leaderboard.table import Board, Cell, Row, Table
-
-PLACE = ("protocol", "version", "protocol_digest", "reference", "model", "kind", "row", "setting")
-NUMBERS = ("mean", "low", "high", "n", "unit", "best", "reward_network")
-CSV_HEADER = (*PLACE, "metric", "evaluator", "direction", *NUMBERS, "rank")
+from alignbench.leaderboard.compare import Comparison
+from alignbench.leaderboard.markdown import table_lines
+from alignbench.leaderboard.table import Table
 
 
-def as_data(board: Board) -> dict[str, Any]:
-    """Return the board as plain data."""
-    return {
-        "tables": [_table(table) for table in board.tables],
-        "unranked": [{"id": item.id, "reason": item.reason} for item in board.unranked],
-    }
+def to_rows(table: Table) -> list[dict[str, Any]]:
+    """Return one flat dict a number, as `pandas.DataFrame` takes them."""
+    protocol = table.protocol
+    return [
+        {
+            "protocol": protocol.name,
+            "version": protocol.version,
+            "protocol_digest": protocol.digest,
+            "reference": table.reference,
+            "model": table.model_name,
+            "kind": row.kind,
+            "row": row.name,
+            "setting": row.setting.name,
+            "metric": column.metric,
+            "evaluator": column.evaluator,
+            "direction": column.fact.direction,
+            "mean": cell.interval.mean,
+            "low": cell.interval.low,
+            "high": cell.interval.high,
+            "n": cell.interval.n,
+            "unit": cell.interval.kind,
+            "best": cell.best,
+            "reward_network": cell.rewarded,
+            "rank": row.rank,
+        }
+        for row in table.rows
+        for column in table.columns
+        if (cell := row.cells.get(column.key)) is not None
+    ]
 
 
-def to_json(board: Board) -> str:
-    """Return the board as JSON text."""
-    return json.dumps(as_data(board), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _table(table: Table) -> dict[str, Any]:
-    return {
-        "protocol": table.protocol.model_dump(mode="json"),
-        "label": table.label,
-        "reference": table.reference,
-        "assets": dict(table.assets),
-        "own_assets": list(table.own_assets),
-        "n": table.n,
-        "seeds": list(table.seeds),
-        "model": {"name": table.model_name, "title": table.model, "weights": dict(table.weights)},
-        "ranked_by": table.rank_column.metric if table.rank_column else None,
-        "rows": [_row(row) for row in table.rows],
-        "verdict": verdict(table),
-        "notes": list(table.notes),
-    }
-
-
-def _row(row: Row) -> dict[str, Any]:
-    spent = row.cost
-    return {
-        "kind": row.kind,
-        "title": row.title,
-        "detail": row.detail,
-        "setting": row.setting.model_dump(mode="json"),
-        "rank": row.rank,
-        "tied": row.tied,
-        "training_seeds": list(row.training_seeds),
-        "runs": list(row.runs),
-        "metrics": [
-            {"metric": metric, "evaluator": evaluator, **_cell(cell)}
-            for (metric, evaluator), cell in row.cells.items()
-        ],
-        "cost": None
-        if spent is None
-        else {
-            "seconds": list(spent.seconds),
-            "sequences": list(spent.sequences),
-            "devices": list(spent.devices),
-            "peak_memory_gib": spent.peak_memory_gib,
-            "trainable_parameters": spent.trainable_parameters,
-        },
-    }
-
-
-def _cell(cell: Cell) -> dict[str, Any]:
-    interval = cell.interval
-    return {
-        "mean": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "n": interval.n,
-        "unit": interval.kind,
-        "best": cell.best,
-        "reward_network": cell.rewarded,
-    }
-
-
-def to_csv(board: Board) -> str:
-    """Return one line a number, under `CSV_HEADER`."""
+def to_csv(table: Table) -> str:
+    """Return `to_rows` as CSV with a header; None is an empty field."""
+    rows = to_rows(table)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for table in board.tables:
-        place = [table.protocol.name, table.protocol.version, table.protocol.digest, table.reference]
-        for row in table.rows:
-            for column in table.columns:
-                cell = row.cells.get(column.key)
-                if cell is None:
-                    continue
-                who = [table.model_name, row.kind, row.name, row.setting.name]
-                what = [column.metric, column.evaluator, column.fact.direction]
-                numbers = _cell(cell).values()
-                writer.writerow([*place, *who, *what, *numbers, row.rank or ""])
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """Return the ranked table as leaderboard pages show it, without notes."""
+    return "\n".join(table_lines(table)) + "\n"
+
+
+def comparison_data(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as plain data: what `alignbench compare --json` prints."""
+    sides = {
+        letter: {"run": side.record.id, "subject": side.subject, "title": side.title}
+        for letter, side in (("a", comparison.a), ("b", comparison.b))
+    }
+    metrics = [
+        {
+            "protocol": item.protocol.model_dump(mode="json"),
+            "metric": item.column.metric,
+            "evaluator": item.column.evaluator,
+            "direction": item.column.fact.direction,
+            "setting": item.setting.model_dump(mode="json"),
+            "a": item.a.interval.mean,
+            "b": item.b.interval.mean,
+            "difference": item.difference.mean,
+            "low": item.difference.low,
+            "high": item.difference.high,
+            "significant": item.difference.significant,
+            "tested": item.difference.tested,
+            "evidence": item.evidence,
+            "behind": item.detail,
+            "why_not_paired": item.why,
+            "verdict": item.outcome,
+        }
+        for item in comparison.metrics
+    ]
+    return {**sides, "metrics": metrics, "left_out": list(comparison.left_out)}

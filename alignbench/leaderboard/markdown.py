@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from alignbench.leaderboard import cells
-from alignbench.leaderboard.summary import verdict
+from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Board, Row, Table, Unranked, short
 from alignbench.record import RunRecord
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import PublishedCard, PublishedTable
 
-
 MARKER = "<!-- Made by `alignbench leaderboard` from records/*.json; do not edit. -->"
 
 
-def grid(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[bool]) -> list[str]:
-    """Return the lines of a pipe table; columns marked numeric are aligned right."""
-    lines = [line(header), line(["--:" if right else ":--" for right in numeric])]
-    return lines + [line(row) for row in rows]
+# --- Markdown -------------------------------------------------------------------------------------
 
 
-def line(texts: Sequence[str]) -> str:
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ()) -> list[str]:
+    """Return the lines of a pipe table.
+
+    Args:
+        header: titles of the columns.
+        rows: texts; `|` is escaped and line breaks are spaces.
+        right: titles of columns that are aligned right.
+    """
+    return [_line(texts) for texts in (header, ["--:" if name in right else ":--" for name in header], *rows)]
+
+
+def _line(texts: Sequence[str]) -> str:
     escaped = [text.replace("|", "\\|").replace("\n", " ") for text in texts]
     return f"| {' | '.join(escaped)} |"
 
 
 def bullets(texts: Iterable[str]) -> list[str]:
     return [f"- {text}" for text in texts]
+
+
+def section(title: str, body: Sequence[str], *, level: int = 2) -> list[str]:
+    """Return a heading with its lines; nothing without lines."""
+    return [f"{'#' * level} {title}", "", *body, ""] if body else []
+
+
+def text_of(lines: Sequence[str]) -> str:
+    """Join lines to the text of a file."""
+    return "\n".join(lines).rstrip() + "\n"
+
+
+# --- pages ----------------------------------------------------------------------------------------
 
 
 def page_name(table: Table) -> str:
@@ -46,22 +66,21 @@ def pages(board: Board) -> dict[str, str]:
 
 
 def _page(tables: Sequence[Table], board: Board) -> str:
-    protocol = tables[0].protocol
-    lines = [MARKER, "", f"# {protocol.title}", ""]
+    lines = [MARKER, "", f"# {tables[0].protocol.title}", ""]
     lines += [
         "Rows are compared within one table only: one protocol digest, one reference, one starting model. "
         "Numbers printed in papers are in [published.md](published.md) and are not ranked here.",
         "",
     ]
     for table in tables:
-        lines += [f"## {table.heading}", "", *_header(table), *table_lines(table), ""]
-        lines += _section("What the table says", bullets(verdict(table)))
-        lines += _section("How to read it", bullets([*cells.footnotes(table), *_provenance(table)]))
+        lines += section(table.heading, [*_header(table), *table_lines(table)])
+        lines += section("What the table says", bullets(sentences(table)), level=3)
+        notes = [*cells.footnotes(table), *_provenance(table)]
+        lines += section("How to read it", bullets(notes), level=3)
     digests = {table.protocol.digest for table in tables}
     left_out = [item for item in board.unranked if digests.intersection(item.protocols)]
-    lines += _section("Not ranked", unranked_lines(left_out), level=2)
-    lines += _section("Runs", _run_lines(tables, board.records), level=2)
-    return "\n".join(lines).rstrip() + "\n"
+    lines += section("Not ranked", _unranked_lines(left_out))
+    return text_of([*lines, *section("Runs", _run_lines(tables, board.records))])
 
 
 def _header(table: Table) -> list[str]:
@@ -69,9 +88,8 @@ def _header(table: Table) -> list[str]:
     if not (table.assets or table.label):
         return []
     parts = [f"Protocol digest `{short(table.protocol.digest)}`", _reference(table)]
-    own = set(table.own_assets)
     assets = [
-        f"{name} `{short(digest)}`{' (own file)' if name in own else ''}"
+        f"{name} `{short(digest)}`{' (own file)' if name in table.own_assets else ''}"
         for name, digest in table.assets.items()
     ]
     parts += [f"made with {', '.join(assets)}"] if assets else []
@@ -92,26 +110,24 @@ def provenance(table: Table) -> str:
     )
 
 
-def _section(title: str, body: Sequence[str], *, level: int = 3) -> list[str]:
-    return [f"{'#' * level} {title}", "", *body, ""] if body else []
-
-
 def table_lines(table: Table) -> list[str]:
     """Return the lines of the ranked table."""
-    metrics = [f"{column.title} {column.arrow}" for column in table.columns]
+    metrics = cells.heads(table.columns)
     header = ["rank", "row", "setting", *metrics, "n", *cells.COST_HEADERS]
-    numeric = [True, False, False, *[True] * len(metrics), False, True, True, False, True, True]
-    return grid(header, [_row(row, table) for row in table.rows], numeric=numeric)
+    right = {"rank", *metrics, *cells.COST_HEADERS} - {"device"}
+    return grid(header, [_row(row, table) for row in table.rows], right=right)
 
 
 def _row(row: Row, table: Table) -> list[str]:
-    metrics = []
-    for column in table.columns:
-        text = cells.metric(row, column)
-        metrics.append(f"**{text}**" if cells.is_best(row, column) else text)
     name = f"**{row.title}** ({row.detail})" if row.detail else row.title
-    label = f"{name}, control" if row.kind == "control" else name
-    return [cells.rank(row), label, row.setting.title, *metrics, cells.unit(row), *cells.cost(row)]
+    return [
+        cells.rank(row),
+        f"{name}, control" if row.kind == "control" else name,
+        row.setting.title,
+        *(cells.metric(row, column) for column in table.columns),
+        cells.unit(row),
+        *cells.cost(row),
+    ]
 
 
 def _provenance(table: Table) -> list[str]:
@@ -124,7 +140,7 @@ def _provenance(table: Table) -> list[str]:
     ]
 
 
-def unranked_lines(items: Iterable[Unranked]) -> list[str]:
+def _unranked_lines(items: Iterable[Unranked]) -> list[str]:
     return bullets(f"`{item.id}`: {item.reason}" for item in items)
 
 
@@ -133,10 +149,10 @@ def _run_lines(tables: Sequence[Table], records: Sequence[RunRecord]) -> list[st
     rows = []
     for record in records:
         if record.id in shown:
-            place = record.environment
-            versions = f"alignbench {place.alignbench}, torch {place.torch}, {place.device}"
+            made = record.environment
+            versions = f"alignbench {made.alignbench}, torch {made.torch}, {made.device}"
             rows.append([f"`{record.id}`", f"`{record.command}`", versions, record.finished or ""])
-    return grid(["run", "command", "where", "finished"], rows, numeric=[False] * 4) if rows else []
+    return grid(["run", "command", "where", "finished"], rows) if rows else []
 
 
 def index(board: Board, *, published: bool) -> str:
@@ -159,14 +175,10 @@ def index(board: Board, *, published: bool) -> str:
         for table in board.tables
     ]
     header = ["protocol", "model", "rows", "ranked by", "first", "digest"]
-    if rows:
-        lines += [*grid(header, rows, numeric=[False, False, True, False, False, False]), ""]
-    else:
-        lines += ["No run is ranked yet.", ""]
+    lines += [*(grid(header, rows, right={"rows"}) if rows else ["No run is ranked yet."]), ""]
     if published:
         lines += ["Numbers printed in papers, never ranked with ours: [published.md](published.md).", ""]
-    lines += _section("Not ranked", unranked_lines(board.unranked), level=2)
-    return "\n".join(lines).rstrip() + "\n"
+    return text_of([*lines, *section("Not ranked", _unranked_lines(board.unranked))])
 
 
 def _leader(table: Table) -> str:
@@ -174,10 +186,14 @@ def _leader(table: Table) -> str:
     column = table.rank_column
     if column is None:
         return ""
-    first = [row for row in table.rows if row.rank == 1]
     return "; ".join(
-        f"{row.name}, {row.setting.title}: {column.shown(row.cells[column.key].interval)}" for row in first
+        f"{row.name}, {row.setting.title}: {column.shown(row.cells[column.key].interval)}"
+        for row in table.rows
+        if row.rank == 1
     )
+
+
+# --- published numbers ----------------------------------------------------------------------------
 
 
 def published_page(cards: Mapping[str, PublishedCard]) -> str:
@@ -189,56 +205,39 @@ def published_page(cards: Mapping[str, PublishedCard]) -> str:
         "",
     ]
     for _, card in sorted(cards.items()):
-        lines += [f"## {card.title}", "", _source(card), ""]
+        lines += section(card.title, [f"*published* · {card.paper}" if card.paper else "*published*"])
         for table in card.tables:
-            lines += _table(table)
-        if card.inconsistencies:
-            texts = (f"{item.what}: {' / '.join(item.values)}" for item in card.inconsistencies)
-            lines += ["### Where the paper disagrees with itself", "", *bullets(texts), ""]
-        if card.notes:
-            lines += ["### Notes", "", *bullets(card.notes), ""]
-    return "\n".join(lines).rstrip() + "\n"
+            lines += section(f"{table.id}: {table.caption}", _published_lines(table), level=3)
+        disagreeing = [f"{item.what}: {' / '.join(item.values)}" for item in card.inconsistencies]
+        lines += section("Where the paper disagrees with itself", bullets(disagreeing), level=3)
+        lines += section("Notes", bullets(card.notes), level=3)
+    return text_of(lines)
 
 
-def _source(card: PublishedCard) -> str:
-    return f"*published* · {card.paper}" if card.paper else "*published*"
-
-
-def _table(table: PublishedTable) -> list[str]:
-    names = _in_order(name for row in table.rows for name in row.values)
-    with_model = any(row.model for row in table.rows)
-    with_note = any(row.note for row in table.rows)
-    digits = {name: max(map(_decimals, _column(table, name))) for name in names}
-    header = ["method", *["model"] * with_model, *names, *["note"] * with_note]
-    rows = []
+def _published_lines(table: PublishedTable) -> list[str]:
+    """A column is printed with the digits of its longest value, as papers do."""
+    digits: dict[str, int] = {}
     for row in table.rows:
-        values = [f"*{row.values[name]:.{digits[name]}f}*" if name in row.values else "" for name in names]
-        model, note = [row.model] * with_model, [row.note] * with_note
-        rows.append([f"*{row.method}*", *model, *values, *note])
-    numeric = [False, *[False] * with_model, *[True] * len(names), *[False] * with_note]
-    setting = ", ".join(f"{key} = {_text(value)}" for key, value in table.setting.items())
+        for name, value in row.values.items():
+            decimals = len(f"{value:.6f}".rstrip("0").partition(".")[2])
+            digits[name] = max(decimals, digits.get(name, 0))
+    model = ["model"] if any(row.model for row in table.rows) else []
+    note = ["note"] if any(row.note for row in table.rows) else []
+    rows = [
+        [
+            f"*{row.method}*",
+            *(row.model for _ in model),
+            *(f"*{row.values[name]:.{digits[name]}f}*" if name in row.values else "" for name in digits),
+            *(row.note for _ in note),
+        ]
+        for row in table.rows
+    ]
+    setting = ", ".join(
+        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
+        for key, value in table.setting.items()
+    )
     return [
-        f"### {table.id}: {table.caption}",
-        "",
         f"*published*, not ranked. Setting as stated: {setting or 'none'}.",
         "",
-        *grid(header, rows, numeric=numeric),
-        "",
+        *grid(["method", *model, *digits, *note], rows, right=digits),
     ]
-
-
-def _column(table: PublishedTable, name: str) -> list[float]:
-    return [row.values[name] for row in table.rows if name in row.values]
-
-
-def _decimals(value: float) -> int:
-    """Digits after the point; columns are printed with those of their longest value, as papers do."""
-    return len(f"{value:.6f}".rstrip("0").partition(".")[2])
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Order rows and say which differences are real: bold cells, ranks with ties, comparisons with the base.
+"""Order rows and say which differences are real: bold cells, ranks with ties; label tables of one protocol.
 
 A row beats another if the interval of their difference excludes 0: Welch's over seeds, and for a single
 value the sampling error of its image set, or of the pair where both were resampled alike. Where a single
@@ -8,11 +8,11 @@ value comes without that error, nothing can be tested and the plain values decid
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from alignbench.leaderboard.table import Cell, Column, Comparison, Row, Table, join, short
+from alignbench.leaderboard.table import Cell, Column, Row, Table, join, short
 from alignbench.metrics.intervals import Difference, difference, resampled_difference
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def cell_difference(a: Cell, b: Cell) -> Difference:
-    """Compare two cells of a column; see `statistics.difference` and `statistics.resampled_difference`."""
+    """Compare two cells of a column; see `intervals.difference` and `intervals.resampled_difference`."""
     if a.pairs_with(b):
         return resampled_difference(a.values[0], b.values[0], a.drawn, b.drawn)
     return difference(a.values, b.values, sd_a=a.interval.set_sd, sd_b=b.interval.set_sd)
@@ -28,8 +28,8 @@ def cell_difference(a: Cell, b: Cell) -> Difference:
 
 def better(a: Cell, b: Cell, column: Column) -> bool:
     """Whether a beats b: significantly where that can be tested, else by value."""
-    found = cell_difference(a, b)
-    return column.gain(found.mean) > 0 and (found.significant or not found.tested)
+    change = cell_difference(a, b)
+    return column.gain(change.mean) > 0 and (change.significant or not change.tested)
 
 
 def mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
@@ -39,7 +39,7 @@ def mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
         cells = [row.cells[column.key] for row in rows if column.key in row.cells]
         if len(cells) < 2:
             continue
-        best = max(cells, key=lambda cell: column.gain(cell.interval.mean))
+        best = max(cells, key=column.score)
         for index, row in enumerate(marked):
             cell = row.cells.get(column.key)
             if cell is not None and not better(best, cell, column):
@@ -66,20 +66,16 @@ def rank(rows: Sequence[Row], column: Column | None) -> list[Row]:
 
 def in_order(rows: Sequence[Row], settings: Sequence[Setting], column: Column | None) -> list[Row]:
     """Base, controls, then the rest: the one with the best row first, its settings together."""
-
-    def score(row: Row) -> float:
-        cell = row.cells.get(column.key) if column else None
-        return float("-inf") if cell is None or column is None else column.gain(cell.interval.mean)
-
-    top: dict[str, float] = {}
+    top: dict[str, float] = defaultdict(lambda: float("-inf"))
     for row in rows:
-        top[row.identity] = max(score(row), top.get(row.identity, float("-inf")))
+        if column is not None and row.identity and column.key in row.cells:
+            top[row.identity] = max(column.score(row.cells[column.key]), top[row.identity])
     group = {"base": 0, "control": 1, "method": 2, "samples": 2}
     return sorted(
         rows,
         key=lambda row: (
             group[row.kind],
-            -top[row.identity] if row.identity else 0.0,
+            -top[row.identity],
             row.identity,
             settings.index(row.setting),
         ),
@@ -99,24 +95,13 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
     return [told_apart(row) if len(owners[row.name]) > 1 else row for row in rows]
 
 
-def compare(table: Table) -> tuple[Comparison, ...]:
-    base = {row.setting.name: row for row in table.rows if row.kind in {"base", "control"}}
-    found = []
-    for row in table.rows:
-        partner = base.get(row.setting.name)
-        if row.kind != "method" or partner is None or partner.setting != row.setting:
-            continue
-        differences = {
-            column.key: cell_difference(row.cells[column.key], partner.cells[column.key])
-            for column in table.columns
-            if column.key in row.cells and column.key in partner.cells
-        }
-        found.append(Comparison(row, differences))
-    return tuple(found)
+# --- tables of one protocol -----------------------------------------------------------------------
 
+ASSET_KINDS = ("reference", "network", "prompts")
+"""In the order of labels."""
 
-KINDS = ("reference", "network", "prompts")
-"""What an asset can be, in the order of labels."""
+Parts = Mapping[tuple[int, str], str]
+"""{(order, what tables may differ in): words}."""
 
 
 def own_assets(used: Mapping[str, str], cards: Mapping[str, AssetCard]) -> tuple[str, ...]:
@@ -134,60 +119,52 @@ def own_assets(used: Mapping[str, str], cards: Mapping[str, AssetCard]) -> tuple
 
 
 def labelled(tables: Sequence[Table], cards: Mapping[str, AssetCard]) -> list[Table]:
-    """Give every table the words that tell it from its neighbours, in the same order."""
+    """Give every table the words that tell it from its neighbours, in the same order.
+
+    Own files are always named; then, among tables of one page and heading, the values that differ; where no
+    record names what differs, the protocol's digest.
+    """
     named = [replace(table, label=_own_label(table, cards)) for table in tables]
-    for describe in (_differences, lambda _: _digest):
-        for group in _namesakes(named):
-            words = describe([named[place] for place in group])
-            for place in group:
-                parts = [named[place].label, words(named[place])]
-                named[place] = replace(named[place], label=", ".join(filter(None, parts)))
+    for parts_of in (_parts, _digest_part):
+        groups: dict[tuple[str, int, str], list[Parts]] = defaultdict(list)
+        for table in named:
+            groups[_heading(table)].append(parts_of(table))
+        named = [
+            replace(table, label=", ".join(filter(None, [table.label, *words])))
+            for table in named
+            for words in [_differing(parts_of(table), groups[_heading(table)])]
+        ]
     return named
 
 
 def _own_label(table: Table, cards: Mapping[str, AssetCard]) -> str:
     """`own reference and network`, or nothing."""
     kinds = {cards[name].what for name in table.own_assets}
-    return f"own {join(kind for kind in KINDS if kind in kinds)}" if kinds else ""
+    return f"own {join(kind for kind in ASSET_KINDS if kind in kinds)}" if kinds else ""
 
 
-def _namesakes(tables: Sequence[Table]) -> Iterable[list[int]]:
-    """Return the places of tables that stand on one page under one heading."""
-    groups: dict[tuple[str, int, str], list[int]] = defaultdict(list)
-    for place, table in enumerate(tables):
-        groups[table.protocol.name, table.protocol.version, table.heading].append(place)
-    return [group for group in groups.values() if len(group) > 1]
+def _heading(table: Table) -> tuple[str, int, str]:
+    return table.protocol.name, table.protocol.version, table.heading
 
 
-def _differences(tables: Sequence[Table]) -> Callable[[Table], str]:
-    """Return what names the values of one table that are not the same in all of these."""
-
-    def parts(table: Table) -> list[str]:
-        assets = [f"{name} {_short(table.assets.get(name))}" for name in _names(tables, "assets")]
-        weights = [f"{role} {_short(table.weights.get(role))}" for role in _names(tables, "weights")]
-        return [
-            *assets,
-            f"reference {_short(table.reference)}",
-            f"{table.n:,} images",
-            f"sampling seeds {', '.join(map(str, table.seeds))}",
-            *weights,
-        ]
-
-    columns = list(zip(*map(parts, tables), strict=True))
-    differing = [number for number, column in enumerate(columns) if len(set(column)) > 1]
-    return lambda table: ", ".join(parts(table)[number] for number in differing)
+def _parts(table: Table) -> Parts:
+    return {
+        **{(0, name): f"{name} {short(digest)}" for name, digest in table.assets.items()},
+        (1, "reference"): f"reference {short(table.reference)}",
+        (2, "images"): f"{table.n:,} images",
+        (3, "seeds"): f"sampling seeds {', '.join(map(str, table.seeds))}",
+        **{(4, role): f"{role} {short(digest)}" for role, digest in table.weights.items()},
+    }
 
 
-def _names(tables: Sequence[Table], what: str) -> list[str]:
-    return sorted(
-        {name for table in tables for name in (table.assets if what == "assets" else table.weights)}
-    )
+def _digest_part(table: Table) -> Parts:
+    return {(5, "digest"): f"protocol digest {short(table.protocol.digest)}"}
 
 
-def _digest(table: Table) -> str:
-    """The last resort: protocols that differ in something no record names."""
-    return f"protocol digest {short(table.protocol.digest)}"
-
-
-def _short(digest: str | None) -> str:
-    return short(digest) if digest else "none"
+def _differing(parts: Parts, group: Sequence[Parts]) -> list[str]:
+    """Words for what is not the same in the whole group; what a table lacks is `none`."""
+    return [
+        parts.get(key, f"{key[1]} none")
+        for key in sorted({key for other in group for key in other})
+        if len({other.get(key) for other in group}) > 1
+    ]

@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from alignbench.leaderboard.table import Cell, Column, Cost, Row, RowKind, Unranked
-from alignbench.metrics.intervals import mean_interval, set_interval, units
-from alignbench.record import Result, RunRecord, dumps
+from alignbench.metrics.intervals import mean_interval, set_interval
+from alignbench.record import Result, RunRecord, TrainInfo, dumps
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import MetricFact, Setting
@@ -34,28 +35,31 @@ def age(record: RunRecord) -> tuple[str, str]:
 def identity(record: RunRecord) -> str:
     """Digest of what a method run computes, without its seed: runs that share it are pooled."""
     values = record.config.get("values")
-    flat = values if isinstance(values, dict) else {}
-    rest = {key: value for key, value in record.config.items() if key not in {"seed", "recipe", "values"}}
-    rest.pop("protocol", None)  # how a run is evaluated is the table's business
+    train = record.train
     content: dict[str, Any] = {
-        "config": rest,
-        "values": {
+        "config": {
             key: value
-            for key, value in flat.items()
-            if key not in MACHINE_KEYS and not key.startswith("protocol.")
+            for key, value in record.config.items()
+            if key not in {"seed", "recipe", "values", "protocol"}
+        },
+        "values": {
+            key: value for key, value in (values if isinstance(values, dict) else {}).items() if _counts(key)
         },
         "method": record.method.model_dump(mode="json", exclude={"title"}) if record.method else None,
         "weights": record.model.weights,
         "data": record.data.model_dump(mode="json", exclude={"skipped"}) if record.data else None,
-        "length": [record.train.steps, record.train.images_per_step, record.train.precision]
-        if record.train
-        else None,
-        "optimizer": record.train.optimizer if record.train else None,
+        "length": [train.steps, train.images_per_step, train.precision] if train else None,
+        "optimizer": train.optimizer if train else None,
     }
     if record.plugins:
         content["plugins"] = sorted(plugin.sha256 for plugin in record.plugins)
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _counts(key: str) -> bool:
+    """Whether a configuration key belongs to a row: how a run is evaluated is the table's business."""
+    return key not in MACHINE_KEYS and not key.startswith("protocol.")
 
 
 def columns_of(
@@ -68,13 +72,16 @@ def columns_of(
         facts: {metric: how it is shown}.
         detail: also the metrics that are only for a run's own report; the ranking metric is always there.
     """
-    seen = {(metric, result.evaluator) for _, result in entries for metric in result.metrics}
+    evaluators: dict[str, set[str]] = defaultdict(set)
+    for _, result in entries:
+        for metric in result.metrics:
+            evaluators[metric].add(result.evaluator)
     ranking = {result.protocol.rank_by for _, result in entries}
     columns = []
     for metric, fact in facts.items():
         if fact.detail and not detail and metric not in ranking:
             continue
-        versions = sorted((evaluator for name, evaluator in seen if name == metric), key=_version)
+        versions = sorted(evaluators[metric], key=_version)
         for evaluator in versions:
             title = fact.title if len(versions) == 1 else f"{fact.title} ({evaluator})"
             columns.append(Column(metric, evaluator, title, fact))
@@ -103,38 +110,16 @@ def settings_of(entries: Sequence[Entry]) -> list[Setting]:
     return list(merged.values())
 
 
-def base_rows(
-    entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[Setting], notes: list[str]
-) -> list[Row]:
-    """One row per setting, from one measurement of the many that runs may have made; base runs first."""
-    rows = []
-    for position, setting in enumerate(settings):
-        found = [
-            (record, x)
-            for record, x in entries
-            if x.subject == "base" and x.setting.identity == setting.identity
-        ]
-        found.sort(key=lambda entry: (entry[0].kind != "base", entry[0].finished or "", entry[0].id))
-        cells: dict[tuple[str, str], Cell] = {}
-        sources: set[str] = set()
-        for column in columns:
-            measured = [(record.id, x) for record, x in found if values_of(x, column)]
-            if not measured:
-                continue
-            source, result = measured[0]
-            cells[column.key] = cell_of([result], column)
-            sources.add(source)
-            means = [mean_interval(values_of(other, column)).mean for _, other in measured]
-            if column.text(min(means)) != column.text(max(means)):
-                notes.append(
-                    f"base at {setting.title} was measured by {len(means)} runs: {column.title} from "
-                    f"{column.text(min(means))} to {column.text(max(means))}; shown is {source}"
-                )
-        if cells:
-            kind: RowKind = "base" if position == 0 else "control"
-            runs = tuple(sorted(sources))
-            rows.append(Row(kind=kind, title="base", detail="", setting=setting, cells=cells, runs=runs))
-    return rows
+def _at(entries: Sequence[Entry], subject: str, setting: Setting) -> list[Entry]:
+    """Results of one subject at one setting."""
+    return [
+        (record, x)
+        for record, x in entries
+        if x.subject == subject and x.setting.identity == setting.identity
+    ]
+
+
+# --- cells ----------------------------------------------------------------------------------------
 
 
 def values_of(result: Result, column: Column) -> tuple[float, ...]:
@@ -147,48 +132,74 @@ def values_of(result: Result, column: Column) -> tuple[float, ...]:
 
 def cell_of(results: Sequence[Result], column: Column, *, rewarded: bool = False) -> Cell:
     """Return the number of one column from results that all have it, one for each training seed."""
-    pooled, kind = units([values_of(x, column) for x in results])
-    if len(pooled) > 1:
-        return Cell(mean_interval(pooled, kind=kind), tuple(pooled), rewarded=rewarded)
+    cell = Cell.of([values_of(x, column) for x in results], rewarded=rewarded)
+    if len(cell.values) > 1:
+        return cell
     (result,) = results
     bounds = result.intervals.get(column.metric, [None])[0]
-    interval = set_interval(pooled[0], bounds) if bounds else mean_interval(pooled, kind=kind)
     drawn = result.resampled.get(column.metric, [None])[0] if result.subject != "samples" else None
-    return Cell(interval, tuple(pooled), rewarded=rewarded, drawn=tuple(drawn or ()))
+    interval = set_interval(cell.values[0], bounds) if bounds else cell.interval
+    return replace(cell, interval=interval, drawn=tuple(drawn or ()))
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def base_rows(
+    entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[Setting], notes: list[str]
+) -> list[Row]:
+    """One row per setting, from one measurement of the many that runs may have made; base runs first."""
+    rows = []
+    for position, setting in enumerate(settings):
+        measured = sorted(
+            _at(entries, "base", setting),
+            key=lambda entry: (entry[0].kind != "base", entry[0].finished or "", entry[0].id),
+        )
+        cells: dict[tuple[str, str], Cell] = {}
+        sources: set[str] = set()
+        for column in columns:
+            having = [(record.id, x) for record, x in measured if values_of(x, column)]
+            if not having:
+                continue
+            source, result = having[0]
+            cells[column.key] = cell_of([result], column)
+            sources.add(source)
+            means = [mean_interval(values_of(x, column)).mean for _, x in having]
+            low, high = column.text(min(means)), column.text(max(means))
+            if low != high:
+                notes.append(
+                    f"base at {setting.title} was measured by {len(means)} runs: {column.title} from "
+                    f"{low} to {high}; shown is {source}"
+                )
+        if cells:
+            kind: RowKind = "control" if position else "base"
+            runs = tuple(sorted(sources))
+            rows.append(Row(kind=kind, title="base", setting=setting, cells=cells, runs=runs))
+    return rows
 
 
 def sample_rows(
     entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[Setting]
 ) -> list[Row]:
     """One row for each set of images that was given."""
-    results: dict[tuple[str, int], list[Result]] = defaultdict(list)
-    titles = {record.id: record.model.title for record, _ in entries}
-    places = [setting.identity for setting in settings]
-    for record, x in entries:
-        if x.subject == "samples":
-            results[record.id, places.index(x.setting.identity)].append(x)
     rows = []
-    for (name, place), found in sorted(results.items()):
-        cells = {
-            column.key: cell_of([x], column) for column in columns for x in found if values_of(x, column)
-        }
-        rows.append(
-            Row(
-                kind="samples",
-                title=titles[name],
-                detail="",
-                setting=settings[place],
-                cells=cells,
-                runs=(name,),
-                identity=name,
+    for setting in settings:
+        sets: dict[str, list[Entry]] = defaultdict(list)
+        for entry in _at(entries, "samples", setting):
+            sets[entry[0].id].append(entry)
+        for name, members in sets.items():
+            cells = {c.key: cell_of([x], c) for c in columns for _, x in members if values_of(x, c)}
+            title = members[0][0].model.title
+            rows.append(
+                Row(kind="samples", title=title, setting=setting, cells=cells, runs=(name,), identity=name)
             )
-        )
     return rows
 
 
 def method_rows(
     entries: Sequence[Entry], columns: Sequence[Column], settings: Sequence[Setting], notes: list[str]
 ) -> tuple[list[Row], list[Unranked]]:
+    """One row for each configuration and setting; of runs with one training seed the latest counts."""
     pools: dict[str, dict[int, RunRecord]] = defaultdict(dict)
     left_out = []
     digest = entries[0][1].protocol.digest
@@ -202,48 +213,46 @@ def method_rows(
     rows = []
     for name, pool in sorted(pools.items()):
         for setting in settings:
-            results: dict[str, list[Result]] = defaultdict(list)
-            for record, x in entries:
-                chosen = record.train is not None and pool.get(record.train.seed) is record
-                if chosen and x.subject == "method" and x.setting.identity == setting.identity:
-                    results[record.id].append(x)
-            members = [pool[seed] for seed in sorted(pool) if pool[seed].id in results]
+            measured = _at(entries, "method", setting)
+            members = [
+                (record, results)
+                for _, record in sorted(pool.items())
+                if (results := [x for other, x in measured if other is record])
+            ]
             if members:
-                rows.append(_method_row(name, members, results, columns, setting, notes))
+                rows.append(_method_row(name, members, columns, setting, notes))
     return rows, left_out
 
 
 def _method_row(
     name: str,
-    members: Sequence[RunRecord],
-    results: Mapping[str, Sequence[Result]],
+    members: Sequence[tuple[RunRecord, Sequence[Result]]],
     columns: Sequence[Column],
     setting: Setting,
     notes: list[str],
 ) -> Row:
-    title = members[0].method.title if members[0].method else ""
+    records = [record for record, _ in members]
+    title = records[0].method.title if records[0].method else ""
+    networks = {name for _, results in members for x in results for name in x.networks_used_as_reward}
     cells: dict[tuple[str, str], Cell] = {}
     for column in columns:
-        runs = [x for record in members for x in results[record.id] if values_of(x, column)]
-        if len(runs) < len(members):  # never a mean over what happens to exist
-            if runs:
-                notes.append(
-                    f"{title} at {setting.title}: {column.title} is blank, only {len(runs)} of "
-                    f"{len(members)} runs have it"
-                )
-            continue
-        networks = {n for record in members for x in results[record.id] for n in x.networks_used_as_reward}
-        rewarded = not networks.isdisjoint(column.fact.networks)
-        cells[column.key] = cell_of(runs, column, rewarded=rewarded)
+        runs = [x for _, results in members for x in results if values_of(x, column)]
+        if len(runs) == len(members):
+            cells[column.key] = cell_of(runs, column, rewarded=not networks.isdisjoint(column.fact.networks))
+        elif runs:  # never a mean over what happens to exist
+            notes.append(
+                f"{title} at {setting.title}: {column.title} is blank, only {len(runs)} of "
+                f"{len(members)} runs have it"
+            )
     return Row(
         kind="method",
         title=title,
-        detail=_detail(members[0]),
+        detail=_detail(records[0]),
         setting=setting,
         cells=cells,
-        training_seeds=tuple(record.train.seed for record in members if record.train),
-        cost=_cost(members),
-        runs=tuple(record.id for record in members),
+        training_seeds=tuple(record.train.seed for record in records if record.train),
+        cost=_cost(records),
+        runs=tuple(record.id for record in records),
         identity=name,
     )
 
@@ -251,29 +260,27 @@ def _method_row(
 def _detail(record: RunRecord) -> str:
     """Recipe and changed keys, as a label."""
     changed = [
-        f"{key} = {_text(change.value)}"
-        for key, change in sorted(record.changed.items())
-        if key not in MACHINE_KEYS and not key.startswith("protocol.") and key.rpartition(".")[2] != "seed"
+        f"{key} = {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in sorted((key, change.value) for key, change in record.changed.items())
+        if _counts(key) and key.rpartition(".")[2] != "seed"
     ]
-    recipe = record.recipe.name if record.recipe else "no recipe"
-    return "; ".join([recipe, *changed])
+    return "; ".join([record.recipe.name if record.recipe else "no recipe", *changed])
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _cost(members: Sequence[RunRecord]) -> Cost | None:
-    trains = [record.train for record in members if record.train]
+def _cost(records: Sequence[RunRecord]) -> Cost | None:
+    trains = [record.train for record in records if record.train]
     if not trains:
         return None
-    devices = {f"{x.world_size} × {x.device}" if x.world_size > 1 else x.device for x in trains}
-    peaks = [x.peak_memory_gib for x in trains]
-    known = [peak for peak in peaks if peak is not None]
+    peaks = [x.peak_memory_gib for x in trains if x.peak_memory_gib is not None]
     return Cost(
         seconds=tuple(x.seconds for x in trains),
         sequences=tuple(x.sequences for x in trains),
-        devices=tuple(sorted(devices)),
-        peak_memory_gib=max(known) if len(known) == len(peaks) else None,
-        trainable_parameters=members[0].model.trainable_parameters,
+        devices=tuple(sorted({device_of(x) for x in trains})),
+        peak_memory_gib=max(peaks) if len(peaks) == len(trains) else None,
+        trainable_parameters=records[0].model.trainable_parameters,
     )
+
+
+def device_of(train: TrainInfo) -> str:
+    """`2 × NVIDIA H200`, or the name alone."""
+    return f"{train.world_size} × {train.device}" if train.world_size > 1 else train.device

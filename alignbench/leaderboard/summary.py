@@ -1,4 +1,4 @@
-"""What a table says, in sentences made from its numbers and nothing else.
+"""Plain-language summary of a table.
 
 Sentences name losses as plainly as gains: each method against the base at the same setting, and against
 the best row of the table, which may be a base model that is merely sampled more sharply.
@@ -9,94 +9,75 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignbench.leaderboard.ranking import better, cell_difference
-from alignbench.leaderboard.table import Column, Comparison, Row, Table, join
+from alignbench.leaderboard.table import Column, Row, Table, join
 from alignbench.metrics.intervals import Difference
 
+OUTCOMES = {
+    "better than": "better",
+    "worse than": "worse",
+    "not significantly different from": "no significant difference",
+}
+"""{outcome: in a list of other metrics}, in the order of that list."""
 
-def verdict(table: Table) -> list[str]:
+
+def sentences(table: Table) -> list[str]:
     """Return one sentence or two per bullet, in the order of the rows; empty without a ranking metric."""
     column = table.rank_column
-    if column is None or not table.rows:
+    if column is None:
         return []
-    sentences = [
-        text for comparison in table.comparisons if (text := against_base(table, comparison, column))
-    ]
-    paired = [comparison.row for comparison in table.comparisons if column.key in comparison.differences]
+    compared, alone = [], []
     for row in table.rows:
-        if row.kind == "method" and not any(row is other for other in paired):
-            sentences.append(f"{_place(row)}: no base value at this setting to compare with.")
-    return [*sentences, *_overall(table, column)]
+        if row.kind != "method":
+            continue
+        base = next((x for x in table.rows if x.is_base and x.setting == row.setting), None)
+        if base is not None and column.key in base.cells and column.key in row.cells:
+            compared.append(_against_base(row, base, column, table))
+        else:
+            alone.append(f"{_subject(row)}: no base value at this setting to compare with.")
+    return [*compared, *alone, *_overall(table, column)]
 
 
-def against_base(table: Table, comparison: Comparison, column: Column) -> str:
-    """Say how a method row stands against the base at the same setting; empty if it has no value."""
-    found = comparison.differences.get(column.key)
-    if found is None:
-        return ""
-    row = comparison.row
-    base = _base_of(table, row)
-    one_set = any(x.cells[column.key].interval.of_one_set for x in (row, base))
-    interval = (
-        ""
-        if found.low is None or found.high is None
-        else f", 95 % interval {column.span(found.low, found.high)}"
-        f"{' from the sampling error of one image set' if one_set else ''}"
-    )
-    text = (
-        f"{_place(row)}: **{outcome(found, column)}** base at the same setting "
-        f"({column.title} {_change(base, row, column)}; difference {column.signed(found.mean)}{interval})."
-    )
-    return f"{text}{_only_one_run(row)}{_others(table, comparison, column)}"
-
-
-def outcome(found: Difference, column: Column) -> str:
+def outcome(change: Difference, column: Column) -> str:
     """`better than`, `worse than`, `not significantly different from`; by value only where untested."""
-    if found.tested and not found.significant:
+    if change.tested and not change.significant:
         return "not significantly different from"
-    gain = column.gain(found.mean)
+    gain = column.gain(change.mean)
     word = "better than" if gain > 0 else "worse than" if gain < 0 else "equal to"
-    return word if found.tested else f"{word} (one value, not tested)"
+    return word if change.tested else f"{word} (one value, not tested)"
 
 
-def _base_of(table: Table, row: Row) -> Row:
-    return next(r for r in table.rows if r.kind in {"base", "control"} and r.setting == row.setting)
+def _against_base(row: Row, base: Row, column: Column, table: Table) -> str:
+    """Say how a method row stands against the base at the same setting."""
+    before, after = base.cells[column.key], row.cells[column.key]
+    change = cell_difference(after, before)
+    span = column.span(change)
+    interval = f", 95 % interval {span}" if span else ""
+    if span and (before.interval.of_one_set or after.interval.of_one_set):
+        interval += " from the sampling error of one image set"
+    text = (
+        f"{_subject(row)}: **{outcome(change, column)}** base at the same setting "
+        f"({column.title} {column.text(before.interval.mean)} → {column.text(after.interval.mean)}; "
+        f"difference {column.signed(change.mean)}{interval})."
+    )
+    if len(row.training_seeds) < 2:
+        seed = row.training_seeds[0] if row.training_seeds else "unknown"
+        text += f" This is one trained model (seed {seed}): it says nothing about other training seeds."
+    return text + _other_metrics(row, base, column, table)
 
 
-def _change(base: Row, row: Row, column: Column) -> str:
-    before, after = base.cells[column.key].interval.mean, row.cells[column.key].interval.mean
-    return f"{column.text(before)} → {column.text(after)}"
-
-
-def _others(table: Table, comparison: Comparison, skip: Column) -> str:
+def _other_metrics(row: Row, base: Row, ranking: Column, table: Table) -> str:
     """The other metrics, by outcome."""
     groups: dict[str, list[str]] = {}
     for column in table.columns:
-        if column.key == skip.key or column.fact.detail:
+        if column.key == ranking.key or column.fact.detail:
             continue
-        if column.key in comparison.differences:
-            mark = "†" if comparison.row.cells[column.key].rewarded else ""
-            groups.setdefault(outcome(comparison.differences[column.key], column), []).append(
-                column.title + mark
-            )
-    words = {
-        "better than": "better",
-        "worse than": "worse",
-        "not significantly different from": "no significant difference",
-    }
-    parts = [f"{words.get(name, name)}: {', '.join(groups[name])}" for name in sorted(groups, key=_order)]
+        if column.key in row.cells and column.key in base.cells:
+            cell = row.cells[column.key]
+            result = outcome(cell_difference(cell, base.cells[column.key]), column)
+            groups.setdefault(result, []).append(column.title + ("†" if cell.rewarded else ""))
+    names = [*OUTCOMES, *sorted(groups.keys() - OUTCOMES.keys())]
+    parts = [f"{OUTCOMES.get(name, name)}: {', '.join(groups[name])}" for name in names if name in groups]
     return f" Other metrics — {'; '.join(parts)}." if parts else ""
-
-
-def _order(name: str) -> tuple[int, str]:
-    known = ["better than", "worse than", "not significantly different from"]
-    return (known.index(name) if name in known else len(known), name)
-
-
-def _only_one_run(row: Row) -> str:
-    if len(row.training_seeds) > 1:
-        return ""
-    seed = row.training_seeds[0] if row.training_seeds else "unknown"
-    return f" This is one trained model (seed {seed}): it says nothing about other training seeds."
 
 
 def _overall(table: Table, column: Column) -> list[str]:
@@ -107,11 +88,11 @@ def _overall(table: Table, column: Column) -> list[str]:
     best = _best(scored, column)
     top = best.cells[column.key]
     ties = [row for row in scored if row is not best and not better(top, row.cells[column.key], column)]
-    tied = f", not significantly different from {join(map(_place, ties))}" if ties else ""
-    text = f"Best row overall by {column.title}: **{_place(best)}** ({column.shown(top.interval)}){tied}."
+    tied = f", not significantly different from {join(map(_subject, ties))}" if ties else ""
+    text = f"Best row overall by {column.title}: **{_subject(best)}** ({column.shown(top.interval)}){tied}."
     losers = [row for row in _best_of_each(scored, column) if row is not best and row not in ties]
     if losers:
-        listed = [f"{_place(row)} at {column.shown(row.cells[column.key].interval)}" for row in losers]
+        listed = [f"{_subject(row)} at {column.shown(row.cells[column.key].interval)}" for row in losers]
         settings = any(row.kind != "samples" for row in losers)
         text += f" Behind it{', each at its own best setting' if settings else ''}: {'; '.join(listed)}."
     return [text, *_against_best_base(scored, column)]
@@ -119,22 +100,22 @@ def _overall(table: Table, column: Column) -> list[str]:
 
 def _against_best_base(scored: Sequence[Row], column: Column) -> list[str]:
     """Say how each method, at its best setting, stands against the base at its best setting."""
-    controls = [row for row in scored if row.kind in {"base", "control"}]
+    controls = [row for row in scored if row.is_base]
     methods = _best_of_each([row for row in scored if row.kind == "method"], column)
     if len(controls) < 2 or not methods:
         return []
     base = _best(controls, column)
     cell = base.cells[column.key]
     parts = [
-        f"{_place(row)} is {outcome(cell_difference(row.cells[column.key], cell), column)} it"
+        f"{_subject(row)} is {outcome(cell_difference(row.cells[column.key], cell), column)} it"
         for row in methods
     ]
-    listed = "; ".join(parts)
-    return [f"Against the best-sampled base, {_place(base)} ({column.shown(cell.interval)}): {listed}."]
+    shown = column.shown(cell.interval)
+    return [f"Against the best-sampled base, {_subject(base)} ({shown}): {'; '.join(parts)}."]
 
 
 def _best(rows: Sequence[Row], column: Column) -> Row:
-    return max(rows, key=lambda row: column.gain(row.cells[column.key].interval.mean))
+    return max(rows, key=lambda row: column.score(row.cells[column.key]))
 
 
 def _best_of_each(rows: Sequence[Row], column: Column) -> list[Row]:
@@ -143,8 +124,8 @@ def _best_of_each(rows: Sequence[Row], column: Column) -> list[Row]:
     for row in rows:
         groups.setdefault(row.identity, []).append(row)
     tops = [_best(group, column) for group in groups.values()]
-    return sorted(tops, key=lambda row: -column.gain(row.cells[column.key].interval.mean))
+    return sorted(tops, key=lambda row: -column.score(row.cells[column.key]))
 
 
-def _place(row: Row) -> str:
+def _subject(row: Row) -> str:
     return row.name if row.kind == "samples" else f"{row.name} at {row.setting.title}"

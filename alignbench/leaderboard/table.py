@@ -1,15 +1,15 @@
 """The values a leaderboard is made of, before any format: cells, rows, tables, board.
 
-`leaderboard.py` fills them from run records, `render/` turns them into text. Nothing here computes.
+`board.py` fills them from run records; `markdown.py`, `terminal.py` and `export.py` turn them into text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from alignbench.metrics.intervals import Difference, Interval
+from alignbench.metrics.intervals import Difference, Interval, mean_interval, units
 
 if TYPE_CHECKING:
     from alignbench.record import ProtocolRef, RunRecord
@@ -50,12 +50,19 @@ class Column:
         text = self.text(value)
         return f"+{text}" if value > 0 and text.strip("0.") else text
 
-    def span(self, low: float, high: float) -> str:
-        return f"[{self.signed(low)}, {self.signed(high)}]"
+    def span(self, difference: Difference) -> str:
+        """`[low, high]`, or nothing where the difference cannot be tested."""
+        if difference.low is None or difference.high is None:
+            return ""
+        return f"[{self.signed(difference.low)}, {self.signed(difference.high)}]"
 
     def gain(self, mean_difference: float) -> float:
         """Turn a difference so that positive means better."""
         return mean_difference if self.fact.direction == "higher" else -mean_difference
+
+    def score(self, cell: Cell) -> float:
+        """Turn a mean so that larger means better."""
+        return self.gain(cell.interval.mean)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,12 @@ class Cell:
     """The metric's network was also a training reward (†)."""
     drawn: tuple[float, ...] = ()
     """The single value on resamples of its images, which were made here; see `api.Metric`."""
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[float]], *, rewarded: bool = False) -> Cell:
+        """Pool nested values, one sequence per training seed; see `intervals.units`."""
+        values, kind = units(runs)
+        return cls(mean_interval(values, kind=kind), tuple(values), rewarded=rewarded)
 
     def pairs_with(self, other: Cell) -> bool:
         """Whether both are known on the same resamples."""
@@ -97,11 +110,11 @@ class Row:
     kind: RowKind
     title: str
     """`base`, the method's title, or what given images are called."""
-    detail: str
-    """Recipe and changed keys of a method."""
     setting: Setting
     cells: Mapping[tuple[str, str], Cell]
     """{`Column.key`: cell}."""
+    detail: str = ""
+    """Recipe and changed keys of a method."""
     rank: int | None = None
     """1 + the number of rows that are better; None without a value of the ranking metric."""
     tied: bool = False
@@ -112,6 +125,10 @@ class Row:
     """Ids of the records behind the row."""
     identity: str = ""
     """Digest of the configuration without seeds; empty for the base model; of given images the run."""
+
+    @property
+    def is_base(self) -> bool:
+        return self.kind in ("base", "control")
 
     @property
     def name(self) -> str:
@@ -127,15 +144,6 @@ class Unranked:
     reason: str
     protocols: tuple[str, ...] = ()
     """Digests of the protocols it has results of."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A method row against the base model at the same setting, metric by metric."""
-
-    row: Row
-    differences: Mapping[tuple[str, str], Difference]
-    """{`Column.key`: method minus base}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +166,6 @@ class Table:
     columns: tuple[Column, ...]
     rank_column: Column | None
     rows: tuple[Row, ...]
-    comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
     """Remarks on single rows: blanks, disagreeing base measurements."""
     label: str = ""
@@ -185,9 +192,9 @@ def number(value: float, digits: int) -> str:
     return text.lstrip("-") if not text.strip("-0.") else text
 
 
-def short(digest: str) -> str:
-    """Shorten `sha256:…` for people."""
-    return digest.removeprefix("sha256:")[:12]
+def short(digest: str | None) -> str:
+    """Shorten `sha256:…` for people; `none` without one."""
+    return digest.removeprefix("sha256:")[:12] if digest else "none"
 
 
 def join(words: Iterable[str]) -> str:

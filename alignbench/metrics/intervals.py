@@ -1,8 +1,7 @@
-"""Means, intervals and comparisons for tables: Student's t and Welch's t, nothing heavier.
+"""Means, intervals and comparisons for tables: Student's t and Welch's t. Imports scipy on use and no torch.
 
-The t quantile is computed here because importing scipy.stats takes longer than a whole leaderboard; a
-test compares the two. Intervals say what they were taken over: seeds of training, seeds of sampling, or the
-images of one set, whose sampling error its evaluator estimated.
+Intervals say what they were taken over: seeds of training, seeds of sampling, or the images of one set, whose
+sampling error its evaluator estimated.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from alignbench.metrics.bootstrap import (
-    Z95,
-)
-
 LEVEL = 0.95
+"""Of every interval here."""
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
 
 Unit = Literal["training seeds", "sampling seeds", "images of one set"]
 """What varies behind an interval: independent values, or the images a single value was computed from."""
@@ -51,7 +49,7 @@ class Interval:
     def set_sd(self) -> float | None:
         """Standard deviation of a single value, from the interval of its image set; None without one."""
         half = self.half_width
-        return None if half is None or not self.of_one_set else half / t_critical(LEVEL, math.inf)
+        return None if half is None or not self.of_one_set else half / Z95
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,18 @@ class Difference:
     """Mean of a minus mean of b."""
 
     mean: float
-    low: float | None
+    low: float | None = None
     """None where the difference cannot be tested (fewer than two values on a side)."""
-    high: float | None
-    significant: bool
-    """The interval excludes 0; False where nothing could be tested."""
+    high: float | None = None
 
     @property
     def tested(self) -> bool:
         return self.low is not None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes 0; False where nothing could be tested."""
+        return self.low is not None and self.high is not None and (self.low > 0.0 or self.high < 0.0)
 
 
 def units(runs: Sequence[Sequence[float]]) -> tuple[list[float], Unit]:
@@ -86,14 +87,12 @@ def units(runs: Sequence[Sequence[float]]) -> tuple[list[float], Unit]:
     return [_mean(run) for run in runs], "training seeds"
 
 
-def mean_interval(
-    values: Sequence[float], *, level: float = LEVEL, kind: Unit = "sampling seeds"
-) -> Interval:
+def mean_interval(values: Sequence[float], *, kind: Unit = "sampling seeds") -> Interval:
     """Return the mean and its Student-t interval; a single value has none."""
     mean = _mean(values)
     if len(values) < 2:
         return Interval(mean, None, None, 1, kind)
-    half = t_critical(level, len(values) - 1) * math.sqrt(_variance(values) / len(values))
+    half = t_critical(LEVEL, len(values) - 1) * math.sqrt(_variance(values) / len(values))
     return Interval(mean, mean - half, mean + half, len(values), kind)
 
 
@@ -108,19 +107,8 @@ def set_interval(value: float, bounds: Sequence[float]) -> Interval:
     return Interval(_mean([value]), low, high, 1, "images of one set")
 
 
-def nested_interval(runs: Sequence[Sequence[float]], *, level: float = LEVEL) -> Interval:
-    """Return the interval over the independent values of nested data; see `units`."""
-    values, kind = units(runs)
-    return mean_interval(values, level=level, kind=kind)
-
-
 def difference(
-    a: Sequence[float],
-    b: Sequence[float],
-    *,
-    sd_a: float | None = None,
-    sd_b: float | None = None,
-    level: float = LEVEL,
+    a: Sequence[float], b: Sequence[float], *, sd_a: float | None = None, sd_b: float | None = None
 ) -> Difference:
     """Compare two means without assuming equal variances.
 
@@ -137,29 +125,27 @@ def difference(
         b: independent values.
         sd_a: sampling error of a's value if a has only one; None: unknown, nothing can be tested.
         sd_b: the same of b.
-        level: of the interval.
     """
     mean = _mean(a) - _mean(b)
-    parts = [_variance_of_mean(a, sd_a), _variance_of_mean(b, sd_b)]
-    known = [part for part in parts if part is not None]
-    if len(known) < 2:
-        return Difference(mean, None, None, False)
-    squared = math.fsum(variance for variance, _ in known)
+    (variance_a, degrees_a), (variance_b, degrees_b) = _error_of_mean(a, sd_a), _error_of_mean(b, sd_b)
+    if variance_a is None or variance_b is None:
+        return Difference(mean)
+    squared = variance_a + variance_b
     if squared == 0.0:  # two exact constants
-        return Difference(mean, mean, mean, mean != 0.0)
-    uncertain = math.fsum(variance**2 / degrees for variance, degrees in known)
+        return Difference(mean, mean, mean)
+    uncertain = variance_a**2 / degrees_a + variance_b**2 / degrees_b
     degrees = squared**2 / uncertain if uncertain > 0.0 else math.inf
-    return _tested(mean, t_critical(level, degrees) * math.sqrt(squared))
+    return _around(mean, t_critical(LEVEL, degrees) * math.sqrt(squared))
 
 
-def _variance_of_mean(values: Sequence[float], sd: float | None) -> tuple[float, float] | None:
-    """Return the variance of a mean and its degrees of freedom; None if it is unknown."""
+def _error_of_mean(values: Sequence[float], sd: float | None) -> tuple[float | None, float]:
+    """Return the variance of a mean, None if it is unknown, and its degrees of freedom."""
     if len(values) > 1:
-        return _variance(values) / len(values), len(values) - 1.0
-    return None if sd is None else (sd**2, math.inf)
+        return _variance(values) / len(values), len(values) - 1
+    return None if sd is None else sd**2, math.inf
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], *, level: float = LEVEL) -> Difference:
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Compare the means of values that belong together pair by pair; Student's t over the differences.
 
     A single pair cannot be tested.
@@ -167,72 +153,45 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, level: float = 
     Raises:
         ValueError: a and b differ in length.
     """
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    interval = mean_interval(differences, level=level)
-    if interval.low is None or interval.high is None:
-        return Difference(interval.mean, None, None, False)
-    half = (interval.high - interval.low) / 2
-    return _tested(interval.mean, half)
+    interval = mean_interval([x - y for x, y in zip(a, b, strict=True)])
+    return Difference(interval.mean, interval.low, interval.high)
 
 
 def resampled_difference(
-    a: float, b: float, drawn_a: Sequence[float], drawn_b: Sequence[float], *, level: float = LEVEL
+    a: float, b: float, drawn_a: Sequence[float], drawn_b: Sequence[float]
 ) -> Difference:
     """Compare two metrics of one image set each by what resampling does to their difference.
 
     Resample k of both sets holds the same image numbers, so what images of a pair have in common cancels. The
     interval is what the difference would be in other draws of as many pairs; a bias that both metrics have
-    alike cancels as well.
+    alike cancels as well. It is Student's t with one degree of freedom less than there are resamples.
 
     Args:
         a: metric of one set.
         b: metric of the other.
         drawn_a: a of each resample, two or more.
         drawn_b: b of the same resamples.
-        level: of the interval; Student's t with one degree of freedom less than there are resamples.
 
     Raises:
         ValueError: other numbers of resamples.
     """
     differences = [x - y for x, y in zip(drawn_a, drawn_b, strict=True)]
-    half = t_critical(level, len(differences) - 1) * math.sqrt(_variance(differences))
-    return _tested(a - b, half)
+    return _around(a - b, t_critical(LEVEL, len(differences) - 1) * math.sqrt(_variance(differences)))
 
 
-def _tested(mean: float, half: float) -> Difference:
-    return Difference(mean, mean - half, mean + half, abs(mean) > half)
+def _around(mean: float, half: float) -> Difference:
+    return Difference(mean, mean - half, mean + half)
 
 
 @functools.cache
 def t_critical(level: float, degrees: float) -> float:
-    """Return t with P(|T| ≤ t) = level for Student's t; infinite degrees are the normal distribution.
-
-    Solves I_x(1/2, degrees/2) = level for x = t² / (degrees + t²) by bisection.
-    """
+    """Return t with P(|T| ≤ t) = level for Student's t; infinite degrees are the normal distribution."""
     if not 0.0 < level < 1.0 or degrees <= 0.0:
         raise ValueError(f"no t quantile at level {level} with {degrees} degrees of freedom")
-    if degrees > 1e7:  # the two agree to 1e-7, and the fraction below would need more steps than it has
-        return _normal_critical(level)
-    low, high = 0.0, 1.0
-    while True:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            return math.sqrt(degrees * low / (1.0 - low))
-        if _incomplete_beta(middle, 0.5, degrees / 2) < level:
-            low = middle
-        else:
-            high = middle
+    from scipy import special
 
-
-def _normal_critical(level: float) -> float:
-    """Return z with P(|Z| ≤ z) = level, by bisection of the error function."""
-    low, high = 0.0, 40.0
-    while (middle := (low + high) / 2) not in (low, high):
-        if math.erf(middle / math.sqrt(2)) < level:
-            low = middle
-        else:
-            high = middle
-    return low
+    upper = (1.0 + level) / 2
+    return float(special.ndtri(upper) if math.isinf(degrees) else special.stdtrit(degrees, upper))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -244,33 +203,6 @@ def _mean(values: Sequence[float]) -> float:
 def _variance(values: Sequence[float]) -> float:
     mean = _mean(values)
     return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Return the regularised incomplete beta function I_x(a, b), by its continued fraction."""
-    if x <= 0.0 or x >= 1.0:
-        return 0.0 if x <= 0.0 else 1.0
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast only below this
-        return 1.0 - _incomplete_beta(1.0 - x, b, a)
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    return math.exp(log_front) / (a * _beta_fraction(x, a, b))
-
-
-def _beta_fraction(x: float, a: float, b: float) -> float:
-    """Return 1 + d1/(1 + d2/(1 + …)), DLMF 8.17.22, by the modified Lentz algorithm."""
-    value, c, d = 1.0, 1.0, 0.0
-    for step in range(1, 10_000):
-        m = step // 2
-        if step % 2:
-            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        else:
-            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        d = 1.0 / (1.0 + term * d)
-        c = 1.0 + term / c
-        value *= c * d
-        if abs(c * d - 1.0) < 1e-15:
-            return value
-    raise ArithmeticError(f"incomplete beta did not converge at x={x}, a={a}, b={b}")
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from alignbench import __version__
 from alignbench.files import digest_of, write_atomic
-from alignbench.metrics.intervals import Interval, difference, nested_interval, units
+from alignbench.leaderboard import cells
+from alignbench.leaderboard.markdown import bullets, grid
+from alignbench.leaderboard.ranking import cell_difference
+from alignbench.leaderboard.table import Cell, Column
 from alignbench.record import RunRecord
 from alignbench.registry.protocol import MetricFact
 from alignbench.runs.sweep import Configuration, Sweep, SweepRun, text
@@ -35,9 +39,10 @@ class Line:
     def complete(self) -> bool:
         return len(self.seeds) == len(self.runs)
 
-    def interval(self, metric: str) -> Interval | None:
-        """Mean and interval; None where a seed lacks the metric."""
-        return nested_interval(self.values[metric]) if self.values.get(metric) else None
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """{metric: mean and interval}; without metrics that a seed lacks."""
+        return {metric: Cell.of(values) for metric, values in self.values.items()}
 
 
 def measure(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[Line]:
@@ -45,37 +50,32 @@ def measure(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[Line]:
     lines = []
     for configuration in sweep.configurations:
         runs = tuple(run for run in sweep.runs if run.configuration is configuration)
-        found = {run.seed: record for run in runs if (record := run.record()) and record.status == "complete"}
-        measured = [_metrics(record, "method", sweep.card.setting) for record in found.values()]
+        records = {
+            run.seed: record for run in runs if (record := run.record()) and record.status == "complete"
+        }
+        measured = [_metrics(record, "method", sweep.card.setting) for record in records.values()]
         shared = set.intersection(*map(set, measured)) if measured else set()
         values = {metric: [one[metric] for one in measured] for metric in facts if metric in shared}
-        seconds = [record.train.seconds for record in found.values() if record.train]
+        seconds = [record.train.seconds for record in records.values() if record.train]
         mean = sum(seconds) / len(seconds) if seconds else None
-        lines.append(Line(configuration, runs, tuple(found), values, mean))
-    if sweep.card.metric not in facts:
-        return lines
-    groups: dict[str, list[int]] = {}
-    for number, line in enumerate(lines):
-        groups.setdefault(line.configuration.row if sweep.card.choose == "row" else "", []).append(number)
-    for members in groups.values():
-        candidates = {
-            n: lines[n] for n in members if lines[n].complete and lines[n].values.get(sweep.card.metric)
-        }
-        if candidates:
-            best, tied = _choose(candidates, sweep.card.metric, facts[sweep.card.metric].direction)
-            for number in candidates:
-                lines[number] = replace(lines[number], best=number == best, tied=number in tied)
+        lines.append(Line(configuration, runs, tuple(records), values, mean))
+    metric = sweep.card.metric
+    groups: dict[str, dict[int, Cell]] = defaultdict(dict)
+    for index, line in enumerate(lines):
+        if line.complete and metric in line.values:
+            group = line.configuration.row if sweep.card.choose == "row" else ""
+            groups[group][index] = line.cells[metric]
+    for candidates in groups.values():
+        top = max(candidates.values(), key=_column(metric, facts).score)
+        for index, cell in candidates.items():
+            change = cell_difference(cell, top)  # single values cannot be tested
+            tied = cell is not top and change.tested and not change.significant
+            lines[index] = replace(lines[index], best=cell is top, tied=tied)
     return lines
 
 
-def _choose(candidates: Mapping[int, Line], metric: str, direction: str) -> tuple[int, set[int]]:
-    """The number of the best line, and of those that it does not beat; single values cannot be tested."""
-    sign = 1.0 if direction == "lower" else -1.0
-    best = min(candidates, key=lambda n: sign * nested_interval(candidates[n].values[metric]).mean)
-    top, _ = units(candidates[best].values[metric])
-    others = {n: units(line.values[metric])[0] for n, line in candidates.items() if n != best}
-    compared = {n: difference(values, top) for n, values in others.items()}
-    return best, {n for n, found in compared.items() if found.tested and not found.significant}
+def _column(metric: str, facts: Mapping[str, MetricFact]) -> Column:
+    return Column(metric, "", facts[metric].title, facts[metric])
 
 
 def _metrics(record: RunRecord, subject: str, setting: str) -> dict[str, list[float]]:
@@ -111,18 +111,19 @@ def write(sweep: Sweep, facts: Mapping[str, MetricFact], failures: Mapping[str, 
 
 def as_dict(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> dict[str, Any]:
     """The JSON form of a sweep's result."""
+    card = sweep.card
     return {
         "schema": 1,
         "alignbench": __version__,
         "name": sweep.name,
-        "title": sweep.card.title,
-        "source": sweep.card.source,
-        "digest": "sha256:" + digest_of(sweep.card.model_dump(mode="json")),
-        "model": sweep.card.model,
+        "title": card.title,
+        "source": card.source,
+        "digest": "sha256:" + digest_of(card.model_dump(mode="json")),
+        "model": card.model,
         "protocol": {"name": sweep.protocol, "digest": sweep.runs[0].plan.protocol_digest},
-        "setting": sweep.card.setting,
-        "metric": sweep.card.metric,
-        "choose": sweep.card.choose,
+        "setting": card.setting,
+        "metric": card.metric,
+        "choose": card.choose,
         "given": dict(sweep.given),
         "base": base(sweep),
         "configurations": [_line_dict(line) for line in lines],
@@ -131,7 +132,7 @@ def as_dict(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) ->
 
 
 def _line_dict(line: Line) -> dict[str, Any]:
-    intervals = {metric: interval for metric in line.values if (interval := line.interval(metric))}
+    intervals = {metric: cell.interval for metric, cell in line.cells.items()}
     return {
         "title": line.configuration.title,
         "row": line.configuration.row,
@@ -156,24 +157,28 @@ def markdown(
     sweep: Sweep, lines: Sequence[Line], facts: Mapping[str, MetricFact], failures: Mapping[str, str]
 ) -> str:
     """The table as Markdown."""
-    untouched = base(sweep)
+    untouched = {metric: Cell.of([values]) for metric, values in base(sweep).items()}
     shown = [metric for metric in facts if metric in untouched or any(metric in x.values for x in lines)]
     shown.sort(key=lambda metric: metric != sweep.card.metric)
-    arrows = {"lower": "↓", "higher": "↑"}
-    heads = [f"{facts[metric].title} {arrows[facts[metric].direction]}" for metric in shown]
-    rows = [["configuration", *heads, "seeds", "train s"]]
-    if untouched:
-        cells = [_cell(nested_interval([untouched[m]]), facts[m]) if m in untouched else "" for m in shown]
-        rows.append(["*base*", *cells, "–", "–"])
+    columns = [_column(metric, facts) for metric in shown]
+    rows = [["*base*", *_texts(untouched, columns), "–", "–"]] if untouched else []
     for line in lines:
         seconds = "" if line.train_seconds is None else f"{line.train_seconds:.1f}"
         name = line.configuration.title or line.configuration.method
         name = f"**{name}**" if line.best else f"{name} =" if line.tied else name
-        cells = [_cell(line.interval(metric), facts[metric]) for metric in shown]
-        rows.append([name, *cells, f"{len(line.seeds)} of {len(line.runs)}", seconds])
-    table = [f"| {' | '.join(row)} |" for row in rows]
-    table.insert(1, "|" + " :-- |" + " --: |" * (len(rows[0]) - 1))
-    return "\n".join([*_header(sweep, facts), "", *table, "", *_notes(sweep, lines, failures)]) + "\n"
+        seeds = f"{len(line.seeds)} of {len(line.runs)}"
+        rows.append([name, *_texts(line.cells, columns), seeds, seconds])
+    header = ["configuration", *cells.heads(columns), "seeds", "train s"]
+    table = grid(header, rows, right=header[1:])
+    notes = bullets(_notes(sweep, lines, failures))
+    return "\n".join([*_header(sweep, facts), "", *table, "", *notes]) + "\n"
+
+
+def _texts(measured: Mapping[str, Cell], columns: Sequence[Column]) -> list[str]:
+    return [
+        column.shown(measured[column.metric].interval) if column.metric in measured else ""
+        for column in columns
+    ]
 
 
 def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
@@ -199,42 +204,30 @@ def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
 
 
 def _notes(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> list[str]:
-    notes = [f"- {note}" for note in sweep.card.notes]
+    notes = list(sweep.card.notes)
     if sweep.card.choose == "row":
-        trials: dict[str, int] = {}
-        for line in lines:
-            trials[line.configuration.row] = trials.get(line.configuration.row, 0) + 1
-        equal = len(set(trials.values())) == 1
+        trials = Counter(line.configuration.row for line in lines)
         counts = (
             f"{next(iter(trials.values()))} each"
-            if equal
-            else ", ".join(f"{k} {v}" for k, v in trials.items())
+            if len(set(trials.values())) == 1
+            else ", ".join(f"{row} {count}" for row, count in trials.items())
         )
-        notes.append(f"- Configurations tried: {counts}.")
+        notes.append(f"Configurations tried: {counts}.")
         for line in (line for line in lines if line.best):
             point = ", ".join(f"{key} = {text(value)}" for key, value in line.configuration.point.items())
             edge = ", ".join(_edges(line, lines))
             remark = f", at the edge of what was tried ({edge})" if edge else ""
-            notes.append(f"- Chosen for {line.configuration.row}: {point}{remark}.")
-    notes += [f"- Failed: {name}: {reason}" for name, reason in failures.items()]
-    return notes
+            notes.append(f"Chosen for {line.configuration.row}: {point}{remark}.")
+    return [*notes, *(f"Failed: {name}: {reason}" for name, reason in failures.items())]
 
 
 def _edges(best: Line, lines: Sequence[Line]) -> list[str]:
     """Numeric axes of its row on which a line is the smallest or largest: a wider grid might do better."""
     row = [line.configuration.point for line in lines if line.configuration.row == best.configuration.row]
-    found = []
+    edges = []
     for key, value in best.configuration.point.items():
         tried = {point[key] for point in row if key in point}
         numeric = all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried)
         if numeric and len(tried) > 1 and value in (min(tried), max(tried)):
-            found.append(key)
-    return found
-
-
-def _cell(interval: Interval | None, fact: MetricFact) -> str:
-    if interval is None:
-        return ""
-    half = interval.half_width
-    spread = "" if half is None else f" ± {half:.{fact.digits}f}"
-    return f"{interval.mean:.{fact.digits}f}{spread}"
+            edges.append(key)
+    return edges

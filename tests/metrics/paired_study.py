@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignbench.metrics.bootstrap import Z95, frechet_bootstrap
-from alignbench.metrics.intervals import resampled_difference
+from alignbench.metrics.bootstrap import frechet_bootstrap
+from alignbench.metrics.intervals import Z95, resampled_difference
 
 FEATURES, IMAGES = 64, 500
 

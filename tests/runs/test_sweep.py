@@ -246,8 +246,8 @@ def test_intervals_are_over_training_seeds_and_the_best_has_all_of_them(tmp_path
     assert [line.best for line in lines] == [False, True, False, False]
     assert [line.tied for line in lines] == [False, False, True, False]
     means = np.array([3.1, 3.2, 3.2])
-    interval = lines[0].interval("fd-digits")
-    assert interval is not None and interval.high is not None
+    interval = lines[0].cells["fd-digits"].interval
+    assert interval.high is not None
     low, high = stats.t.interval(0.95, 2, loc=means.mean(), scale=stats.sem(means))
     assert math.isclose(interval.mean, means.mean()) and math.isclose(interval.high, high)
     markdown = sweep_table.markdown(made, lines, facts, {})
@@ -277,7 +277,7 @@ def test_single_values_are_ordered_and_not_called_ties(tmp_path: Path) -> None:
     fake(made, {(0, 0): [38.63], (1, 0): [7.65]})
     lines = sweep_table.measure(made, REGISTRY.metric_facts())
     assert [(line.best, line.tied) for line in lines] == [(False, False), (True, False)]
-    assert lines[1].interval("fd-digits") == Interval(7.65, None, None, 1, "sampling seeds")
+    assert lines[1].cells["fd-digits"].interval == Interval(7.65, None, None, 1, "sampling seeds")
 
 
 # --- shipped sweeps -------------------------------------------------------------------------------

@@ -1,0 +1,288 @@
+"""Which results belong to one row, what its numbers are, and how rows are ranked: against scipy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from alignbench.leaderboard import cells, markdown
+from alignbench.leaderboard.board import build
+from alignbench.leaderboard.summary import sentences
+from alignbench.leaderboard.table import Row, Table
+from alignbench.record import RunRecord
+from tests.leaderboard.records import (
+    CARDS,
+    FACTS,
+    FD,
+    NAMES,
+    OFFICIAL,
+    OTHER,
+    RECALL,
+    assets,
+    given,
+    load,
+    named,
+    one_seed,
+    only,
+    row,
+    stored,
+    table_of,
+)  # fmt: skip
+
+
+def method(table: Table) -> Row:
+    return next(x for x in table.rows if x.kind == "method")
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_numbers_are_pooled_over_seeds() -> None:
+    table = only(stored())
+    cell = row(table, "VA-π", "t1").cells[FD]
+    means = [1.70, 1.65, 1.75]  # of the three runs, over their sampling seeds
+    low, high = stats.t.interval(0.95, 2, loc=1.70, scale=stats.sem(means))
+    assert cell.values == pytest.approx(means)
+    assert (cell.interval.low, cell.interval.high) == pytest.approx((low, high))
+    assert (cell.interval.n, cell.interval.kind) == (3, "training seeds")
+    base = row(table, "base", "t1").cells[FD].interval
+    low, high = stats.t.interval(0.95, 2, loc=2.43, scale=stats.sem([2.40, 2.43, 2.46]))
+    assert (base.low, base.high, base.kind) == (pytest.approx(low), pytest.approx(high), "sampling seeds")
+    single = row(table, "AR-GRPO", "t1").cells[FD].interval
+    assert (single.mean, single.n, single.kind) == (pytest.approx(1.62), 3, "sampling seeds")
+
+
+def test_several_seeds_go_before_the_error_of_a_set() -> None:
+    content = json.loads(one_seed(2.3, 0.1).model_dump_json(by_alias=True))
+    for result in content["results"]:
+        value = result["metrics"]["fd-digits"][0]
+        result |= {"seeds": [0, 1, 2], "metrics": {"fd-digits": [value - 0.01, value, value + 0.01]}}
+        result["intervals"] = {"fd-digits": [[value - 1, value + 1]] * 3}
+    table = table_of(RunRecord.model_validate(content))
+    interval = method(table).cells[FD].interval
+    assert (interval.kind, interval.n, interval.set_sd) == ("sampling seeds", 3, None)
+    assert interval.half_width == pytest.approx(stats.t.ppf(0.975, 2) * 0.01 / 3**0.5)
+    assert "‡" not in "\n".join(markdown.table_lines(table))
+    second = one_seed(2.32, 0.5, id=NAMES["vapi-1"])
+    assert second.train is not None
+    second = second.model_copy(update={"train": second.train.model_copy(update={"seed": 1})})
+    table = table_of(one_seed(2.30, 0.5), second)
+    interval = method(table).cells[FD].interval
+    assert interval.kind == "training seeds"
+    assert interval.half_width == pytest.approx(stats.t.ppf(0.975, 1) * 0.01)
+    assert cells.metric(table.rows[0], table.columns[0], bold=False) == "2.400 ± 0.100‡"
+
+
+def test_a_missing_value_is_a_blank() -> None:
+    assert RECALL not in row(only(stored()), "AR-GRPO", "t1").cells
+
+    def drop(content: dict[str, Any]) -> None:
+        del content["results"][2]["metrics"]["recall"]
+
+    table = table_of(load("vapi-0"), load("vapi-1", drop))
+    pooled = row(table, "VA-π", "t1")
+    assert pooled.training_seeds == (0, 1)
+    assert (FD in pooled.cells, RECALL in pooled.cells) == (True, False)
+    assert any("Recall is blank, only 1 of 2 runs have it" in note for note in table.notes)
+
+
+def test_reward_networks_are_marked_and_costs_are_added_up() -> None:
+    table = only(stored())
+    assert row(table, "AR-GRPO", "t1").cells[FD].rewarded
+    assert not row(table, "VA-π", "t1").cells[FD].rewarded
+    assert not row(table, "base", "t1").cells[FD].rewarded
+    cost = row(table, "VA-π", "t1").cost
+    assert cost is not None
+    assert (cost.seconds, cost.sequences, cost.devices) == ((9.0, 9.5, 10.0), (30720,) * 3, ("CPU",))
+    assert (cost.peak_memory_gib, cost.trainable_parameters) == (0.52, 112000)
+    unknown = row(table, "AR-GRPO", "t1").cost
+    assert unknown is not None and unknown.peak_memory_gib is None
+
+
+# --- what belongs to a row ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["config"]["values"].update({"method.group_size": 4}),
+        lambda content: content["train"].update(steps=60),
+        lambda content: content["data"].update(digest=OTHER),
+        lambda content: content["train"]["optimizer"].update(lr=0.1),
+    ],
+    ids=["option", "steps", "data", "optimizer"],
+)
+def test_other_configurations_are_other_rows(change: Callable[[dict[str, Any]], None]) -> None:
+    rows = [x for x in table_of(load("vapi-0"), load("vapi-1", change)).rows if x.kind == "method"]
+    assert [len(x.training_seeds) for x in rows] == [1, 1, 1, 1]
+    assert len({x.name for x in rows}) == 2, "rows that would read the same carry a piece of their digest"
+
+
+def test_machine_and_protocol_options_do_not_split_a_row() -> None:
+    def elsewhere(content: dict[str, Any]) -> None:
+        content["config"]["values"] |= {"train.micro_batch": 4, "protocol.settings": "t1,cfg"}
+        content["train"] |= {"micro_batch": 4, "device": "NVIDIA H200", "world_size": 2, "seconds": 3.0}
+
+    table = table_of(load("vapi-0"), load("vapi-1", elsewhere))
+    assert row(table, "VA-π", "t1").training_seeds == (0, 1)
+    line = next(text for text in markdown.table_lines(table) if "VA-π" in text)
+    assert "| 3.0 – 9.0 |" in line and "2 × NVIDIA H200, CPU" in line
+
+
+def test_the_same_training_seed_counts_once() -> None:
+    def again(content: dict[str, Any]) -> None:
+        content |= {"id": "vapi-llamagen-tiny-s0-88888888", "finished": "2026-03-01T00:00:00Z"}
+        content["results"][2]["metrics"]["fd-digits"] = [1.9, 1.9, 1.9]
+
+    board = stored(load("vapi-0", again))
+    assert row(only(board), "VA-π", "t1").cells[FD].values == pytest.approx((1.9, 1.65, 1.75))
+    (left,) = [item for item in board.unranked if item.id == NAMES["vapi-0"]]
+    assert "same configuration and training seed 0 as vapi-llamagen-tiny-s0-88888888" in left.reason
+
+
+def test_the_base_is_one_row_and_disagreements_are_told() -> None:
+    def off(content: dict[str, Any]) -> None:
+        content["results"][0]["metrics"]["fd-digits"] = [2.50, 2.53, 2.56]
+
+    table = table_of(load("base"), load("vapi-1", off))
+    assert row(table, "base", "t1").cells[FD].interval.mean == pytest.approx(2.43)
+    (note,) = table.notes
+    assert f"measured by 2 runs: FD from 2.430 to 2.530; shown is {NAMES['base']}" in note
+    assert only(stored()).notes == ()
+
+
+def test_a_setting_is_its_values_or_its_name_where_nothing_was_sampled() -> None:
+    def renamed(content: dict[str, Any]) -> None:
+        for result in content["results"]:
+            result["setting"] |= {"name": result["setting"]["name"] + "-new", "title": "new title"}
+
+    table = table_of(load("vapi-0"), load("vapi-1", renamed))
+    assert len(table.rows) == 4
+    assert row(table, "VA-π", "t1").training_seeds == (0, 1)
+    other = json.loads(given("mine", 1.5, 0.05).model_dump_json(by_alias=True))
+    other["id"] = "samples-cropped"
+    other["results"][0]["setting"] |= {"name": "cropped", "title": "cropped"}
+    table = table_of(given("mine", 1.5, 0.05), RunRecord.model_validate(other))
+    assert [x.setting.name for x in table.rows] == ["cropped", "given"]
+
+
+def test_sets_of_one_title_are_told_apart() -> None:
+    twin = given("mine", 1.6, 0.05).model_copy(update={"id": "samples-mine-again"})
+    names = [x.name for x in table_of(given("mine", 1.5, 0.05), twin).rows]
+    assert names == ["Mine (samples-mine)", "Mine (samples-mine-again)"]
+
+
+def test_two_evaluator_versions_are_two_columns() -> None:
+    def newer(content: dict[str, Any]) -> None:
+        content["id"] = "vapi-llamagen-tiny-s9-99999999"
+        content["train"]["seed"] = 9
+        for result in content["results"]:
+            result["evaluator"] = "distribution-digits@10"
+
+    table = only(stored(load("vapi-1", newer)))
+    assert [column.title for column in table.columns][:2] == [
+        "FD (distribution-digits@1)",
+        "FD (distribution-digits@10)",
+    ]
+    assert table.rank_column is not None and table.rank_column.evaluator == "distribution-digits@10"
+    # Runs of one row that were scored by different versions have no common number.
+    assert row(table, "VA-π", "t1").cells == {}
+
+
+def test_evaluators_of_one_row_may_use_different_assets() -> None:
+    content = json.loads(one_seed(1.0, 0.1, result=assets(a_network=OTHER)).model_dump_json(by_alias=True))
+    for result in list(content["results"]):
+        second = {"evaluator": "other@1", "metrics": {"recall": [0.5]}, "intervals": {}}
+        content["results"].append(result | second | assets(real_statistics=OFFICIAL))
+    table = only(build([RunRecord.model_validate(content)], FACTS, assets=CARDS))
+    assert set(table.assets) == {"a-network", "real-statistics"}
+    assert all(len(x.cells) == 2 for x in table.rows)
+
+
+# --- ranks and bold cells -------------------------------------------------------------------------
+
+
+def test_ranks_and_best_cells_with_ties() -> None:
+    # VA-π 1.70 and AR-GRPO 1.62 at T=1: Welch p = 0.36, a tie; all other pairs differ.
+    assert stats.ttest_ind([1.70, 1.65, 1.75], [1.50, 1.62, 1.74], equal_var=False).pvalue > 0.05
+    table = only(stored())
+    assert [(x.rank, x.tied) for x in table.rows] == [
+        (5, False), (1, False), (3, True), (2, False), (3, True),
+    ]  # fmt: skip
+    assert [x.cells[FD].best for x in table.rows] == [False, True, False, False, False]
+    assert stats.ttest_ind([0.85, 0.84, 0.86], [0.84, 0.84, 0.82], equal_var=False).pvalue > 0.05
+    assert stats.ttest_ind([0.85, 0.84, 0.86], [0.82, 0.81, 0.83], equal_var=False).pvalue < 0.05
+    recall = {(x.title, x.setting.name): x.cells[RECALL].best for x in table.rows if RECALL in x.cells}
+    assert recall == {
+        ("base", "t1"): True,
+        ("base", "cfg"): False,
+        ("VA-π", "t1"): True,
+        ("VA-π", "cfg"): False,
+    }
+
+
+def test_untestable_rows_are_ranked_by_value() -> None:
+    def one(content: dict[str, Any]) -> None:
+        for result in content["results"]:
+            result["seeds"] = [0]
+            result["metrics"] = {name: values[:1] for name, values in result["metrics"].items()}
+
+    table = table_of(load("vapi-0", one))
+    assert [(x.title, x.setting.name, x.rank, x.cells[FD].best) for x in table.rows] == [
+        ("base", "t1", 4, False),
+        ("base", "cfg", 1, True),
+        ("VA-π", "t1", 3, False),
+        ("VA-π", "cfg", 2, False),
+    ]
+    assert all("not tested" in text for text in sentences(table)[:2])
+    assert "±" not in "\n".join(markdown.table_lines(table))
+
+
+def test_a_row_without_the_ranking_metric_has_no_rank() -> None:
+    def drop(content: dict[str, Any]) -> None:
+        del content["results"][2]["metrics"]["fd-digits"]
+
+    table = table_of(load("vapi-0", drop))
+    assert row(table, "VA-π", "t1").rank is None
+    assert row(table, "VA-π", "cfg").rank == 2
+    assert any("no base value" in text for text in sentences(table))
+
+
+def test_single_sets_are_ranked_by_their_errors() -> None:
+    assert stats.norm.ppf(0.975) * (0.10 / 1.96) * 2**0.5 > 0.10
+    for fd, half, ranks in (
+        (2.30, 0.10, [(1, True), (1, True)]),
+        (2.20, 0.10, [(2, False), (1, False)]),
+        (2.39, None, [(2, False), (1, False)]),
+    ):
+        table = table_of(one_seed(fd, half))
+        assert [(x.rank, x.tied) for x in table.rows] == ranks
+        assert all(x.cells[FD].best == (x.rank == 1) for x in table.rows)
+    # 2.20 and 2.40 differ; 2.30 differs from neither.
+    table = table_of(named(1, 2.20, 0.10), named(2, 2.30, 0.10))
+    assert [(x.cells[FD].interval.mean, x.rank) for x in table.rows] == [(2.40, 2), (2.20, 1), (2.30, 1)]
+
+
+def test_sets_that_were_resampled_alike_are_compared_as_pairs() -> None:
+    drawn = [2.61, 2.42, 2.55, 2.70, 2.48]
+    jitter = (0.01, -0.01, 0.0, 0.02, -0.02)
+    after = [value - 0.1 + change for value, change in zip(drawn, jitter, strict=True)]
+    one = one_seed(2.30, 0.10)
+
+    def with_resamples(base: list[float], other: list[float]) -> Table:
+        results = [
+            result.model_copy(update={"resampled": {"fd-digits": [values]}})
+            for result, values in zip(one.results, (base, other), strict=True)
+        ]
+        return table_of(one.model_copy(update={"results": results}))
+
+    table = with_resamples(drawn, after)
+    assert [(x.rank, x.tied) for x in table.rows] == [(2, False), (1, False)]
+    half = stats.t.ppf(0.975, 4) * 0.0158113883
+    assert f"95 % interval [{-0.1 - half:+.3f}, {-0.1 + half:+.3f}]" in sentences(table)[0]
+    for other in (drawn[::-1], after[:4]):  # nothing in common, or fewer resamples: the errors of the sets
+        assert [x.tied for x in with_resamples(drawn, other).rows] == [True, True]
