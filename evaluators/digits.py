@@ -95,8 +95,13 @@ class DigitsDistribution:
                 fix="use a protocol whose reference is a data set",
             )
         minimum = max(2, self.neighbours + 1)
-        self._require("samples", len(samples), max(minimum, self.splits))
-        self._require("reference images", len(reference.measured), minimum)
+        for what, count, needed in (
+            ("samples", len(samples), max(minimum, self.splits)),
+            ("reference images", len(reference.measured), minimum),
+        ):
+            if count < needed:
+                options = f"{self.neighbours} neighbours and {self.splits} splits"
+                raise UserError(f"{count} {what}: {options} need at least {needed}", fix="score more images")
         score, _ = inception_score(
             samples.column("logits"), splits=self.splits, order="shuffled", seed=self.shuffle_seed
         )
@@ -114,14 +119,6 @@ class DigitsDistribution:
         if (samples.column("label") != UNLABELLED).all():
             values["class-accuracy"] = float(samples.column("correct").mean())
         return [Metric(name=name, value=value, n=len(samples)) for name, value in values.items()]
-
-    def _require(self, what: str, present: int, minimum: int) -> None:
-        if present < minimum:
-            raise UserError(
-                f"{present} {what}: {self.neighbours} neighbours and {self.splits} splits "
-                f"need at least {minimum}",
-                fix="score more images",
-            )
 
 
 def _distance(samples: Measured, real: Measured, column: str) -> float:

@@ -77,7 +77,8 @@ class PromptMatch:
             raise UserError(f"{self.metric} compares images with their prompts; these have none")
         texts = [self._text(prompt) for prompt in batch.prompts]
         different = list(dict.fromkeys(texts))
-        read = torch.cat([self._embed_texts(part) for part in _parts(different, self.batch)])
+        parts = [different[start : start + self.batch] for start in range(0, len(different), self.batch)]
+        read = torch.cat([self._embed_texts(part) for part in parts])
         which = torch.tensor([different.index(text) for text in texts], device=self.device)
         seen = torch.cat([self._embed_images(part) for part in batch.images.split(self.batch)])
         cosine = (seen * read[which]).sum(dim=-1).double()
@@ -114,7 +115,3 @@ class PromptMatch:
         with full_precision():
             seen = self.network.encode_image(self.pictures(images).to(self.device))
         return F.normalize(seen, dim=-1)
-
-
-def _parts(texts: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [texts[start : start + size] for start in range(0, len(texts), size)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LEVEL = 0.95
+"""Of every interval here."""
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 

@@ -17,8 +17,8 @@ from alignbench.metrics.moments import Moments
 from tests.metrics.coverage_study import Setting, study
 
 WIDTH = 12
-SIZES = [12, 13, 90]
-"""As many rows as features, one more, many more."""
+SIZES = [5, 12, 13, 90]
+"""Fewer rows than features, as many, one more, many more."""
 
 
 def rows(count: int, seed: int) -> np.ndarray:

@@ -20,7 +20,7 @@ def images(count: int = 4, side: int = 8) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_shapes() -> None:
+def test_shapes_and_one_pass_for_both_outputs() -> None:
     for name, maps, width in (
         ("digits-features-a", [(16, 8, 8), (32, 4, 4)], 32),
         ("digits-features-b", [(12, 8, 8), (24, 4, 4), (32, 2, 2)], 48),
@@ -29,13 +29,9 @@ def test_shapes() -> None:
         assert [tuple(part.shape) for part in net.features(images())] == [(4, *shape) for shape in maps]
         assert net.penultimate(images()).shape == (4, width)
         assert net.logits(images()).shape == (4, 10)
-
-
-def test_one_pass_gives_both_outputs() -> None:
-    net = digits.load("digits-features-a")
-    penultimate, logits = net(images())
-    assert torch.equal(penultimate, net.penultimate(images()))
-    assert torch.equal(logits, net.logits(images()))
+        penultimate, logits = net(images())
+        assert torch.equal(penultimate, net.penultimate(images()))
+        assert torch.equal(logits, net.logits(images()))
 
 
 def test_layer_maps_match_functional_convolutions() -> None:
