@@ -161,7 +161,7 @@ def read_detections(path: Path) -> dict[int, SavedImage]:
     Raises:
         UserError: naming the line that cannot be understood.
     """
-    found: dict[int, SavedImage] = {}
+    images: dict[int, SavedImage] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -172,13 +172,13 @@ def read_detections(path: Path) -> dict[int, SavedImage]:
         try:
             line = json.loads(text)
             key = _whole(line["id"])
-            if key in found:
+            if key in images:
                 raise ValueError(f"id {key} stands there twice")
-            found[key] = _image(line)
+            images[key] = _image(line)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}, line {number}: {what}", fix="see docs/evaluators/geneval.md") from error
-    return found
+    return images
 
 
 def _image(line: Mapping[str, Any]) -> SavedImage:

@@ -66,12 +66,12 @@ class Mask2FormerDetector:
         """Return the best 100 pairs of object and class for each image, at any score."""
         pixels, resized = prepare(images.to(self._device))
         with full_precision():
-            found = self._network(pixel_values=pixels)
+            output = self._network(pixel_values=pixels)
         padded = (pixels.shape[2], pixels.shape[3])
         original = (images.shape[2], images.shape[3])
         return [
             instances(classes, masks, padded=padded, resized=resized, original=original)
-            for classes, masks in zip(found.class_queries_logits, found.masks_queries_logits, strict=True)
+            for classes, masks in zip(output.class_queries_logits, output.masks_queries_logits, strict=True)
         ]
 
 

@@ -231,9 +231,9 @@ def judge(objects: Mapping[str, Sequence[Detection]], demand: Demand, colours: C
     failures: list[str] = []
     taken: list[Sequence[Detection] | None] = []
     for clause in demand.include:
-        found = list(objects.get(clause.name, ()))[: clause.count]
-        failure = _failure(clause, found, taken, colours)
-        taken.append(None if failure else found)
+        best = list(objects.get(clause.name, ()))[: clause.count]
+        failure = _failure(clause, best, taken, colours)
+        taken.append(None if failure else best)
         failures += [failure] if failure else []
     for limit in demand.exclude:
         number = len(objects.get(limit.name, ()))
@@ -244,15 +244,15 @@ def judge(objects: Mapping[str, Sequence[Detection]], demand: Demand, colours: C
 
 def _failure(
     clause: Include,
-    found: Sequence[Detection],
+    best: Sequence[Detection],
     taken: Sequence[Sequence[Detection] | None],
     colours: ColourFunction,
 ) -> str:
     """Say why a clause does not hold; empty: it does."""
-    if len(found) < clause.count:
-        return f"{clause.name}: {clause.count} wanted, {len(found)} found"
+    if len(best) < clause.count:
+        return f"{clause.name}: {clause.count} wanted, {len(best)} found"
     if clause.colour:
-        seen = list(colours(clause.name, found))
+        seen = list(colours(clause.name, best))
         if seen.count(clause.colour) < clause.count:
             return f"{clause.name}: {clause.count} {clause.colour} wanted, found {', '.join(seen)}"
     if not clause.relation:
@@ -260,7 +260,7 @@ def _failure(
     targets = taken[clause.target]
     if targets is None:
         return f"{clause.name}: nothing to be {clause.relation}, clause {clause.target} failed"
-    for item in found:
+    for item in best:
         for target in targets:
             true = relations(item.box, target.box)
             if clause.relation not in true:
