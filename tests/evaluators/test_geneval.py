@@ -361,6 +361,10 @@ BAD_LINES = [
 
 
 def test_bad_lines_are_named(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text("\n")
+    assert detectors.read_detections(tmp_path / "d.jsonl") == {}
+    with pytest.raises(UserError, match=r"absent\.jsonl: "):
+        detectors.read_detections(tmp_path / "absent.jsonl")
     for bad, words in BAD_LINES:
         path = write(tmp_path / "d.jsonl", saved(id=7), bad)
         with pytest.raises(UserError) as caught:

@@ -146,6 +146,8 @@ def test_a_statistics_file_goes_before_images_for_fid_alone() -> None:
     blank = {metric.name for metric in found if math.isnan(metric.value)}
     assert blank == {"sfid", "precision-adm", "recall-adm", "kid", "fid-corrected", "fid-inf"}
     assert all(metric.n == 20 for metric in found)
+    spatial_alone = {name: statistics[name] for name in ("mu_s", "sigma_s")}
+    assert math.isnan(values(built.score(samples, against(None, **spatial_alone)))["fid"])
     with pytest.raises(UserError, match="statistics of another network"):
         built.score(samples, against(None, mu=np.zeros(192), sigma=np.eye(192)))
 
