@@ -1,7 +1,7 @@
 """Distance between the distributions of two image sets: Fréchet distances, a class score, precision, recall.
 
-The arithmetic is torch-fidelity's; the features come from a small digit network, so the names carry `digits`
-and the numbers are NOT comparable with any Inception-based FID or Inception Score.
+The features come from a small digit network, so the names carry `digits` and the numbers are NOT comparable
+with any Inception-based FID or Inception Score.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import UserError
 from alignbench.files import digest_of
+from alignbench.metrics.frechet import frechet_distance
+from alignbench.metrics.inception_score import inception_score
+from alignbench.metrics.moments import moments_of
+from alignbench.metrics.precision_recall import precision_recall
 from alignbench.nets import digits
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from alignbench.registry.protocol import EvaluatorCard
     from alignbench.registry.schema import Scalar
 
-BLOCK = 4096
-"""Rows per block of the distance matrices; bounds memory, does not change the result."""
 VERSION = 1
 """Of the arithmetic of `measure`; raised whenever the same image could get other rows."""
 UNLABELLED = -1
@@ -97,31 +95,35 @@ class DigitsDistribution:
                 fix="use a protocol whose reference is a data set",
             )
         minimum = max(2, self.neighbours + 1)
-        self._require("samples", len(samples), max(minimum, self.splits))
-        self._require("reference images", len(reference.measured), minimum)
-        generated = {name: _column(samples, name) for name in ("pixels", "penultimate", "logits")}
-        real = {name: _column(reference.measured, name) for name in ("pixels", "penultimate")}
+        for what, count, needed in (
+            ("samples", len(samples), max(minimum, self.splits)),
+            ("reference images", len(reference.measured), minimum),
+        ):
+            if count < needed:
+                options = f"{self.neighbours} neighbours and {self.splits} splits"
+                raise UserError(f"{count} {what}: {options} need at least {needed}", fix="score more images")
+        score, _ = inception_score(
+            samples.column("logits"), splits=self.splits, order="shuffled", seed=self.shuffle_seed
+        )
+        near = precision_recall(
+            samples.column("penultimate"), reference.measured.column("penultimate"), k=self.neighbours
+        )
         values = {
-            "fd-digits": frechet_distance(generated["penultimate"], real["penultimate"]),
-            "fd-pixels": frechet_distance(generated["pixels"], real["pixels"]),
-            "is-digits": class_score(generated["logits"], splits=self.splits, shuffle_seed=self.shuffle_seed),
-            **precision_recall(generated["penultimate"], real["penultimate"], neighbours=self.neighbours),
+            "fd-digits": _distance(samples, reference.measured, "penultimate"),
+            "fd-pixels": _distance(samples, reference.measured, "pixels"),
+            "is-digits": score,
+            # torch-fidelity, which made the published records, averages in float32.
+            "precision": float(np.float32(near.precision)),
+            "recall": float(np.float32(near.recall)),
         }
         if (samples.column("label") != UNLABELLED).all():
             values["class-accuracy"] = float(samples.column("correct").mean())
         return [Metric(name=name, value=value, n=len(samples)) for name, value in values.items()]
 
-    def _require(self, what: str, present: int, minimum: int) -> None:
-        if present < minimum:
-            raise UserError(
-                f"{present} {what}: {self.neighbours} neighbours and {self.splits} splits "
-                f"need at least {minimum}",
-                fix="score more images",
-            )
 
-
-def _column(measured: Measured, name: str) -> Tensor:
-    return torch.from_numpy(measured.column(name))
+def _distance(samples: Measured, real: Measured, column: str) -> float:
+    ours, theirs = (moments_of([measured.column(column)]) for measured in (samples, real))
+    return frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
 
 
 def build(
@@ -141,48 +143,3 @@ def build(
         shuffle_seed=int(options["shuffle_seed"]),
         neighbours=int(options["neighbours"]),
     )
-
-
-def frechet_distance(generated: Tensor, real: Tensor) -> float:
-    """Squared 2-Wasserstein distance of the Gaussians with the sets' means and (n-1) covariances.
-
-    Args:
-        generated, real: [N, D] and [M, D] float64, N, M ≥ 2.
-
-    Returns:
-        The distance; identical sets can give a negative number of rounding size.
-    """
-    moments = [fid_features_to_statistics(rows) for rows in (generated, real)]
-    return fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
-
-
-def class_score(logits: Tensor, *, splits: int, shuffle_seed: int) -> float:
-    """Inception Score's formula on any classifier: exp of the mean KL of the rows to their split's mean.
-
-    Args:
-        logits: [N, C] float64, N ≥ splits.
-        splits: the score is the mean over this many parts.
-        shuffle_seed: rows are shuffled first, since sets sorted by class would score near 1.
-    """
-    scores = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=shuffle_seed)
-    return scores[KEY_METRIC_ISC_MEAN]
-
-
-def precision_recall(generated: Tensor, real: Tensor, *, neighbours: int) -> dict[str, float]:
-    """Improved precision and recall (arXiv:1904.06991): shares of one set inside the other's k-nearest balls.
-
-    Args:
-        generated, real: [N, D] and [M, D] float64, N, M > neighbours.
-
-    Returns:
-        `precision`: share of generated rows near real ones; `recall`: share of real rows near generated ones.
-    """
-    found = prc_features_to_metric(
-        generated,  # torch-fidelity's order: generated first
-        real,
-        prc_neighborhood=neighbours,
-        prc_batch_size=BLOCK,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL]}

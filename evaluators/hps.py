@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from alignbench.evaluators.prompt_match import PromptMatch
 from alignbench.hub.verify import AssetFile
-from alignbench.nets import clip
+from alignbench.nets.clip import ClipModel, Pictures
 from alignbench.nets.preprocess import Preprocess
 from alignbench.registry.protocol import EvaluatorCard
 from alignbench.registry.schema import Scalar
@@ -28,17 +27,11 @@ def build(
     assets: Mapping[str, AssetFile],
     device: torch.device,
 ) -> PromptMatch:
-    """Build the evaluator; the card names one asset, the checkpoint.
+    """Build the evaluator of a card whose one asset is the checkpoint; errors as of `PromptMatch`."""
 
-    Raises:
-        UserError: open_clip is not installed, or the file does not fit the architecture.
-    """
-    (name,) = card.assets
-    model = clip.load(assets[name].path, ARCHITECTURE)
-    # Longest side to the network's, antialiased, then black around: not what open_clip does for this model.
-    prepare = Preprocess(model.side, fit="pad")
+    def padded(model: ClipModel) -> Pictures:
+        # Longest side to the network's, antialiased, then black around: not what open_clip does for this one.
+        prepare = Preprocess(model.side, fit="pad")
+        return lambda images: prepare(images.to(device).float() / 255)
 
-    def pictures(images: Tensor) -> Tensor:
-        return prepare(images.to(device).float() / 255)
-
-    return PromptMatch(card, model, pictures, options=options, assets=assets, device=device)
+    return PromptMatch(card, ARCHITECTURE, padded, options=options, assets=assets, device=device)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
 from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import digest_of
 from alignbench.metrics.bootstrap import (
-    FrechetBootstrap,
     WeightedFrechet,
     frechet_at_infinity,
     frechet_bootstrap,
@@ -26,8 +26,7 @@ from alignbench.metrics.bootstrap import (
 )
 from alignbench.metrics.frechet import frechet_distance
 from alignbench.metrics.inception_score import inception_score
-from alignbench.metrics.intervals import LEVEL, share_interval, t_critical
-from alignbench.metrics.kernel import kernel_distance
+from alignbench.metrics.intervals import LEVEL, t_critical, wilson
 from alignbench.metrics.moments import moments_of
 from alignbench.metrics.precision_recall import precision_recall
 from alignbench.nets import inception
@@ -43,20 +42,20 @@ WEIGHTS = "inception-2015-12-05"
 VERSION = 1
 """Of the arithmetic below: rows and results of another version are not used."""
 
-Moments = tuple[np.ndarray, np.ndarray]
+Gaussian = tuple[np.ndarray, np.ndarray]
 """Mean [D] and covariance [D, D], float64."""
 
 
-class Found(NamedTuple):
-    """One metric; see `api.Metric`."""
+class Value(NamedTuple):
+    """What a metric says; see `api.Metric`."""
 
     value: float
     interval: tuple[float, float] | None = None
     resampled: tuple[float, ...] = ()
 
 
-Values = dict[str, Found]
-UNKNOWN = Found(math.nan)
+Values = dict[str, Value]
+UNKNOWN = Value(math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +124,7 @@ class InceptionDistribution:
         real = None if reference.measured is None else self._chosen(reference.measured)
         self._require(len(samples), None if real is None else len(real))
         pool = samples.column("pool")
-        found = {
+        values = {
             **self._fid(pool, self._moments(reference, "pool", "mu", "sigma")),
             **self._sfid(samples, self._moments(reference, "spatial", "mu_s", "sigma_s")),
             **self._inception_score(samples.column("logits")),
@@ -133,7 +132,7 @@ class InceptionDistribution:
             **self._kid(pool, real),
         }
         return [
-            Metric(name, one.value, len(samples), one.interval, one.resampled) for name, one in found.items()
+            Metric(name, one.value, len(samples), one.interval, one.resampled) for name, one in values.items()
         ]
 
     def _require(self, generated: int, real: int | None) -> None:
@@ -150,21 +149,21 @@ class InceptionDistribution:
 
     # --- the reference ------------------------------------------------------------------------------
 
-    def _moments(self, reference: Reference, column: str, mean: str, cov: str) -> Moments | None:
+    def _moments(self, reference: Reference, column: str, mean: str, cov: str) -> Gaussian | None:
         """Return the moments to compare with; None where a statistics file lacks them."""
         if not reference.statistics:
             if reference.measured is None:
                 raise UserError("the reference has neither moments nor images")
-            moments = moments_of(reference.measured.shards(column), self._device)
-            return moments.mean, moments.covariance
+            real = moments_of(reference.measured.shards(column), self._device)
+            return real.mean, real.covariance
         # Moments of all images and of the few in the file are not mixed: metrics would mean different things.
         if mean not in reference.statistics:
             return None
-        found = (reference.statistics[mean], reference.statistics[cov])
+        moments = (reference.statistics[mean], reference.statistics[cov])
         width = {"pool": inception.POOL, "spatial": inception.SPATIAL}[column]
-        if found[0].shape != (width,) or found[1].shape != (width, width):
+        if [part.shape for part in moments] != [(width,), (width, width)]:
             raise UserError(f"{mean} and {cov} of the reference are statistics of another network")
-        return found
+        return moments
 
     def _chosen(self, measured: Measured) -> np.ndarray:
         """Return the pool features of at most `reference_images` real images, drawn evenly over the set."""
@@ -176,7 +175,7 @@ class InceptionDistribution:
 
     # --- the metrics --------------------------------------------------------------------------------
 
-    def _fid(self, pool: np.ndarray, target: Moments | None) -> Values:
+    def _fid(self, pool: np.ndarray, target: Gaussian | None) -> Values:
         if target is None:
             return dict.fromkeys(("fid", "fid-corrected", "fid-inf"), UNKNOWN)
         options = self.options
@@ -188,26 +187,26 @@ class InceptionDistribution:
             infinity = frechet_at_infinity(pool, *target, seed=options.bootstrap_seed, device=self._device)
         if options.bootstrap < 2:
             fid = self._distance(pool, target)
-            return {"fid": Found(fid), "fid-corrected": UNKNOWN, "fid-inf": Found(infinity)}
-        found: FrechetBootstrap = frechet_bootstrap(
+            return {"fid": Value(fid), "fid-corrected": UNKNOWN, "fid-inf": Value(infinity)}
+        bootstrap = frechet_bootstrap(
             pool, *target, replicates=options.bootstrap, seed=options.bootstrap_seed, device=self._device
         )
         return {
-            "fid": Found(found.value, found.interval, found.resampled),
-            "fid-corrected": Found(found.corrected, found.corrected_interval) if enough else UNKNOWN,
-            "fid-inf": Found(infinity),
+            "fid": Value(bootstrap.value, bootstrap.interval, bootstrap.resampled),
+            "fid-corrected": Value(bootstrap.corrected, bootstrap.corrected_interval) if enough else UNKNOWN,
+            "fid-inf": Value(infinity),
         }
 
-    def _sfid(self, samples: Measured, target: Moments | None) -> Values:
+    def _sfid(self, samples: Measured, target: Gaussian | None) -> Values:
         if target is None:
             return {"sfid": UNKNOWN}
         if len(samples) <= len(target[0]):
-            return {"sfid": Found(self._distance(samples.column("spatial"), target))}
+            return {"sfid": Value(self._distance(samples.column("spatial"), target))}
         moments = moments_of(samples.shards("spatial"), self._device)
         value = frechet_distance(moments.mean, moments.covariance, *target, device=self._device)
-        return {"sfid": Found(value)}
+        return {"sfid": Value(value)}
 
-    def _distance(self, rows: np.ndarray, target: Moments) -> float:
+    def _distance(self, rows: np.ndarray, target: Gaussian) -> float:
         return WeightedFrechet(rows, *target, device=self._device).distance(np.ones(len(rows)))
 
     def _inception_score(self, logits: np.ndarray) -> Values:
@@ -222,36 +221,35 @@ class InceptionDistribution:
         parts = -(-len(logits) // options.is_split_size) if options.is_split_size else options.is_splits
         # Rows in their own order may be sorted: then the parts are no independent draws.
         if parts < 2 or options.is_order == "in-order":
-            return {"is": Found(mean)}
+            return {"is": Value(mean)}
         half = t_critical(LEVEL, parts - 1) * sd / math.sqrt(parts - 1)
-        return {"is": Found(mean, (mean - half, mean + half))}
+        return {"is": Value(mean, (mean - half, mean + half))}
 
     def _precision_recall(self, pool: np.ndarray, real: np.ndarray | None) -> Values:
         if real is None:
             return {"precision-adm": UNKNOWN, "recall-adm": UNKNOWN}
-        found = precision_recall(pool, real, k=self.options.neighbours, device=self._device)
+        near = precision_recall(pool, real, k=self.options.neighbours, device=self._device)
         # Recall is a share of the real images: resampling generated ones would move the balls around them.
-        precise = found.inside_real.astype(np.float64)
+        precise = near.inside_real.astype(np.float64)
         drawn = resamples(len(pool), replicates=self.options.bootstrap, seed=self.options.bootstrap_seed)
         shares = tuple(float(weights @ precise) / len(pool) for weights in drawn)
         return {
-            "precision-adm": Found(found.precision, share_interval(found.precision, len(pool)), shares),
-            "recall-adm": Found(found.recall, share_interval(found.recall, len(real))),
+            "precision-adm": Value(near.precision, wilson(near.precision, len(pool)), shares),
+            "recall-adm": Value(near.recall, wilson(near.recall, len(real))),
         }
 
     def _kid(self, pool: np.ndarray, real: np.ndarray | None) -> Values:
         options = self.options
         if real is None or min(len(pool), len(real)) < options.kid_subset_size:
             return {"kid": UNKNOWN}
-        value, _ = kernel_distance(
-            pool,
-            real,
-            subsets=options.kid_subsets,
-            subset_size=options.kid_subset_size,
-            seed=options.kid_seed,
-            device=self._device,
+        kid = kid_features_to_metric(
+            *(torch.from_numpy(features.astype(np.float64)) for features in (pool, real)),
+            kid_subsets=options.kid_subsets,
+            kid_subset_size=options.kid_subset_size,
+            rng_seed=options.kid_seed,
+            verbose=False,
         )
-        return {"kid": Found(value)}
+        return {"kid": Value(kid[KEY_METRIC_KID_MEAN])}
 
 
 def build(

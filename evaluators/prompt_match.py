@@ -14,7 +14,7 @@ from alignbench.errors import UserError
 from alignbench.files import digest_of
 from alignbench.hub.verify import AssetFile
 from alignbench.metrics.clusters import resampled_interval
-from alignbench.nets.clip import ClipModel
+from alignbench.nets import clip
 from alignbench.nets.precision import full_precision
 from alignbench.registry.protocol import EvaluatorCard
 from alignbench.registry.schema import Scalar
@@ -24,35 +24,37 @@ VERSION = 1
 NEUTRAL = ("batch",)
 """Options that change no row."""
 
-Pictures = Callable[[Tensor], Tensor]
-"""[n, 3, H, W] uint8 on the CPU → [n, 3, side, side] float32 as the network takes them, anywhere."""
-
 
 class PromptMatch:
     """Mean cosine between images and their prompts.
 
     Args:
-        card: names the metrics: one for the mean, and the same with `-truncated`.
-        model: the network.
-        pictures: its preparation of images.
+        card: names one asset, the network, and the metrics: one for the mean, and the same with `-truncated`.
+        architecture: open_clip's name of the network.
+        prepare: makes the preparation of images of a model.
         options: of the card: prefix, scale, batch and whatever decides the network.
-        assets: what the network was read from.
+        assets: the file of the network.
         device: where it computes.
+
+    Raises:
+        UserError: open_clip is not installed, or the file does not fit the architecture.
     """
 
     def __init__(
         self,
         card: EvaluatorCard,
-        model: ClipModel,
-        pictures: Pictures,
+        architecture: str,
+        prepare: Callable[[clip.ClipModel], clip.Pictures],
         *,
         options: Mapping[str, Scalar],
         assets: Mapping[str, AssetFile],
         device: torch.device,
     ) -> None:
         (self.metric,) = (name for name, fact in card.metrics.items() if not fact.detail)
-        self.model, self.pictures, self.device = model, pictures, device
-        self.network = model.network.to(device)
+        (file,) = assets.values()
+        self.model, self.device = clip.load(file.path, architecture), device
+        self.pictures = prepare(self.model)
+        self.network = self.model.network.to(device)
         self.prefix, self.scale = str(options["prefix"]), float(options["scale"])
         self.batch = int(options["batch"])
         self.identity = digest_of(
@@ -75,7 +77,8 @@ class PromptMatch:
             raise UserError(f"{self.metric} compares images with their prompts; these have none")
         texts = [self._text(prompt) for prompt in batch.prompts]
         different = list(dict.fromkeys(texts))
-        read = torch.cat([self._embed_texts(part) for part in _parts(different, self.batch)])
+        parts = [different[start : start + self.batch] for start in range(0, len(different), self.batch)]
+        read = torch.cat([self._embed_texts(part) for part in parts])
         which = torch.tensor([different.index(text) for text in texts], device=self.device)
         seen = torch.cat([self._embed_images(part) for part in batch.images.split(self.batch)])
         cosine = (seen * read[which]).sum(dim=-1).double()
@@ -112,7 +115,3 @@ class PromptMatch:
         with full_precision():
             seen = self.network.encode_image(self.pictures(images).to(self.device))
         return F.normalize(seen, dim=-1)
-
-
-def _parts(texts: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [texts[start : start + size] for start in range(0, len(texts), size)]

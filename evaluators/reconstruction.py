@@ -17,27 +17,18 @@ from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import digest_of
 from alignbench.metrics import image_quality
-from alignbench.metrics.intervals import LEVEL, t_critical
+from alignbench.metrics.intervals import Z95
 from alignbench.nets import lpips
 from alignbench.nets.precision import full_precision
 
 if TYPE_CHECKING:
     from alignbench.hub.verify import AssetFile
-    from alignbench.registry.protocol import EvaluatorCard
+    from alignbench.registry.protocol import EvaluatorCard, MetricFact
     from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of the arithmetic below: rows of another version are not used."""
 TRUNK = "lpips-vgg16-trunk"
-PIXEL_METRICS = {
-    "rec-psnr": "psnr",
-    "rec-ssim": "ssim",
-    "rec-ssim-range2": "ssim_range2",
-    "rec-mse": "mse",
-    "rec-exact": "exact",
-}
-LPIPS_METRICS = {"rec-lpips": "lpips"}
-"""{metric: column}."""
 LPIPS_MIN_SIDE = 16
 """VGG-16 halves four times before its last layer."""
 
@@ -45,8 +36,9 @@ LPIPS_MIN_SIDE = 16
 class PixelComparison:
     """PSNR, SSIM and squared error; no network."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, metrics: Mapping[str, MetricFact], device: torch.device) -> None:
         self.identity = digest_of({"evaluator": "reconstruction-pixels", "version": VERSION})
+        self._metrics = metrics
         # Apple's GPUs know no float64.
         self._device = torch.device("cpu") if device.type == "mps" else device
 
@@ -69,18 +61,25 @@ class PixelComparison:
 
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
         """Return the means; the reference is not looked at."""
-        return _means(samples, PIXEL_METRICS)
+        return _means(samples, self._metrics)
 
 
 class LpipsComparison:
     """LPIPS v0.1 on VGG-16."""
 
     def __init__(
-        self, distance: lpips.FeatureDistance, *, weights: str, batch: int, device: torch.device
+        self,
+        metrics: Mapping[str, MetricFact],
+        distance: lpips.FeatureDistance,
+        *,
+        weights: str,
+        batch: int,
+        device: torch.device,
     ) -> None:
         """Take a loaded distance.
 
         Args:
+            metrics: of the card.
             distance: on `device`.
             weights: SHA-256 of the trunk's file.
             batch: images that go through the network at once; bounds memory.
@@ -94,7 +93,7 @@ class LpipsComparison:
                 "heads": lpips.heads_digest("vgg"),
             }
         )
-        self._distance, self._batch, self._device = distance, batch, device
+        self._metrics, self._distance, self._batch, self._device = metrics, distance, batch, device
 
     @torch.no_grad()
     def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
@@ -116,7 +115,7 @@ class LpipsComparison:
 
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
         """Return the mean; the reference is not looked at."""
-        return _means(samples, LPIPS_METRICS)
+        return _means(samples, self._metrics)
 
     def _apart(self, images: Tensor, originals: Tensor) -> Tensor:
         prepared = self._distance.prepare(originals.float() / 127.5 - 1)
@@ -136,18 +135,17 @@ def _pair(batch: ImageBatch, min_side: int, device: torch.device) -> tuple[Tenso
     return batch.images.to(device), batch.originals.to(device)
 
 
-def _means(samples: Measured, metrics: Mapping[str, str]) -> list[Metric]:
-    return [_mean(name, samples.column(column)) for name, column in metrics.items()]
-
-
-def _mean(name: str, values: np.ndarray) -> Metric:
-    """A mean over independent images, with the interval of the central limit theorem where values differ."""
-    values = values.astype(np.float64)
-    mean, interval = float(values.mean()), None
-    if (values != values[0]).any():
-        half = t_critical(LEVEL, math.inf) * float(values.std(ddof=1)) / math.sqrt(len(values))
-        interval = (mean - half, mean + half)
-    return Metric(name, mean, len(values), interval)
+def _means(samples: Measured, metrics: Mapping[str, MetricFact]) -> list[Metric]:
+    """Means over independent images, with the interval of the central limit theorem where values differ."""
+    means = []
+    for name, fact in metrics.items():
+        values = samples.column(fact.column).astype(np.float64)
+        mean, interval = float(values.mean()), None
+        if (values != values[0]).any():
+            half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+            interval = (mean - half, mean + half)
+        means.append(Metric(name, mean, len(values), interval))
+    return means
 
 
 def build_pixels(
@@ -158,7 +156,7 @@ def build_pixels(
     device: torch.device,
 ) -> PixelComparison:
     """Build the evaluator of `reconstruction-pixels`."""
-    return PixelComparison(device)
+    return PixelComparison(card.metrics, device)
 
 
 def build_lpips(
@@ -177,4 +175,6 @@ def build_lpips(
     trunk = lpips.load_trunk("vgg", file.path)
     distance = lpips.FeatureDistance(trunk, lpips.heads("vgg"), module=trunk)
     distance.to(device)
-    return LpipsComparison(distance, weights=file.sha256, batch=int(options["batch"]), device=device)
+    return LpipsComparison(
+        card.metrics, distance, weights=file.sha256, batch=int(options["batch"]), device=device
+    )

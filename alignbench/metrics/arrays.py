@@ -1,4 +1,4 @@
-"""What every metric does with its input: one float64 copy on the device, refused if it cannot be used."""
+"""Input of the metrics: copied to float64 on the device, or refused if nothing can be computed from it."""
 
 from __future__ import annotations
 

@@ -50,15 +50,12 @@ class FrechetBootstrap:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of what `value` would be in other draws of as many images."""
-        return self._around(self.value)
+        return self.value - Z95 * self.sd, self.value + Z95 * self.sd
 
     @property
     def corrected_interval(self) -> tuple[float, float]:
         """95 % interval for the distance that infinitely many images would have."""
-        return self._around(self.corrected)
-
-    def _around(self, centre: float) -> tuple[float, float]:
-        return centre - Z95 * self.sd, centre + Z95 * self.sd
+        return self.corrected - Z95 * self.sd, self.corrected + Z95 * self.sd
 
 
 class WeightedFrechet:

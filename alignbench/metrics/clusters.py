@@ -1,4 +1,4 @@
-"""Sampling error of a mean whose rows come in groups: images of one prompt share what the prompt brings."""
+"""Sampling error of a mean whose values come in groups: images of one prompt share what the prompt brings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from alignbench.metrics.intervals import LEVEL, wilson
+
 REPLICATES = 2000
-LEVEL = 0.95
 
 
 def resampled_interval(
@@ -28,13 +29,10 @@ def resampled_interval(
     Returns:
         (low, high), or None for a single group, of which nothing can be known.
     """
-    _, member = np.unique(groups, return_inverse=True)
-    member = member.reshape(-1)
-    count = int(member.max()) + 1 if len(member) else 0
+    sums, sizes = _by_group(values, groups)
+    count = len(sums)
     if count < 2:
         return None
-    sums = np.bincount(member, weights=values.astype(np.float64), minlength=count)
-    sizes = np.bincount(member, minlength=count).astype(np.float64)
     numbers = np.random.default_rng(seed)
     means = np.empty(replicates)
     for replicate in range(replicates):
@@ -42,10 +40,6 @@ def resampled_interval(
         means[replicate] = sums[drawn].sum() / sizes[drawn].sum()
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-Z = 1.959963984540054
-"""Normal quantile of 97.5 %."""
 
 
 def share_interval(correct: np.ndarray, groups: np.ndarray) -> tuple[float, float] | None:
@@ -63,13 +57,10 @@ def share_interval(correct: np.ndarray, groups: np.ndarray) -> tuple[float, floa
     Returns:
         (low, high), or None with fewer than two groups.
     """
-    _, member = np.unique(groups, return_inverse=True)
-    count = int(member.max()) + 1 if len(member) else 0
+    sums, sizes = _by_group(correct, groups)
+    count, images = len(sums), float(sizes.sum())
     if count < 2:
         return None
-    sums = np.bincount(member.reshape(-1), weights=correct.astype(np.float64), minlength=count)
-    sizes = np.bincount(member.reshape(-1), minlength=count).astype(np.float64)
-    images = float(sizes.sum())
     share = float(sums.sum()) / images
     variance = count / (count - 1) * float(((sums - share * sizes) ** 2).sum()) / images**2
     single = share * (1 - share)
@@ -77,16 +68,14 @@ def share_interval(correct: np.ndarray, groups: np.ndarray) -> tuple[float, floa
     return wilson(share, independent)
 
 
-def wilson(share: float, images: float) -> tuple[float, float]:
-    """Return Wilson's score interval of a share of so many independent images."""
-    spread = Z * Z / images
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z * math.sqrt(share * (1 - share) / images + spread / images / 4) / (1 + spread)
-    # At the ends the exact bound is the share itself; rounding must not move it.
-    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
+def _by_group(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of each group's values and the number of them, float64."""
+    _, member = np.unique(groups, return_inverse=True)
+    sums = np.bincount(member.reshape(-1), weights=values.astype(np.float64))
+    return sums, np.bincount(member.reshape(-1)).astype(np.float64)
 
 
-def mean_interval(
+def interval_of_mean(
     values: Sequence[float], intervals: Sequence[tuple[float, float] | None]
 ) -> tuple[float, float] | None:
     """Return the interval of the plain mean of independent numbers from theirs.
@@ -98,10 +87,10 @@ def mean_interval(
         values: the numbers.
         intervals: of each; one that is missing leaves the mean without one.
     """
-    known = [interval for interval in intervals if interval is not None]
-    if len(known) < len(values):
+    present = [interval for interval in intervals if interval is not None]
+    if len(present) < len(values):
         return None
     mean, count = math.fsum(values) / len(values), len(values)
-    below = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, known, strict=True)))
-    above = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, known, strict=True)))
+    below = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, present, strict=True)))
+    above = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, present, strict=True)))
     return mean - below / count, mean + above / count

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from alignbench.errors import UserError
-from alignbench.metrics.arrays import require
+from alignbench.metrics.arrays import as_rows, require
 
 Order = Literal["shuffled", "in-order"]
 
@@ -34,8 +34,8 @@ def inception_score(
     Raises:
         UserError: fewer rows than parts, or a value that is not finite.
     """
-    shifted = _checked(logits, "logits")
-    shifted = shifted - shifted.max(axis=1, keepdims=True)
+    shifted = as_rows(logits, what="logits").numpy()
+    shifted -= shifted.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return _score(np.exp(log_p), log_p, splits=splits, order=order, seed=seed, split_size=split_size)
 
@@ -48,20 +48,11 @@ def inception_score_of_probabilities(
     Raises:
         UserError: fewer rows than parts, or a value that is negative or not finite.
     """
-    p = _checked(probabilities, "probabilities")
+    p = as_rows(probabilities, what="probabilities").numpy()
     if (p < 0).any():
         raise UserError("probabilities: negative values", fix="pass rows after the softmax")
     log_p = np.log(np.where(p > 0, p, 1.0))
     return _score(p, log_p, splits=splits, order=order, seed=seed, split_size=split_size)
-
-
-def _checked(rows: np.ndarray, what: str) -> np.ndarray:
-    if rows.ndim != 2:
-        raise ValueError(f"{what} must be [N, C], not {list(rows.shape)}")
-    rows = np.asarray(rows, dtype=np.float64)
-    if not np.isfinite(rows).all():
-        raise UserError(f"{what}: not all numbers are finite", fix="look for broken images or weights")
-    return rows
 
 
 def _score(

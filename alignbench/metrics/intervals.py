@@ -205,9 +205,10 @@ def _variance(values: Sequence[float]) -> float:
     return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
-def share_interval(share: float, count: int) -> tuple[float, float]:
+def wilson(share: float, count: float) -> tuple[float, float]:
     """95 % interval of a share of `count` independent draws (Wilson 1927): has a width even at 0 and 1."""
     spread = Z95**2 / count
     centre = (share + spread / 2) / (1 + spread)
     half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return centre - half, centre + half
+    # At the ends the exact bound is the share itself; rounding must not move it.
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)

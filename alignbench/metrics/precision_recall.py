@@ -98,9 +98,9 @@ def _squared_radii(rows: Tensor, k: int, block: int) -> Tensor:
 def _inside(rows: Tensor, centres: Tensor, squared_radii: Tensor, block: int) -> np.ndarray:
     """Say of each of [N, D] rows whether it lies in a ball around one of [M, D] centres: [N] bool."""
     norms, centre_norms = rows.square().sum(dim=1), centres.square().sum(dim=1)
-    found = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    covered = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for here in _blocks(len(rows), block):
-        inside = found[here.start : here.stop]
+        inside = covered[here.start : here.stop]
         for there in _blocks(len(centres), block):
             radii = squared_radii[there.start : there.stop]
             low, high = _bounds(rows, norms, here, centres, centre_norms, there)
@@ -109,7 +109,7 @@ def _inside(rows: Tensor, centres: Tensor, squared_radii: Tensor, block: int) ->
             exact = _exact(rows, here, centres, there, unsure)
             row, column = unsure.nonzero(as_tuple=True)
             inside[row[exact <= radii[column] * TIE]] = True
-    return found.cpu().numpy()
+    return covered.cpu().numpy()
 
 
 def _blocks(count: int, block: int) -> Iterator[range]:

@@ -11,18 +11,22 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from alignbench.errors import UserError
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """What repositories in open_clip's form call their weights."""
+Pictures = Callable[[Tensor], Tensor]
+"""[n, 3, H, W] uint8 on the CPU → [n, 3, side, side] float32 as the network takes them, anywhere."""
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives keep beside the weights."""
 
@@ -63,13 +67,32 @@ def load(path: Path, architecture: str, *, names: Sequence[str] = WEIGHTS) -> Cl
         UserError: open_clip is not installed, no such architecture, or files that do not fit it.
     """
     if path.is_file():
-        return build(path, {"model_cfg": architecture_of(architecture)}, architecture)
-    found = [path / name for name in names if (path / name).is_file()]
-    if not found:
+        return _build(path, {"model_cfg": architecture_of(architecture)}, architecture)
+    weights = next((path / name for name in names if (path / name).is_file()), None)
+    if weights is None:
         raise UserError(f"{path} holds no {' or '.join(names)}")
     if (path / CONFIG).is_file():
-        return build(found[0], _read_config(path / CONFIG), CONFIG)
-    return build(found[0], {"model_cfg": architecture_of(architecture)}, architecture)
+        return _build(weights, _read_config(path / CONFIG), CONFIG)
+    return _build(weights, {"model_cfg": architecture_of(architecture)}, architecture)
+
+
+def pil_pictures(model: ClipModel) -> Pictures:
+    """Prepare images as open_clip does: through PIL, bicubic on 8 bits, then the centre.
+
+    Raises:
+        UserError: a folder that asks for a preparation open_clip does not know.
+    """
+    wish = {key: value for key, value in model.preprocess.items() if key not in ("mode", "size")}
+    try:
+        prepare = library().image_transform(model.side, is_train=False, **wish)
+    except (TypeError, AssertionError) as error:
+        raise UserError(f"{CONFIG}: preprocess_cfg is not understood: {error}") from error
+
+    def pictures(images: Tensor) -> Tensor:
+        arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.stack([prepare(Image.fromarray(array)) for array in arrays])
+
+    return pictures
 
 
 def library() -> Any:
@@ -101,14 +124,8 @@ def _read_config(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def build(weights: Path, config: Mapping[str, Any], source: str) -> ClipModel:
-    """Build a network and fill it.
-
-    Args:
-        weights: the file.
-        config: `model_cfg` and, optionally, `preprocess_cfg`, as in open_clip_config.json.
-        source: where the configuration comes from, for messages.
-    """
+def _build(weights: Path, config: Mapping[str, Any], source: str) -> ClipModel:
+    """Build what open_clip_config.json or an architecture (`source`) says and fill it from a file."""
     clip, shape = library(), dict(config["model_cfg"])
     if _is_openai_archive(weights) and not shape.get("quick_gelu", False):
         # Nothing in the weights would contradict: scores would merely be wrong.

@@ -139,7 +139,7 @@ def _shipped_bytes(file_name: str) -> bytes:
         expected = manifest()["files"][file_name]["sha256"]
     except FileNotFoundError as error:
         raise UserError(f"a shipped file is missing: {error.filename}", fix=fix) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise UserError(f"{FOLDER}/{file_name}: sha256 is {found}, the manifest says {expected}", fix=fix)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != expected:
+        raise UserError(f"{FOLDER}/{file_name}: sha256 is {digest}, the manifest says {expected}", fix=fix)
     return data

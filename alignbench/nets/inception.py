@@ -2,7 +2,7 @@
 
 Weights come from a file that is given; nothing is downloaded here. The port resizes to 299 px itself, as
 TensorFlow 1 did (bilinear, corners not aligned, no half-pixel shift, no antialiasing), so images go in at the
-size they are judged at.
+size they are scored at.
 """
 
 from __future__ import annotations
@@ -81,12 +81,10 @@ def load(path: Path, device: torch.device) -> Inception:
     Raises:
         UserError: the file is no such state dict, with what does not fit.
     """
-    buffer = io.BytesIO()
-    torch.save(_read_state(path), buffer)
-    buffer.seek(0)
     # Its constructor unpickles anything; it is given a copy of plain tensors, never the file.
+    weights = _saved(_read_state(path))
     net = FeatureExtractorInceptionV3(
-        NAME, ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer
+        NAME, ["2048", "logits_unbiased"], feature_extractor_weights_path=weights
     )
     return Inception(net, device)
 
@@ -102,7 +100,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise _refusal(path, "it holds something else than tensors by name")
-    wanted = _shapes()
+    with torch.device("meta"):
+        wanted = {name: value.shape for name, value in Untrained().state_dict().items()}
     missing, strange = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or strange:
         first = f"{missing[0]} is missing" if missing else f"{strange[0]} is not part of it"
@@ -122,41 +121,18 @@ def _refusal(path: Path, reason: str) -> UserError:
     )
 
 
-def _shapes() -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: value.shape for name, value in _untrained().state_dict().items()}
-
-
-class _Untrained(FeatureExtractorInceptionV3):
+class Untrained(FeatureExtractorInceptionV3):
     """The same layers with whatever the initialisation gives: the original insists on a file."""
+
+    def __init__(self) -> None:
+        super().__init__(NAME, ["2048"], feature_extractor_weights_path=_saved({}))
 
     def load_state_dict(self, *arguments: object, **options: object) -> None:
         return None
 
 
-def _untrained() -> FeatureExtractorInceptionV3:
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    return _Untrained(NAME, ["2048"], feature_extractor_weights_path=empty)
-
-
-def save_random(path: Path, *, seed: int = 0) -> None:
-    """Write a randomly initialised network in the form of the weights file: for trying things out and tests.
-
-    Its batch normalisation is set by a few random images, since features would hardly differ between images
-    otherwise. Numbers computed with such a network mean nothing.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = _untrained()
-        for layer in net.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            elif isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = 1.0
-        images = torch.nn.functional.interpolate(torch.rand(4, 3, 6, 6) * 255, size=75, mode="bicubic")
-        net.train()
-        with torch.no_grad():
-            net(images.clamp(0, 255).to(torch.uint8))
-        torch.save(net.state_dict(), path)
+def _saved(state: dict[str, Tensor]) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer

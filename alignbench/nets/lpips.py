@@ -126,9 +126,9 @@ class Trunk(nn.Module):
         """[N, 3, H, W] in [-1, 1] → the tapped maps."""
         hidden = (images - self.shift) / self.scale
         maps = []
-        for place, layer in enumerate(self.layers.children()):
+        for index, layer in enumerate(self.layers.children()):
             hidden = layer(hidden)
-            if place in self.taps:
+            if index in self.taps:
                 maps.append(hidden)
         return maps
 

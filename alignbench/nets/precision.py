@@ -1,4 +1,4 @@
-"""Float32 that is float32, where a number should depend little on the GPU: judges and tokenizers."""
+"""Run a block without TensorFloat-32, where numbers should depend little on the GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GenEval's judge of colours: zero-shot CLIP on what the mask cuts out of the image."""
+"""GenEval's classifier of colours: zero-shot CLIP on what the mask cuts out of the image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from alignbench.evaluators.clip_score import pil_pictures
 from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
 from alignbench.nets import clip
@@ -35,7 +34,7 @@ BACKGROUND = 0x99
 
 
 class ClipColours:
-    """Takes the colour whose text lies nearest to the picture; an `evaluators.geneval_detector.Colours`.
+    """Takes the colour whose text lies nearest to the picture; a `detectors.Colours`.
 
     Args:
         model: a CLIP model with its tokenizer.
@@ -51,7 +50,7 @@ class ClipColours:
     def __init__(self, model: clip.ClipModel, *, identity: str, device: torch.device) -> None:
         self.identity = digest_of({"colours": "clip", "version": VERSION, "weights": identity})
         self._model = model
-        self._pictures = pil_pictures(model)
+        self._pictures = clip.pil_pictures(model)
         self._device = device
         self._network = model.network.to(device)
         self._texts: dict[str, Tensor] = {}
@@ -94,7 +93,7 @@ def cut_out(image: np.ndarray, item: Detection) -> Tensor:
 def build(
     *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
 ) -> ClipColours:
-    """Build GenEval's own judge.
+    """Build GenEval's own classifier.
 
     Raises:
         UserError: open_clip is not installed, or the file does not fit the architecture.

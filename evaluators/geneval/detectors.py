@@ -1,4 +1,4 @@
-"""What GenEval's exchangeable parts have to offer: a detector, and a judge of colours.
+"""What GenEval's exchangeable parts have to offer: a detector, and a classifier of colours.
 
 A card names both: `parts = { detector = "module:function", colours = "module:function" }`. Each is called as
 `target(options=…, assets=…, device=…)` with the card's options and assets, and returns an object of the form
@@ -19,13 +19,26 @@ import torch
 from torch import Tensor
 
 from alignbench.errors import UserError, suggest
-from alignbench.evaluators.geneval.mask2former import CLASS_NAMES
 from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
 
 if TYPE_CHECKING:
     from alignbench.hub.verify import AssetFile
     from alignbench.registry.schema import Scalar
+
+
+_NAMES = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, "
+    "stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, "
+    "backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, "
+    "baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, "
+    "knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, "
+    "chair, couch, potted plant, bed, dining table, toilet, tv, laptop, computer mouse, tv remote, "
+    "computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, "
+    "scissors, teddy bear, hair drier, toothbrush"
+)
+CLASS_NAMES = tuple(_NAMES.split(", "))
+"""COCO's 80 classes in the order of the labels, as GenEval's prompts call them (its `object_names.txt`)."""
 
 
 class Detector(Protocol):
@@ -67,23 +80,10 @@ class Colours(Protocol):
         ...
 
 
-class BuildDetector(Protocol):
-    """Target of a card's part `detector`."""
-
-    def __call__(
-        self, *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
-    ) -> Detector: ...
-
-
-class BuildColours(Protocol):
-    """Target of a card's part `colours`."""
-
-    def __call__(
-        self, *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
-    ) -> Colours: ...
-
+# --- detections in a file ----------------------------------------------------------------------------
 
 VERSION = 1
+"""Of the look-up; part of the identity."""
 ASSET = "geneval-detections"
 
 
@@ -99,7 +99,7 @@ class SavedImage:
 
 
 class SavedDetector:
-    """Looks detections up by image id; an `evaluators.geneval_detector.Detector`.
+    """Looks detections up by image id; a `Detector`.
 
     Args:
         images: {id: what was found}.
@@ -161,7 +161,7 @@ def read_detections(path: Path) -> dict[int, SavedImage]:
     Raises:
         UserError: naming the line that cannot be understood.
     """
-    found: dict[int, SavedImage] = {}
+    images: dict[int, SavedImage] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -172,13 +172,13 @@ def read_detections(path: Path) -> dict[int, SavedImage]:
         try:
             line = json.loads(text)
             key = _whole(line["id"])
-            if key in found:
+            if key in images:
                 raise ValueError(f"id {key} stands there twice")
-            found[key] = _image(line)
+            images[key] = _image(line)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}, line {number}: {what}", fix="see docs/evaluators/geneval.md") from error
-    return found
+    return images
 
 
 def _image(line: Mapping[str, Any]) -> SavedImage:

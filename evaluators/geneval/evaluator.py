@@ -1,7 +1,7 @@
 """GenEval (arXiv:2310.11513): the share of images in which a detector finds what the prompt asks for.
 
 Six tasks; a task's score is the share of its images that are right, the overall score the plain mean of the
-six. The rules are in `geneval_rules`; detector and colour classifier are parts that the card names.
+six. The rules are in `rules`; detector and colour classifier are parts that the card names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from alignbench.errors import UserError
 from alignbench.evaluators.geneval.detectors import Colours, Detector
 from alignbench.evaluators.geneval.rules import ColourFunction, Demand, Verdict, demand_of, judge, select
 from alignbench.files import digest_of
-from alignbench.metrics.clusters import mean_interval, share_interval
+from alignbench.metrics.clusters import interval_of_mean, share_interval
 from alignbench.registry.lookup import import_target
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class GenEval:
         correct, task, prompt = (samples.column(name) for name in ("correct", "task", PROMPT))
         tasks = [_share(correct[task == number], prompt[task == number]) for number in range(len(TASKS))]
         overall = math.fsum(value for value, _, _ in tasks) / len(tasks)
-        interval = mean_interval([value for value, _, _ in tasks], [found for _, _, found in tasks])
+        interval = interval_of_mean([value for value, _, _ in tasks], [bounds for _, _, bounds in tasks])
         everything = [(overall, len(samples), interval), *tasks, _share(correct, prompt)]
         return [
             Metric(self._prefix + name, value, images, interval)
@@ -105,8 +105,8 @@ class GenEval:
 
     def _judge(self, images: torch.Tensor, ids: list[int], demands: list[Demand]) -> list[Verdict]:
         verdicts = []
-        found = self._detector.detect(images, ids)
-        for pixels, detections, demand in zip(images, found, demands, strict=True):
+        detected = self._detector.detect(images, ids)
+        for pixels, detections, demand in zip(images, detected, demands, strict=True):
             kept = select(detections, class_names=self._detector.class_names, threshold=demand.threshold)
             image = pixels.permute(1, 2, 0).contiguous().numpy()
             verdicts.append(judge(kept, demand, self._colours_in(image)))

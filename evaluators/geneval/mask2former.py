@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alignbench.errors import UserError
+from alignbench.evaluators.geneval.detectors import CLASS_NAMES
 from alignbench.evaluators.geneval.mask2former_arrays import instances, prepare
 from alignbench.evaluators.geneval.mask2former_keys import convert
 from alignbench.evaluators.geneval.rules import Detection
@@ -30,42 +31,9 @@ VERSION = 1
 OFFICIAL = "mask2former-swin-s-mmdet"
 HUB = "mask2former-swin-small-hub"
 
-CLASS_NAMES = (
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
-    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
-    *(
-        "elephant",
-        "bear",
-        "zebra",
-        "giraffe",
-        "backpack",
-        "umbrella",
-        "handbag",
-        "tie",
-        "suitcase",
-        "frisbee",
-    ),
-    *(
-        "skis",
-        "snowboard",
-        "sports ball",
-        "kite",
-        "baseball bat",
-        "baseball glove",
-        "skateboard",
-        "surfboard",
-    ),
-    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
-    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
-    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote"),
-    *("computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book"),
-    *("clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
-)
-"""COCO's 80 classes in the order of the labels, as GenEval's prompts call them (its `object_names.txt`)."""
-
 
 class Mask2FormerDetector:
-    """Finds COCO objects and their masks; an `evaluators.geneval_detector.Detector`.
+    """Finds COCO objects and their masks; a `detectors.Detector`.
 
     Args:
         network: a `transformers.Mask2FormerForUniversalSegmentation` for as many classes as there are names.
@@ -98,12 +66,12 @@ class Mask2FormerDetector:
         """Return the best 100 pairs of object and class for each image, at any score."""
         pixels, resized = prepare(images.to(self._device))
         with full_precision():
-            found = self._network(pixel_values=pixels)
+            output = self._network(pixel_values=pixels)
         padded = (pixels.shape[2], pixels.shape[3])
         original = (images.shape[2], images.shape[3])
         return [
             instances(classes, masks, padded=padded, resized=resized, original=original)
-            for classes, masks in zip(found.class_queries_logits, found.masks_queries_logits, strict=True)
+            for classes, masks in zip(output.class_queries_logits, output.masks_queries_logits, strict=True)
         ]
 
 

@@ -9,14 +9,12 @@ SwinTransformer, MSDeformAttnPixelDecoder, Mask2FormerHead) and transformers 5.2
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from alignbench.errors import UserError
-
-Change = Callable[[Tensor], Tensor]
 
 _SWIN = r"model\.pixel_level_module\.encoder\.swin\."
 _BLOCK = _SWIN + r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
@@ -80,7 +78,7 @@ def source_of(name: str) -> str:
     """Return mmdetection's name of a transformers parameter.
 
     Raises:
-        LookupError: a name that this table does not know.
+        UserError: a name that this table does not know.
     """
     stage = re.fullmatch(r"model\.pixel_level_module\.encoder\.hidden_states_norms\.stage(\d)\.(\w+)", name)
     if stage:
@@ -92,7 +90,10 @@ def source_of(name: str) -> str:
         renamed, times = re.subn("^" + start, replacement, name)
         if times:
             return renamed
-    raise LookupError(name)
+    raise UserError(
+        f"this version of transformers calls a part of Mask2Former {name}, which is not known here",
+        fix="install transformers 5.23",
+    )
 
 
 def by_pixel(values: Tensor) -> Tensor:
@@ -120,13 +121,7 @@ def convert(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
         if _UNUSED.match(name):
             converted[name] = own
             continue
-        try:
-            source = source_of(name)
-        except LookupError as error:
-            raise UserError(
-                f"this version of transformers calls a part of Mask2Former {name}, which is not known here",
-                fix="install transformers 5.23",
-            ) from error
+        source = source_of(name)
         if source not in state:
             raise UserError(f"the detector's checkpoint lacks {source}", fix="give mmdetection 2's file")
         used.add(source)

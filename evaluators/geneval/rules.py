@@ -117,7 +117,7 @@ def demand_of(
             for position, clause in enumerate(metadata["include"])
         )
         exclude = tuple(
-            Exclude(_known(clause["class"], class_names, "class"), _count(clause["count"]))
+            Exclude(_one_of(clause["class"], class_names, "class"), _count(clause["count"]))
             for clause in metadata.get("exclude", ())
         )
         if not include:
@@ -136,17 +136,17 @@ def _include(
         raise ValueError(f"unknown key {min(unknown)!r}")
     colour, relation, target = "", "", -1
     if "color" in clause:
-        colour = _known(clause["color"], colour_names, "colour")
+        colour = _one_of(clause["color"], colour_names, "colour")
     if "position" in clause:
         relation, target = clause["position"]
-        _known(relation, RELATIONS, "relation")
+        _one_of(relation, RELATIONS, "relation")
         if not (type(target) is int and 0 <= target < position):
             raise ValueError(f"the target of {relation!r} is {target!r}, not an earlier clause")
-    name = _known(clause["class"], class_names, "class")
+    name = _one_of(clause["class"], class_names, "class")
     return Include(name, _count(clause["count"]), colour, relation, target)
 
 
-def _known(name: Any, names: Sequence[str], what: str) -> str:
+def _one_of(name: Any, names: Sequence[str], what: str) -> str:
     """Return a name that is there exactly; `tv` is not `tv remote`."""
     if name not in names:
         raise ValueError(f"unknown {what} {name!r}.{suggest(str(name), names)}")
@@ -181,9 +181,9 @@ def select(
         # In float32 on both sides: 0.3 as a score is not above the threshold 0.3.
         if not scores[position] > np.float32(threshold):
             break
-        found = kept.setdefault(class_names[detections[position].label], [])
-        if len(found) < MAX_PER_CLASS:
-            found.append(detections[position])
+        best = kept.setdefault(class_names[detections[position].label], [])
+        if len(best) < MAX_PER_CLASS:
+            best.append(detections[position])
     return kept
 
 
@@ -231,9 +231,9 @@ def judge(objects: Mapping[str, Sequence[Detection]], demand: Demand, colours: C
     failures: list[str] = []
     taken: list[Sequence[Detection] | None] = []
     for clause in demand.include:
-        found = list(objects.get(clause.name, ()))[: clause.count]
-        failure = _failure(clause, found, taken, colours)
-        taken.append(None if failure else found)
+        best = list(objects.get(clause.name, ()))[: clause.count]
+        failure = _failure(clause, best, taken, colours)
+        taken.append(None if failure else best)
         failures += [failure] if failure else []
     for limit in demand.exclude:
         number = len(objects.get(limit.name, ()))
@@ -244,15 +244,15 @@ def judge(objects: Mapping[str, Sequence[Detection]], demand: Demand, colours: C
 
 def _failure(
     clause: Include,
-    found: Sequence[Detection],
+    best: Sequence[Detection],
     taken: Sequence[Sequence[Detection] | None],
     colours: ColourFunction,
 ) -> str:
     """Say why a clause does not hold; empty: it does."""
-    if len(found) < clause.count:
-        return f"{clause.name}: {clause.count} wanted, {len(found)} found"
+    if len(best) < clause.count:
+        return f"{clause.name}: {clause.count} wanted, {len(best)} found"
     if clause.colour:
-        seen = list(colours(clause.name, found))
+        seen = list(colours(clause.name, best))
         if seen.count(clause.colour) < clause.count:
             return f"{clause.name}: {clause.count} {clause.colour} wanted, found {', '.join(seen)}"
     if not clause.relation:
@@ -260,10 +260,10 @@ def _failure(
     targets = taken[clause.target]
     if targets is None:
         return f"{clause.name}: nothing to be {clause.relation}, clause {clause.target} failed"
-    for item in found:
+    for item in best:
         for target in targets:
             true = relations(item.box, target.box)
             if clause.relation not in true:
-                place = " and ".join(name for name in RELATIONS if name in true) or "in no relation"
-                return f"{clause.name}: {clause.relation} the target wanted, is {place}"
+                actual = " and ".join(name for name in RELATIONS if name in true) or "in no relation"
+                return f"{clause.name}: {clause.relation} the target wanted, is {actual}"
     return ""

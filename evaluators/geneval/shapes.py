@@ -1,4 +1,4 @@
-"""Parts for GenEval on procedural scenes: an exact detector of the shapes and a judge of their colours.
+"""Parts for GenEval on procedural scenes: an exact detector of the shapes and a classifier of their colours.
 
 Neither has a network: `alignbench.data.shapes_detector` does the arithmetic. On scenes as they are drawn
 every answer is right with a score of 1.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ShapesDetector:
-    """Template matching; an `evaluators.geneval_detector.Detector`. A score is the overlap with the shape."""
+    """Template matching; a `detectors.Detector`. A score is the overlap with the shape."""
 
     class_names = tuple(SHAPES)
 
@@ -44,13 +44,13 @@ class ShapesDetector:
             raise UserError(f"the shapes have {SIDE} px, these images {width}×{height}")
         pixels = images.permute(0, 2, 3, 1).numpy()
         return [
-            [Detection(item.shape, item.match, item.box, item.mask) for item in found]
-            for found in shapes_detector.find(pixels)
+            [Detection(item.shape, item.match, item.box, item.mask) for item in shapes]
+            for shapes in shapes_detector.find(pixels)
         ]
 
 
 class ShapesColours:
-    """The colour of most of an object's pixels; an `evaluators.geneval_detector.Colours`."""
+    """The colour of most of an object's pixels; a `detectors.Colours`."""
 
     names = (*COLOURS, shapes_detector.NO_COLOUR)
 
@@ -76,5 +76,5 @@ def build_detector(
 def build_colours(
     *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
 ) -> ShapesColours:
-    """Build the judge of colours; it has no options."""
+    """Build the classifier of colours; it has no options."""
     return ShapesColours()

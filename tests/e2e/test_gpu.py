@@ -18,14 +18,13 @@ from alignbench.backbones.janus import model as janus
 from alignbench.backbones.llamagen import model as llamagen
 from alignbench.cli.main import main
 from alignbench.evaluators.geneval import mask2former
-from alignbench.nets import inception
 from alignbench.registry.lookup import Registry
 from alignbench.verify.golden import verify
 from tests.backbones import test_cuda_graphs as test_graphs
 from tests.backbones.test_janus import CAPTIONS, logits_matter
 from tests.conftest import DATA
-from tests.evaluators.test_inception import Held, batch_of
-from tests.helpers.inception_toys import evaluator, pictures
+from tests.helpers.inception_toys import batch_of, evaluator, pictures, save_random
+from tests.helpers.memory import Memory
 
 pytestmark = pytest.mark.gpu
 REGISTRY = Registry.default()
@@ -147,15 +146,15 @@ def test_a_run_is_evaluated_and_continued(tmp_path: Path) -> None:
 
 def test_inception_features_and_metrics_agree_with_the_cpu(tmp_path: Path) -> None:
     weights = tmp_path / "inception.pth"
-    inception.save_random(weights)
+    save_random(weights)
     sets = {"generated": pictures(24, seed=1, side=64), "real": pictures(20, seed=2, side=64, cells=6)}
     small = {"is_splits": 3, "bootstrap": 0, "kid_subsets": 4, "kid_subset_size": 8}
     found = {}
     for device in DEVICES:
         judge = evaluator(weights, device=device, **small)
         rows = {name: dict(judge.measure(batch_of(pixels))) for name, pixels in sets.items()}
-        reference = Reference(digest="real", measured=Held(rows["real"]))
-        found[device] = (rows, judge.score(Held(rows["generated"]), reference))
+        reference = Reference(digest="real", measured=Memory(rows["real"]))
+        found[device] = (rows, judge.score(Memory(rows["generated"]), reference))
     for name in sets:
         for column, values in found["cpu"][0][name].items():
             other = found["cuda"][0][name][column]

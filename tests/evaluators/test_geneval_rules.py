@@ -13,7 +13,6 @@ import pytest
 
 from alignbench.errors import UserError
 from alignbench.evaluators.geneval.rules import (
-    MAX_PER_CLASS,
     Box,
     Detection,
     Verdict,
@@ -85,110 +84,95 @@ TWO_DOGS_LEFT = [want("car"), want("dog", 2, position=["left of", 0])]
 RED_CAR = [want("car", color="red")]
 FIVE = [want("dog", 5)]
 
-CASES = [
-    # presence and the threshold of 0.3
-    Case("one wanted, one there", [want("car")], [Seen("car")], True),
-    Case("nothing detected", [want("car")], [], False, "car: 1 wanted, 0 found"),
-    Case("0.3 is not above 0.3", [want("car")], [Seen("car", 0.3)], False, "0 found"),
-    Case("0.3 in float32 is not above 0.3", [want("car")], [Seen("car", float(np.float32(0.3)))], False),
-    Case("the next float32 is", [want("car")], [Seen("car", float(np.nextafter(np.float32(0.3), 1, dtype=np.float32)))], True),
-    Case("0.29 is below", [want("car")], [Seen("car", 0.29)], False),
-    Case("0.31 is above", [want("car")], [Seen("car", 0.31)], True),
-    Case("at least: three cars hold one", [want("car")], times(3, Seen("car")), True),
-    Case("one of two classes is missing", [want("car"), want("dog")], [Seen("car")], False, "dog: 1 wanted, 0 found"),
-    Case("both classes there", [want("car"), want("dog")], [Seen("car"), Seen("dog")], True),
-    Case("both missing: two reasons", [want("car"), want("dog")], [], False, "car: 1 wanted, 0 found\ndog"),
-    Case("objects nobody asked for do not matter", [want("car")], [Seen("car"), Seen("bear")], True),
-    # class names are whole names
-    Case("a carrot is no car", [want("car")], [Seen("carrot")], False, "car: 1 wanted, 0 found"),
-    Case("a hot dog is no dog", [want("dog")], [Seen("hot dog")], False),
-    Case("a dog is no hot dog", [want("hot dog")], [Seen("dog")], False),
-    Case("a teddy bear is no bear", [want("bear")], [Seen("teddy bear")], False),
-    Case("a tv remote is no tv", [want("tv")], [Seen("tv remote")], False),
-    Case("a tv and its remote", [want("tv"), want("tv remote")], [Seen("tv"), Seen("tv remote")], True),
-    Case("a tv does not count for both", [want("tv"), want("tv remote")], [Seen("tv")], False, "tv remote: 1"),
-    # counting: threshold 0.9, exclude makes the number exact
-    Case("two wanted, two there", [want("dog", 2)], times(2, Seen("dog")), True, tag="counting", exclude=[want("dog", 3)]),
-    Case("two wanted, one there", [want("dog", 2)], [Seen("dog")], False, "2 wanted, 1 found", "counting", [want("dog", 3)]),
-    Case("two wanted, three there", [want("dog", 2)], times(3, Seen("dog")), False, "fewer than 3 wanted, 3 found", "counting", [want("dog", 3)]),
-    Case("two wanted, five there", [want("dog", 2)], times(5, Seen("dog")), False, "fewer than 3 wanted, 5 found", "counting", [want("dog", 3)]),
-    Case("counting: 0.9 is not above 0.9", [want("dog")], [Seen("dog", 0.9)], False, "0 found", "counting"),
-    Case("counting: 0.91 is", [want("dog")], [Seen("dog", 0.91)], True, tag="counting"),
-    Case("counting: 0.5 does not count", [want("dog", 2)], [Seen("dog"), Seen("dog", 0.5)], False, "1 found", "counting"),
-    Case("counting: a third at 0.9 is not too many", [want("dog", 2)], [*times(2, Seen("dog")), Seen("dog", 0.9)], True, tag="counting", exclude=[want("dog", 3)]),
-    Case("elsewhere 0.5 counts", [want("dog", 2)], [Seen("dog"), Seen("dog", 0.5)], True),
-    Case("exclude alone fails", [want("car")], [Seen("car"), Seen("dog")], False, "dog: fewer than 1 wanted, 1 found", exclude=[want("dog")]),
-    Case("exclude of what is absent holds", [want("car")], [Seen("car")], True, exclude=[want("dog")]),
-    Case("exclude ignores what is below the threshold", [want("car")], [Seen("car"), Seen("dog", 0.2)], True, exclude=[want("dog")]),
-    Case("any exclude that fails is enough", [want("car")], [Seen("car"), Seen("bear")], False, "bear", exclude=[want("dog"), want("bear")]),
-    # sixteen per class
-    Case("17 wanted can never be found: 16 are kept", [want("dog", 17)], times(20, Seen("dog")), False, "17 wanted, 16 found"),
-    Case("16 wanted of 20", [want("dog", 16)], times(20, Seen("dog")), True),
-    Case("fewer than 17 holds with 20 there", [want("dog")], times(20, Seen("dog")), True, exclude=[want("dog", 17)]),
-    Case("the cap is per class", [want("dog", 16), want("car")], [*times(20, Seen("dog")), Seen("car", 0.31)], True),
-    # colours
-    Case("right colour", RED_CAR, [Seen("car")], True, tag="colors"),
-    Case("wrong colour", RED_CAR, [Seen("car", colour="blue")], False, "car: 1 red wanted, found blue", "colors"),
-    Case("only the best is looked at: blue", RED_CAR, [Seen("car", 0.9, colour="blue"), Seen("car", 0.8)], False, "found blue", "colors"),
-    Case("only the best is looked at: red", RED_CAR, [Seen("car", 0.8, colour="blue"), Seen("car", 0.9)], True, tag="colors"),
-    Case("equal scores: the later one is taken first", RED_CAR, [Seen("car", colour="blue"), Seen("car", colour="red")], True, tag="colors"),
-    Case("two wanted, one of them red", [want("car", 2, color="red")], [Seen("car"), Seen("car", colour="green")], False, "2 red wanted", "colors"),
-    Case("two wanted, both red", [want("car", 2, color="red")], times(2, Seen("car")), True, tag="colors"),
-    Case("two wanted of three: the third's colour does not matter", [want("car", 2, color="red")], [*times(2, Seen("car", 0.9)), Seen("car", 0.8, colour="blue")], True, tag="colors"),
-    Case("missing object: its colour is not asked for", RED_CAR, [], False, "car: 1 wanted, 0 found", "colors"),
-    Case("an orange orange", [want("orange", color="orange")], [Seen("orange", colour="orange")], True, tag="colors"),
-    Case("a red orange is no orange orange", [want("orange", color="orange")], [Seen("orange")], False, "1 orange wanted, found red", "colors"),
-    Case("a person may have a colour too", [want("person", color="blue")], [Seen("person", colour="blue")], True, tag="colors"),
-    Case("colours not swapped", [want("car", color="red"), want("dog", color="blue")], [Seen("car"), Seen("dog", colour="blue")], True, tag="color_attr"),
-    Case("colours swapped: both fail", [want("car", color="red"), want("dog", color="blue")], [Seen("car", colour="blue"), Seen("dog")], False, "found blue\ndog: 1 blue wanted, found red", "color_attr"),
-    Case("one of two colours wrong", [want("car", color="red"), want("dog", color="blue")], [Seen("car"), Seen("dog", colour="green")], False, "dog", "color_attr"),
-    # position: offset (x, y) from MIDDLE to another 100 px box; slack 20 per axis
-    Case("left: (-100, 0) leaves 80 of 100", DOG_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0))], True, tag="position"),
-    Case("right is not left", DOG_LEFT, [Seen("car"), Seen("dog", box=moved(100, 0))], False, "is right of", "position"),
-    Case("on top of each other: no relation", DOG_LEFT, [Seen("car"), Seen("dog")], False, "in no relation", "position"),
-    Case("left and above both hold", DOG_LEFT, [Seen("car"), Seen("dog", box=moved(-100, -100))], True, tag="position"),
-    Case("no target", DOG_LEFT, [Seen("dog", box=moved(-100, 0))], False, "nothing to be left of, clause 0 failed", "position"),
-    Case("no object: its place is not asked for", DOG_LEFT, [Seen("car")], False, "dog: 1 wanted, 0 found", "position"),
-    Case("target of the wrong colour counts as missing", [want("car", color="red"), want("dog", position=["left of", 0])], [Seen("car", colour="blue"), Seen("dog", box=moved(-100, 0))], False, "nothing to be left of"),
-    Case("wrong colour: the place is not asked for", [want("car"), want("dog", color="blue", position=["left of", 0])], [Seen("car"), Seen("dog", box=moved(100, 0))], False, "dog: 1 blue wanted, found red"),
-    Case("right colour, right place", [want("car"), want("dog", color="red", position=["left of", 0])], [Seen("car"), Seen("dog", box=moved(-100, 0))], True),
-    Case("every taken object has to be left: one is right", TWO_DOGS_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0)), Seen("dog", box=moved(100, 0))], False, "is right of"),
-    Case("every taken object is left", TWO_DOGS_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0)), Seen("dog", box=moved(-300, 0))], True),
-    Case("left of every taken target: one is further left", [want("car", 2), want("dog", position=["left of", 0])], [Seen("car"), Seen("car", box=moved(-300, 0)), Seen("dog", box=moved(-100, 0))], False, "is right of"),
-    Case("a target that is not taken does not matter", DOG_LEFT, [Seen("car", 0.9), Seen("car", 0.5, moved(-300, 0)), Seen("dog", box=moved(-100, 0))], True),
-    Case("an object that is not taken does not matter", DOG_LEFT, [Seen("car"), Seen("dog", 0.9, moved(100, 0)), Seen("dog", 0.8, moved(-100, 0))], False, "is right of"),
-    Case("the target is the clause of that number", [want("car"), want("bear"), want("dog", position=["left of", 1])], [Seen("car", box=moved(-300, 0)), Seen("bear"), Seen("dog", box=moved(-100, 0))], True),
-]  # fmt: skip
+CASES = {
+    "presence and the threshold of 0.3": [
+        Case("one wanted, one there", [want("car")], [Seen("car")], True),
+        Case("nothing detected", [want("car")], [], False, "car: 1 wanted, 0 found"),
+        Case("0.3 is not above 0.3", [want("car")], [Seen("car", 0.3)], False, "0 found"),
+        Case("0.3 in float32 is not above 0.3", [want("car")], [Seen("car", float(np.float32(0.3)))], False),
+        Case("the next float32 is", [want("car")], [Seen("car", float(np.nextafter(np.float32(0.3), 1, dtype=np.float32)))], True),
+        Case("at least: three cars hold one", [want("car")], times(3, Seen("car")), True),
+        Case("one of two classes is missing", [want("car"), want("dog")], [Seen("car")], False, "dog: 1 wanted, 0 found"),
+        Case("both missing: two reasons", [want("car"), want("dog")], [], False, "car: 1 wanted, 0 found\ndog"),
+        Case("objects nobody asked for do not matter", [want("car")], [Seen("car"), Seen("bear")], True),
+    ],
+    "class names are whole names": [
+        Case("a carrot is no car", [want("car")], [Seen("carrot")], False, "car: 1 wanted, 0 found"),
+        Case("a hot dog is no dog", [want("dog")], [Seen("hot dog")], False),
+        Case("a tv and its remote", [want("tv"), want("tv remote")], [Seen("tv"), Seen("tv remote")], True),
+        Case("a tv does not count for both", [want("tv"), want("tv remote")], [Seen("tv")], False, "tv remote: 1"),
+    ],
+    "counting: threshold 0.9, exclude makes the number exact": [
+        Case("two wanted, two there", [want("dog", 2)], times(2, Seen("dog")), True, tag="counting", exclude=[want("dog", 3)]),
+        Case("two wanted, one there", [want("dog", 2)], [Seen("dog")], False, "2 wanted, 1 found", "counting", [want("dog", 3)]),
+        Case("two wanted, three there", [want("dog", 2)], times(3, Seen("dog")), False, "fewer than 3 wanted, 3 found", "counting", [want("dog", 3)]),
+        Case("counting: 0.9 is not above 0.9", [want("dog")], [Seen("dog", 0.9)], False, "0 found", "counting"),
+        Case("counting: 0.5 does not count", [want("dog", 2)], [Seen("dog"), Seen("dog", 0.5)], False, "1 found", "counting"),
+        Case("counting: a third at 0.9 is not too many", [want("dog", 2)], [*times(2, Seen("dog")), Seen("dog", 0.9)], True, tag="counting", exclude=[want("dog", 3)]),
+        Case("exclude alone fails", [want("car")], [Seen("car"), Seen("dog")], False, "dog: fewer than 1 wanted, 1 found", exclude=[want("dog")]),
+        Case("exclude ignores what is below the threshold", [want("car")], [Seen("car"), Seen("dog", 0.2)], True, exclude=[want("dog")]),
+        Case("any exclude that fails is enough", [want("car")], [Seen("car"), Seen("bear")], False, "bear", exclude=[want("dog"), want("bear")]),
+    ],
+    "sixteen per class": [
+        Case("17 wanted can never be found: 16 are kept", [want("dog", 17)], times(20, Seen("dog")), False, "17 wanted, 16 found"),
+        Case("16 wanted of 20", [want("dog", 16)], times(20, Seen("dog")), True),
+        Case("fewer than 17 holds with 20 there", [want("dog")], times(20, Seen("dog")), True, exclude=[want("dog", 17)]),
+        Case("the cap is per class", [want("dog", 16), want("car")], [*times(20, Seen("dog")), Seen("car", 0.31)], True),
+    ],
+    "colours": [
+        Case("right colour", RED_CAR, [Seen("car")], True, tag="colors"),
+        Case("wrong colour", RED_CAR, [Seen("car", colour="blue")], False, "car: 1 red wanted, found blue", "colors"),
+        Case("only the best is looked at: blue", RED_CAR, [Seen("car", 0.9, colour="blue"), Seen("car", 0.8)], False, "found blue", "colors"),
+        Case("equal scores: the later one is taken first", RED_CAR, [Seen("car", colour="blue"), Seen("car", colour="red")], True, tag="colors"),
+        Case("two wanted, one of them red", [want("car", 2, color="red")], [Seen("car"), Seen("car", colour="green")], False, "2 red wanted", "colors"),
+        Case("two wanted of three: the third's colour does not matter", [want("car", 2, color="red")], [*times(2, Seen("car", 0.9)), Seen("car", 0.8, colour="blue")], True, tag="colors"),
+        Case("missing object: its colour is not asked for", RED_CAR, [], False, "car: 1 wanted, 0 found", "colors"),
+        Case("an orange orange", [want("orange", color="orange")], [Seen("orange", colour="orange")], True, tag="colors"),
+        Case("a red orange is no orange orange", [want("orange", color="orange")], [Seen("orange")], False, "1 orange wanted, found red", "colors"),
+        Case("a person may have a colour too", [want("person", color="blue")], [Seen("person", colour="blue")], True, tag="colors"),
+        Case("colours not swapped", [want("car", color="red"), want("dog", color="blue")], [Seen("car"), Seen("dog", colour="blue")], True, tag="color_attr"),
+        Case("colours swapped: both fail", [want("car", color="red"), want("dog", color="blue")], [Seen("car", colour="blue"), Seen("dog")], False, "found blue\ndog: 1 blue wanted, found red", "color_attr"),
+    ],
+    "position: offset (x, y) from MIDDLE to another 100 px box; slack 20 per axis": [
+        Case("left: (-100, 0) leaves 80 of 100", DOG_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0))], True, tag="position"),
+        Case("right is not left", DOG_LEFT, [Seen("car"), Seen("dog", box=moved(100, 0))], False, "is right of", "position"),
+        Case("on top of each other: no relation", DOG_LEFT, [Seen("car"), Seen("dog")], False, "in no relation", "position"),
+        Case("left and above both hold", DOG_LEFT, [Seen("car"), Seen("dog", box=moved(-100, -100))], True, tag="position"),
+        Case("no target", DOG_LEFT, [Seen("dog", box=moved(-100, 0))], False, "nothing to be left of, clause 0 failed", "position"),
+        Case("no object: its place is not asked for", DOG_LEFT, [Seen("car")], False, "dog: 1 wanted, 0 found", "position"),
+        Case("target of the wrong colour counts as missing", [want("car", color="red"), want("dog", position=["left of", 0])], [Seen("car", colour="blue"), Seen("dog", box=moved(-100, 0))], False, "nothing to be left of"),
+        Case("wrong colour: the place is not asked for", [want("car"), want("dog", color="blue", position=["left of", 0])], [Seen("car"), Seen("dog", box=moved(100, 0))], False, "dog: 1 blue wanted, found red"),
+        Case("every taken object has to be left: one is right", TWO_DOGS_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0)), Seen("dog", box=moved(100, 0))], False, "is right of"),
+        Case("every taken object is left", TWO_DOGS_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0)), Seen("dog", box=moved(-300, 0))], True),
+        Case("left of every taken target: one is further left", [want("car", 2), want("dog", position=["left of", 0])], [Seen("car"), Seen("car", box=moved(-300, 0)), Seen("dog", box=moved(-100, 0))], False, "is right of"),
+        Case("a target that is not taken does not matter", DOG_LEFT, [Seen("car", 0.9), Seen("car", 0.5, moved(-300, 0)), Seen("dog", box=moved(-100, 0))], True),
+        Case("an object that is not taken does not matter", DOG_LEFT, [Seen("car"), Seen("dog", 0.9, moved(100, 0)), Seen("dog", 0.8, moved(-100, 0))], False, "is right of"),
+        Case("the target is the clause of that number", [want("car"), want("bear"), want("dog", position=["left of", 1])], [Seen("car", box=moved(-300, 0)), Seen("bear"), Seen("dog", box=moved(-100, 0))], True),
+    ],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
-def test_verdict(case: Case) -> None:
-    found = verdict(case)
-    assert found.correct is case.correct
-    assert case.reason in found.reason
-    assert bool(found.reason) is not case.correct
-
-
-def test_the_cap_is_what_the_cases_assume() -> None:
-    assert MAX_PER_CLASS == 16
+@pytest.mark.parametrize("subject", CASES)
+def test_verdict(subject: str) -> None:
+    for case in CASES[subject]:
+        found = verdict(case)
+        assert found.correct is case.correct, case.why
+        assert case.reason in found.reason, case.why
+        assert bool(found.reason) is not case.correct, case.why
 
 
 PLACES: list[tuple[str, Box, Box, set[str]]] = [
     ("80 of 100 remain to the left", moved(-100, 0), MIDDLE, {"left of"}),
-    ("80 of 100 remain to the right", moved(100, 0), MIDDLE, {"right of"}),
     ("y grows downwards: smaller y is above", moved(0, -100), MIDDLE, {"above"}),
     ("larger y is below", moved(0, 100), MIDDLE, {"below"}),
     ("20 of 40 is half, not more than half", moved(-40, 0), MIDDLE, set()),
     ("21 of 41 is more than half", moved(-41, 0), MIDDLE, {"left of"}),
-    ("upwards 20 of 40 is half", moved(0, -40), MIDDLE, set()),
     ("downwards 21 of 41 is more", moved(0, 41), MIDDLE, {"below"}),
     ("20 px are the slack: nothing remains", moved(20, 0), MIDDLE, set()),
     ("the same place: no division by zero", MIDDLE, MIDDLE, set()),
     ("both axes: 80 / 141.4 = 0.57", moved(-100, -100), MIDDLE, {"left of", "above"}),
-    ("both axes to the right and down", moved(100, 100), MIDDLE, {"right of", "below"}),
     ("diagonal but near: 40 / 84.9 = 0.47 on both axes", moved(-60, -60), MIDDLE, set()),
     ("60 and 20: 40 / 63.2 = 0.63 and 0", moved(-60, -20), MIDDLE, {"left of"}),
-    ("300 and 100: 280 / 316 = 0.89 and 80 / 316 = 0.25", moved(300, 100), MIDDLE, {"right of"}),
     ("a wide target has more slack: 0.1 · (100 + 900) = 100", (0, 0, 100, 100), (-250, 0, 650, 100), set()),
     ("points have none: 1 of 1 remains", (1, 0, 1, 0), (0, 0, 0, 0), {"right of"}),
     ("half a thousandth of a pixel is negligible", (0.0005, 0, 0.0005, 0), (0, 0, 0, 0), set()),
@@ -197,25 +181,15 @@ PLACES: list[tuple[str, Box, Box, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("box", "target", "expected"), [p[1:] for p in PLACES], ids=[p[0] for p in PLACES])
-def test_relations(box: Box, target: Box, expected: set[str]) -> None:
-    assert relations(box, target) == expected
+def test_relations() -> None:
+    for why, box, target, expected in PLACES:
+        assert relations(box, target) == expected, why
 
 
-def test_best_detections_come_first() -> None:
-    scores = [0.4, 0.9, 0.2, 0.6]
-    kept = select([Detection(1, score, MIDDLE) for score in scores], class_names=NAMES, threshold=0.3)
-    assert [item.score for item in kept["car"]] == [0.9, 0.6, 0.4]
-    assert set(kept) == {"car"}
-
-
-def test_of_many_the_best_sixteen_are_kept() -> None:
-    scores = [0.5 + index / 100 for index in range(20)]
+def test_of_many_the_best_sixteen_are_kept_best_first() -> None:
+    scores = [0.2, *(0.5 + index / 100 for index in range(20))]
     kept = select([Detection(3, score, MIDDLE) for score in scores], class_names=NAMES, threshold=0.3)
-    assert [item.score for item in kept["dog"]] == scores[:3:-1]
-
-
-def test_rules_need_no_detections() -> None:
+    assert [item.score for item in kept["dog"]] == scores[:4:-1] and set(kept) == {"dog"}
     assert select([], class_names=NAMES, threshold=0.3) == {}
 
 
@@ -239,14 +213,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("metadata", "words"), BAD)
-def test_meaningless_prompts_are_refused_by_name(metadata: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        demand_of({"tag": "position", "prompt": "P", **metadata}, class_names=NAMES, colour_names=COLOURS)
-    assert words in caught.value.what and "'P'" in caught.value.what
-
-
-def test_a_prompt_without_a_tag_is_refused() -> None:
+def test_meaningless_prompts_are_refused_by_name() -> None:
+    for metadata, words in BAD:
+        with pytest.raises(UserError) as caught:
+            demand_of({"tag": "position", "prompt": "P", **metadata}, class_names=NAMES, colour_names=COLOURS)
+        assert words in caught.value.what and "'P'" in caught.value.what
     with pytest.raises(UserError, match="'tag' is missing"):
         demand_of({"include": [want("car")]}, class_names=NAMES, colour_names=COLOURS)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +17,11 @@ from alignbench.metrics import image_quality
 from alignbench.nets import lpips
 from alignbench.registry.lookup import Registry
 from tests.helpers.lpips_trunks import random_trunk
+from tests.helpers.memory import Memory
 
 REGISTRY = Registry.default()
 CPU = torch.device("cpu")
 TRUNK = "lpips-vgg16-trunk"
-
-
-class Rows:
-    """An `api.Measured` in memory."""
-
-    digest = "sha256:images"
-
-    def __init__(self, **columns: np.ndarray) -> None:
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def column(self, name: str) -> np.ndarray:
-        return self.columns[name]
-
-    def shards(self, name: str) -> Iterator[np.ndarray]:
-        yield self.columns[name]
 
 
 def batch(count: int = 6, side: int = 16) -> ImageBatch:
@@ -112,7 +94,7 @@ def test_scores_are_means_with_intervals_under_the_card_s_names(name: str, trunk
     numbers = np.random.default_rng(0)
     columns = {fact.column: numbers.normal(size=50) for fact in card.metrics.values()}
     assert set(columns) == set(evaluator.measure(batch(2)))
-    metrics = evaluator.score(Rows(**columns), None)
+    metrics = evaluator.score(Memory(columns), None)
     assert {metric.name for metric in metrics} == set(card.metrics)
     for metric in metrics:
         values = columns[card.metrics[metric.name].column]
@@ -120,7 +102,7 @@ def test_scores_are_means_with_intervals_under_the_card_s_names(name: str, trunk
         assert (metric.value, metric.n) == (pytest.approx(values.mean()), 50)
         assert metric.interval == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-5)
     for rows in (columns["psnr" if "psnr" in columns else "lpips"][:1], np.zeros(50)):  # no spread seen
-        alike = evaluator.score(Rows(**dict.fromkeys(columns, rows)), None)
+        alike = evaluator.score(Memory(dict.fromkeys(columns, rows)), None)
         assert all(metric.interval is None and metric.value == rows[0] for metric in alike)
 
 
@@ -130,7 +112,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     evaluator, inside = pixels(), 0
     for _ in range(400):
         draws = numbers.gamma(4.0, 1.0, size=200)  # skewed, mean 4
-        low, high = evaluator.score(Rows(**dict.fromkeys(columns, draws)), None)[0].interval or (0.0, 0.0)
+        low, high = evaluator.score(Memory(dict.fromkeys(columns, draws)), None)[0].interval or (0.0, 0.0)
         inside += low < 4.0 < high
     assert 0.91 <= inside / 400 <= 0.98
 

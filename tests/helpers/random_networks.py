@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from alignbench.evaluators.geneval.mask2former import swin_s_config
-from alignbench.nets import clip, inception
+from alignbench.nets import clip
+from tests.helpers.inception_toys import save_random
 from tests.helpers.lpips_trunks import random_trunk
 
 CLIPS = {
@@ -59,7 +60,7 @@ def save_mask2former(folder: Path) -> None:
 def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    inception.save_random(out / "inception.pth")
+    save_random(out / "inception.pth")
     for asset, architecture in CLIPS.items():
         save_clip(out / f"{asset}.pt", architecture, device)
     save_mask2former(out / "mask2former-swin-small-hub")

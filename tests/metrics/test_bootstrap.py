@@ -36,19 +36,6 @@ def direct(data: np.ndarray) -> float:
     return frechet_distance(moments.mean, moments.covariance, *reference())
 
 
-@pytest.mark.parametrize("count", SIZES)
-def test_weights_are_repeated_rows(count: int) -> None:
-    data = rows(count, 1)
-    frechet = WeightedFrechet(data, *reference())
-    assert len(frechet) == count
-    assert frechet.distance(np.ones(count)) == pytest.approx(direct(data), rel=1e-6)
-    rng = np.random.default_rng(2)
-    for _ in range(4):
-        weights = rng.multinomial(count, np.full(count, 1 / count))
-        repeated = np.repeat(data, weights, axis=0)
-        assert frechet.distance(weights) == pytest.approx(direct(repeated), rel=1e-6)
-
-
 def test_many_rows_lose_no_digits_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     data, weights = rows(90, 1), np.arange(90) % 4
     whole = WeightedFrechet(data, *reference()).distance(weights)
@@ -62,9 +49,11 @@ def test_bootstrap_is_that_of_resampled_rows(count: int) -> None:
     data = rows(count, 3)
     found = frechet_bootstrap(data, *reference(), replicates=6, seed=9)
     rng = np.random.default_rng(9)
+    assert len(WeightedFrechet(data, *reference())) == count
     draws = [rng.multinomial(count, np.full(count, 1 / count)) for _ in range(6)]
     values = [direct(np.repeat(data, weights, axis=0)) for weights in draws]
     assert found.value == pytest.approx(direct(data), rel=1e-6)
+    assert found.resampled == pytest.approx(values, rel=1e-6)
     assert found.bias == pytest.approx(np.mean(values) - direct(data), rel=1e-5)
     assert found.sd == pytest.approx(np.std(values, ddof=1), rel=1e-5)
     assert frechet_bootstrap(data, *reference(), replicates=6, seed=9) == found
@@ -110,15 +99,12 @@ def test_only_the_corrected_interval_covers() -> None:
     assert found.sd == pytest.approx(found.spread, rel=0.6)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_rows_are_an_error(count: int) -> None:
-    with pytest.raises(UserError, match=f"{count} images: a covariance needs at least 2"):
-        frechet_bootstrap(rows(count, 0), *reference(), replicates=5, seed=0)
+def test_too_few_and_broken_rows_are_an_error() -> None:
+    for count in (0, 1):
+        with pytest.raises(UserError, match=f"{count} images: a covariance needs at least 2"):
+            frechet_bootstrap(rows(count, 0), *reference(), replicates=5, seed=0)
     with pytest.raises(UserError, match="an extrapolation needs at least 30"):
         frechet_at_infinity(rows(29, 0), *reference(), seed=0)
-
-
-def test_broken_rows_are_an_error() -> None:
     with pytest.raises(UserError, match="not all numbers are finite"):
         frechet_bootstrap(rows(9, 0) * np.inf, *reference(), replicates=5, seed=0)
 

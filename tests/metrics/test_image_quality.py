@@ -32,7 +32,7 @@ def last(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (7, 7), (32, 21), (64, 64)])
+@pytest.mark.parametrize("shape", [(7, 7), (32, 21)])
 def test_equal_to_scikit_image(shape: tuple[int, int]) -> None:
     images, originals = pairs(*shape)
     signal, structure, doubled = (

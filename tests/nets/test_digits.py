@@ -15,32 +15,23 @@ from torch.nn import functional as F
 from alignbench.errors import UserError
 from alignbench.nets import digits
 
-NAMES = sorted(digits.ARCHITECTURES)
-
 
 def images(count: int = 4, side: int = 8) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.mark.parametrize(
-    ("name", "maps", "width"),
-    [
+def test_shapes_and_one_pass_for_both_outputs() -> None:
+    for name, maps, width in (
         ("digits-features-a", [(16, 8, 8), (32, 4, 4)], 32),
         ("digits-features-b", [(12, 8, 8), (24, 4, 4), (32, 2, 2)], 48),
-    ],
-)
-def test_shapes(name: str, maps: list[tuple[int, ...]], width: int) -> None:
-    net = digits.load(name)
-    assert [tuple(part.shape) for part in net.features(images())] == [(4, *shape) for shape in maps]
-    assert net.penultimate(images()).shape == (4, width)
-    assert net.logits(images()).shape == (4, 10)
-
-
-def test_one_pass_gives_both_outputs() -> None:
-    net = digits.load("digits-features-a")
-    penultimate, logits = net(images())
-    assert torch.equal(penultimate, net.penultimate(images()))
-    assert torch.equal(logits, net.logits(images()))
+    ):
+        net = digits.load(name)
+        assert [tuple(part.shape) for part in net.features(images())] == [(4, *shape) for shape in maps]
+        assert net.penultimate(images()).shape == (4, width)
+        assert net.logits(images()).shape == (4, 10)
+        penultimate, logits = net(images())
+        assert torch.equal(penultimate, net.penultimate(images()))
+        assert torch.equal(logits, net.logits(images()))
 
 
 def test_layer_maps_match_functional_convolutions() -> None:
@@ -56,18 +47,15 @@ def test_canonical_digit_is_the_mean_over_channels_and_areas() -> None:
     large = images(2, side=24)
     expected = large.mean(1, keepdim=True).unflatten(-1, (8, 3)).unflatten(2, (8, 3)).mean(dim=(3, 5))
     torch.testing.assert_close(digits.canonical_digits(large), expected)
-
-
-def test_repeated_pixels_change_nothing() -> None:
     small = images(3)
     large = small.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     torch.testing.assert_close(digits.canonical_digits(large), digits.canonical_digits(small))
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (3, 8, 8), (2, 3, 7, 8)])
-def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"\[N, 3, H, W\]"):
-        digits.canonical_digits(torch.zeros(shape))
+def test_other_shapes_are_refused() -> None:
+    for shape in ((2, 1, 8, 8), (3, 8, 8), (2, 3, 7, 8)):
+        with pytest.raises(ValueError, match=r"\[N, 3, H, W\]"):
+            digits.canonical_digits(torch.zeros(shape))
 
 
 def test_loaded_networks_are_frozen_but_pass_gradients_to_images() -> None:
@@ -96,12 +84,12 @@ def test_shipped_files_are_those_of_the_manifest() -> None:
 
 
 def _package(folder: Path, *, data: bytes | None, sha256: str) -> None:
-    place = folder / digits.FOLDER
-    place.mkdir(parents=True)
+    weights = folder / digits.FOLDER
+    weights.mkdir(parents=True)
     name = "digits-features-a.safetensors"
     if data is not None:
-        (place / name).write_bytes(data)
-    (place / "manifest.json").write_text(json.dumps({"files": {name: {"sha256": sha256}}}))
+        (weights / name).write_bytes(data)
+    (weights / "manifest.json").write_text(json.dumps({"files": {name: {"sha256": sha256}}}))
 
 
 def test_changed_and_missing_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
