@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignbench.config.settings import resolve
+from alignbench.config.settings import known_options, resolve, values_of
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Registry
 
@@ -63,3 +63,19 @@ def test_mistakes_are_named(registry: Registry, arguments: dict[str, object], me
         resolve(registry, **values)  # type: ignore[arg-type]
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_where_few_keys_have_a_meaning_the_others_are_refused(registry: Registry) -> None:
+    options = known_options(registry, sections=["protocol", "assets"])
+    given = ["samples=60", "assets.inception-2015-12-05=/here"]
+    assert values_of(given, options) == {"protocol.samples": 60, "assets.inception-2015-12-05": "/here"}
+    mistakes = {
+        "train.lr=1": "train.lr changes nothing here: no training → leave it out",
+        "protocol.sample=1": "changes nothing here: no training. Did you mean protocol.samples?",
+        "samples=few": "protocol.samples: 'few' is not a whole number",
+        "samples": "not of the form key=value",
+    }
+    for text, message in mistakes.items():
+        with pytest.raises(UserError) as caught:
+            values_of([text], options, why="no training")
+        assert message in str(caught.value)
