@@ -124,8 +124,10 @@ class RunConfig:
         }
 
 
-def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
-    """Split `key=value` strings.
+def parse_assignments(
+    assignments: Sequence[str], options: Mapping[str, Option] | None = None
+) -> dict[str, str]:
+    """Split `key=value` strings; where options are given, keys without a dot are completed.
 
     Raises:
         UserError: a string without `=`.
@@ -135,7 +137,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {text!r} is not of the form key=value")
-        parsed[key.strip()] = value.strip()
+        parsed[complete_key(key.strip(), options or {})] = value.strip()
     return parsed
 
 
@@ -198,7 +200,7 @@ def resolve(
     else:
         recipe = recipe or registry.recipe_for(method, model)
         values |= _recipe_values(registry, recipe, method, options) if recipe else {}
-    assigned = _complete(assignments, options)
+    assigned = parse_assignments(assignments, options)
     if steps is not None and "train.steps" in assigned:
         raise UserError("--steps and --set train.steps were both given", fix="give one of them")
     for key, text in assigned.items():
@@ -254,7 +256,7 @@ def values_of(
     Raises:
         UserError: another key, or a value that its option does not take.
     """
-    assigned = _complete(assignments, options)
+    assigned = parse_assignments(assignments, options)
     for key in assigned:
         if key not in options:
             raise changes_nothing(key, why=why, hint=suggest_key(key, options), fix=fix)
@@ -264,10 +266,6 @@ def values_of(
 def changes_nothing(key: str, *, why: str = "", hint: str = "", fix: str = "leave it out") -> UserError:
     """The error for a key or flag that nothing would read."""
     return UserError(f"{key} changes nothing here{why and f': {why}'}{hint and f'.{hint}'}", fix=fix)
-
-
-def _complete(assignments: Sequence[str], options: Mapping[str, Option]) -> dict[str, str]:
-    return {complete_key(key, options): text for key, text in parse_assignments(assignments).items()}
 
 
 def complete_key(key: str, options: Mapping[str, Option]) -> str:
@@ -286,9 +284,9 @@ def _read(key: str, text: str, options: Mapping[str, Option]) -> Scalar:
 def suggest_key(key: str, options: Mapping[str, Option]) -> str:
     """Suggest full keys: of the same namespace first, then of any; also for a name cut short."""
     namespace, _, leaf = key.rpartition(".")
-    own = [known for known in options if known.startswith(f"{namespace}.")]
+    own = [option for option in options if option.startswith(f"{namespace}.")]
     for candidates in filter(None, (own, list(options))):
-        leaves = {known.rpartition(".")[2]: known for known in candidates}
+        leaves = {option.rpartition(".")[2]: option for option in candidates}
         near = [name for name in leaves if name.startswith(leaf)]
         near = near or difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)
         if near:
