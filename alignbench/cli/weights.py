@@ -14,7 +14,7 @@ from alignbench.errors import EXIT_FAILED, UserError, suggest
 from alignbench.hub.assets import assets_of
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
-from alignbench.verify.report import Report, Row
+from alignbench.verify.report import Check, CheckReport
 
 PRETRAINABLE = {
     "llamagen-tiny": "alignbench.pretrain.llamagen_tiny:pretrain",
@@ -111,12 +111,12 @@ def verify(
     reports = check(golden, device=device)
     console = Console()
     if as_json:
-        rows = {name: [vars(row) for row in report.rows] for name, report in reports.items()}
+        rows = {name: [vars(row) for row in report.checks] for name, report in reports.items()}
         print_json(rows)
     else:
         for name, report in reports.items():
             console.print(name, style="bold", markup=False)
-            for row in report.rows:
+            for row in report.checks:
                 if not (failures and row.verdict in ("ok", "info")):
                     console.print(report_row(row), highlight=False, markup=False, soft_wrap=True)
             console.print(f"{name}: {report_counts(report)}", highlight=False, markup=False)
@@ -125,13 +125,13 @@ def verify(
         raise UserError(f"{', '.join(bad)}: not reproduced", exit_code=EXIT_FAILED)
 
 
-def report_row(row: Row) -> str:
+def report_row(row: Check) -> str:
     """Name, largest error, tolerance, verdict and note in aligned columns."""
     numbers = ["-" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
     return f"{row.name:<72} {numbers[0]:>9} {numbers[1]:>9}  {row.verdict:<7} {row.note}".rstrip()
 
 
-def report_counts(report: Report) -> str:
+def report_counts(report: CheckReport) -> str:
     """Counts of verdicts in one line."""
-    counts = Counter(row.verdict for row in report.rows)
+    counts = Counter(row.verdict for row in report.checks)
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
