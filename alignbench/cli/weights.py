@@ -14,7 +14,7 @@ from alignbench.errors import EXIT_FAILED, UserError, suggest
 from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_weights
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
-from alignbench.verify.report import Report
+from alignbench.verify.report import CheckReport
 
 PRETRAINABLE = {
     "llamagen-tiny": "alignbench.pretrain.llamagen_tiny:pretrain",
@@ -107,7 +107,7 @@ def verify_golden(
 
     reports = verify(golden, device=device)
     if as_json:
-        print_json({name: [vars(row) for row in report.rows] for name, report in reports.items()})
+        print_json({name: [vars(row) for row in report.checks] for name, report in reports.items()})
     else:
         for name, report in reports.items():
             _print_report(name, report, failures)
@@ -116,15 +116,15 @@ def verify_golden(
         raise UserError(f"{', '.join(bad)}: not reproduced", exit_code=EXIT_FAILED)
 
 
-def _print_report(name: str, report: Report, failures: bool) -> None:
+def _print_report(name: str, report: CheckReport, failures: bool) -> None:
     """Name, largest error, tolerance, verdict and note in aligned columns; below them counts of verdicts."""
     console = Console()
     console.print(name, style="bold", markup=False)
-    for row in report.rows:
+    for row in report.checks:
         if not (failures and row.verdict in ("ok", "info")):
             numbers = ["-" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
             line = f"{row.name:<72} {numbers[0]:>9} {numbers[1]:>9}  {row.verdict:<7} {row.note}".rstrip()
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    counts = Counter(row.verdict for row in report.rows)
+    counts = Counter(row.verdict for row in report.checks)
     text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     console.print(f"{name}: {text}", highlight=False, markup=False)

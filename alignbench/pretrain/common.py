@@ -1,4 +1,4 @@
-"""The one training loop of all pretraining stages. It knows no network and writes no file."""
+"""What all pretraining stages share: the training loop, the tokenizer, augmentation, the manifest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alignbench import __version__, randomness
+from alignbench.backbones.llamagen.model import vq_config
+from alignbench.backbones.llamagen.vq import VQModel
+from alignbench.data.digits import Digits
+from alignbench.data.shapes import Shapes
 from alignbench.files import write_atomic
+from alignbench.registry.schema import ModelCard
+from alignbench.samples.real import DatasetImages
 
 Progress = Callable[[str, int, int, str], None]
 """Called as (stage, steps done, steps in all, note)."""
@@ -27,17 +33,29 @@ TAIL = 50
 """Training losses are reported as means over this many last steps."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images of one split, all at once."""
+TOKENIZER, POLICY = "tokenizer", "policy"
+"""Stages that both models have, and the names of their files."""
+USAGE_WINDOW = 4096
+"""Recent codes the tokenizer's usage buffer holds; it is part of the file, so it is kept short."""
 
-    images: Tensor
-    """[N, 3, 8, 8] float32 in [-1, 1]."""
-    labels: Tensor
-    """[N] int64."""
 
-    def __len__(self) -> int:
-        return self.images.shape[0]
+def pixels_of(dataset: Digits | Shapes) -> Tensor:
+    """Return all images as [N, 3, S, S] float32 in [-1, 1]."""
+    return torch.cat(list(DatasetImages(dataset).images())).float() / 127.5 - 1
+
+
+def new_tokenizer(card: ModelCard, seed: int) -> VQModel:
+    """Return a tokenizer of the card's geometry with initial weights."""
+    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{TOKENIZER}/init"):
+        return VQModel(replace(vq_config(card), usage_window=USAGE_WINDOW))
+
+
+def reconstruct(model: VQModel, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Return [N, 3, S, S] reconstructions, their error and how many codes the images use."""
+    tokens = model.encode(images)
+    side = images.shape[-1] // model.downsample
+    rebuilt = model.decode(tokens, (side, side))
+    return rebuilt, {"mse": F.mse_loss(rebuilt, images).item(), "codes_used": float(len(tokens.unique()))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +171,7 @@ class Made:
 
 
 def write(
-    folder: Path, made: Mapping[str, Made], *, model: str, seed: int, data: Mapping[str, Any]
+    folder: Path, made: Mapping[str, Made], *, model: str, seed: int, splits: Mapping[str, Digits | Shapes]
 ) -> dict[str, Any]:
     """Write one file a network and `manifest.json`; returns the manifest.
 
@@ -162,7 +180,7 @@ def write(
         made: {file name without its end: network}.
         model: what was pretrained.
         seed: of everything random.
-        data: facts about the splits, for the manifest.
+        splits: what was trained and validated on.
     """
     manifest = {
         "schema": 1,
@@ -173,7 +191,7 @@ def write(
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, 1 thread",
         "seed": seed,
-        "data": data,
+        "data": {name: {"images": len(split), "digest": split.digest} for name, split in splits.items()},
         "seconds": round(sum(part.seconds for part in made.values()), 1),
         "files": {f"{name}.safetensors": _write_one(folder, name, part) for name, part in made.items()},
     }

@@ -8,29 +8,53 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alignbench import api, randomness
 from alignbench.api import ClassLabels
 from alignbench.backbones.llamagen.gpt import GPT, token_loss
-from alignbench.backbones.llamagen.model import gpt_config, vq_config
+from alignbench.backbones.llamagen.model import gpt_config
 from alignbench.backbones.llamagen.vq import VQModel
 from alignbench.data.digits import CLASSES, SIZE, Digits, open_digits
 from alignbench.nets import digits
-from alignbench.pretrain.common import Budget, Made, Progress, Split, augment, fit, one_thread, write
+from alignbench.pretrain.common import (
+    POLICY,
+    TOKENIZER,
+    Budget,
+    Made,
+    Progress,
+    augment,
+    fit,
+    new_tokenizer,
+    one_thread,
+    pixels_of,
+    reconstruct,
+    write,
+)
 from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import ModelCard
 from alignbench.rewards.perceptual import PerceptualDistance
 from alignbench.samples.real import DatasetImages
 
-POLICY = "policy"
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split, all at once."""
+
+    images: Tensor
+    """[N, 3, 8, 8] float32 in [-1, 1]."""
+    labels: Tensor
+    """[N] int64."""
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
 
 
 def train_policy(
@@ -40,7 +64,7 @@ def train_policy(
     with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{POLICY}/init"):
         model = GPT(gpt_config(card))
 
-    def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses_of(rows: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             tokens = tokenizer.encode(augment(data.images[rows]))
         logits = model(ClassLabels(data.labels[rows]), tokens[:, :-1])
@@ -58,10 +82,7 @@ def validate_policy(model: GPT, tokenizer: VQModel, data: Split) -> dict[str, fl
     return {"cross_entropy": token_loss(logits, tokens).item()}
 
 
-TOKENIZER = "tokenizer"
 PERCEPTUAL_WEIGHT = 0.3
-USAGE_WINDOW = 4096
-"""Recent codes the usage buffer holds; it is part of the file, so it is kept short."""
 
 
 def train_tokenizer(
@@ -77,10 +98,9 @@ def train_tokenizer(
         seed: of the initial weights and the order of images.
         progress: told after every step.
     """
-    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{TOKENIZER}/init"):
-        model = VQModel(replace(vq_config(card), usage_window=USAGE_WINDOW))
+    model = new_tokenizer(card, seed)
 
-    def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses_of(rows: Tensor) -> dict[str, Tensor]:
         images = data.images[rows]
         rebuilt, codebook, commitment, entropy, usage = model.train_losses(images)
         mse = F.mse_loss(rebuilt, images)
@@ -98,10 +118,7 @@ def train_tokenizer(
 @torch.no_grad()
 def validate_tokenizer(model: VQModel, data: Split) -> dict[str, float]:
     """Return the reconstruction error and how many codes the images use."""
-    tokens = model.encode(data.images)
-    side = data.images.shape[-1] // model.downsample
-    rebuilt = model.decode(tokens, (side, side))
-    return {"mse": F.mse_loss(rebuilt, data.images).item(), "codes_used": float(len(tokens.unique()))}
+    return reconstruct(model, data.images)[1]
 
 
 MODEL = "llamagen-tiny"
@@ -140,8 +157,7 @@ def pretrain(
     train, validation = _split(sets["train"]), _split(sets["validation"])
     with one_thread():
         made = _train_all(train, validation, budgets, seed, progress)
-    data = {name: {"images": len(part), "digest": part.digest} for name, part in sets.items()}
-    return write(out_dir, made, model=MODEL, seed=seed, data=data)
+    return write(out_dir, made, model=MODEL, seed=seed, splits=sets)
 
 
 def _open(split: str) -> Digits:
@@ -151,8 +167,7 @@ def _open(split: str) -> Digits:
 
 
 def _split(dataset: Digits) -> Split:
-    images = DatasetImages(dataset)
-    return Split(torch.cat(list(images.images())).float() / 127.5 - 1, images.labels())
+    return Split(pixels_of(dataset), DatasetImages(dataset).labels())
 
 
 def _train_all(
@@ -205,7 +220,7 @@ def train_classifier(
     with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{name}/init"):
         net = digits.build(name)
 
-    def losses_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses_of(rows: Tensor) -> dict[str, Tensor]:
         logits = net.logits(augment(data.images[rows]))
         return {"loss": F.cross_entropy(logits, data.labels[rows], label_smoothing=LABEL_SMOOTHING)}
 

@@ -28,13 +28,21 @@ from alignbench.data.shapes import PROMPT_FILES, Shapes, open_shapes, prompt_fil
 from alignbench.data.shapes_scenes import SIZE, words
 from alignbench.files import write_atomic
 from alignbench.pretrain import shapes_tokenizer
-from alignbench.pretrain.common import Budget, Made, Progress, fit, one_thread, write
+from alignbench.pretrain.common import (
+    POLICY,
+    TOKENIZER,
+    Budget,
+    Made,
+    Progress,
+    fit,
+    one_thread,
+    pixels_of,
+    write,
+)
 from alignbench.pretrain.shapes_tokenizer import share_right
 from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import ModelCard
-from alignbench.samples.real import DatasetImages
 
-POLICY = "policy"
 TEXT = "text"
 HEADS = 2
 
@@ -104,7 +112,7 @@ MODEL = "shapes-tiny"
 
 BUDGETS: Mapping[str, Budget] = {
     shapes_tokenizer.WARMUP: Budget(steps=250, batch=32, lr=6e-3),
-    shapes_tokenizer.STAGE: Budget(steps=350, batch=32, lr=6e-3),
+    TOKENIZER: Budget(steps=350, batch=32, lr=6e-3),
     POLICY: Budget(steps=2400, batch=64, lr=4e-3, weight_decay=0.05, warmup=30),
 }
 """What the shipped weights were made with."""
@@ -133,23 +141,17 @@ def pretrain(
     with one_thread():
         vq = _tokenizer(card, train, validation, budgets, seed, progress)
         assert isinstance(vq.net, VQModel)
-        made = {"tokenizer": vq, **_reader(card, vq.net, train, validation, budgets, seed, progress)}
+        made = {TOKENIZER: vq, **_reader(card, vq.net, train, validation, budgets, seed, progress)}
     for split, name in PROMPT_FILES.items():
         write_atomic(out_dir / name, prompt_file(split))
     sets = {"pretraining": train, "validation": validation}
-    data = {name: {"images": len(part), "digest": part.digest} for name, part in sets.items()}
-    return write(out_dir, made, model=MODEL, seed=seed, data=data)
+    return write(out_dir, made, model=MODEL, seed=seed, splits=sets)
 
 
 def _open(split: str) -> Shapes:
     return open_shapes(
         split=split, image_size=SIZE, num_classes=None, options={}, workers=0, cache_dir=Path()
     )
-
-
-def _pixels(scenes: Shapes) -> Tensor:
-    """[N, 3, S, S] in [-1, 1]."""
-    return torch.cat(list(DatasetImages(scenes).images())).float() / 127.5 - 1
 
 
 def _tokenizer(
@@ -161,10 +163,10 @@ def _tokenizer(
     progress: Progress,
 ) -> Made:
     started = time.monotonic()
-    stages = (budgets[shapes_tokenizer.WARMUP], budgets[shapes_tokenizer.STAGE])
-    net, losses = shapes_tokenizer.train(card, _pixels(train), budgets=stages, seed=seed, progress=progress)
+    stages = (budgets[shapes_tokenizer.WARMUP], budgets[TOKENIZER])
+    net, losses = shapes_tokenizer.train(card, pixels_of(train), budgets=stages, seed=seed, progress=progress)
     seconds = time.monotonic() - started
-    right = shapes_tokenizer.validate(net, _pixels(validation), validation.captions)
+    right = shapes_tokenizer.validate(net, pixels_of(validation), validation.captions)
     return Made(net, stages[1], seconds, losses, right)
 
 
@@ -192,7 +194,7 @@ def _reader(
 
 @torch.no_grad()
 def _tokens(vq: VQModel, scenes: Shapes) -> Tensor:
-    return torch.cat([vq.encode(images) for images in _pixels(scenes).split(ENCODE_BATCH)])
+    return torch.cat([vq.encode(images) for images in pixels_of(scenes).split(ENCODE_BATCH)])
 
 
 def _text_file(net: nn.Module) -> bytes:

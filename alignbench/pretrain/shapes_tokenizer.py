@@ -8,24 +8,19 @@ its latents, and the second stage trains everything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alignbench import api, randomness
-from alignbench.backbones.llamagen.model import vq_config
+from alignbench import api
 from alignbench.backbones.llamagen.vq import VQModel
-from alignbench.pretrain.common import Budget, Progress, fit
+from alignbench.pretrain.common import TOKENIZER, Budget, Progress, fit, new_tokenizer, reconstruct
 from alignbench.registry.schema import ModelCard
 from alignbench.rewards.shapes import ShapesReward
 
 WARMUP = "autoencoder"
-STAGE = "tokenizer"
-USAGE_WINDOW = 4096
-"""Recent codes the usage buffer holds; it is part of the file, so it is kept short."""
 LATENT_SCENES = 1024
 """Scenes whose latents the codes are laid on."""
 ROUNDS = 5
@@ -44,8 +39,7 @@ def train(
         seed: of the initial weights and the order of images.
         progress: told after every step.
     """
-    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{STAGE}/init"):
-        model = VQModel(replace(vq_config(card), usage_window=USAGE_WINDOW))
+    model = new_tokenizer(card, seed)
 
     def plain(rows: Tensor) -> dict[str, Tensor]:
         latent = F.normalize(model.latent(images[rows]), dim=1)
@@ -62,7 +56,7 @@ def train(
     model.quantize.embedding.weight.data.copy_(
         codes_on(_latents(model, images[:LATENT_SCENES]), model.num_codes)
     )
-    losses = run(quantised, budget=budgets[1], stage=STAGE)
+    losses = run(quantised, budget=budgets[1], stage=TOKENIZER)
     return model.requires_grad_(False), losses
 
 
@@ -100,14 +94,8 @@ def codes_on(points: Tensor, count: int) -> Tensor:
 @torch.no_grad()
 def validate(model: VQModel, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
     """Return reconstruction error, codes in use and the share of scenes that still fit their captions."""
-    tokens = model.encode(images)
-    side = images.shape[-1] // model.downsample
-    rebuilt = model.decode(tokens, (side, side))
-    return {
-        "mse": F.mse_loss(rebuilt, images).item(),
-        "codes_used": float(len(tokens.unique())),
-        "right": share_right(rebuilt, captions),
-    }
+    rebuilt, numbers = reconstruct(model, images)
+    return {**numbers, "right": share_right(rebuilt, captions)}
 
 
 def share_right(images: Tensor, captions: Sequence[str]) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from alignbench.errors import EXIT_FAILED, UserError
 from alignbench.nets.precision import full_precision
-from alignbench.verify.report import Report
+from alignbench.verify.report import CheckReport
 
 CHECKS = {
     "llamagen": (
@@ -32,7 +32,7 @@ def kinds_of(folder: Path) -> list[str]:
     ]
 
 
-def verify(folder: Path, *, device: str = "cpu") -> dict[str, Report]:
+def verify(folder: Path, *, device: str = "cpu") -> dict[str, CheckReport]:
     """Check a golden folder, or every golden folder directly inside it.
 
     Args:
@@ -50,7 +50,7 @@ def verify(folder: Path, *, device: str = "cpu") -> dict[str, Report]:
         raise UserError(f"{folder} is not a folder", fix="name a folder of golden files with --golden DIR")
     candidates = [folder] if kinds_of(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
     reports = {}
-    with torch.device(_known(device)), full_precision():
+    with torch.device(_device(device)), full_precision():
         for candidate in candidates:
             for kind in kinds_of(candidate):
                 check = importlib.import_module(CHECKS[kind][0]).check
@@ -64,7 +64,7 @@ def verify(folder: Path, *, device: str = "cpu") -> dict[str, Report]:
     return reports
 
 
-def _known(name: str) -> torch.device:
+def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -16,10 +16,10 @@ from alignbench.backbones.weights import read_state_dict
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
 from alignbench.samples.pixels import to_uint8
-from alignbench.verify.report import ABSOLUTE, RELATIVE, Report, Row
+from alignbench.verify.report import ABSOLUTE, RELATIVE, Check, CheckReport
 
 
-class InputMissing(Exception):
+class MissingTensor(Exception):
     """An input is not in the file: what depends on it cannot be checked."""
 
 
@@ -38,10 +38,10 @@ class Alternative:
     """How far float32 rounding may have carried the expected result from it."""
 
 
-class Expected:
+class GoldenFile:
     """Tensors to feed and tensors to reproduce; every row goes to the report under `file:tensor`."""
 
-    def __init__(self, path: Path, report: Report) -> None:
+    def __init__(self, path: Path, report: CheckReport) -> None:
         self.file = path.name
         device = torch.get_default_device()
         self._tensors = {name: tensor.to(device) for name, tensor in read_state_dict(path).items()}
@@ -49,11 +49,11 @@ class Expected:
         self._seen: set[str] = set()
 
     def input(self, name: str) -> Tensor:
-        """Return an input tensor and list it as such; `InputMissing` if it is not there."""
+        """Return an input tensor and list it as such; `MissingTensor` if it is not there."""
         known = name in self._seen
         tensor = self._take(name)
         if tensor is None:
-            raise InputMissing(name)
+            raise MissingTensor(name)
         if not known:
             self._report.info(self._row(name), "input")
         return tensor
@@ -69,7 +69,7 @@ class Expected:
         expected = self._take(name)
         if expected is None:
             return
-        rows = self._report.rows
+        rows = self._report.checks
         self._report.close(self._row(name), actual, expected)
         if otherwise is not None and rows[-1].verdict != "ok":
             other = otherwise()
@@ -107,15 +107,15 @@ class Expected:
         self._report.equal(self._row(name), nearest, expected)
 
     def info(self, name: str, note: str) -> None:
-        """List a tensor without judging it."""
+        """List a tensor without comparing it."""
         self._seen.add(name)
         self._report.info(self._row(name), note)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without marking it as checked; `InputMissing` if it is not there."""
+        """Return a tensor's shape without marking it as checked; `MissingTensor` if it is not there."""
         if name not in self._tensors:
             self._report.missing(self._row(name))
-            raise InputMissing(name)
+            raise MissingTensor(name)
         return tuple(self._tensors[name].shape)
 
     def peek(self, name: str) -> Tensor:
@@ -131,7 +131,7 @@ class Expected:
         return matches
 
     def finish(self) -> None:
-        """Report every tensor that no check has asked for."""
+        """CheckReport every tensor that no check has asked for."""
         for name in self._tensors.keys() - self._seen:
             self._report.unknown(self._row(name))
 
@@ -146,7 +146,7 @@ class Expected:
         return f"{self.file}:{name}"
 
 
-def _excuse(row: Row, other: Alternative, scale: float) -> Row:
+def _excuse(row: Check, other: Alternative, scale: float) -> Check:
     """Apply an alternative's note and, where the usual tolerance does not do, its rounding."""
     row = replace(row, note=row.note or other.note)
     allowed = min(other.rounding, ROUNDING_LIMIT * scale)
@@ -162,12 +162,8 @@ Results = dict[str, Tensor]
 """What one case should hold, by the name after the case's prefix."""
 
 
-class Missing(Exception):
-    """An input that a case needs is not in the file."""
-
-
-class Golden:
-    """One golden file; floats come as float64."""
+class VapiFile:
+    """One file of a VA-π set; floats come as float64."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -182,7 +178,7 @@ class Golden:
     def stored(self, name: str) -> Tensor:
         """A tensor in its own dtype."""
         if name not in self.tensors:
-            raise Missing(name)
+            raise MissingTensor(name)
         return self.tensors[name]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -204,7 +200,7 @@ class Section:
 
     pattern: re.Pattern[str]
     """Matches a case's prefix."""
-    compute: Callable[[Golden, re.Match[str]], Results]
+    compute: Callable[[VapiFile, re.Match[str]], Results]
     always: tuple[str, ...] = ()
     """Prefixes that every file with this group has."""
     grid: str = ""

@@ -24,8 +24,8 @@ from alignbench.backbones.janus.policy import JanusPolicy
 from alignbench.backbones.janus.prompts import PromptTokens, template
 from alignbench.errors import UserError
 from alignbench.samples.pixels import to_uint8
-from alignbench.verify.golden_files import Expected, InputMissing
-from alignbench.verify.report import Report, Row
+from alignbench.verify.golden_files import GoldenFile, MissingTensor
+from alignbench.verify.report import Check, CheckReport
 
 META = "meta.json"
 INPUTS = "inputs.safetensors"
@@ -43,9 +43,9 @@ class _Set:
 
     model: Janus
     meta: dict[str, Any]
-    inputs: Expected
-    expected: Expected
-    report: Report
+    inputs: GoldenFile
+    expected: GoldenFile
+    report: CheckReport
 
     @property
     def policy(self) -> JanusPolicy:
@@ -61,22 +61,22 @@ class _Set:
         return self.expected.peek(name).long()
 
 
-def check(folder: Path) -> Report:
+def check(folder: Path) -> CheckReport:
     """Compare everything in a golden Janus folder.
 
     A part that cannot be computed is a row that is not ok; the other parts are still checked.
     """
-    report = Report()
+    report = CheckReport()
     try:
         golden = _Set(
             load(folder, device=torch.get_default_device()),
             _read_meta(folder),
-            Expected(folder / INPUTS, report),
-            Expected(folder / EXPECTED, report),
+            GoldenFile(folder / INPUTS, report),
+            GoldenFile(folder / EXPECTED, report),
             report,
         )
     except UserError as error:
-        report.rows.append(Row(folder.name, None, None, "MISS", str(error)))
+        report.checks.append(Check(folder.name, None, None, "MISS", str(error)))
         return report
     for part in (_check_text, _check_tokenizer, _check_gradients, _check_forcing, _check_generation):
         _run(part, golden)
@@ -89,11 +89,11 @@ def _run(part: Callable[[_Set], None], golden: _Set) -> None:
     """Run one part; what stops it becomes a row."""
     try:
         part(golden)
-    except InputMissing:
+    except MissingTensor:
         return  # the report has a row for it
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         note = f"cannot be computed: {type(error).__name__}: {str(error).splitlines()[0]}"
-        golden.report.rows.append(Row(part.__name__.removeprefix("_check_"), None, None, "MISS", note))
+        golden.report.checks.append(Check(part.__name__.removeprefix("_check_"), None, None, "MISS", note))
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -113,8 +113,8 @@ def _check_text(golden: _Set) -> None:
     for text, formatted in zip(texts, golden.meta["formatted_prompts"], strict=True):
         same = template(text) == formatted
         note = "" if same else f"{template(text)!r} instead of {formatted!r}"
-        golden.report.rows.append(
-            Row(f"{META}:{text!r}", float(not same), 0.0, "ok" if same else "MISS", note)
+        golden.report.checks.append(
+            Check(f"{META}:{text!r}", float(not same), 0.0, "ok" if same else "MISS", note)
         )
     prompts = golden.model.text_condition(texts)
     golden.inputs.equal("prompt_ids", prompts.ids)
@@ -151,8 +151,8 @@ def _check_tripwire(golden: _Set, tokens: Tensor) -> None:
     if wrong.shape == tokens.shape and not torch.equal(wrong, right):
         same = torch.equal(tokens, wrong)
         note = "must differ from the unnormalised codes"
-        golden.report.rows.append(
-            Row(f"{EXPECTED}:{name} (tripwire)", float(same), 0.0, "MISS" if same else "ok", note)
+        golden.report.checks.append(
+            Check(f"{EXPECTED}:{name} (tripwire)", float(same), 0.0, "MISS" if same else "ok", note)
         )
 
 

@@ -26,9 +26,9 @@ from alignbench.backbones.text.captions import clean_caption
 from alignbench.data.crops import center_crop_adm, random_crop_adm
 from alignbench.errors import UserError
 from alignbench.samples.pixels import resize_bicubic, to_uint8
-from alignbench.verify.golden_files import Alternative, Expected, InputMissing
+from alignbench.verify.golden_files import Alternative, GoldenFile, MissingTensor
 from alignbench.verify.llamagen_networks import GoldenSet, check_c2i, check_t2i, check_vq
-from alignbench.verify.report import Report, Row
+from alignbench.verify.report import Check, CheckReport
 
 FILES = (
     "c2i_weights.safetensors",
@@ -43,7 +43,7 @@ FILES = (
 NUMBER = r"\d+(?:\.\d+)?"
 
 
-def check(folder: Path) -> Report:
+def check(folder: Path) -> CheckReport:
     """Compare everything in a golden LlamaGen folder.
 
     A part that cannot be computed (missing or unreadable file, inputs that do not fit) is a row that is not
@@ -52,7 +52,7 @@ def check(folder: Path) -> Report:
     Raises:
         UserError: the folder has no readable `config.json`.
     """
-    report = Report()
+    report = CheckReport()
     golden = GoldenSet(folder, _read_config(folder), report)
     absent = [file for file in FILES if not (folder / file).is_file()]
     for file in absent:
@@ -70,14 +70,14 @@ def _run(part: Callable[[GoldenSet], None], golden: GoldenSet, file: str) -> Non
     """Run one part; what stops it becomes a row."""
     try:
         part(golden)
-    except InputMissing:
+    except MissingTensor:
         return  # the report has a row for it
     except UserError as error:
-        golden.report.rows.append(Row(file, None, None, "MISS", str(error)))
+        golden.report.checks.append(Check(file, None, None, "MISS", str(error)))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         # The set's own numbers do not fit together, or do not fit its configuration.
         note = f"cannot be computed: {type(error).__name__}: {error}"
-        golden.report.rows.append(Row(file, None, None, "MISS", note))
+        golden.report.checks.append(Check(file, None, None, "MISS", note))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _check_misc(golden: GoldenSet) -> None:
     expected.finish()
 
 
-def _check_filter(expected: Expected, name: str, logits: Tensor, sampling: Sampling) -> None:
+def _check_filter(expected: GoldenFile, name: str, logits: Tensor, sampling: Sampling) -> None:
     """Compare filtered logits; which of several *equal* logits top-p cuts off depends on torch's sort."""
     filtered = filter_logits(logits, sampling)
     unfiltered = filter_logits(logits, replace(sampling, top_k=0, top_p=1.0))
@@ -126,7 +126,7 @@ def _check_filter(expected: Expected, name: str, logits: Tensor, sampling: Sampl
         expected.close(name, filtered)
 
 
-def _check_crops(expected: Expected) -> None:
+def _check_crops(expected: GoldenFile) -> None:
     for match in expected.matching(r"crop(\d+)_in", at_least=1):
         image = _image(expected.input(match.string))
         out = f"crop{match[1]}_out"
@@ -139,7 +139,7 @@ def _check_crops(expected: Expected) -> None:
         expected.equal(match.string, _pixels(crop))
 
 
-def _check_rope_rows(expected: Expected, name: str, grid: tuple[int, int], head_dim: int) -> None:
+def _check_rope_rows(expected: GoldenFile, name: str, grid: tuple[int, int], head_dim: int) -> None:
     """Compare some rows of a table with one condition token.
 
     The name does not say which rows: they are found by content and must come in the table's order.
@@ -163,8 +163,8 @@ def _check_text(golden: GoldenSet) -> None:
         cleaned = clean_caption(example["in"])
         same = cleaned == example["out"]
         note = "" if same else f"{cleaned!r} instead of {example['out']!r}"
-        row = Row(f"{path.name}:{index}", float(not same), 0.0, "ok" if same else "MISS", note)
-        golden.report.rows.append(row)
+        row = Check(f"{path.name}:{index}", float(not same), 0.0, "ok" if same else "MISS", note)
+        golden.report.checks.append(row)
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -20,9 +20,9 @@ from alignbench.backbones.llamagen.vq import Quantised, Quantizer, VQConfig, VQM
 from alignbench.backbones.text.captions import left_pad
 from alignbench.backbones.weights import load_strict, read_state_dict
 from alignbench.errors import UserError
-from alignbench.verify.golden_files import Expected
+from alignbench.verify.golden_files import GoldenFile
 from alignbench.verify.llamagen_rounding import Evaluations, Module
-from alignbench.verify.report import Report
+from alignbench.verify.report import CheckReport
 
 SCALE = r"cfg(?P<scale>\d+(?:p\d+)?)"
 """A guidance scale in a tensor name, 7.5 written 7p5."""
@@ -36,10 +36,10 @@ class GoldenSet:
 
     folder: Path
     config: dict[str, Any]
-    report: Report
+    report: CheckReport
 
-    def expected(self, file: str) -> Expected:
-        return Expected(self.folder / file, self.report)
+    def expected(self, file: str) -> GoldenFile:
+        return GoldenFile(self.folder / file, self.report)
 
     def load(self, module: nn.Module, file: str) -> None:
         load_strict(module, read_state_dict(self.folder / file), name=file)
@@ -94,7 +94,7 @@ def check_t2i(golden: GoldenSet) -> None:
     expected.finish()
 
 
-def _gpt(golden: GoldenSet, kind: str, expected: Expected) -> GPT:
+def _gpt(golden: GoldenSet, kind: str, expected: GoldenFile) -> GPT:
     config = _gpt_config(golden.config[kind], expected)
     table = rope_table(config.grid, config.head_dim, config.condition_tokens, base=config.rope_base)
     expected.close("rope_table", table)
@@ -103,7 +103,7 @@ def _gpt(golden: GoldenSet, kind: str, expected: Expected) -> GPT:
     return gpt
 
 
-def _gpt_config(config: dict[str, Any], expected: Expected) -> GPTConfig:
+def _gpt_config(config: dict[str, Any], expected: GoldenFile) -> GPTConfig:
     if config.get("n_kv_head") not in (None, config["n_head"]):
         raise UserError("config.json: n_kv_head asks for grouped queries, which no released model has")
     text = config["model_type"] == "t2i"
@@ -125,7 +125,7 @@ def _gpt_config(config: dict[str, Any], expected: Expected) -> GPTConfig:
     )
 
 
-def _grid(config: dict[str, Any], expected: Expected) -> tuple[int, int]:
+def _grid(config: dict[str, Any], expected: GoldenFile) -> tuple[int, int]:
     """Return (rows, columns): square if it can be, else what the expected rotation table shows."""
     tokens, head_dim = config["block_size"], config["dim"] // config["n_head"]
     side = math.isqrt(tokens)
@@ -141,7 +141,7 @@ def _grid(config: dict[str, Any], expected: Expected) -> tuple[int, int]:
 
 
 def _check_gradients(
-    expected: Expected, module: Module, loss: Callable[[Module], Tensor], *, at_least: int
+    expected: GoldenFile, module: Module, loss: Callable[[Module], Tensor], *, at_least: int
 ) -> None:
     """Compare every parameter's gradient norm, and the gradients that are there in full.
 
@@ -165,7 +165,7 @@ def _gradients(module: Module, loss: Callable[[Module], Tensor]) -> dict[str, Te
 
 
 def _check_generation(
-    golden: GoldenSet, expected: Expected, gpt: GPT, conditions: dict[str, Condition], tokens: Tensor
+    golden: GoldenSet, expected: GoldenFile, gpt: GPT, conditions: dict[str, Condition], tokens: Tensor
 ) -> None:
     """Compare forced logits and greedy sequences; `conditions` by the suffix of their tensors' names."""
     expected.matching("cached_logits", at_least=1)
@@ -239,7 +239,7 @@ def _vq_config(golden: GoldenSet) -> VQConfig:
     )
 
 
-def _check_encoding(expected: Expected, vq: VQModel, image: Tensor) -> None:
+def _check_encoding(expected: GoldenFile, vq: VQModel, image: Tensor) -> None:
     latent = vq.latent(image)
     quantised: Quantised = vq.quantize(latent)
     expected.close("encoder_out", vq.encoder(image))
@@ -255,7 +255,7 @@ def _check_encoding(expected: Expected, vq: VQModel, image: Tensor) -> None:
     expected.close("nol2_quant", unnormalised.embeddings)
 
 
-def _check_decoding(expected: Expected, vq: VQModel, grid: tuple[int, int]) -> None:
+def _check_decoding(expected: GoldenFile, vq: VQModel, grid: tuple[int, int]) -> None:
     codes = expected.input("codes")
     entries = vq.quantize.lookup(codes)
     channels_last = entries.unflatten(1, grid)
@@ -268,7 +268,7 @@ def _check_decoding(expected: Expected, vq: VQModel, grid: tuple[int, int]) -> N
     expected.pixels("codes_decoded_uint8", decoded)
 
 
-def _check_training(expected: Expected, vq: VQModel, image: Tensor) -> None:
+def _check_training(expected: GoldenFile, vq: VQModel, image: Tensor) -> None:
     """One training step's losses, their gradients, and the usage window it leaves behind."""
 
     def total_loss(vq: VQModel) -> Tensor:

@@ -20,8 +20,9 @@ from alignbench.metrics.frechet import frechet_distance
 from alignbench.metrics.inception_score import Order, inception_score, inception_score_of_probabilities
 from alignbench.metrics.moments import Moments, moments_of
 from alignbench.metrics.precision_recall import precision_recall
-from alignbench.verify.metrics_form import EXPECTED, Golden, Missing, Result
-from alignbench.verify.report import Report
+from alignbench.verify.golden_files import MissingTensor
+from alignbench.verify.metrics_form import EXPECTED, MetricNumbers, MetricResult
+from alignbench.verify.report import CheckReport
 
 RELATIVE = 1e-9
 """Of Fréchet distances."""
@@ -37,14 +38,14 @@ MEAN, COVARIANCE = 1e-9, 1e-7
 """Absolute, of streamed moments."""
 
 
-def check(folder: Path) -> Report:
+def check(folder: Path) -> CheckReport:
     """Compare every number and every result array of a folder with `arrays.npz` and `expected.json`.
 
     Raises:
         UserError: a file that cannot be read.
     """
-    report = Report()
-    golden = Golden(folder, report)
+    report = CheckReport()
+    golden = MetricNumbers(folder, report)
     for case in golden.cases:
         kind = next((k for k in KINDS if any(golden.has(f"{case}.{name}") for name in k.inputs)), None)
         if kind is None:
@@ -52,8 +53,8 @@ def check(folder: Path) -> Report:
             continue
         try:
             for result in kind.results(golden, case):
-                golden.judge(result)
-        except Missing as error:
+                golden.compare(result)
+        except MissingTensor as error:
             report.missing(str(error), f"needed by {case}")
             golden.broken(case, f"{error} is missing")
         except (UserError, ValueError, TypeError, IndexError) as error:
@@ -68,10 +69,10 @@ class Kind:
 
     inputs: tuple[str, ...]
     """Arrays any of which marks it."""
-    results: Callable[[Golden, str], Iterator[Result]]
+    results: Callable[[MetricNumbers, str], Iterator[MetricResult]]
 
 
-def _pair(golden: Golden, case: str) -> Iterator[Result]:
+def _pair(golden: MetricNumbers, case: str) -> Iterator[MetricResult]:
     """Fréchet distance, precision and recall of two sets of rows."""
     real, generated = golden.array(f"{case}.ref"), golden.array(f"{case}.gen")
     ours, theirs = Moments.of(generated), Moments.of(real)
@@ -79,81 +80,83 @@ def _pair(golden: Golden, case: str) -> Iterator[Result]:
     tolerance = _frechet_tolerance(distance, ours.covariance, theirs.covariance)
     if np.array_equal(real, generated):
         tolerance = max(tolerance, 1e-9)
-    yield Result(f"{case}/fid", distance, tolerance, needed=True)
+    yield MetricResult(f"{case}/fid", distance, tolerance, needed=True)
     for code in ("torch_fidelity", "adm_sqrtm"):
-        yield Result(f"{case}/fid_{code}", distance, tolerance)
+        yield MetricResult(f"{case}/fid_{code}", distance, tolerance)
     for key, value in (("n_ref", len(real)), ("n_gen", len(generated)), ("dim", real.shape[1])):
-        yield Result(f"{case}/{key}", value)
+        yield MetricResult(f"{case}/{key}", value)
     start = re.escape(case)
     forms = (rf"{start}/pr/(\d+)/.*", rf"{start}\.inside_(?:ref|gen)_manifold_k(\d+)")
     for k in sorted({int(match[1]) for form in forms for match in golden.matching(form)}):
         yield from _manifold(golden, case, k, generated, real)
 
 
-def _manifold(golden: Golden, case: str, k: int, generated: np.ndarray, real: np.ndarray) -> Iterator[Result]:
+def _manifold(
+    golden: MetricNumbers, case: str, k: int, generated: np.ndarray, real: np.ndarray
+) -> Iterator[MetricResult]:
     found = precision_recall(generated, real, k=k)
     shares = [found.precision, found.recall]
     prefix = f"{case}/pr/{k}"
-    yield Result(f"{prefix}/precision", found.precision, 1e-12)
-    yield Result(f"{prefix}/recall", found.recall, 1e-12)
-    yield Result(f"{prefix}/n_precise", int(found.inside_real.sum()))
-    yield Result(f"{prefix}/n_recalled", int(found.inside_generated.sum()))
+    yield MetricResult(f"{prefix}/precision", found.precision, 1e-12)
+    yield MetricResult(f"{prefix}/recall", found.recall, 1e-12)
+    yield MetricResult(f"{prefix}/n_precise", int(found.inside_real.sum()))
+    yield MetricResult(f"{prefix}/n_recalled", int(found.inside_generated.sum()))
     agree = golden.says(f"{prefix}/all_agree")
     tolerance = SHARE if agree else SHARE + HANDFUL / min(len(generated), len(real))
     for code in ("adm", "torch_fidelity"):
-        yield Result(f"{prefix}/{code}", shares, tolerance)
-    yield Result(f"{case}.inside_ref_manifold_k{k}", found.inside_real)
-    yield Result(f"{case}.inside_gen_manifold_k{k}", found.inside_generated)
+        yield MetricResult(f"{prefix}/{code}", shares, tolerance)
+    yield MetricResult(f"{case}.inside_ref_manifold_k{k}", found.inside_real)
+    yield MetricResult(f"{case}.inside_gen_manifold_k{k}", found.inside_generated)
 
 
-def _moments(golden: Golden, case: str) -> Iterator[Result]:
+def _moments(golden: MetricNumbers, case: str) -> Iterator[MetricResult]:
     """Fréchet distance of given moments."""
     one, cov_one, two, cov_two = (golden.array(f"{case}.{name}") for name in MOMENTS)
     distance = frechet_distance(one, cov_one, two, cov_two)
     tolerance = _frechet_tolerance(distance, cov_one, cov_two)
-    yield Result(f"{case}/frechet", distance, tolerance, needed=True)
+    yield MetricResult(f"{case}/frechet", distance, tolerance, needed=True)
     for name in ("frechet_60_digits", "adm", "torch_fidelity"):
-        yield Result(f"{case}/{name}", distance, tolerance)
-    yield Result(f"{case}/dim", len(one))
+        yield MetricResult(f"{case}/{name}", distance, tolerance)
+    yield MetricResult(f"{case}/dim", len(one))
 
 
-def _stream(golden: Golden, case: str) -> Iterator[Result]:
+def _stream(golden: MetricNumbers, case: str) -> Iterator[MetricResult]:
     """Moments of rows that come in pieces."""
     rows, sizes = golden.array(f"{case}.x"), golden.array(f"{case}.chunk_sizes")
     if sizes.sum() != len(rows):
         raise ValueError(f"pieces of {int(sizes.sum())} rows in all, {len(rows)} rows")
     edges = itertools.pairwise([0, *np.cumsum(sizes)])
     found = moments_of(rows[start:stop] for start, stop in edges)
-    yield Result(f"{case}.mu", found.mean, MEAN, needed=True)
-    yield Result(f"{case}.sigma", found.covariance, COVARIANCE, needed=True)
-    yield Result(f"{case}/n", found.count)
-    yield Result(f"{case}/dim", rows.shape[1])
+    yield MetricResult(f"{case}.mu", found.mean, MEAN, needed=True)
+    yield MetricResult(f"{case}.sigma", found.covariance, COVARIANCE, needed=True)
+    yield MetricResult(f"{case}/n", found.count)
+    yield MetricResult(f"{case}/dim", rows.shape[1])
 
 
-def _score(golden: Golden, case: str) -> Iterator[Result]:
+def _score(golden: MetricNumbers, case: str) -> Iterator[MetricResult]:
     """Inception Scores, from logits and, where the same rows are there as probabilities, from those."""
     logits, probabilities = golden.array(f"{case}.logits"), golden.array(f"{case}.probs")
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     softmax = powers / powers.sum(axis=1, keepdims=True)
     if softmax.shape != probabilities.shape or np.abs(softmax - probabilities).max() > 1e-12:
         raise ValueError(f"{case}.probs is not the softmax of {case}.logits")
-    yield Result(f"{case}/n", len(logits))
-    yield Result(f"{case}/classes", logits.shape[1])
+    yield MetricResult(f"{case}/n", len(logits))
+    yield MetricResult(f"{case}/classes", logits.shape[1])
     forms = golden.matching(rf"{re.escape(case)}/({'|'.join(SCORES)})(/.*)?")
     if not forms:
-        raise Missing(f"{EXPECTED}:{case}/torch_fidelity_*")
+        raise MissingTensor(f"{EXPECTED}:{case}/torch_fidelity_*")
     for name in sorted({match[1] for match in forms}):
         how = _convention(golden, case, name)
         mean, spread = inception_score(logits, **how)
         also_mean, also_spread = inception_score_of_probabilities(probabilities, **how)
-        by_mean = Result("", mean, SCORE * mean, also=also_mean)
-        by_spread = Result("", spread, SCORE * spread + 1e-14 * mean, also=also_spread)
+        by_mean = MetricResult("", mean, SCORE * mean, also=also_mean)
+        by_spread = MetricResult("", spread, SCORE * spread + 1e-14 * mean, also=also_spread)
         yield replace(by_mean, name=f"{case}/{name}")
         yield replace(by_mean, name=f"{case}/{name}/mean")
         yield replace(by_spread, name=f"{case}/{name}/std")
         yield replace(by_spread, name=f"{case}/{name}/std_of_chunks")
         if how["split_size"]:
-            yield Result(f"{case}/{name}/n_chunks", -(-len(logits) // how["split_size"]))
+            yield MetricResult(f"{case}/{name}/n_chunks", -(-len(logits) // how["split_size"]))
 
 
 SCORES = (
@@ -173,7 +176,7 @@ class Convention(TypedDict):
     split_size: int
 
 
-def _convention(golden: Golden, case: str, name: str) -> Convention:
+def _convention(golden: MetricNumbers, case: str, name: str) -> Convention:
     """Read from its name how a score was made."""
     numbers = [int(digits) for digits in re.findall(r"\d+", name)]
     if name.startswith("adm"):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from alignbench.errors import UserError
-from alignbench.verify.report import Report, Row
+from alignbench.verify.golden_files import MissingTensor
+from alignbench.verify.report import Check, CheckReport
 
 ARRAYS = "arrays.npz"
 EXPECTED = "expected.json"
@@ -24,12 +25,8 @@ INFORMATIONAL = re.compile(
 """Words about the numbers, and what other codes get on purpose or by their precision."""
 
 
-class Missing(Exception):
-    """Something that a case needs is not there."""
-
-
 @dataclass(frozen=True)
-class Result:
+class MetricResult:
     """A number or an array that we computed."""
 
     name: str
@@ -43,14 +40,14 @@ class Result:
     """The same by another way, held to the same tolerance."""
 
 
-class Golden:
+class MetricNumbers:
     """The two files of a folder, with the bookkeeping that lets nothing in them go unnoticed.
 
     Raises:
         UserError: a file that cannot be read.
     """
 
-    def __init__(self, folder: Path, report: Report) -> None:
+    def __init__(self, folder: Path, report: CheckReport) -> None:
         self._report = report
         self._arrays = _read_arrays(folder / ARRAYS, report)
         content = _read_numbers(folder / EXPECTED, report)
@@ -65,19 +62,19 @@ class Golden:
         return array in self._arrays
 
     def array(self, name: str) -> np.ndarray:
-        """Return an input; `Missing` if it is not there."""
+        """Return an input; `MissingTensor` if it is not there."""
         if name not in self._arrays:
-            raise Missing(self._row(name))
+            raise MissingTensor(self._row(name))
         if self._row(name) in self._open:
             self._open.discard(self._row(name))
             self._report.info(self._row(name), "input")
         return self._arrays[name]
 
     def setting(self, name: str) -> int:
-        """Return a whole number that says how others were made; `Missing` if it is not there."""
+        """Return a whole number that says how others were made; `MissingTensor` if it is not there."""
         value = self._numbers.get(name)
         if not isinstance(value, int):
-            raise Missing(self._row(name))
+            raise MissingTensor(self._row(name))
         if self._row(name) in self._open:
             self._open.discard(self._row(name))
             self._report.info(self._row(name), "input")
@@ -92,16 +89,16 @@ class Golden:
         names = sorted((*self._numbers, *self._arrays))
         return [match for name in names if (match := re.fullmatch(pattern, name))]
 
-    def judge(self, result: Result) -> None:
+    def compare(self, result: MetricResult) -> None:
         """Compare one result, if the folder has it."""
         row = self._row(result.name)
-        known = self._numbers if result.name in self._numbers else self._arrays
-        if result.name not in known:
+        expected = self._numbers if result.name in self._numbers else self._arrays
+        if result.name not in expected:
             if result.needed:
                 self._report.missing(row)
             return
         self._open.discard(row)
-        self._report.rows.append(_compare(row, result, known[result.name]))
+        self._report.checks.append(_compare(row, result, expected[result.name]))
 
     def broken(self, case: str, why: str) -> None:
         """Miss whatever is left of a case that cannot be computed."""
@@ -109,10 +106,10 @@ class Golden:
             name = row.partition(":")[2]
             if name.startswith((f"{case}/", f"{case}.")) and not INFORMATIONAL.fullmatch(name):
                 self._open.discard(row)
-                self._report.rows.append(Row(row, None, None, "MISS", why))
+                self._report.checks.append(Check(row, None, None, "MISS", why))
 
     def finish(self) -> None:
-        """Report what no case has asked for."""
+        """CheckReport what no case has asked for."""
         for row in sorted(self._open):
             if INFORMATIONAL.fullmatch(row):
                 self._report.info(row)
@@ -123,11 +120,11 @@ class Golden:
         return f"{EXPECTED if '/' in name else ARRAYS}:{name}"
 
 
-def _compare(row: str, result: Result, expected: Any) -> Row:
+def _compare(row: str, result: MetricResult, expected: Any) -> Check:
     try:
         wanted = np.atleast_1d(np.asarray(expected, dtype=np.float64))
     except (TypeError, ValueError):
-        return Row(row, None, None, "MISS", f"{expected!r} is no number")
+        return Check(row, None, None, "MISS", f"{expected!r} is no number")
     error = 0.0
     for value in (result.value, result.also):
         if value is None:
@@ -135,9 +132,9 @@ def _compare(row: str, result: Result, expected: Any) -> Row:
         actual = np.atleast_1d(np.asarray(value, dtype=np.float64))
         if actual.shape != wanted.shape:
             note = f"shape {list(actual.shape)}, expected {list(wanted.shape)}"
-            return Row(row, None, None, "MISS", note)
+            return Check(row, None, None, "MISS", note)
         error = float(np.abs(actual - wanted).max(initial=error))
-    return Row(row, error, result.tolerance, "ok" if error <= result.tolerance else "MISS")
+    return Check(row, error, result.tolerance, "ok" if error <= result.tolerance else "MISS")
 
 
 def _flat(prefix: str, content: Any) -> Iterator[tuple[str, Any]]:
@@ -148,7 +145,7 @@ def _flat(prefix: str, content: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, content
 
 
-def _read_arrays(path: Path, report: Report) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, report: CheckReport) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -159,7 +156,7 @@ def _read_arrays(path: Path, report: Report) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not an npz file of plain arrays: {error}") from error
 
 
-def _read_numbers(path: Path, report: Report) -> dict[str, Any]:
+def _read_numbers(path: Path, report: CheckReport) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

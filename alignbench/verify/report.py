@@ -15,7 +15,7 @@ ABSOLUTE = 1e-6
 
 
 @dataclass(frozen=True)
-class Row:
+class Check:
     """One compared tensor."""
 
     name: str
@@ -28,16 +28,16 @@ class Row:
 
 
 @dataclass
-class Report:
-    """All rows of one golden folder."""
+class CheckReport:
+    """All checks of one golden folder."""
 
-    rows: list[Row] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """True if something was compared and nothing was missed, missing or unknown."""
-        judged = [row for row in self.rows if row.verdict != "info"]
-        return bool(judged) and all(row.verdict == "ok" for row in judged)
+        compared = [row for row in self.checks if row.verdict != "info"]
+        return bool(compared) and all(row.verdict == "ok" for row in compared)
 
     def close(
         self,
@@ -55,7 +55,7 @@ class Report:
         """
         if tuple(actual.shape) != tuple(expected.shape):
             note = f"shape {list(actual.shape)}, expected {list(expected.shape)}"
-            self.rows.append(Row(name, None, None, "MISS", note))
+            self.checks.append(Check(name, None, None, "MISS", note))
             return
         actual, expected = actual.detach().double(), expected.detach().double()
         same = actual == expected  # equal infinities are equal
@@ -63,25 +63,25 @@ class Report:
         error = float(difference.max()) if difference.numel() else 0.0
         finite = expected[expected.isfinite()].abs()
         tolerance = absolute + relative * (float(finite.max()) if finite.numel() else 0.0)
-        self.rows.append(Row(name, error, tolerance, "ok" if error <= tolerance else "MISS"))
+        self.checks.append(Check(name, error, tolerance, "ok" if error <= tolerance else "MISS"))
 
     def equal(self, name: str, actual: Tensor, expected: Tensor) -> None:
         """Compare integers and booleans exactly."""
         if tuple(actual.shape) != tuple(expected.shape):
             note = f"shape {list(actual.shape)}, expected {list(expected.shape)}"
-            self.rows.append(Row(name, None, None, "MISS", note))
+            self.checks.append(Check(name, None, None, "MISS", note))
             return
         wrong = int((actual.detach().long() != expected.detach().long()).sum())
-        self.rows.append(Row(name, float(wrong), 0.0, "ok" if wrong == 0 else "MISS"))
+        self.checks.append(Check(name, float(wrong), 0.0, "ok" if wrong == 0 else "MISS"))
 
     def info(self, name: str, note: str = "") -> None:
-        """List a tensor that is informational: not judged."""
-        self.rows.append(Row(name, None, None, "info", note))
+        """List a tensor that is informational: not compared."""
+        self.checks.append(Check(name, None, None, "info", note))
 
     def missing(self, name: str, note: str = "") -> None:
         """A file or tensor that should be there is not."""
-        self.rows.append(Row(name, None, None, "MISSING", note))
+        self.checks.append(Check(name, None, None, "MISSING", note))
 
     def unknown(self, name: str) -> None:
         """A tensor that nothing here knows how to check."""
-        self.rows.append(Row(name, None, None, "UNKNOWN", "no check knows this tensor"))
+        self.checks.append(Check(name, None, None, "UNKNOWN", "no check knows this tensor"))

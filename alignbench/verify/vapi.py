@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from alignbench.verify.golden_files import Golden, Missing, Results
-from alignbench.verify.report import ABSOLUTE, Report, Row, Verdict
+from alignbench.verify.golden_files import MissingTensor, Results, VapiFile
+from alignbench.verify.report import ABSOLUTE, Check, CheckReport, Verdict
 from alignbench.verify.report import RELATIVE as FLOAT32_RELATIVE
 from alignbench.verify.vapi_cases import INPUTS, SECTIONS
 
@@ -20,27 +20,27 @@ RELATIVE = 1e-9
 """Everything is float64 on both sides."""
 
 
-def check(folder: Path) -> Report:
+def check(folder: Path) -> CheckReport:
     """Compare every tensor of every golden VA-π file in a folder.
 
     Raises:
         UserError: a file that is no safetensors file.
     """
-    report = Report()
+    report = CheckReport()
     paths = sorted(folder.glob(PATTERN))
     if not paths:
         report.missing(PATTERN, f"no such file in {folder}")
-    found = set[str]()
+    sections = set[str]()
     for path in paths:
-        found |= _check_file(Golden(path), path.name, report)
+        sections |= _check_file(VapiFile(path), path.name, report)
     if paths:
-        for section in sorted(SECTIONS.keys() - found):
+        for section in sorted(SECTIONS.keys() - sections):
             report.missing(f"{section}/*", "no file has this group of tensors")
     return report
 
 
-def _check_file(golden: Golden, file_name: str, report: Report) -> set[str]:
-    """Judge one file; returns the sections it has."""
+def _check_file(golden: VapiFile, file_name: str, report: CheckReport) -> set[str]:
+    """Check one file; returns the sections it has."""
     rest = {name for name in golden.tensors if not INPUTS.fullmatch(name)}
     sections = {name.partition("/")[0] for name in golden.tensors} & SECTIONS.keys()
     for section in sorted(sections):
@@ -50,28 +50,32 @@ def _check_file(golden: Golden, file_name: str, report: Report) -> set[str]:
         for case in cases:
             try:
                 results = SECTIONS[section].compute(golden, case)
-            except (Missing, RuntimeError, IndexError, ValueError) as error:
-                rest -= _judge_broken(rest, file_name, case[0], error, report)
+            except (MissingTensor, RuntimeError, IndexError, ValueError) as error:
+                rest -= _miss_case(rest, file_name, case[0], error, report)
             else:
-                rest -= _judge(golden, file_name, case[0], results, report)
+                rest -= _compare_case(golden, file_name, case[0], results, report)
     for name in sorted(rest):
         report.unknown(f"{file_name}:{name}")
     return sections
 
 
-def _judge_broken(rest: set[str], file_name: str, prefix: str, error: Exception, report: Report) -> set[str]:
+def _miss_case(
+    rest: set[str], file_name: str, prefix: str, error: Exception, report: CheckReport
+) -> set[str]:
     """Miss every result of a case that cannot be computed; returns their names."""
-    if isinstance(error, Missing):
+    if isinstance(error, MissingTensor):
         note = f"{error} is missing"
         report.missing(f"{file_name}:{error}", f"needed by {prefix}*")
     else:
         note = f"inputs do not fit together: {error}".splitlines()[0]
     names = {name for name in rest if name.startswith(prefix)}
-    report.rows += [Row(f"{file_name}:{name}", None, None, "MISS", note) for name in sorted(names)]
+    report.checks += [Check(f"{file_name}:{name}", None, None, "MISS", note) for name in sorted(names)]
     return names
 
 
-def _judge(golden: Golden, file_name: str, prefix: str, results: Results, report: Report) -> set[str]:
+def _compare_case(
+    golden: VapiFile, file_name: str, prefix: str, results: Results, report: CheckReport
+) -> set[str]:
     """Compare one case; returns the names it has dealt with."""
     done = set[str]()
     for suffix, actual in results.items():
@@ -83,7 +87,7 @@ def _judge(golden: Golden, file_name: str, prefix: str, results: Results, report
         expected = golden[name]
         actual = actual.reshape(1) if actual.dim() == 0 else actual
         if "tripwire" in name:
-            _judge_tripwire(row, actual, expected, report)
+            _compare_tripwire(row, actual, expected, report)
         elif expected.is_floating_point():
             report.close(row, actual, expected, relative=RELATIVE)
         else:
@@ -95,9 +99,9 @@ def _judge(golden: Golden, file_name: str, prefix: str, results: Results, report
     return done
 
 
-def _judge_tripwire(row: str, actual: Tensor, wrong: Tensor, report: Report) -> None:
+def _compare_tripwire(row: str, actual: Tensor, wrong: Tensor, report: CheckReport) -> None:
     """Our values must all differ from what a misaligned implementation gets."""
     distance = float((actual.detach() - wrong).abs().min())
     tolerance = ABSOLUTE + FLOAT32_RELATIVE * float(wrong.abs().max())
     verdict: Verdict = "ok" if distance > tolerance else "MISS"
-    report.rows.append(Row(row, distance, tolerance, verdict, "must differ by more than this"))
+    report.checks.append(Check(row, distance, tolerance, verdict, "must differ by more than this"))

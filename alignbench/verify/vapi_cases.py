@@ -18,10 +18,10 @@ from alignbench.methods.policy_gradient import Draws, Objective
 from alignbench.methods.ste import straight_through
 from alignbench.nets.lpips import layer_distance, unit_features
 from alignbench.rewards.pixel import PixelLoss, pixel_distance
-from alignbench.verify.golden_files import Golden, Results, Section
+from alignbench.verify.golden_files import Results, Section, VapiFile
 
 
-def _advantage(golden: Golden, case: re.Match[str]) -> Results:
+def _advantage(golden: VapiFile, case: re.Match[str]) -> Results:
     rewards = golden[case[0] + "rewards"].unflatten(0, (-1, int(case["group"])))
     advantage = policy_gradient.group_advantages(rewards).flatten()
     on_policy = torch.zeros(len(advantage), 1).double()
@@ -30,7 +30,7 @@ def _advantage(golden: Golden, case: re.Match[str]) -> Results:
     return {"advantage_f64": advantage, clip_name: clipped}
 
 
-def _policy(golden: Golden, case: re.Match[str]) -> Results:
+def _policy(golden: VapiFile, case: re.Match[str]) -> Results:
     new = golden["policy/new_logp"].requires_grad_()
     old, advantage = golden["policy/old_logp"], golden["policy/advantage"]
     surrogate = golden.surrogate(new, old, advantage)
@@ -48,7 +48,7 @@ def _policy(golden: Golden, case: re.Match[str]) -> Results:
     }
 
 
-def _kl(golden: Golden, case: re.Match[str]) -> Results:
+def _kl(golden: VapiFile, case: re.Match[str]) -> Results:
     temperature = float(case["temperature"])
     current = golden["kl/current_logits"].requires_grad_()
     reference, tokens = golden["kl/reference_logits"], golden["kl/tokens"].unsqueeze(1)
@@ -70,7 +70,7 @@ def _kl(golden: Golden, case: re.Match[str]) -> Results:
     }
 
 
-def _noise(golden: Golden, case: re.Match[str]) -> Results:
+def _noise(golden: VapiFile, case: re.Match[str]) -> Results:
     prefix, flips = golden["noise/clean_tokens"][:, :-1], golden["noise/flip_mask"].bool()
     inclusive, offset = golden["noise/replacement_inclusive"], golden["noise/exclusion_offset"]
     num_codes = 2 + int(max(tensor.max() for tensor in (prefix, inclusive, offset)))  # any that holds them
@@ -93,7 +93,7 @@ def _noise(golden: Golden, case: re.Match[str]) -> Results:
     }
 
 
-def _toy_logits(golden: Golden, context: str) -> Tensor:
+def _toy_logits(golden: VapiFile, context: str) -> Tensor:
     """Logits of the bigram policy: row of the token (or class) before each position, plus its bias."""
     table, bias = golden.stored("ce/bigram_table"), golden.stored("ce/position_bias")
     clean = context == "clean"
@@ -102,7 +102,7 @@ def _toy_logits(golden: Golden, context: str) -> Tensor:
     return (table[torch.cat([start, prefix], dim=1)] + bias).double()
 
 
-def _cross_entropy(golden: Golden, case: re.Match[str]) -> Results:
+def _cross_entropy(golden: VapiFile, case: re.Match[str]) -> Results:
     targets = golden["noise/clean_tokens"]
     if case["tripwire"]:
         losses = [
@@ -116,20 +116,20 @@ def _cross_entropy(golden: Golden, case: re.Match[str]) -> Results:
     return {"loss_f64": loss, "per_token_nll_f64": per_token, "grad_logits_f64": _gradient(loss, logits)}
 
 
-def _logprob(golden: Golden, case: re.Match[str]) -> Results:
+def _logprob(golden: VapiFile, case: re.Match[str]) -> Results:
     tokens = golden[case[0] + "tokens"].unsqueeze(1)
     logits, temperature = golden["logprob/logits"], float(case["temperature"])
     logprobs = policy_gradient.token_logprobs(logits, tokens, temperature).squeeze(1)
     return {"token_logp_f64": logprobs, "sequence_logp_f64": logprobs.sum(dim=-1)}
 
 
-def _objective_inputs(golden: Golden, case: re.Match[str]) -> Results:
+def _objective_inputs(golden: VapiFile, case: re.Match[str]) -> Results:
     tokens = golden["objective/sampled_tokens"]
     rewards = golden["objective/rewards"].view(tokens.shape[:2])
     return {"advantage_f64": policy_gradient.group_advantages(rewards).flatten()}
 
 
-def _objective(golden: Golden, case: re.Match[str]) -> Results:
+def _objective(golden: VapiFile, case: re.Match[str]) -> Results:
     if case["case"] is None:
         return _objective_inputs(golden, case)
     tokens, beta = golden["objective/sampled_tokens"], float(case["beta"])
@@ -154,7 +154,7 @@ def _objective(golden: Golden, case: re.Match[str]) -> Results:
     }
 
 
-def _straight_through(golden: Golden, case: re.Match[str]) -> Results:
+def _straight_through(golden: VapiFile, case: re.Match[str]) -> Results:
     tau, logits = case["tau"], golden["ste/logits"].requires_grad_()
     rows = golden.stored("ste/codebook")
     codebook = (F.normalize(rows, dim=-1) if case["rows"] == "l2norm" else rows).double()
@@ -170,7 +170,7 @@ def _straight_through(golden: Golden, case: re.Match[str]) -> Results:
     }
 
 
-def _reward(golden: Golden, case: re.Match[str]) -> Results:
+def _reward(golden: VapiFile, case: re.Match[str]) -> Results:
     images, reference = golden["reward/decoded_images"], golden["reward/reference_images"]
     loss: PixelLoss = "mse" if case["loss"] == "l2" else "l1"
     pixel = pixel_distance(images, reference, loss, repeats=len(images) // len(reference))
@@ -186,7 +186,7 @@ def _reward(golden: Golden, case: re.Match[str]) -> Results:
     return results
 
 
-def _lpips(golden: Golden, case: re.Match[str]) -> Results:
+def _lpips(golden: VapiFile, case: re.Match[str]) -> Results:
     layers = {match[1] for match in map(re.compile(r"lpips/(layer\d+)/").match, golden.tensors) if match}
     shares = [
         layer_distance(

@@ -45,7 +45,7 @@ PLAIN = {"perceptual": "none", "perceptual_weight": "0", "rewards": "shapes-dete
 def test_official_numbers_are_reproduced_on_the_gpu(name: str) -> None:
     folder = DATA / {"metrics": "golden-metrics"}.get(name, name)
     for report in verify(folder, device="cuda").values():
-        assert report.ok, [row for row in report.rows if row.verdict not in ("ok", "info")]
+        assert report.ok, [row for row in report.checks if row.verdict not in ("ok", "info")]
 
 
 def twins(model: str) -> dict[str, Backbone]:

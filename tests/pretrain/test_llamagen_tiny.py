@@ -48,10 +48,10 @@ def test_shipped_weights_load_and_reach_the_recorded_validation_numbers() -> Non
     listed = digits.manifest()["files"]
     validation = llamagen_tiny._split(llamagen_tiny._open("validation"))
     found = {
-        "policy": llamagen_tiny.policy.validate(model.policy, model.tokenizer, validation),
-        "tokenizer": llamagen_tiny.tokenizer.validate(model.tokenizer, validation),
+        "policy": llamagen_tiny.validate_policy(model.policy, model.tokenizer, validation),
+        "tokenizer": llamagen_tiny.validate_tokenizer(model.tokenizer, validation),
         **{
-            name: llamagen_tiny.digit_nets.validate_classifier(digits.load(name), validation)
+            name: llamagen_tiny.validate_classifier(digits.load(name), validation)
             for name in digits.ARCHITECTURES
         },
     }

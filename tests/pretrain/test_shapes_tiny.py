@@ -18,8 +18,7 @@ from alignbench.backbones.text import words
 from alignbench.cli.main import main
 from alignbench.data import shapes as data
 from alignbench.pretrain import shapes_tiny, shapes_tokenizer
-from alignbench.pretrain import shapes_tiny as shapes_policy
-from alignbench.pretrain.common import Budget
+from alignbench.pretrain.common import POLICY, TOKENIZER, Budget, pixels_of
 from alignbench.registry.lookup import Registry
 from tests.pretrain.test_llamagen_tiny import silent
 
@@ -62,14 +61,14 @@ def test_card_and_manifest_describe_the_shipped_files() -> None:
 
 def test_manifest_says_how_they_were_made() -> None:
     assert MANIFEST["seconds"] <= 360
-    for stage, file in [(shapes_tokenizer.STAGE, "tokenizer"), (shapes_policy.POLICY, "policy")]:
+    for stage, file in [(TOKENIZER, "tokenizer"), (POLICY, "policy")]:
         made, budget = MANIFEST["files"][f"{file}.safetensors"]["budget"], shapes_tiny.BUDGETS[stage]
         assert (made["steps"], made["lr"], made["batch"]) == (budget.steps, budget.lr, budget.batch)
 
 
 def test_shipped_weights_reach_the_recorded_validation_numbers(model: LlamaGen) -> None:
     scenes = shapes_tiny._open("validation")
-    images, files = shapes_tiny._pixels(scenes), MANIFEST["files"]
+    images, files = pixels_of(scenes), MANIFEST["files"]
     found = shapes_tokenizer.validate(model.tokenizer, images, scenes.captions)
     assert found == pytest.approx(files["tokenizer.safetensors"]["validation"], rel=2e-2)
     assert found["right"] >= 0.95, "the tokenizer would cap every score"

@@ -20,7 +20,7 @@ from alignbench.backbones.janus.prompts import PromptTokens
 from alignbench.backbones.janus.tokenizer import JanusTokenizer
 from alignbench.verify import golden
 from alignbench.verify.janus import check
-from alignbench.verify.report import Report
+from alignbench.verify.report import CheckReport
 from tests.helpers import janus_toys
 
 FED = ("vq_ids", "greedy_ids_cfg5")
@@ -43,24 +43,24 @@ def edit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     save_file(tensors, path)
 
 
-def verdicts(report: Report) -> dict[str, str]:
-    return {row.name.partition(":")[2]: row.verdict for row in report.rows}
+def verdicts(report: CheckReport) -> dict[str, str]:
+    return {row.name.partition(":")[2]: row.verdict for row in report.checks}
 
 
-def missed(report: Report) -> set[str]:
+def missed(report: CheckReport) -> set[str]:
     return {name for name, verdict in verdicts(report).items() if verdict not in ("ok", "info")}
 
 
 def test_every_tensor_is_reproduced(folder: Path) -> None:
     assert golden.kinds_of(folder) == ["janus"]
     report = golden.verify(folder)[f"{folder.name} (janus)"]
-    assert report.ok, [row for row in report.rows if row.verdict not in ("ok", "info")]
-    listed = Counter(row.name for row in report.rows)
+    assert report.ok, [row for row in report.checks if row.verdict not in ("ok", "info")]
+    listed = Counter(row.name for row in report.checks)
     for file in ("inputs.safetensors", "expected.safetensors"):
         assert all(listed[f"{file}:{name}"] == 1 for name in load_file(folder / file))
-    unjudged = {row.name.partition(":")[2] for row in report.rows if row.verdict == "info"}
+    unjudged = {row.name.partition(":")[2] for row in report.checks if row.verdict == "info"}
     assert unjudged == {"image", "corrupt_mask", "corrupted_ids", "vq_ids_unnormalised"}
-    logits = [row for row in report.rows if "logits" in row.name]
+    logits = [row for row in report.checks if "logits" in row.name]
     assert len(logits) == 8 and all(row.tolerance == 1e-3 for row in logits)
 
 
@@ -111,7 +111,7 @@ def test_without_inputs_or_text_it_is_not_ok(copy: Path) -> None:
     path.write_text("[")
     assert not check(copy).ok
     (copy / "model.safetensors").unlink()
-    assert "holds no weights" in check(copy).rows[0].note
+    assert "holds no weights" in check(copy).checks[0].note
 
 
 def test_changed_weights_are_noticed(copy: Path) -> None:

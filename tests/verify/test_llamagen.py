@@ -17,17 +17,17 @@ from alignbench.backbones.llamagen.transformer import rope_table
 from alignbench.errors import UserError
 from alignbench.samples.pixels import to_uint8
 from alignbench.verify.golden import verify
-from alignbench.verify.golden_files import ROUNDING_LIMIT, Alternative, Expected
+from alignbench.verify.golden_files import ROUNDING_LIMIT, Alternative, GoldenFile
 from alignbench.verify.llamagen import FILES, check
 from alignbench.verify.llamagen_networks import _grid
 from alignbench.verify.llamagen_rounding import Evaluations
-from alignbench.verify.report import Report, Row
+from alignbench.verify.report import Check, CheckReport
 
 DATA = Path(__file__).parents[1] / "golden" / "llamagen"
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> CheckReport:
     return check(DATA)
 
 
@@ -39,8 +39,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def verdicts(report: Report) -> dict[str, str]:
-    return {row.name: row.verdict for row in report.rows}
+def verdicts(report: CheckReport) -> dict[str, str]:
+    return {row.name: row.verdict for row in report.checks}
 
 
 def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -49,22 +49,22 @@ def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Non
     save_file(tensors, path)
 
 
-def test_every_tensor_is_reproduced(report: Report):
-    assert report.ok, [row for row in report.rows if row.verdict not in ("ok", "info")]
+def test_every_tensor_is_reproduced(report: CheckReport):
+    assert report.ok, [row for row in report.checks if row.verdict not in ("ok", "info")]
     names = [
         f"{file}:{name}"
         for file in FILES
         if file.endswith("_io.safetensors")
         for name in load_file(DATA / file)
     ]
-    listed = Counter(row.name for row in report.rows)
+    listed = Counter(row.name for row in report.checks)
     assert all(listed[name] == 1 for name in names)
     examples = json.loads((DATA / "text_cleaning.json").read_text())
-    assert len(report.rows) == len(names) + len(examples)
+    assert len(report.checks) == len(names) + len(examples)
 
 
-def test_only_inputs_and_the_random_sample_go_unjudged(report: Report):
-    unjudged = {row.name.split(":")[1] for row in report.rows if row.verdict == "info"}
+def test_only_inputs_and_the_random_sample_go_unjudged(report: CheckReport):
+    unjudged = {row.name.split(":")[1] for row in report.checks if row.verdict == "info"}
     crops = {f"crop{index}_in" for index in range(4)}
     assert unjudged == crops | {
         *("labels", "tokens", "valid", "caption_raw", "mask_raw", "image", "codes"),
@@ -133,7 +133,7 @@ def test_missing_and_unreadable_files_become_rows(folder: Path):
 
 def test_weights_that_do_not_fit_are_a_miss(folder: Path):
     edit(folder / "c2i_weights.safetensors", lambda t: t.update({"layers.0.extra": torch.ones(1)}))
-    rows = [row for row in check(folder).rows if row.verdict == "MISS"]
+    rows = [row for row in check(folder).checks if row.verdict == "MISS"]
     assert len(rows) == 1 and "layers.0.extra" in rows[0].note
 
 
@@ -166,7 +166,7 @@ def test_damaged_tokenizer_numbers_are_noticed(tmp_path: Path):
         tensors["grad/quant_conv.weight"].mul_(1.001)
 
     edit(tmp_path / "vq_io.safetensors", damage)
-    missed = {row.name.split(":")[-1] for row in check(tmp_path).rows if row.verdict == "MISS"}
+    missed = {row.name.split(":")[-1] for row in check(tmp_path).checks if row.verdict == "MISS"}
     assert missed == {"nol2_quant", "codes_decoded_uint8", "codebook_used_tail", "grad/quant_conv.weight"}
 
 
@@ -174,17 +174,17 @@ def test_grid_that_is_not_square_is_read_off_the_rotation_table(tmp_path: Path):
     path = tmp_path / "c2i_io.safetensors"
     save_file({"rope_table": rope_table((2, 6), 16, 1)}, path)
     config = {"block_size": 12, "dim": 32, "n_head": 2, "cls_token_num": 1, "rope_base": 10000}
-    assert _grid(config, Expected(path, Report())) == (2, 6)
+    assert _grid(config, GoldenFile(path, CheckReport())) == (2, 6)
 
 
 # --- where float32 rounding decides ----------------------------------------------------------------
 
 
-def judged(folder: Path, expected: torch.Tensor, actual: torch.Tensor, other: Alternative) -> Row:
+def judged(folder: Path, expected: torch.Tensor, actual: torch.Tensor, other: Alternative) -> Check:
     save_file({"x": expected}, folder / "x.safetensors")
-    report = Report()
-    Expected(folder / "x.safetensors", report).close("x", actual, otherwise=lambda: other)
-    (row,) = report.rows
+    report = CheckReport()
+    GoldenFile(folder / "x.safetensors", report).close("x", actual, otherwise=lambda: other)
+    (row,) = report.checks
     return row
 
 
@@ -248,12 +248,12 @@ def test_pixels_may_be_off_only_on_an_edge(tmp_path: Path):
     wrong = shown.clone()
     wrong[0, 1, 0, 0] += 1
     save_file({"shown": shown, "wrong": wrong, "other": shown[:, :1].clone()}, path)
-    report = Report()
-    expected = Expected(path, report)
+    report = CheckReport()
+    expected = GoldenFile(path, report)
     for name in ("shown", "wrong", "other", "absent"):
         expected.pixels(name, images)
-    assert [row.verdict for row in report.rows] == ["ok", "MISS", "MISS", "MISSING"]
-    assert report.rows[1].error == 1.0
+    assert [row.verdict for row in report.checks] == ["ok", "MISS", "MISS", "MISSING"]
+    assert report.checks[1].error == 1.0
 
 
 def test_the_device_is_a_choice() -> None:

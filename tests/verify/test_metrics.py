@@ -18,14 +18,14 @@ from alignbench.cli.main import main
 from alignbench.errors import UserError
 from alignbench.verify.golden import kinds_of, verify
 from alignbench.verify.metrics import check
-from alignbench.verify.report import Report, Row
+from alignbench.verify.report import Check, CheckReport
 
 FOLDER = Path(__file__).parents[1] / "golden" / "golden-metrics"
 Content = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
-def row(report: Report, name: str) -> Row:
-    return next(row for row in report.rows if row.name == name)
+def row(report: CheckReport, name: str) -> Check:
+    return next(row for row in report.checks if row.name == name)
 
 
 def write(folder: Path, content: Content) -> Path:
@@ -43,15 +43,15 @@ def test_every_golden_number_is_reproduced() -> None:
     report = verify(FOLDER)["golden-metrics (metrics)"]
     assert report.ok
     cases = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))["cases"]
-    compared = {row.name for row in report.rows if row.verdict == "ok"}
+    compared = {row.name for row in report.checks if row.verdict == "ok"}
     for case, numbers in cases.items():
         assert any(name.split(":")[1].startswith((f"{case}/", f"{case}.")) for name in compared), case
         for k in numbers.get("pr", {}):
             assert f"expected.json:{case}/pr/{k}/precision" in compared
-    informational = [row for row in report.rows if row.name.endswith("adm_fp16_emulated_informative")]
+    informational = [row for row in report.checks if row.name.endswith("adm_fp16_emulated_informative")]
     assert len(informational) == 18
     assert {row.verdict for row in informational} == {"info"}
-    names = [row.name for row in report.rows]
+    names = [row.name for row in report.checks]
     assert len(names) == len(set(names))
 
 
@@ -145,8 +145,8 @@ def other() -> Content:
 
 def test_another_set_is_reproduced(other: Content, tmp_path: Path) -> None:
     report = check(write(tmp_path, other))
-    assert report.ok, [row for row in report.rows if row.verdict not in ("ok", "info")]
-    compared = {row.name for row in report.rows if row.verdict == "ok"}
+    assert report.ok, [row for row in report.checks if row.verdict not in ("ok", "info")]
+    compared = {row.name for row in report.checks if row.verdict == "ok"}
     assert {
         "expected.json:blobs.v2/pr/2/recall",
         "arrays.npz:copies.inside_gen_manifold_k4",
@@ -188,7 +188,7 @@ def test_a_wrong_number_is_a_miss(path: tuple[str, ...], other: Content, tmp_pat
     else:
         place[path[-1]] = old + 1 if isinstance(old, int) else old * (1 + 1e-7)
     report = check(write(tmp_path, (arrays, changed)))
-    assert [row.name for row in report.rows if row.verdict not in ("ok", "info")] == [
+    assert [row.name for row in report.checks if row.verdict not in ("ok", "info")] == [
         f"expected.json:{'/'.join(path)}"
     ]
 
@@ -226,12 +226,12 @@ def test_a_miss_is_printed_and_exits_with_1(
 # --- damaged sets ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(other_set()[0]))
-def test_an_array_that_is_gone_is_noticed(name: str, other: Content, tmp_path: Path) -> None:
+def test_every_array_that_is_gone_is_noticed(other: Content, tmp_path: Path) -> None:
     arrays, cases = other
-    report = check(write(tmp_path, ({key: x for key, x in arrays.items() if key != name}, cases)))
-    optional = "inside" in name  # masks are there for some k only
-    assert report.ok == optional
+    for name in arrays:
+        report = check(write(tmp_path, ({key: x for key, x in arrays.items() if key != name}, cases)))
+        optional = "inside" in name  # masks are there for some k only
+        assert report.ok == optional, name
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_inputs_that_do_not_fit_miss_the_whole_case(
 ) -> None:
     arrays, cases = other
     report = check(write(tmp_path, ({**arrays, name: array}, cases)))
-    missed = [row for row in report.rows if row.verdict == "MISS"]
+    missed = [row for row in report.checks if row.verdict == "MISS"]
     assert missed and any(words in row.note for row in missed)
     assert all(name.split(".")[0] in row.name for row in missed)
 
@@ -276,7 +276,7 @@ def test_what_nothing_knows_is_reported(other: Content, tmp_path: Path) -> None:
     more = {**arrays, "copies.other": np.zeros(2), "alone.ref": np.zeros((4, 2))}
     numbers = {**cases, "copies": {**cases["copies"], "fid_new": 1.0}, "empty": {"fid": 1.0}}
     report = check(write(tmp_path, (more, numbers)))
-    unknown = {row.name for row in report.rows if row.verdict == "UNKNOWN"}
+    unknown = {row.name for row in report.checks if row.verdict == "UNKNOWN"}
     assert unknown == {
         "arrays.npz:copies.other",
         "arrays.npz:alone.ref",
