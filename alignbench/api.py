@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
-
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor, nn
+    from typing_extensions import Self
 
 
 Updates = Literal["policy", "decoder"]
@@ -26,29 +25,52 @@ Updates = Literal["policy", "decoder"]
 
 
 # --- conditions ----------------------------------------------------------------------------------
-class Condition(Protocol):
-    """What an image is generated from; a batch of them, row-aligned with the images."""
+class Condition:
+    """What images are generated from: a dataclass whose fields have an entry for each image, in order.
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The caption behind each row, for rewards that read one; empty where there is none."""
-        ...
+    Fields are tensors, or tuples that may be empty.
+    """
 
-    def __len__(self) -> int: ...
+    texts: tuple[str, ...]
+    """The caption behind each row, for rewards that read one; empty where there is none."""
 
-    def select(self, rows: slice) -> Condition:
+    def __len__(self) -> int:
+        return len(self._parts()[0])
+
+    def select(self, rows: slice) -> Self:
         """Return the given rows."""
-        ...
+        return type(self)(*(part[rows] for part in self._parts()))
 
-    def repeat(self, times: int) -> Condition:
+    def repeat(self, times: int) -> Self:
         """Repeat every row `times` times in place (image-major order: a a a b b b)."""
-        ...
+        return type(self)(
+            *(
+                tuple(entry for entry in part for _ in range(times))
+                if isinstance(part, tuple)
+                else part.repeat_interleave(times, dim=0)
+                for part in self._parts()
+            )
+        )
 
-    def to(self, device: torch.device) -> Condition: ...
+    def join(self, other: Self) -> Self:
+        """Put the rows of another batch below these; tensors take its dtypes."""
+        import torch
+
+        pairs = zip(self._parts(), other._parts(), strict=True)
+        return type(self)(
+            *(a + b if isinstance(a, tuple) else torch.cat([a.to(b.dtype), b]) for a, b in pairs)
+        )
+
+    def to(self, device: torch.device) -> Self:
+        parts = self._parts()
+        return type(self)(*(part if isinstance(part, tuple) else part.to(device) for part in parts))
+
+    def _parts(self) -> list[Any]:
+        return list(vars(self).values())
 
 
 @dataclass(frozen=True)
-class ClassLabels:
+class ClassLabels(Condition):
     """Class ids of a class-conditional generator."""
 
     ids: Tensor
@@ -56,21 +78,9 @@ class ClassLabels:
     texts: tuple[str, ...] = ()
     """Always empty."""
 
-    def __len__(self) -> int:
-        return self.ids.shape[0]
-
-    def select(self, rows: slice) -> ClassLabels:
-        return ClassLabels(self.ids[rows])
-
-    def repeat(self, times: int) -> ClassLabels:
-        return ClassLabels(self.ids.repeat_interleave(times, dim=0))
-
-    def to(self, device: torch.device) -> ClassLabels:
-        return ClassLabels(self.ids.to(device))
-
 
 @dataclass(frozen=True)
-class TextFeatures:
+class TextFeatures(Condition):
     """Left-padded text-encoder features of captions."""
 
     features: Tensor
@@ -79,21 +89,6 @@ class TextFeatures:
     """[B, S] bool, True where a real token stands."""
     texts: tuple[str, ...] = ()
     """The captions as they came, [B]; may be empty."""
-
-    def __len__(self) -> int:
-        return self.features.shape[0]
-
-    def select(self, rows: slice) -> TextFeatures:
-        return TextFeatures(self.features[rows], self.mask[rows], self.texts[rows])
-
-    def repeat(self, times: int) -> TextFeatures:
-        texts = tuple(caption for caption in self.texts for _ in range(times))
-        return TextFeatures(
-            self.features.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0), texts
-        )
-
-    def to(self, device: torch.device) -> TextFeatures:
-        return TextFeatures(self.features.to(device), self.mask.to(device), self.texts)
 
 
 # --- what flows through a training step -----------------------------------------------------------
@@ -338,7 +333,13 @@ class Distance(Protocol):
 
 
 class Method(Protocol):
-    """A post-training method: what is trained, what is collected, what is the loss. It owns no loop."""
+    """A post-training method: what is trained, what is collected, what is the loss. It owns no loop.
+
+    Built as `Method(config, backbone=…, reward=…, seed=…)`: an instance of its dataclass `Config`, which has
+    a field for each option of the card; the generator; a function from the specification of a reward to the
+    reward; the seed of the run. All randomness is a function of seed, step and sample number. It raises
+    UserError for options that contradict each other and rewards that will not do.
+    """
 
     updates: Updates
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from alignbench.api import ClassLabels, Condition, Sampling, TextFeatures
 from alignbench.backbones import cuda_graphs, generate
+from alignbench.backbones.base import unwrap
 from alignbench.backbones.cuda_graphs import FixedPolicy
 from alignbench.backbones.generate import generate_steps
-from alignbench.backbones.janus.model import build, unwrap
+from alignbench.backbones.janus.model import build
 from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
 from tests.backbones.test_janus import CAPTIONS, logits_matter
 from tests.helpers import janus_toys

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignbench.api import Sampling
-from alignbench.backbones.janus.model import Janus, build, load, unwrap
+from alignbench.backbones.base import unwrap
+from alignbench.backbones.janus.model import Janus, build, load
 from alignbench.backbones.janus.prompts import template
 from alignbench.errors import UserError
 from tests.helpers import janus_toys

@@ -1,21 +1,19 @@
 """Janus-Pro's image generator (arXiv:2501.17811) as an `api.Backbone`, over the networks of transformers.
 
-See `janus_policy` for the logits, `janus_tokenizer` for codes and pixels, `janus_prompts` for the text side.
+See `policy` for the logits, `tokenizer` for codes and pixels, `prompts` for the text side.
 transformers is imported when a model is built, not before: it is an optional dependency.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from alignbench.api import Condition, Rollout, Sampling
-from alignbench.backbones.generate import generate, sampled_logits
+from alignbench.backbones.base import CachedBackbone
 from alignbench.backbones.janus.files import (
     SHARD_SIZE,
     config_of,
@@ -27,8 +25,13 @@ from alignbench.backbones.janus.files import (
 )
 from alignbench.backbones.janus.keys import Parts
 from alignbench.backbones.janus.policy import PARTS, Fidelity, JanusPolicy
-from alignbench.backbones.janus.prompts import FILE as PROMPT_FILE
-from alignbench.backbones.janus.prompts import PromptTokenizer, PromptTokens, read_prompt_tokenizer, stand_in
+from alignbench.backbones.janus.prompts import (
+    PROMPT_FILE,
+    PromptTokenizer,
+    PromptTokens,
+    read_prompt_tokenizer,
+    stand_in,
+)
 from alignbench.backbones.janus.tokenizer import JanusTokenizer
 from alignbench.backbones.weights import load_strict
 from alignbench.errors import UserError
@@ -38,8 +41,8 @@ from alignbench.registry.schema import ModelCard
 DEFAULT_TRAINS = tuple(PARTS)
 
 
-class Janus:
-    """A policy over the codes of a frozen tokenizer, driven by prompts; implements `api.Backbone`.
+class Janus(CachedBackbone):
+    """A `JanusPolicy` over the codes of a frozen tokenizer, driven by prompts; implements `api.Backbone`.
 
     Args:
         config: the `JanusConfig` of both.
@@ -57,50 +60,13 @@ class Janus:
         prompts: PromptTokenizer,
         rest: Mapping[str, Tensor],
     ) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.policy: nn.Module = policy
-        """A `JanusPolicy`, or a wrapper around one that the driver puts here."""
-        self.prompts = prompts
-        self._rest = dict(rest)
         side = int(config.vq_config.num_patches)
-        self.grid = (side, side)
-        self.num_tokens = policy.num_tokens
-        self.image_size = side * tokenizer.downsample
-
-    def logits(self, condition: Condition, context: Tensor) -> Tensor:
-        """See `api.Backbone.logits`."""
-        out: Tensor = self.policy(condition, context)
-        return out
-
-    def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
-        """See `api.Backbone.generate`; conditional rows before unconditional ones, in one static cache."""
-        return generate(unwrap(self.policy), condition, uniforms, sampling)
-
-    def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
-        """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].
-
-        After guidance, temperature and filters; see `generate.sampled_logits`.
-        """
-        null = unwrap(self.policy).null(condition)
-        return sampled_logits(self.policy, condition, null, tokens, sampling)
+        super().__init__(tokenizer, policy, (side, side))
+        self.config, self.prompts, self._rest = config, prompts, dict(rest)
 
     def text_condition(self, texts: Sequence[str]) -> PromptTokens:
         """See `api.Backbone.text_condition`; padding to the longest changes no row's logits."""
         return self.prompts.encode(texts).to(next(self.policy.parameters()).device)
-
-    def recompute(self, enabled: bool) -> None:
-        """See `api.Backbone.recompute`."""
-        unwrap(self.policy).recompute = enabled
-
-    def reference(self) -> Janus:
-        """See `api.Backbone.reference`."""
-        twin = copy.deepcopy(unwrap(self.policy)).eval().requires_grad_(False)
-        return Janus(self.config, self.tokenizer, twin, self.prompts, self._rest)
-
-    def export(self) -> dict[str, dict[str, Tensor]]:
-        """Return {role: state dict} under transformers' key names: detached views, not copies."""
-        return {"policy": unwrap(self.policy).state_dict(), "tokenizer": self.tokenizer.state_dict()}
 
     def save(self, folder: Path, *, shard_size: str = SHARD_SIZE) -> None:
         """Write the whole model in the hub's form, prompt tokenizer included.
@@ -113,13 +79,6 @@ class Janus:
         parts = Parts(state["policy"], state["tokenizer"], self._rest)
         write_hub_form(folder, self.config, parts, shard_size=shard_size)
         self.prompts.save(folder)
-
-
-def unwrap(module: nn.Module) -> JanusPolicy:
-    """Return the policy inside a wrapper that keeps it as `.module`."""
-    while not isinstance(module, JanusPolicy):
-        module = cast(nn.Module, module.module)
-    return module
 
 
 def build(
