@@ -6,7 +6,6 @@ Nothing is ever loaded by half: a file whose keys or shapes do not match is refu
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -26,15 +25,6 @@ PREFIXES = ("module.", "_orig_mod.")
 """Left behind by DistributedDataParallel and torch.compile."""
 LISTED = 8
 """How many keys an error message spells out."""
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> dict[str, Tensor]:
@@ -133,11 +123,11 @@ def _unwrap(content: Any, path: Path, containers: Sequence[str]) -> dict[str, Te
                 return dict(content[key])
         if _is_state_dict(content):
             return dict(content)
-        found = f"its keys are {', '.join(map(str, list(content)[:LISTED]))}"
+        content_is = f"its keys are {', '.join(map(str, list(content)[:LISTED]))}"
     else:
-        found = f"it holds a {type(content).__name__}"
+        content_is = f"it holds a {type(content).__name__}"
     raise UserError(
-        f"{path} holds no weights: {found}",
+        f"{path} holds no weights: {content_is}",
         fix=f"expected a state dict, bare or under {', '.join(containers)}",
     )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from pathlib import Path
 
 import torch
 
 from alignbench.errors import UserError
+from alignbench.files import file_sha256
 from alignbench.nets import digits, lpips
 from alignbench.rewards.requests import FromReference
 
@@ -50,17 +50,12 @@ def require_trunk(name: str) -> Path:
         UserError: the file is missing or damaged.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    place = shlex.quote(str(path))
-    fix = f"curl --create-dirs -fL -o {place} {TRUNK_URL}{name}"
+    fix = f"curl --create-dirs -fL -o {shlex.quote(str(path))} {TRUNK_URL}{name}"
     if not path.is_file():
         raise UserError(f"LPIPS needs {path}, which is not there", fix=fix)
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    found = digest.hexdigest()
+    digest = file_sha256(path)
     wanted = path.stem.rpartition("-")[2]
-    if not found.startswith(wanted):
+    if not digest.startswith(wanted):
         size = path.stat().st_size
-        raise UserError(f"{path} is damaged: {size:,} bytes, sha256 {found[:8]}…, not {wanted}…", fix=fix)
+        raise UserError(f"{path} is damaged: {size:,} bytes, sha256 {digest[:8]}…, not {wanted}…", fix=fix)
     return path

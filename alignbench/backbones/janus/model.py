@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignbench.backbones.base import CachedBackbone
+from alignbench.backbones.base import CachedBackbone, unwrap
 from alignbench.backbones.janus.files import (
     SHARD_SIZE,
     config_of,
@@ -49,20 +49,16 @@ class Janus(CachedBackbone):
         tokenizer: pixels to codes and back.
         policy: the networks that generate images.
         prompts: captions to token ids.
-        rest: tensors of the parts that only understanding needs, kept for `save`; may be empty.
     """
 
     def __init__(
-        self,
-        config: Any,
-        tokenizer: JanusTokenizer,
-        policy: JanusPolicy,
-        prompts: PromptTokenizer,
-        rest: Mapping[str, Tensor],
+        self, config: Any, tokenizer: JanusTokenizer, policy: JanusPolicy, prompts: PromptTokenizer
     ) -> None:
         side = int(config.vq_config.num_patches)
         super().__init__(tokenizer, policy, (side, side))
-        self.config, self.prompts, self._rest = config, prompts, dict(rest)
+        self.config, self.prompts = config, prompts
+        self.rest: Mapping[str, Tensor] = {}
+        """Tensors of the parts that only understanding needs, kept for `save`; may be empty."""
 
     def text_condition(self, texts: Sequence[str]) -> PromptTokens:
         """See `api.Backbone.text_condition`; padding to the longest changes no row's logits."""
@@ -76,7 +72,7 @@ class Janus(CachedBackbone):
         """
         folder.mkdir(parents=True, exist_ok=True)
         state = self.export()
-        parts = Parts(state["policy"], state["tokenizer"], self._rest)
+        parts = Parts(state["policy"], state["tokenizer"], dict(self.rest))
         write_hub_form(folder, self.config, parts, shard_size=shard_size)
         self.prompts.save(folder)
 
@@ -112,17 +108,15 @@ def build(
     """
     require_transformers()
     prompts = stand_in() if files is None else read_prompt_tokenizer(prompt_file(files))
-    config = config_of(card)
-    policy, tokenizer = _networks(config, prompts, device, dtype, fidelity, trains)
-    rest: Mapping[str, Tensor] = {}
+    model = _networks(config_of(card), prompts, device, dtype, fidelity, trains)
     if files is not None:
-        rest = _load(policy, tokenizer, files)
+        _load(model, files)
     elif torch.device(device).type != "meta":
         with torch_seed(torch.device(device), seed, "init/policy"):
-            policy.initialise()
+            unwrap(model.policy).initialise()
         with torch_seed(torch.device(device), seed, "init/tokenizer"):
-            tokenizer.initialise()
-    return Janus(config, tokenizer.eval().requires_grad_(False), policy.eval(), prompts, rest)
+            model.tokenizer.initialise()
+    return model
 
 
 def load(
@@ -147,10 +141,9 @@ def load(
     """
     require_transformers()
     prompts = read_prompt_tokenizer(folder / PROMPT_FILE)
-    config = read_config(folder)
-    policy, tokenizer = _networks(config, prompts, device, dtype, fidelity, trains)
-    rest = _load(policy, tokenizer, {"policy": folder})
-    return Janus(config, tokenizer.eval().requires_grad_(False), policy.eval(), prompts, rest)
+    model = _networks(read_config(folder), prompts, device, dtype, fidelity, trains)
+    _load(model, {"policy": folder})
+    return model
 
 
 def _networks(
@@ -160,8 +153,8 @@ def _networks(
     dtype: torch.dtype,
     fidelity: Fidelity,
     trains: str | Sequence[str],
-) -> tuple[JanusPolicy, JanusTokenizer]:
-    """Return empty networks on a device."""
+) -> Janus:
+    """Return a model on a device whose networks are still empty."""
     from transformers.models.janus.modeling_janus import JanusVQVAE
 
     vocabulary = config.text_config.vocab_size
@@ -173,16 +166,17 @@ def _networks(
     with torch.device("meta"):
         policy = JanusPolicy(config, pad=prompts.pad, fidelity=fidelity, trains=trains).to(dtype)
         tokenizer = JanusTokenizer(JanusVQVAE(config.vq_config)).float()
-    return policy.to_empty(device=device), tokenizer.to_empty(device=device)
+    tokenizer = tokenizer.to_empty(device=device).eval().requires_grad_(False)
+    return Janus(config, tokenizer, policy.to_empty(device=device).eval(), prompts)
 
 
-def _load(policy: JanusPolicy, tokenizer: JanusTokenizer, files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """Fill the networks; returns the tensors that only understanding needs, as they are on disk."""
+def _load(model: Janus, files: Mapping[str, Path]) -> None:
+    """Fill the networks; the tensors that only understanding needs are kept as they are on disk."""
     if "policy" not in files:
         raise UserError("no weights file for policy", fix="--set model.policy=PATH")
     parts = read_parts(path for role, path in files.items() if role.partition(".")[0] == "policy")
     own = [path for role, path in files.items() if role.partition(".")[0] == "tokenizer"]
     codes = read_parts(own).tokenizer if own else parts.tokenizer
-    load_strict(policy, parts.policy, name=str(files["policy"]))
-    load_strict(tokenizer, codes, name=str(own[0] if own else files["policy"]))
-    return parts.rest
+    load_strict(model.policy, parts.policy, name=str(files["policy"]))
+    load_strict(model.tokenizer, codes, name=str(own[0] if own else files["policy"]))
+    model.rest = parts.rest
