@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,11 +107,11 @@ def take_step(subject: Subject, pieces: list[Batch]) -> Outcome:
     subject.module.zero_grad(set_to_none=True)
     with torch.no_grad():
         collected = [subject.method.collect(piece, STEP) for piece in pieces]
-    numbers: Counter[str] = Counter()
+    numbers: defaultdict[str, float] = defaultdict(float)
     for piece, part in zip(pieces, collected, strict=True):
         loss = subject.method.loss(part.experience)
         share = len(piece) / IMAGES
-        (loss.value * share).backward()  # type: ignore[no-untyped-call]
+        (loss.value * share).backward()
         for name, value in {"loss": loss.value, **part.metrics, **loss.metrics}.items():
             numbers[name] += float(value.detach()) * share
     named = subject.module.named_parameters()

@@ -63,6 +63,7 @@ class CachedBackbone:
 
 def unwrap(module: nn.Module) -> Any:
     """Return the network inside DistributedDataParallel or another wrapper that keeps it as `.module`."""
-    while hasattr(module, "module"):
-        module = module.module
-    return module
+    inner: Any = module
+    while hasattr(inner, "module"):
+        inner = inner.module
+    return inner

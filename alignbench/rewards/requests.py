@@ -32,7 +32,9 @@ def split(request: api.ScoreRequest, size: int) -> Iterator[api.ScoreRequest]:
 
 def move(request: api.ScoreRequest, device: torch.device) -> api.ScoreRequest:
     """Return the request with its tensors on a device."""
-    tensors = {key: value.to(device) for key, value in vars(request).items() if isinstance(value, Tensor)}
+    tensors: dict[str, Any] = {
+        key: value.to(device) for key, value in vars(request).items() if isinstance(value, Tensor)
+    }
     return replace(request, **tensors)
 
 
