@@ -1,74 +1,74 @@
 """The value types and protocols that methods, backbones, evaluators and the driver share.
 
-This module knows no implementation and imports no torch at run time, so that listing, planning and
-leaderboards stay light. Shapes: B images, G group size (samples per image), N sequences, T image
-tokens, V codes in the vocabulary, D code width, S condition tokens.
+Nothing here imports torch at run time, so that planning stays light. Shapes: B images, G group size (samples
+per image), N sequences, T image tokens, V codes in the vocabulary, D code width, S condition tokens.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor, nn
-
+    from typing_extensions import Self
 
 Updates = Literal["policy", "decoder"]
 """Which module a method trains: the token policy or the tokenizer's decoder."""
 
 
-# --- conditions ----------------------------------------------------------------------------------
-class Condition(Protocol):
-    """What an image is generated from; a batch of them, row-aligned with the images."""
+class Condition:
+    """What images are generated from: a dataclass of tensors, and tuples that may be empty, a row each."""
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The caption behind each row, for rewards that read one; empty where there is none."""
-        ...
+    texts: tuple[str, ...]
+    """The caption behind each row, for rewards that read one; empty where there is none."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
 
-    def select(self, rows: slice) -> Condition:
-        """Return the given rows."""
-        ...
+    def select(self, rows: slice) -> Self:
+        return self._map(lambda part: part[rows])
 
-    def repeat(self, times: int) -> Condition:
-        """Repeat every row `times` times in place (image-major order: a a a b b b)."""
-        ...
+    def repeat(self, times: int) -> Self:
+        """Repeat every row `times` times (image-major order: a a a b b b)."""
 
-    def to(self, device: torch.device) -> Condition: ...
+        def repeated(part: Any) -> Any:
+            if isinstance(part, tuple):
+                return tuple(entry for entry in part for _ in range(times))
+            return part.repeat_interleave(times, dim=0)
+
+        return self._map(repeated)
+
+    def join(self, other: Self) -> Self:
+        """Put the rows of another batch below these; tensors take its dtypes."""
+        import torch
+
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return type(self)(
+            *(a + b if isinstance(a, tuple) else torch.cat([a.to(b.dtype), b]) for a, b in pairs)
+        )
+
+    def to(self, device: torch.device) -> Self:
+        return self._map(lambda part: part if isinstance(part, tuple) else part.to(device))
+
+    def _map(self, change: Callable[[Any], Any]) -> Self:
+        return type(self)(*(change(part) for part in vars(self).values()))
 
 
 @dataclass(frozen=True)
-class ClassLabels:
-    """Class ids of a class-conditional generator."""
+class ClassLabels(Condition):
+    """Class ids of a class-conditional generator; without texts."""
 
     ids: Tensor
     """[B] int64."""
     texts: tuple[str, ...] = ()
-    """Always empty."""
-
-    def __len__(self) -> int:
-        return self.ids.shape[0]
-
-    def select(self, rows: slice) -> ClassLabels:
-        return ClassLabels(self.ids[rows])
-
-    def repeat(self, times: int) -> ClassLabels:
-        return ClassLabels(self.ids.repeat_interleave(times, dim=0))
-
-    def to(self, device: torch.device) -> ClassLabels:
-        return ClassLabels(self.ids.to(device))
 
 
 @dataclass(frozen=True)
-class TextFeatures:
+class TextFeatures(Condition):
     """Left-padded text-encoder features of captions."""
 
     features: Tensor
@@ -78,26 +78,10 @@ class TextFeatures:
     texts: tuple[str, ...] = ()
     """The captions as they came, [B]; may be empty."""
 
-    def __len__(self) -> int:
-        return self.features.shape[0]
 
-    def select(self, rows: slice) -> TextFeatures:
-        return TextFeatures(self.features[rows], self.mask[rows], self.texts[rows])
-
-    def repeat(self, times: int) -> TextFeatures:
-        texts = tuple(caption for caption in self.texts for _ in range(times))
-        return TextFeatures(
-            self.features.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0), texts
-        )
-
-    def to(self, device: torch.device) -> TextFeatures:
-        return TextFeatures(self.features.to(device), self.mask.to(device), self.texts)
-
-
-# --- what flows through a training step -----------------------------------------------------------
 @dataclass(frozen=True)
 class Batch:
-    """Training images with their conditions, as the data pipeline delivers them."""
+    """Training images with their conditions."""
 
     index: Tensor
     """[B] int64, number of the sample in the run's stream: the key of all its randomness."""
@@ -117,22 +101,18 @@ class Batch:
             yield self.select(slice(start, start + size))
 
     def to(self, device: torch.device) -> Batch:
-        return replace(
-            self,
-            index=self.index.to(device, non_blocking=True),
-            condition=self.condition.to(device),
-            images=self.images.to(device, non_blocking=True),
-        )
+        index, images = (part.to(device, non_blocking=True) for part in (self.index, self.images))
+        return Batch(index, self.condition.to(device), images)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A mean over the images of one micro-batch, with scalars worth logging."""
+    """A mean over the images of one micro-batch."""
 
     value: Tensor
     """Scalar, differentiable with respect to what the method trains."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """Detached scalars, averaged over the micro-batches of a step by image count."""
+    """Detached scalars for the log, averaged over the micro-batches of a step by image count."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +122,7 @@ class Collected:
     experience: object
     """Whatever the method's own `loss` wants back."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """Detached scalars for the log, averaged like those of `Loss`."""
+    """As those of `Loss`."""
     images: int = 0
     """Images read, B."""
     sequences: int = 0
@@ -153,7 +133,6 @@ class Collected:
     """Images scored, by reward name."""
 
 
-# --- generation -----------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How tokens are drawn. Order: guidance, temperature, top-k, top-p, inverse CDF."""
@@ -182,7 +161,6 @@ class Rollout:
     """[N, T] float32, log-probability of each token under the distribution it was drawn from."""
 
 
-# --- protocols ------------------------------------------------------------------------------------
 @runtime_checkable
 class Tokenizer(Protocol):
     """A frozen VQ tokenizer: pixels to codes and back."""
@@ -193,34 +171,28 @@ class Tokenizer(Protocol):
 
     def encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → [B, T] int64 codes, raster order."""
-        ...
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """[N, T] codes → [N, 3, H, W] float32, about [-1, 1], not clamped."""
-        ...
 
     def codebook(self) -> Tensor:
         """[V, D] float32 rows as the decoder sees them (unit length where the tokenizer normalises)."""
-        ...
 
     def trainable_decoder(self) -> nn.Module:
         """What tokenizer-decoder post-training updates: all that turns code vectors into pixels."""
-        ...
 
     def decode_embeddings(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
         """[N, T, D] code vectors → [N, 3, H, W]; differentiable with respect to its input."""
-        ...
 
 
 class TextEncoder(Protocol):
     """A frozen network that turns captions into features."""
 
     identity: str
-    """Digest of weights and of everything else that decides the features."""
+    """Digest of all that decides the features."""
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """Return left-padded features on the encoder's device; a row depends on its text alone."""
-        ...
 
 
 @runtime_checkable
@@ -237,46 +209,25 @@ class Backbone(Protocol):
     image_size: int
 
     def logits(self, condition: Condition, context: Tensor) -> Tensor:
-        """Teacher-forced logits.
+        """Teacher-forced logits of N rows: [N, T-1] int64 tokens before each position → [N, T, V] float32.
 
-        Args:
-            condition: N rows.
-            context: [N, T-1] int64, the tokens *before* each position; position 0 sees only the condition.
-
-        Returns:
-            [N, T, V] float32; entry t is the distribution of token t given the condition and tokens < t.
+        Entry t is the distribution of token t given the condition and tokens < t; entry 0 sees no token.
         """
-        ...
 
     def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
-        """Draw sequences token by token with a KV cache; no gradient.
-
-        Args:
-            condition: N rows.
-            uniforms: [N, T] float in [0, 1); token t of row n is the inverse CDF at uniforms[n, t].
-            sampling: how to draw.
-        """
-        ...
+        """Draw N sequences without gradient; token t of row n is the inverse CDF at uniforms[n, t]."""
 
     def text_condition(self, texts: Sequence[str]) -> Condition:
-        """Turn captions or prompts into conditions on the backbone's device; a row depends on its text alone.
-
-        Raises:
-            UserError: the model is class-conditional, or its text encoder is missing.
-        """
-        ...
+        """Turn texts into conditions on its device, each by itself; UserError: it can read no text."""
 
     def recompute(self, enabled: bool) -> None:
         """Recompute activations in the backward pass of `logits`, for memory, or keep them."""
-        ...
 
     def reference(self) -> Backbone:
         """Return a frozen twin that shares the tokenizer and holds a copy of the present policy."""
-        ...
 
     def export(self) -> dict[str, dict[str, Tensor]]:
         """Return {role: state dict} under the official key names (roles: policy, tokenizer)."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,8 +235,7 @@ class ScoreRequest:
     """Images to be scored, with everything a reward may look at. Rows of one group follow each other."""
 
     images: Tensor
-    """[N, 3, H, W] float32 RGB, 0 black, 1 white. Decoders may leave that range; a reward whose network
-    cannot take that clamps for itself."""
+    """[N, 3, H, W] float32 RGB, 0 black, 1 white; decoders leave that range a little: clamp if you must."""
     group: Tensor
     """[N] int64, equal for samples of one image or prompt."""
     labels: Tensor | None = None
@@ -300,7 +250,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a reward says."""
+    """What a reward says of N images."""
 
     values: Tensor
     """[N] float32, raw: larger or smaller is better as the card's direction says."""
@@ -309,47 +259,40 @@ class Scores:
 
 
 class Reward(Protocol):
-    """Scores images. The same object serves training and evaluation.
+    """Scores images: each the same in any company, without changing a random state."""
 
-    A reward may change no random state and must give an image the same score in any company.
-    """
-
-    def score(self, request: ScoreRequest) -> Scores:
-        """Score every image of a request."""
-        ...
+    def score(self, request: ScoreRequest) -> Scores: ...
 
 
 @runtime_checkable
 class Distance(Protocol):
-    """A reward that compares with a reference and can look at each reference once for many images.
-
-    Smaller is better. Differentiable with respect to the images if its card says so.
-    """
+    """A reward that compares with a reference, each looked at once for many images; smaller is better."""
 
     def prepare(self, reference: Tensor) -> Any:
         """Return whatever `distance` needs to know of [B, 3, H, W] references in [-1, 1]."""
-        ...
 
     def distance(self, images: Tensor, prepared: Any, *, repeats: int) -> Tensor:
         """[B·repeats, 3, H, W] images in [-1, 1], image-major, not clamped → [B·repeats]."""
-        ...
 
 
 class Method(Protocol):
-    """A post-training method: what is trained, what is collected, what is the loss. It owns no loop."""
+    """A post-training method: what is trained, what is collected, what is the loss. It owns no loop.
+
+    Built as `Method(config, backbone=…, reward=…, seed=…)`: an instance of its dataclass `Config`, which has
+    a field for each option of the card; the generator; a function from the specification of a reward to the
+    reward; the seed of the run. All randomness is a function of seed, step and sample number. It raises
+    UserError for options that contradict each other and rewards that will not do.
+    """
 
     updates: Updates
 
     def collect(self, batch: Batch, step: int) -> Collected:
         """Gather experience from one micro-batch; called under `torch.no_grad()`."""
-        ...
 
     def loss(self, experience: object) -> Loss:
         """Return the mean loss over the micro-batch's images."""
-        ...
 
 
-# --- evaluation -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Metric:
     """One measured number. Direction, digits and unit live on the evaluator's card."""
@@ -406,17 +349,12 @@ class Measured(Protocol):
     digest: str
     """Identity of the images."""
 
-    def __len__(self) -> int:
-        """Images, N."""
-        ...
-
+    def __len__(self) -> int: ...
     def column(self, name: str) -> np.ndarray:
         """Return one column of all images, [N, ...], in order of the ids."""
-        ...
 
     def shards(self, name: str) -> Iterator[np.ndarray]:
-        """Yield one column piece by piece in order, for what need not be in memory at once."""
-        ...
+        """Yield one column piece by piece in that order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,53 +370,31 @@ class Reference:
 
 
 class ImageSet(Protocol):
-    """Images in a fixed order, cut into shards that can be read in any order and by any process."""
+    """Images in a fixed order, cut into shards of some ids that any process can load in any order."""
 
     identity: str
     """Changes whenever an image may have changed; cheap to know."""
 
     def __len__(self) -> int: ...
-
-    def shards(self) -> Sequence[range]:
-        """Return the image ids of every shard."""
-        ...
-
-    def load(self, number: int) -> ImageBatch:
-        """Return one shard."""
-        ...
+    def shards(self) -> Sequence[range]: ...
+    def load(self, number: int) -> ImageBatch: ...
 
 
 class Evaluator(Protocol):
-    """Images in, metrics out, in two steps. It never sees a model.
+    """Images in, metrics out; it never sees a model.
 
-    `measure` is called shard by shard, on any rank, and what it returns is stored, so that an interrupted
-    evaluation goes on where it stopped; `score` is called once, on one rank.
+    `measure` is called for each shard, on any rank, and its rows are stored; `score` once, on one rank.
     """
 
     identity: str
     """Digest of options and networks: rows measured under another identity are not used."""
 
     def measure(self, batch: ImageBatch) -> Rows:
-        """Return what `score` has to know of each image.
-
-        The rows of an image must not depend on the images around it.
-        """
-        ...
+        """Return what `score` has to know of each image, whatever images are around it."""
 
     def score(self, samples: Measured, reference: Reference | None) -> Sequence[Metric]:
-        """Turn the rows of all images into metrics.
-
-        Raises:
-            UserError: too few images, or a reference that does not fit.
-        """
-        ...
+        """Turn the rows of all images into metrics; UserError: too few, or a reference that does not fit."""
 
 
 PROMPT = "prompt"
-"""Column that the framework adds where images have prompts; see `prompt_key`."""
-
-
-def prompt_key(prompt: Prompt) -> int:
-    """Return a number that is equal for equal prompts: images that share it are not independent."""
-    text = json.dumps([prompt.text, prompt.tag], ensure_ascii=False)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+"""Column that the framework adds where images have prompts; equal for equal prompts."""

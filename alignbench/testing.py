@@ -7,6 +7,8 @@ embedded model in seconds: `for check in METHOD_CHECKS: check(Case(Registry.defa
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignbench.api import Backbone, Batch, Method
+from alignbench.api import Backbone, Batch, Collected, Method
 from alignbench.config.plan import Job, make_plan
 from alignbench.config.settings import resolve
+from alignbench.data.dataset import ImageDataset
 from alignbench.data.stream import Stream
 from alignbench.errors import EXIT_PARTIAL, UserError
 from alignbench.progress import Progress, Stage
@@ -27,6 +30,10 @@ from alignbench.runs import run
 from alignbench.training import setup
 
 CPU = torch.device("cpu")
+IMAGES = 8
+"""Of a step."""
+STEP = 3
+"""Not 0, so that a method that forgets the step is caught."""
 SHORT = ("steps=4", "images_per_step=8", "micro_batch=4", "warmup_steps=0", "precision=fp32")
 
 
@@ -56,41 +63,60 @@ MethodCheck = Callable[[Case, Path], None]
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """A method on a fresh model, with one step's images."""
+class Subject:
+    """A method, freshly built, with the training images."""
 
+    job: Job
     backbone: Backbone
     method: Method
     module: nn.Module
     """What trains."""
-    batch: Batch
+    dataset: ImageDataset
+
+    @classmethod
+    def build(cls, case: Case, folder: Path) -> Subject:
+        """Build model and method as `alignbench run` does."""
+        job = case.job(folder)
+        backbone = setup.build_model(job.plan, CPU)
+        method = setup.build_method(job, backbone, CPU)
+        module = setup.trained_module(backbone, method.updates)
+        return cls(job, backbone, method, module, setup.open_training_data(job, Progress(quiet=True)))
+
+    def stream(self) -> Stream:
+        condition = setup.text_conditions(self.job.plan, self.backbone)
+        return Stream(self.dataset, seed=0, images_per_step=IMAGES, workers=0, text_condition=condition)
+
+    def batch(self, rank: int = 0, ranks: int = 1) -> Batch:
+        """Return the share of one of several devices in the images of step `STEP`."""
+        with self.stream() as stream:
+            return stream.batch(STEP, rank, ranks)
 
 
-def _parts(case: Case, folder: Path) -> _Parts:
-    job = case.job(folder)
-    backbone = setup.build_model(job.plan, CPU)
-    method = setup.build_method(job, backbone, CPU)
-    module = setup.trained_module(backbone, method.updates)
-    dataset = setup.open_training_data(job, Progress(quiet=True))
-    condition = setup.text_conditions(job.plan, backbone)
-    with Stream(dataset, seed=0, images_per_step=8, workers=0, text_condition=condition) as stream:
-        batch = stream.batch(0, 0, 1)
-    return _Parts(backbone, method, module, batch)
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to: sums over its images, divided by `IMAGES`."""
+
+    gradients: dict[str, Tensor]
+    numbers: dict[str, float]
+    """Loss and everything logged."""
+    collected: list[Collected]
 
 
-def _gradients(parts: _Parts, pieces: list[Batch], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and {parameter: gradient} of a step whose images come in pieces, as the driver adds them up."""
-    parts.module.zero_grad(set_to_none=True)
-    total = torch.zeros(())
+def take_step(subject: Subject, pieces: list[Batch]) -> Outcome:
+    """Collect all pieces, then add up the gradients of their losses, as the driver does."""
+    subject.module.zero_grad(set_to_none=True)
     with torch.no_grad():
-        collected = [parts.method.collect(piece, step) for piece in pieces]
-    for piece, found in zip(pieces, collected, strict=True):
-        loss = parts.method.loss(found.experience)
-        share = loss.value * (len(piece) / len(parts.batch))
-        share.backward()
-        total += share.detach()
-    named = parts.module.named_parameters()
-    return total, {name: value.grad.clone() for name, value in named if value.grad is not None}
+        collected = [subject.method.collect(piece, STEP) for piece in pieces]
+    numbers: defaultdict[str, float] = defaultdict(float)
+    for piece, part in zip(pieces, collected, strict=True):
+        loss = subject.method.loss(part.experience)
+        share = len(piece) / IMAGES
+        (loss.value * share).backward()
+        for name, value in {"loss": loss.value, **part.metrics, **loss.metrics}.items():
+            numbers[name] += float(value.detach()) * share
+    named = subject.module.named_parameters()
+    gradients = {name: value.grad.clone() for name, value in named if value.grad is not None}
+    return Outcome(gradients, dict(numbers), collected)
 
 
 def the_card_is_complete(case: Case, folder: Path) -> None:
@@ -106,31 +132,32 @@ def the_card_is_complete(case: Case, folder: Path) -> None:
 
 def gradients_reach_only_what_trains(case: Case, folder: Path) -> None:
     """The loss is finite, moves what the method says it trains, and nothing else."""
-    parts = _parts(case, folder)
-    trained = {id(parameter) for parameter in parts.module.parameters()}
-    networks = _networks(parts)
+    subject = Subject.build(case, folder)
+    trained = {id(parameter) for parameter in subject.module.parameters()}
+    networks = _networks(subject)
     others = {name: value for name, value in networks.items() if id(value) not in trained}
     before = {name: value.detach().clone() for name, value in others.items()}
-    loss, gradients = _gradients(parts, [parts.batch])
-    assert torch.isfinite(loss), f"the loss is {loss}"
-    assert all(torch.isfinite(value).all() for value in gradients.values()), "a gradient is not finite"
-    assert any((value != 0).any() for value in gradients.values()), "every gradient is zero"
-    torch.optim.AdamW(parts.module.parameters(), lr=1e-3).step()
+    outcome = take_step(subject, [subject.batch()])
+    gradients, loss = outcome.gradients.values(), outcome.numbers["loss"]
+    assert math.isfinite(loss), f"the loss is {loss}"
+    assert all(torch.isfinite(value).all() for value in gradients), "a gradient is not finite"
+    assert any((value != 0).any() for value in gradients), "every gradient is zero"
+    torch.optim.AdamW(subject.module.parameters(), lr=1e-3).step()
     for name, value in others.items():
         assert value.grad is None, f"a gradient reached {name}, which does not train"
         assert torch.equal(before[name], value), f"{name} changed, though it does not train"
 
 
-def _networks(parts: _Parts) -> dict[str, Tensor]:
+def _networks(subject: Subject) -> dict[str, Tensor]:
     """Parameters and buffers of every network that the backbone and the method hold."""
-    found: dict[str, Tensor] = {}
-    holders: dict[str, Any] = {"policy": parts.backbone.policy, "tokenizer": parts.backbone.tokenizer}
-    holders |= {f"method.{name}": thing for name, thing in vars(parts.method).items()}
+    tensors: dict[str, Tensor] = {}
+    holders: dict[str, Any] = {"policy": subject.backbone.policy, "tokenizer": subject.backbone.tokenizer}
+    holders |= {f"method.{name}": thing for name, thing in vars(subject.method).items()}
     for holder, thing in holders.items():
         if isinstance(thing, nn.Module):
-            found |= {f"{holder}.{name}": value for name, value in thing.named_parameters()}
-            found |= {f"{holder}.{name}": value for name, value in thing.named_buffers()}
-    return found
+            named = (*thing.named_parameters(), *thing.named_buffers())
+            tensors |= {f"{holder}.{name}": value for name, value in named}
+    return tensors
 
 
 def numbers_come_from_addresses(case: Case, folder: Path) -> None:
@@ -138,19 +165,23 @@ def numbers_come_from_addresses(case: Case, folder: Path) -> None:
 
     A generator of the method's own, or torch's global one, would give two devices other numbers than one.
     """
-    parts = _parts(case, folder)
+    subject = Subject.build(case, folder)
+    batch = subject.batch()
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    whole_loss, whole = _gradients(parts, [parts.batch])
+    whole = take_step(subject, [batch])
     assert torch.equal(state, torch.random.get_rng_state()), "torch's global generator was used"
     torch.manual_seed(2)
-    halves_loss, halves = _gradients(parts, list(parts.batch.split(len(parts.batch) // 2)))
+    halves = take_step(subject, list(batch.split(len(batch) // 2)))
     # Float sums in another order: compare with the size of the largest gradient.
-    scale = max(float(value.abs().max()) for value in whole.values())
-    assert torch.allclose(whole_loss, halves_loss, atol=1e-4, rtol=1e-4), "the loss depends on the split"
-    assert whole.keys() == halves.keys(), "which parameters get a gradient depends on the split"
-    for name, value in whole.items():
-        error = float((value - halves[name]).abs().max())
+    scale = max(float(value.abs().max()) for value in whole.gradients.values())
+    losses = [outcome.numbers["loss"] for outcome in (whole, halves)]
+    assert math.isclose(*losses, abs_tol=1e-4, rel_tol=1e-4), "the loss depends on the split"
+    assert whole.gradients.keys() == halves.gradients.keys(), (
+        "which parameters get a gradient depends on the split"
+    )
+    for name, value in whole.gradients.items():
+        error = float((value - halves.gradients[name]).abs().max())
         assert error <= 1e-3 * scale, f"the gradient of {name} depends on how a step is split: {error:.1e}"
 
 

@@ -30,9 +30,9 @@ from torch import Tensor
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
-from alignbench.methods.image_rewards import combine_normalised, combine_raw, describe, parse_terms
+from alignbench.methods.image_rewards import combine_normalised, combine_raw, describe
 from alignbench.methods.logits import eval_logits, mode
-from alignbench.registry.reward_spec import parse_spec
+from alignbench.registry.reward_spec import parse_spec, parse_terms
 
 FAITHFUL_EPSILON = 1e-4
 """Added to a group's standard deviation by the published program."""
@@ -68,13 +68,7 @@ class Experience:
 
 
 class ArGrpo:
-    """The method. `updates` and the two calls are those of `api.Method`.
-
-    Args:
-        config: see `Config`.
-        backbone: generator whose policy is trained.
-        reward: gives the reward object of a spec; larger scores must be better.
-        seed: of the run; the samples are functions of (seed, step, sample number).
+    """The method; see `api.Method`.
 
     Raises:
         UserError: rewards that cannot be read, or a backbone that cannot score what it sampled.
@@ -127,7 +121,7 @@ class ArGrpo:
         """Generate G images of each condition, score them, and keep the log-probabilities of their tokens."""
         condition = batch.condition.repeat(self.config.group_size)
         rollout = self._generate(condition, batch.index, step)
-        advantages, valid, metrics = self._judge(condition, batch.index, rollout.tokens)
+        advantages, valid, metrics = self._score(condition, batch.index, rollout.tokens)
         logits = self._logits(self.backbone, condition, rollout.tokens)
         logprobs = self._logprobs(logits, rollout.tokens)
         metrics["entropy"] = torch.special.entr((logits / self._temperature).softmax(dim=-1)).sum(-1).mean()
@@ -184,7 +178,7 @@ class ArGrpo:
             condition, torch.from_numpy(uniforms).flatten(0, 1).to(index.device), self.sampling
         )
 
-    def _judge(
+    def _score(
         self, condition: api.Condition, index: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Decode and score [N, T] tokens: (advantages [B, G], valid [B, G], metrics)."""

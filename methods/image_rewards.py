@@ -1,9 +1,9 @@
-"""Rewards for resembling an image: decode groups of sequences and measure their distance to the original."""
+"""Shared by methods: distances of decoded images from the originals, and sums of several rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,14 +11,59 @@ from torch import Tensor
 from alignbench import api
 from alignbench.errors import UserError
 from alignbench.methods.policy_gradient import group_advantages
-from alignbench.registry.reward_spec import parse_terms as parse_terms
+
+Parts = Mapping[str, tuple[str, float]]
+"""{part: (reward specification, weight)}. Parts of weight 0 are neither loaded nor computed."""
 
 
-class Reconstruction:
-    """A weighted sum of distances between decoded sequences and the images they were conditioned on.
+class ImageOptions(Protocol):
+    """Options of the methods that compare with the original image."""
+
+    @property
+    def pixel_loss(self) -> str: ...
+    @property
+    def pixel_weight(self) -> float: ...
+    @property
+    def perceptual(self) -> str: ...
+    @property
+    def perceptual_weight(self) -> float: ...
+
+
+def parts_of(options: ImageOptions) -> Parts:
+    """Return the pixel and the perceptual part that a method's options ask for."""
+    return {
+        "pixel": (f"pixel-{options.pixel_loss}", options.pixel_weight),
+        "perceptual": (options.perceptual, options.perceptual_weight),
+    }
+
+
+class ImageDistances:
+    """The distances of some parts.
 
     Args:
-        parts: {part: (reward specification, weight)}. Parts of weight 0 are neither loaded nor computed.
+        parts: see `Parts`.
+        reward: gives the reward object of a specification.
+
+    Raises:
+        UserError: one of the rewards is not a distance to a reference image.
+    """
+
+    def __init__(self, parts: Parts, reward: Callable[[str], api.Reward]) -> None:
+        used = {part: value for part, value in parts.items() if value[1]}
+        self.cards = {part: card for part, (card, _) in used.items()}
+        self.weights = {part: weight for part, (_, weight) in used.items()}
+        self.distances = {part: as_distance(card, reward(card)) for part, card in self.cards.items()}
+
+    def calls(self, images: int) -> dict[str, int]:
+        """{reward card: images compared}, as `api.Collected.reward_calls` wants it."""
+        return dict.fromkeys(self.cards.values(), images)
+
+
+class Reconstruction(ImageDistances):
+    """Minus the weighted sum of distances as the reward of decoded sequences.
+
+    Args:
+        parts: see `Parts`.
         reward: gives the reward object of a specification.
         decode_batch: sequences decoded and scored at once.
 
@@ -26,17 +71,8 @@ class Reconstruction:
         UserError: one of the rewards is not a distance to a reference image.
     """
 
-    def __init__(
-        self,
-        parts: Mapping[str, tuple[str, float]],
-        reward: Callable[[str], api.Reward],
-        *,
-        decode_batch: int,
-    ) -> None:
-        used = {part: value for part, value in parts.items() if value[1]}
-        self.cards = {part: card for part, (card, _) in used.items()}
-        self.weights = {part: weight for part, (_, weight) in used.items()}
-        self.distances = {part: as_distance(card, reward(card)) for part, card in self.cards.items()}
+    def __init__(self, parts: Parts, reward: Callable[[str], api.Reward], *, decode_batch: int) -> None:
+        super().__init__(parts, reward)
         self.decode_batch = decode_batch
 
     def measure(self, backbone: api.Backbone, tokens: Tensor, images: Tensor) -> dict[str, Tensor]:
@@ -56,7 +92,7 @@ class Reconstruction:
         return measured
 
     def reward(self, measured: Mapping[str, Tensor]) -> Tensor:
-        """Combine what `measure` returned: [B, G], larger is better."""
+        """Combine what `measure` returned: [B, G], larger is better (VA-π Eq. 10)."""
         return weighted_reward(measured, self.weights)
 
 
@@ -75,32 +111,34 @@ def as_distance(spec: str, reward: api.Reward) -> api.Distance:
 
 
 def weighted_reward(distances: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Minus the weighted sum of distances of one shape (VA-π Eq. 10)."""
+    """Minus the weighted sum of distances of one shape."""
     return -torch.stack([weights[part] * values for part, values in distances.items()]).sum(dim=0)
 
 
-class ImageLoss:
-    """pixel_weight · pixel + perceptual_weight · perceptual, averaged over images.
+class ImageLoss(ImageDistances):
+    """The weighted sum of differentiable distances, averaged over images.
 
     Args:
-        parts: {part: (reward card, weight)}; the cards must be differentiable distances. Parts of weight 0
-            are neither loaded nor computed.
-        reward: gives the reward object of a card.
+        parts: see `Parts`.
+        reward: gives the reward object of a specification.
 
     Raises:
         UserError: every weight is 0, a part of some weight names no reward, or its reward is not a distance.
     """
 
-    def __init__(self, parts: Mapping[str, tuple[str, float]], reward: Callable[[str], api.Reward]) -> None:
-        used = {part: value for part, value in parts.items() if value[1]}
-        if not used:
+    def __init__(self, parts: Parts, reward: Callable[[str], api.Reward]) -> None:
+        if not any(weight for _, weight in parts.values()):
             raise UserError(
                 f"the weights of {' and '.join(parts)} are both 0: decoded images would teach nothing",
                 fix="set method.pixel_weight or method.perceptual_weight above 0",
             )
-        self.cards = {part: card for part, (card, _) in used.items()}
-        self.weights = {part: weight for part, (_, weight) in used.items()}
-        self.distances = {part: _distance(part, card, reward) for part, card in self.cards.items()}
+        for part, (card, weight) in parts.items():
+            if weight and card == "none":
+                raise UserError(
+                    f"method.{part} is 'none' but method.{part}_weight is not 0",
+                    fix=f"set method.{part}_weight=0 or name a reward: alignbench list rewards",
+                )
+        super().__init__(parts, reward)
 
     def __call__(self, decoded: Tensor, originals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare [B, 3, H, W] decoded images with the originals, neither clamped.
@@ -124,19 +162,6 @@ class ImageLoss:
             total = total + self.weights[part] * values.mean()
             metrics[part] = values.detach().mean()
         return total, metrics
-
-    def calls(self, images: int) -> dict[str, int]:
-        """{reward card: images compared}, as `api.Collected.reward_calls` wants it."""
-        return dict.fromkeys(self.cards.values(), images)
-
-
-def _distance(part: str, card: str, reward: Callable[[str], api.Reward]) -> api.Distance:
-    if card == "none":
-        raise UserError(
-            f"method.{part} is 'none' but method.{part}_weight is not 0",
-            fix=f"set method.{part}_weight=0 or name a reward: alignbench list rewards",
-        )
-    return as_distance(card, reward(card))
 
 
 class Mixed(NamedTuple):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignbench import api, randomness
-from alignbench.methods.logits import dropout_logits, eval_logits
-from alignbench.methods.policy_gradient import NoiseKernel, corrupt, prior_cross_entropy
+from alignbench import api
+from alignbench.methods.logits import noisy_context, train_logits
+from alignbench.methods.policy_gradient import NoiseKernel, prior_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,7 @@ class Experience:
 
 
 class NextToken:
-    """The method. `updates` and the three calls are those of `api.Method`.
-
-    Args:
-        config: see `Config`.
-        backbone: generator whose policy is trained.
-        reward: not used.
-        seed: of the run; noise and dropout are functions of (seed, step, sample number).
-    """
+    """The method; see `api.Method`."""
 
     updates: api.Updates = "policy"
 
@@ -65,7 +58,7 @@ class NextToken:
         """Tokenise images and corrupt their contexts; nothing is drawn from the policy."""
         targets = self.backbone.tokenizer.encode(batch.images)
         index = tuple(batch.index.tolist())
-        context = self._context(targets[:, :-1], step, index)
+        context = self._context(targets, step, index)
         return api.Collected(
             Experience(batch.condition, context, targets, step, index),
             metrics={"corrupted": (context != targets[:, :-1]).float().mean()},
@@ -75,35 +68,13 @@ class NextToken:
     def loss(self, experience: object) -> api.Loss:
         """Cross-entropy of the clean tokens, averaged over tokens and images."""
         assert isinstance(experience, Experience)
-        logits = self._logits(experience)
+        address = (self.seed, "ntp-dropout", experience.step, experience.index)
+        condition, context = experience.condition, experience.context
+        logits = train_logits(self.backbone, condition, context, dropout=self.config.dropout, address=address)
         value = prior_cross_entropy(logits, experience.targets).mean()
         accuracy = (logits.detach().argmax(dim=-1) == experience.targets).float().mean()
         return api.Loss(value, {"accuracy": accuracy})
 
-    def _context(self, prefix: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
-        """Corrupt [B, T-1] tokens; the condition is never noised."""
-        if not self.config.noise:
-            return prefix
-        shape = (2, prefix.shape[1])
-        uniforms = torch.from_numpy(randomness.uniforms(self.seed, "ntp-noise", step, index, shape))
-        return corrupt(
-            prefix,
-            self.config.noise,
-            self.config.noise_kernel,
-            num_codes=self.backbone.tokenizer.num_codes,
-            flip_uniforms=uniforms[:, 0].to(prefix.device),
-            replacement_uniforms=uniforms[:, 1].to(prefix.device),
-        )
-
-    def _logits(self, experience: Experience) -> Tensor:
-        if not self.config.dropout:
-            return eval_logits(self.backbone, experience.condition, experience.context)
-        return dropout_logits(
-            self.backbone,
-            experience.condition,
-            experience.context,
-            seed=self.seed,
-            purpose="ntp-dropout",
-            step=experience.step,
-            index=experience.index,
-        )
+    def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
+        noise, kernel = self.config.noise, self.config.noise_kernel
+        return noisy_context(self.backbone, targets, noise, kernel, (self.seed, "ntp-noise", step, index))

@@ -1,4 +1,4 @@
-"""The pure maths of policy-gradient methods: advantages, log-probabilities, surrogate, KL, prior, noise.
+"""Shared by methods: the pure maths of advantages, log-probabilities, surrogate, KL, prior and noise.
 
 Everything here is a function of its arguments: no module state, no random generator, no device.
 Shapes: B rows of logits, G samples drawn from each row, T tokens, V codes. Log-probabilities and losses
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from alignbench import api
-from alignbench.methods import policy_gradient
 
 NoiseKernel = Literal["exclusive", "inclusive"]
 
@@ -224,8 +223,8 @@ class Objective:
         value, metrics = logits.new_zeros(()), dict[str, Tensor]()
         reference = None
         if draws is not None:
-            new = policy_gradient.token_logprobs(logits, draws.tokens, self.temperature)
-            surrogate = policy_gradient.clipped_surrogate(
+            new = token_logprobs(logits, draws.tokens, self.temperature)
+            surrogate = clipped_surrogate(
                 new, draws.logprobs, draws.advantages, self.clip_range, self.advantage_clip
             )
             metrics["policy_loss"] = surrogate.sequence_loss.mean()
@@ -234,8 +233,8 @@ class Objective:
             value = value + self.policy_weight * metrics["policy_loss"]
             reference = draws.reference_logprobs
         if reference is not None:
-            prior = metrics["kl"] = policy_gradient.k3_kl(new, reference).mean()
+            prior = metrics["kl"] = k3_kl(new, reference).mean()
         else:
-            prior = metrics["prior_loss"] = policy_gradient.prior_cross_entropy(logits, targets).mean()
+            prior = metrics["prior_loss"] = prior_cross_entropy(logits, targets).mean()
         value = value + self.prior_weight * prior
         return api.Loss(value, {name: metric.detach() for name, metric in metrics.items()})

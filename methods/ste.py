@@ -24,8 +24,8 @@ from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods.image_rewards import ImageLoss
-from alignbench.methods.logits import dropout_logits, eval_logits
+from alignbench.methods.image_rewards import ImageLoss, parts_of
+from alignbench.methods.logits import train_logits
 from alignbench.methods.policy_gradient import prior_cross_entropy
 
 RAW_CODEBOOK = "quantize.embedding.weight"
@@ -49,13 +49,7 @@ class Experience:
 
 
 class StraightThrough:
-    """The method. `updates` and the three calls are those of `api.Method`.
-
-    Args:
-        config: see `Config`.
-        backbone: generator whose policy is trained.
-        reward: gives the reward object of a card; those named here must be differentiable distances.
-        seed: of the run; noise and dropout are functions of (seed, step, sample number).
+    """The method; see `api.Method`.
 
     Raises:
         UserError: no image term has a weight, a reward will not do, or the tokenizer has no raw codebook.
@@ -81,11 +75,7 @@ class StraightThrough:
         self, config: Config, *, backbone: api.Backbone, reward: Callable[[str], api.Reward], seed: int
     ) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
-        parts = {
-            "pixel": (f"pixel-{config.pixel_loss}", config.pixel_weight),
-            "perceptual": (config.perceptual, config.perceptual_weight),
-        }
-        self.image_loss = ImageLoss(parts, reward)
+        self.image_loss = ImageLoss(parts_of(config), reward)
         self.codebook = backbone.tokenizer.codebook() if config.codebook == "normalised" else _raw(backbone)
 
     @torch.no_grad()
@@ -107,7 +97,11 @@ class StraightThrough:
         the decoder's activations for B images: `train.micro_batch` bounds both.
         """
         assert isinstance(experience, Experience)
-        logits = self._logits(experience)
+        address = (self.seed, "ste-dropout", experience.step, experience.index)
+        context = experience.targets[:, :-1]
+        logits = train_logits(
+            self.backbone, experience.condition, context, dropout=self.config.dropout, address=address
+        )
         noise = self._noise(experience, logits) if self.config.estimator == "gumbel" else None
         embeddings, tokens = straight_through(
             logits, self.codebook.to(logits), self.config.temperature, gumbel_noise=noise
@@ -120,21 +114,6 @@ class StraightThrough:
             metrics["prior_loss"] = prior.detach()
         metrics["accuracy"] = (tokens == experience.targets).to(value.dtype).mean()
         return api.Loss(value, metrics)
-
-    def _logits(self, experience: Experience) -> Tensor:
-        """Predictions given the clean tokens x*_{<t}: [B, T, V]."""
-        context = experience.targets[:, :-1]
-        if not self.config.dropout:
-            return eval_logits(self.backbone, experience.condition, context)
-        return dropout_logits(
-            self.backbone,
-            experience.condition,
-            context,
-            seed=self.seed,
-            purpose="ste-dropout",
-            step=experience.step,
-            index=experience.index,
-        )
 
     def _noise(self, experience: Experience, logits: Tensor) -> Tensor:
         """Standard Gumbel numbers −log(−log u), [B, T, V]; a function of (seed, step, sample number)."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from alignbench import api, randomness
-from alignbench.methods.image_rewards import ImageLoss
+from alignbench.methods.image_rewards import ImageLoss, parts_of
 from alignbench.methods.logits import eval_logits
 
 
@@ -34,16 +34,10 @@ class Experience:
 
 
 class TokenizerDecoder:
-    """The method. `updates` and the three calls are those of `api.Method`.
+    """The method; see `api.Method`.
 
     Deviation: the paper says "decoder parameters" and leaves open whether post_quant_conv is among them;
     here it is.
-
-    Args:
-        config: see `Config`.
-        backbone: generator whose tokenizer's decoder is trained.
-        reward: gives the reward object of a card; those named here must be differentiable distances.
-        seed: of the run; samples are functions of (seed, step, sample number).
 
     Raises:
         UserError: both weights are 0, or a reward will not do.
@@ -65,11 +59,7 @@ class TokenizerDecoder:
         self, config: Config, *, backbone: api.Backbone, reward: Callable[[str], api.Reward], seed: int
     ) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
-        parts = {
-            "pixel": (f"pixel-{config.pixel_loss}", config.pixel_weight),
-            "perceptual": (config.perceptual, config.perceptual_weight),
-        }
-        self.image_loss = ImageLoss(parts, reward)
+        self.image_loss = ImageLoss(parts_of(config), reward)
 
     @torch.no_grad()
     def collect(self, batch: api.Batch, step: int) -> api.Collected:

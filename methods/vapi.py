@@ -17,8 +17,8 @@ from torch import Tensor
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
-from alignbench.methods.image_rewards import Reconstruction, describe
-from alignbench.methods.logits import eval_logits, mode
+from alignbench.methods.image_rewards import Reconstruction, describe, parts_of
+from alignbench.methods.logits import eval_logits, mode, noisy_context
 from alignbench.methods.policy_gradient import Draws, Objective
 
 
@@ -39,13 +39,7 @@ class Experience:
 
 
 class VaPi:
-    """The method. `updates` and the three calls are those of `api.Method`.
-
-    Args:
-        config: see `Config`.
-        backbone: generator whose policy is trained.
-        reward: gives the reward object of a card; the ones named here must be distances (lower is better).
-        seed: of the run; noise, samples and dropout are functions of (seed, step, sample number).
+    """The method; see `api.Method`.
 
     Raises:
         UserError: the weights leave nothing to train or contradict each other.
@@ -85,12 +79,8 @@ class VaPi:
             advantage_clip=config.advantage_clip,
             temperature=config.temperature,
         )
-        parts = {
-            "pixel": (f"pixel-{config.pixel_loss}", config.pixel_weight),
-            "perceptual": (config.perceptual, config.perceptual_weight),
-        }
         self.reconstruction = Reconstruction(
-            parts if config.policy_weight else {}, reward, decode_batch=config.decode_batch
+            parts_of(config) if config.policy_weight else {}, reward, decode_batch=config.decode_batch
         )
         self.reference = backbone.reference() if config.prior == "kl" else None
 
@@ -99,7 +89,9 @@ class VaPi:
         """Tokenise images, draw G sequences from each shared context, decode and score them."""
         index = tuple(batch.index.tolist())
         targets = self.backbone.tokenizer.encode(batch.images)
-        context = self._context(targets, step, index)
+        noise, kernel = self.config.noise, self.config.noise_kernel
+        address = (self.seed, "vapi-noise", step, index)
+        context = noisy_context(self.backbone, targets, noise, kernel, address)
         experience = Experience(batch.condition, context, targets, None, step, index)
         if not self.config.policy_weight:
             return api.Collected(experience, images=len(batch))
@@ -124,7 +116,7 @@ class VaPi:
             metrics=metrics,
             images=len(batch),
             sequences=rewards.numel(),
-            reward_calls=dict.fromkeys(self.reconstruction.cards.values(), rewards.numel()),
+            reward_calls=self.reconstruction.calls(rewards.numel()),
         )
 
     def loss(self, experience: object) -> api.Loss:
@@ -155,22 +147,6 @@ class VaPi:
             logits = self.backbone.logits(condition, context)
         draws = None if experience.draws is None else experience.draws.one_per_row(image)
         return self.objective(logits, targets, draws)
-
-    def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
-        """[B, T] clean tokens → [B, T-1] input; the condition is never noised, the targets stay clean."""
-        prefix = targets[:, :-1]
-        if not self.config.noise:
-            return prefix
-        shape = (2, prefix.shape[1])
-        uniforms = torch.from_numpy(randomness.uniforms(self.seed, "vapi-noise", step, index, shape))
-        return policy_gradient.corrupt(
-            prefix,
-            self.config.noise,
-            self.config.noise_kernel,
-            num_codes=self.backbone.tokenizer.num_codes,
-            flip_uniforms=uniforms[:, 0].to(prefix.device),
-            replacement_uniforms=uniforms[:, 1].to(prefix.device),
-        )
 
     def _draw(self, logits: Tensor, step: int, index: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """[B, T, V] logits → (tokens [B, G, T], mean entropy in nats)."""

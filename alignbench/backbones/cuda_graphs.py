@@ -29,17 +29,17 @@ WORTHWHILE = 12
 
 
 @dataclass
-class Places:
+class CachePosition:
     """Where in a cache of fixed length the next key goes, and which places may be attended; on the device."""
 
-    place: Tensor
+    index: Tensor
     """[1] int64."""
     visible: Tensor
     """[N or 1, 1, 1, L] bool."""
 
     @classmethod
-    def behind(cls, filled: int, length: int, hidden: Tensor | None, device: torch.device) -> Places:
-        """Continue after `filled` of `length` places.
+    def behind(cls, filled: int, length: int, hidden: Tensor | None, device: torch.device) -> CachePosition:
+        """Continue after `filled` of `length` positions.
 
         Args:
             filled: places that hold a key.
@@ -55,12 +55,12 @@ class Places:
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """Open the next place and return what to add to attention scores: 0 or -inf, [N or 1, 1, 1, L]."""
-        self.visible.index_fill_(3, self.place, True)
+        self.visible.index_fill_(3, self.index, True)
         return torch.zeros_like(self.visible, dtype=dtype).masked_fill_(~self.visible, -torch.inf)
 
     def advance(self) -> None:
         """Go on to the next place."""
-        self.place.add_(1)
+        self.index.add_(1)
 
     def keep(self, rows: int) -> None:
         """Forget all sequences but the first `rows`."""

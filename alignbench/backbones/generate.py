@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from alignbench.api import ClassLabels, Condition, Rollout, Sampling, TextFeatures
+from alignbench.api import Condition, Rollout, Sampling
 from alignbench.backbones.cuda_graphs import GraphedStep, graphed
 from alignbench.randomness import inverse_cdf
 
@@ -47,13 +47,6 @@ class CachedPolicy(Protocol):
     def step(self, tokens: Tensor, condition: Condition, cache: Any) -> Tensor:
         """Feed one token per sequence, [N]; returns logits of the next one, [N, V]."""
         ...
-
-
-@runtime_checkable
-class Joinable(Protocol):
-    """A condition that knows how to stand above another batch of its kind."""
-
-    def join(self, other: Any) -> Condition: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def sampled_logits(
     """
     context = tokens[:, :-1]
     if sampling.cfg_scale > 1.0:
-        both = policy(_stack(condition, null), torch.cat([context, context]))
+        both = policy(condition.join(null), torch.cat([context, context]))
         logits, without = both.chunk(2)
         guided = without + sampling.cfg_scale * (logits - without)
         if sampling.cfg_interval >= 0:
@@ -199,7 +192,7 @@ class _Decoder:
         self._position = 0
         self._guided = sampling.cfg_scale > 1.0
         self._last_guided = sampling.cfg_interval + 1 if sampling.cfg_interval >= 0 else count
-        self._condition = _stack(condition, gpt.null(condition)) if self._guided else condition
+        self._condition = condition.join(gpt.null(condition)) if self._guided else condition
         self._cache = gpt.cache_for(condition, count)
         self._steps = count - 1
         self._graphed: GraphedStep | None = None
@@ -233,18 +226,6 @@ class _Decoder:
             return
         for layer in self._cache:
             layer.keep(self._rows)
-
-
-def _stack(condition: Condition, null: Condition) -> Condition:
-    """Put the conditional rows before the null rows, LlamaGen's order."""
-    if isinstance(condition, ClassLabels) and isinstance(null, ClassLabels):
-        return ClassLabels(torch.cat([condition.ids, null.ids]))
-    if isinstance(condition, TextFeatures) and isinstance(null, TextFeatures):
-        features = torch.cat([condition.features.to(null.features.dtype), null.features])
-        return TextFeatures(features, torch.cat([condition.mask, null.mask]))
-    if isinstance(condition, Joinable) and type(condition) is type(null):
-        return condition.join(null)
-    raise TypeError(f"cannot guide {type(condition).__name__} with {type(null).__name__}")
 
 
 def _draw(filtered: Tensor, uniforms: Tensor, *, greedy: bool) -> Tensor:

@@ -123,11 +123,11 @@ def _unwrap(content: Any, path: Path, containers: Sequence[str]) -> dict[str, Te
                 return dict(content[key])
         if _is_state_dict(content):
             return dict(content)
-        found = f"its keys are {', '.join(map(str, list(content)[:LISTED]))}"
+        content_is = f"its keys are {', '.join(map(str, list(content)[:LISTED]))}"
     else:
-        found = f"it holds a {type(content).__name__}"
+        content_is = f"it holds a {type(content).__name__}"
     raise UserError(
-        f"{path} holds no weights: {found}",
+        f"{path} holds no weights: {content_is}",
         fix=f"expected a state dict, bare or under {', '.join(containers)}",
     )
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alignbench.api import PROMPT, Evaluator, ImageSet, Rows, prompt_key
+from alignbench.api import PROMPT, Evaluator, ImageSet, Prompt, Rows
 from alignbench.errors import RunFailed, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Stage
@@ -208,3 +208,9 @@ def _check(name: str, rows: Rows, images: int) -> None:
             raise RunFailed(f"evaluator {name!r}: column {column} has {len(values)} rows for {images} images")
     if not rows:
         raise RunFailed(f"evaluator {name!r} remembers nothing of an image")
+
+
+def prompt_key(prompt: Prompt) -> int:
+    """Return a number that is equal for equal prompts: images that share it are not independent."""
+    text = json.dumps([prompt.text, prompt.tag], ensure_ascii=False)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

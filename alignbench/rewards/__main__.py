@@ -25,17 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to bind; there is no authentication")
     parser.add_argument("--port", type=int, default=8731)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        resolved = resolve(given.reward, Registry.default())
+        resolved = resolve(options.reward, Registry.default())
         if resolved.spec.transforms or resolved.common["placement"] != "same":
             raise UserError(
                 "a server gives raw scores from where it runs",
                 fix="write transforms and placement at the client",
             )
-        reward = build_raw(resolved, torch.device(given.device))
-        server = serve(reward, given.host, given.port, name=resolved.name, options=resolved.options)
+        reward = build_raw(resolved, torch.device(options.device))
+        server = serve(reward, options.host, options.port, name=resolved.name, options=resolved.options)
     except (UserError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     host, port = server.server_address[:2]

@@ -101,7 +101,7 @@ def devices(placement: str, device: torch.device) -> tuple[torch.device, torch.d
 
 
 PLACING = ("placement", "timeout", "retries")
-"""Common options that `place` reads."""
+"""Common options that `build_placed` reads."""
 
 
 def build(
@@ -143,13 +143,13 @@ def build(
     shared = {} if shared is None else shared
     key = (resolved.name, *resolved.options.values(), *map(resolved.common.get, PLACING))
     if key not in shared:
-        shared[key] = place(resolved, device)
+        shared[key] = build_placed(resolved, device)
     placed = shared[key]
     is_distance = resolved.card.scope == "distance" and placed.device is not None
     return (BuiltDistance if is_distance else BuiltReward)(resolved, placed, names)
 
 
-def place(resolved: Resolved, device: torch.device) -> Placed:
+def build_placed(resolved: Resolved, device: torch.device) -> Placed:
     """Make the object that gives raw scores, where its placement says."""
     where = str(resolved.common["placement"])
     if is_remote(where):
@@ -193,7 +193,7 @@ class BuiltReward:
 
     @property
     def differentiable(self) -> bool:
-        """Whether scores carry gradients with respect to the images; weights on loan give none."""
+        """Whether scores carry gradients with respect to the images; offloaded weights give none."""
         return (
             self.resolved.card.differentiable
             and transforms.smooth(self.resolved.spec.transforms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,15 @@ def _pooled(features: Any) -> Tensor:
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
+class Embedder(Protocol):
+    """A model that puts pictures and texts into one space."""
+
+    model: Any
+
+    def embed_images(self, images: Tensor) -> Tensor: ...
+    def embed_texts(self, texts: Sequence[str]) -> Tensor: ...
+
+
 class TextMatch:
     """Cosine between picture and text, times the model's own scale if asked.
 
@@ -82,7 +91,7 @@ class TextMatch:
         scaled: multiply by the exponential of the model's learnt logit scale.
     """
 
-    def __init__(self, clip: Clip, *, scaled: bool) -> None:
+    def __init__(self, clip: Embedder, *, scaled: bool) -> None:
         self.clip, self.scaled = clip, scaled
 
     def to(self, device: torch.device) -> None:

@@ -50,13 +50,12 @@ def require_trunk(name: str) -> Path:
         UserError: the file is missing or damaged.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    place = shlex.quote(str(path))
-    fix = f"curl --create-dirs -fL -o {place} {TRUNK_URL}{name}"
+    fix = f"curl --create-dirs -fL -o {shlex.quote(str(path))} {TRUNK_URL}{name}"
     if not path.is_file():
         raise UserError(f"LPIPS needs {path}, which is not there", fix=fix)
-    found = file_sha256(path)
+    digest = file_sha256(path)
     wanted = path.stem.rpartition("-")[2]
-    if not found.startswith(wanted):
+    if not digest.startswith(wanted):
         size = path.stat().st_size
-        raise UserError(f"{path} is damaged: {size:,} bytes, sha256 {found[:8]}…, not {wanted}…", fix=fix)
+        raise UserError(f"{path} is damaged: {size:,} bytes, sha256 {digest[:8]}…, not {wanted}…", fix=fix)
     return path

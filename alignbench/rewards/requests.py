@@ -1,8 +1,9 @@
-"""Handling of score requests: taking rows, checking what a reward was given, the common part of distances."""
+"""Score requests: cutting them, checking what a reward was given, the common part of distances."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,34 +16,26 @@ RANGE = (-1.0, 2.0)
 as soon as one of their pixels is black."""
 
 
-def rows(request: api.ScoreRequest, part: slice) -> api.ScoreRequest:
-    """Return some images of a request with everything that belongs to them."""
-    return api.ScoreRequest(
-        images=request.images[part],
-        group=request.group[part],
-        labels=None if request.labels is None else request.labels[part],
-        texts=request.texts[part],
-        reference=None if request.reference is None else request.reference[part],
-        metadata={name: values[part] for name, values in request.metadata.items()},
-    )
-
-
 def split(request: api.ScoreRequest, size: int) -> Iterator[api.ScoreRequest]:
-    """Cut into consecutive pieces of at most `size` images."""
+    """Cut into consecutive pieces of at most `size` images, each with everything that belongs to it."""
     for start in range(0, len(request.images), size):
-        yield rows(request, slice(start, start + size))
+        rows = slice(start, start + size)
+        yield api.ScoreRequest(
+            images=request.images[rows],
+            group=request.group[rows],
+            labels=None if request.labels is None else request.labels[rows],
+            texts=request.texts[rows],
+            reference=None if request.reference is None else request.reference[rows],
+            metadata={name: values[rows] for name, values in request.metadata.items()},
+        )
 
 
 def move(request: api.ScoreRequest, device: torch.device) -> api.ScoreRequest:
     """Return the request with its tensors on a device."""
-    return api.ScoreRequest(
-        images=request.images.to(device),
-        group=request.group.to(device),
-        labels=None if request.labels is None else request.labels.to(device),
-        texts=request.texts,
-        reference=None if request.reference is None else request.reference.to(device),
-        metadata=request.metadata,
-    )
+    tensors: dict[str, Any] = {
+        key: value.to(device) for key, value in vars(request).items() if isinstance(value, Tensor)
+    }
+    return replace(request, **tensors)
 
 
 def check_images(name: str, what: str, images: Tensor) -> None:
@@ -72,7 +65,7 @@ def check(name: str, request: api.ScoreRequest) -> None:
         sizes["labels"] = len(request.labels)
     if request.texts:
         sizes["texts"] = len(request.texts)
-    wrong = [f"{len_} {key}" for key, len_ in sizes.items() if len_ != count]
+    wrong = [f"{size} {key}" for key, size in sizes.items() if size != count]
     if wrong:
         raise ValueError(f"reward {name}: {count} images came with {', '.join(wrong)}")
 

@@ -56,8 +56,8 @@ def levels(values: Tensor, *numbers: float) -> Tensor:
     edges, steps = list(numbers[1::2]), values.new_tensor(numbers[::2])
     if len(numbers) < 3 or len(numbers) % 2 == 0 or edges != sorted(set(edges)):
         raise ValueError("give level, edge, level, … with rising edges")
-    place = torch.bucketize(values.detach(), values.new_tensor(edges), right=True)
-    return steps[place].where(~values.isnan(), values)
+    level = torch.bucketize(values.detach(), values.new_tensor(edges), right=True)
+    return steps[level].where(~values.isnan(), values)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from alignbench.api import PROMPT, Evaluator, ImageBatch, Prompt, Reference, prompt_key
+from alignbench.api import PROMPT, Evaluator, ImageBatch, Prompt, Reference
 from alignbench.config.requirements import Requirements
 from alignbench.errors import out_of_memory_as
 from alignbench.evaluation.evaluate import build_evaluators
+from alignbench.evaluation.features import prompt_key
 from alignbench.progress import Progress
 from alignbench.randomness import generator
 from alignbench.registry.lookup import Registry

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignbench.api import Sampling
+from alignbench.backbones.base import unwrap
 from alignbench.backbones.generate import generate_steps
-from alignbench.backbones.janus.model import Janus, load, unwrap
+from alignbench.backbones.janus.model import Janus, load
 from alignbench.backbones.janus.policy import JanusPolicy
 from alignbench.backbones.janus.prompts import PromptTokens, template
 from alignbench.errors import UserError

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from alignbench.api import ClassLabels, Condition, Sampling, TextFeatures
 from alignbench.backbones import cuda_graphs, generate
+from alignbench.backbones.base import unwrap
 from alignbench.backbones.cuda_graphs import FixedPolicy
 from alignbench.backbones.generate import generate_steps
-from alignbench.backbones.janus.model import build, unwrap
+from alignbench.backbones.janus.model import build
 from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
 from tests.backbones.test_janus import CAPTIONS, logits_matter
 from tests.helpers import janus_toys
@@ -130,7 +131,7 @@ def test_graphs_are_for_cuda_and_for_policies_that_offer_them(monkeypatch: pytes
 
 def test_places_open_one_by_one_and_stay_hidden_where_padding_is() -> None:
     hidden = torch.tensor([[True, False], [False, False]])
-    places = cuda_graphs.Places.behind(3, 5, hidden, torch.device("cpu"))
+    places = cuda_graphs.CachePosition.behind(3, 5, hidden, torch.device("cpu"))
     bias = places.bias(torch.float32)
     assert bias.shape == (2, 1, 1, 5)
     assert (bias[:, 0, 0] == 0).tolist() == [[False, True, True, True, False], [True] * 4 + [False]]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from alignbench.api import Backbone, ClassLabels, Sampling, Tokenizer
-from alignbench.backbones.janus.model import Janus, build, unwrap
+from alignbench.backbones.base import unwrap
+from alignbench.backbones.janus.model import Janus, build
 from alignbench.backbones.janus.policy import JanusPolicy
 from alignbench.backbones.janus.prompts import PromptTokens
 from tests.helpers import janus_toys

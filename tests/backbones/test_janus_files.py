@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignbench.api import Sampling
-from alignbench.backbones.janus.model import Janus, build, load, unwrap
+from alignbench.backbones.base import unwrap
+from alignbench.backbones.janus.model import Janus, build, load
 from alignbench.backbones.janus.prompts import template
 from alignbench.errors import UserError
 from tests.helpers import janus_toys
@@ -95,8 +96,8 @@ def same(one: Janus, other: Janus) -> None:
         found = other.export()[role]
         assert state.keys() == found.keys()
         assert all(torch.equal(value, found[key]) for key, value in state.items()), role
-    assert one._rest.keys() == other._rest.keys()
-    assert all(torch.equal(value, other._rest[key]) for key, value in one._rest.items())
+    assert one.rest.keys() == other.rest.keys()
+    assert all(torch.equal(value, other.rest[key]) for key, value in one.rest.items())
 
 
 # --- forms ----------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignbench import api
-from alignbench.backbones.janus.model import Janus, build, unwrap
+from alignbench.backbones.base import unwrap
+from alignbench.backbones.janus.model import Janus, build
 from alignbench.backbones.janus.policy import Fidelity
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.testing import METHOD_CHECKS, Case

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from alignbench.api import Sampling
+from alignbench.backbones.base import unwrap
 from alignbench.backbones.generate import generate_steps
-from alignbench.backbones.janus.model import Janus, build, unwrap
+from alignbench.backbones.janus.model import Janus, build
 from alignbench.backbones.janus.policy import PARTS
 from alignbench.errors import UserError
 from tests.helpers import janus_toys

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from alignbench.api import Backbone, ClassLabels, Sampling
+from alignbench.backbones.base import unwrap
 from alignbench.backbones.llamagen.gpt import GPT, GPTConfig, ffn_hidden
-from alignbench.backbones.llamagen.model import LlamaGen, build, gpt_config, unwrap, vq_config
+from alignbench.backbones.llamagen.model import LlamaGen, build, gpt_config, vq_config
 from alignbench.backbones.llamagen.vq import VQConfig, VQModel
 from alignbench.backbones.text.captions import clean_caption, left_pad
 from alignbench.errors import UserError

@@ -16,7 +16,7 @@ from tests.helpers import method_checks
 REGISTRY = Registry.default()
 MODEL = "llamagen-tiny"
 METHODS = REGISTRY.names("methods")
-CHECKS = {check.__name__: check for check in (*testing.METHOD_CHECKS, *method_checks.METHOD_CHECKS)}
+CHECKS = {check.__name__: check for check in method_checks.METHOD_CHECKS}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -25,6 +25,14 @@ def test_contract(check: str, method: str, tmp_path: Path) -> None:
     if REGISTRY.model(MODEL).condition not in REGISTRY.method(method).conditions:
         pytest.skip(f"{method} does not train {MODEL}: another kind of condition")
     CHECKS[check](Case(REGISTRY, method, MODEL), tmp_path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_public_checks(method: str, tmp_path: Path) -> None:
+    if REGISTRY.model(MODEL).condition not in REGISTRY.method(method).conditions:
+        pytest.skip(f"{method} does not train {MODEL}: another kind of condition")
+    for check in testing.METHOD_CHECKS:
+        check(Case(REGISTRY, method, MODEL), tmp_path / check.__name__)
 
 
 def variants() -> list[tuple[str, str]]:
@@ -54,12 +62,8 @@ def test_the_card_tells_a_reader_what_it_is(method: str) -> None:
     for name, option in card.options.items():
         assert option.doc.endswith("."), f"option {name} has no sentence"
         assert len(option.choices) != 1 or option.choices == [option.default]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_embedded_model_has_a_recipe(method: str) -> None:
-    if REGISTRY.model(MODEL).condition in REGISTRY.method(method).conditions:
+    if REGISTRY.model(MODEL).condition in card.conditions:
         try:
-            assert REGISTRY.recipe_for(method, MODEL) is not None
+            assert REGISTRY.recipe_for(method, MODEL) is not None, "the embedded model has no recipe"
         except UserError as error:
             pytest.fail(str(error))

@@ -111,12 +111,18 @@ def test_the_card_is_complete(case: Case) -> None:
     assert all(option.kind is option.KEYWORD_ONLY for option in options)
 
 
-def test_scores_are_finite_float32_and_tell_images_apart(case: Case, reward: BuiltReward) -> None:
+def test_scores_are_finite_repeatable_and_tell_images_apart(case: Case, reward: BuiltReward) -> None:
     scores = reward.score(case.request())
     assert scores.values.shape == scores.valid.shape == (COUNT,)
     assert scores.values.dtype == torch.float32 and scores.valid.dtype == torch.bool
     assert scores.valid.all() and scores.values.isfinite().all()
     assert len(set(scores.values.tolist())) == COUNT
+    given = case.request()
+    before, state = given.images.clone(), torch.get_rng_state()
+    first, again = reward.score(given).values, reward.score(given).values
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), state), "torch's global generator was used"
+    assert torch.equal(given.images, before), "the images were changed"
 
 
 def test_an_image_has_the_same_score_alone_and_in_any_company(case: Case, reward: BuiltReward) -> None:
@@ -129,18 +135,7 @@ def test_an_image_has_the_same_score_alone_and_in_any_company(case: Case, reward
     assert close(case.build("batch=2").score(given).values, together)
 
 
-def test_scoring_again_is_the_same_and_touches_no_random_state_and_no_input(
-    case: Case, reward: BuiltReward
-) -> None:
-    given = case.request()
-    before, state = given.images.clone(), torch.get_rng_state()
-    first, again = reward.score(given).values, reward.score(given).values
-    assert torch.equal(first, again)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(given.images, before)
-
-
-def test_gradients_are_finite_and_not_zero_or_there_are_none(case: Case, reward: BuiltReward) -> None:
+def test_gradients_reach_the_images_alone_or_there_are_none(case: Case, reward: BuiltReward) -> None:
     given = case.request()
     images = given.images.requires_grad_()
     values = reward.score(replace(given, images=images)).values
@@ -151,12 +146,8 @@ def test_gradients_are_finite_and_not_zero_or_there_are_none(case: Case, reward:
         assert (gradient.flatten(start_dim=1).abs().amax(dim=1) > 0).all()
     with torch.no_grad():
         assert close(reward.score(given).values, values.detach())
-
-
-def test_nothing_inside_is_trainable(case: Case, reward: BuiltReward) -> None:
-    """No parameter reachable from the reward gets a gradient."""
-    given = case.request()
-    values = reward.score(replace(given, images=given.images.requires_grad_())).values
+    # No parameter reachable from the reward gets a gradient.
+    values = reward.score(replace(given, images=images)).values
     leaves, seen, todo = [], set(), [values.grad_fn]
     while todo:
         node: Any = todo.pop()
@@ -185,16 +176,13 @@ def test_a_failed_score_is_masked_and_its_neighbours_stay(case: Case, reward: Bu
     assert torch.equal(scores.values[scores.valid], expected.values[scores.valid])
 
 
-def test_what_it_needs_and_does_not_get_is_named(case: Case, reward: BuiltReward) -> None:
+def test_what_it_lacks_and_wrong_images_are_errors_naming_the_reward(case: Case, reward: BuiltReward) -> None:
     bare = api.ScoreRequest(images=case.request().images, group=torch.arange(COUNT))
     if case.card.needs or case.card.scope == "distance":
         with pytest.raises(UserError, match=f"reward '{case.name}'"):
             reward.score(bare)
     else:
         assert reward.score(bare).valid.all()
-
-
-def test_wrong_images_are_errors_naming_the_reward(case: Case, reward: BuiltReward) -> None:
     given = case.request()
     for wrong in (given.images.byte(), given.images.double(), given.images * 255, given.images[0]):
         with pytest.raises(ValueError, match=f"reward {case.name}: images"):

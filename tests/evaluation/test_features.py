@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.api import PROMPT, ImageBatch, Metric, Prompt, Rows, prompt_key
+from alignbench.api import PROMPT, ImageBatch, Metric, Prompt, Rows
 from alignbench.errors import RunFailed
-from alignbench.evaluation.features import FeatureStore, measure
+from alignbench.evaluation.features import FeatureStore, measure, prompt_key
 from alignbench.progress import Progress, Stage
 from tests.helpers.toys import Rank
 

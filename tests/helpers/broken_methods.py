@@ -20,7 +20,8 @@ class OwnGenerator(NextToken):
         super().__init__(config, **parts)
         self.generator = torch.Generator().manual_seed(self.seed)
 
-    def _context(self, prefix: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
+    def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
+        prefix = targets[:, :-1]
         noise = torch.randint(0, 128, prefix.shape, generator=self.generator)
         return torch.where(torch.rand(prefix.shape, generator=self.generator) < 0.5, noise, prefix)
 
@@ -28,15 +29,15 @@ class OwnGenerator(NextToken):
 class GlobalGenerator(NextToken):
     """Noise from numpy's global generator."""
 
-    def _context(self, prefix: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
-        return torch.from_numpy(np.random.randint(0, 128, prefix.shape))
+    def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
+        return torch.from_numpy(np.random.randint(0, 128, targets[:, 1:].shape))
 
 
 class PlaceInBatch(NextToken):
     """Noise addressed by the row of the micro-batch instead of the sample number."""
 
-    def _context(self, prefix: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
-        return super()._context(prefix, step, tuple(range(len(index))))
+    def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
+        return super()._context(targets, step, tuple(range(len(index))))
 
 
 class SumOverImages(NextToken):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,84 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignbench.api import Backbone, Batch, Collected, Method
-from alignbench.config.plan import Job
-from alignbench.data.dataset import ImageDataset
-from alignbench.data.stream import Stream
 from alignbench.progress import Progress
-from alignbench.testing import Case
-from alignbench.training import setup
+from alignbench.testing import IMAGES, STEP, Case, Outcome, Subject, take_step
 from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
 
-MethodCheck = Callable[[Case, Path], None]
-
-CPU = torch.device("cpu")
-IMAGES = 8
-STEP = 3
-"""Not 0, so that a method that forgets the step is caught."""
 TOLERANCE = 1e-6
 """Of a gradient or a loss in another order of summation, relative to the largest gradient or to 1."""
 ROUNDED = 1e-5
 """Of logged numbers, which may be differences of large ones."""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A method, freshly built, with the images of one step."""
-
-    job: Job
-    backbone: Backbone
-    method: Method
-    module: nn.Module
-    """What trains."""
-    dataset: ImageDataset
-
-    def batch(self, rank: int = 0, ranks: int = 1) -> Batch:
-        condition = setup.text_conditions(self.job.plan, self.backbone)
-        with Stream(
-            self.dataset, seed=0, images_per_step=IMAGES, workers=0, text_condition=condition
-        ) as stream:
-            return stream.batch(STEP, rank, ranks)
-
-
 def build(case: Case, folder: Path, *, global_seed: int = 0) -> Subject:
-    """Build model and method as `alignbench run` does, after setting every global generator."""
+    """Build a subject after setting every global generator."""
     torch.manual_seed(global_seed)
     np.random.seed(global_seed)
     random.seed(global_seed)
-    job = case.job(folder)
-    backbone = setup.build_model(job.plan, CPU)
-    method = setup.build_method(job, backbone, CPU)
-    module = setup.trained_module(backbone, method.updates)
-    return Subject(job, backbone, method, module, setup.open_training_data(job, Progress(quiet=True)))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step came to: sums over its images, divided by `IMAGES`."""
-
-    gradients: dict[str, Tensor]
-    numbers: dict[str, float]
-    """Loss and everything logged."""
-    collected: list[Collected]
-
-
-def step(subject: Subject, pieces: list[Batch]) -> Outcome:
-    """Collect all pieces, then add up the gradients of their losses, as the driver does."""
-    subject.module.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        collected = [subject.method.collect(piece, STEP) for piece in pieces]
-    numbers: Counter[str] = Counter()
-    for piece, part in zip(pieces, collected, strict=True):
-        loss = subject.method.loss(part.experience)
-        share = len(piece) / IMAGES
-        (loss.value * share).backward()  # type: ignore[no-untyped-call]
-        for name, value in {"loss": loss.value, **part.metrics, **loss.metrics}.items():
-            numbers[name] += float(value.detach()) * share
-    named = subject.module.named_parameters()
-    gradients = {name: value.grad.clone() for name, value in named if value.grad is not None}
-    return Outcome(gradients, dict(numbers), collected)
+    return Subject.build(case, folder)
 
 
 def require_equal(whole: Outcome, parts: list[Outcome], what: str) -> None:
@@ -115,21 +54,21 @@ def require_equal(whole: Outcome, parts: list[Outcome], what: str) -> None:
 def two_ranks_give_what_one_gives(case: Case, folder: Path) -> None:
     """Gradients and logged numbers of two half steps, each in a process of its own, add up to the whole."""
     subject = build(case, folder)
-    whole = step(subject, [subject.batch()])
+    whole = take_step(subject, [subject.batch()])
     ranks = []
     for rank in (0, 1):
         other = build(case, folder)
-        ranks.append(step(other, [other.batch(rank, 2)]))
+        ranks.append(take_step(other, [other.batch(rank, 2)]))
     require_equal(whole, ranks, "at two ranks")
 
 
 def micro_batches_change_nothing(case: Case, folder: Path) -> None:
     """Pieces of 3, 3 and 2 images give what all 8 give."""
     subject = build(case, folder)
-    whole = step(subject, [subject.batch()])
+    whole = take_step(subject, [subject.batch()])
     pieces = list(subject.batch().split(3))
     assert [len(piece) for piece in pieces] == [3, 3, 2]
-    require_equal(whole, [step(build(case, folder), pieces)], "in micro-batches of 3")
+    require_equal(whole, [take_step(build(case, folder), pieces)], "in micro-batches of 3")
 
 
 def repetition_gives_the_same_bits(case: Case, folder: Path) -> None:
@@ -137,7 +76,7 @@ def repetition_gives_the_same_bits(case: Case, folder: Path) -> None:
     outcomes = []
     for global_seed in (0, 1):
         subject = build(case, folder, global_seed=global_seed)
-        outcomes.append(step(subject, [subject.batch()]))
+        outcomes.append(take_step(subject, [subject.batch()]))
     first, again = outcomes
     assert first.numbers == again.numbers
     for name, value in first.gradients.items():
@@ -232,10 +171,7 @@ def _train(subject: Subject, folder: Path, *, steps: int) -> None:
     try:
         optimizer = torch.optim.AdamW(parameter_groups(subject.module, config.weight_decay), lr=config.lr)
         module, wrapped = parallel.wrap(subject.module, optimizer)
-        condition = setup.text_conditions(subject.job.plan, subject.backbone)
-        with Stream(
-            subject.dataset, seed=0, images_per_step=IMAGES, workers=0, text_condition=condition
-        ) as stream:
+        with subject.stream() as stream:
             Driver(
                 config,
                 method=subject.method,

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from alignbench import api, randomness
+from alignbench.backbones.base import unwrap
 from alignbench.backbones.generate import filter_logits
-from alignbench.backbones.llamagen.model import LlamaGen, build, unwrap
+from alignbench.backbones.llamagen.model import LlamaGen, build
 from alignbench.errors import UserError
 from alignbench.methods.ar_grpo import ArGrpo, Experience
-from alignbench.methods.image_rewards import describe, parse_terms
+from alignbench.methods.image_rewards import describe
 from alignbench.registry.lookup import Registry
-from alignbench.registry.reward_spec import resolve
+from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.rewards import transforms
 
 ROOT = Path(__file__).parents[2]

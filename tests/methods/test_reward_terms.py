@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from alignbench.errors import UserError
-from alignbench.methods.image_rewards import combine_normalised, combine_raw, parse_terms
-from alignbench.registry.reward_spec import Spec, parse_spec
+from alignbench.methods.image_rewards import combine_normalised, combine_raw
+from alignbench.registry.reward_spec import Spec, parse_spec, parse_terms
 
 NAN = float("nan")
 

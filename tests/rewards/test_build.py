@@ -281,23 +281,6 @@ def test_the_documentation_says_what_the_card_says(name: str) -> None:
     )
 
 
-def test_the_documented_example_works_as_it_is(tmp_path: Path) -> None:
-    blocks = documentation().split("```")
-    card = next(block.removeprefix("toml\n") for block in blocks if block.startswith("toml"))
-    code = next(block.removeprefix("python\n") for block in blocks if block.startswith("python"))
-    place = tmp_path / "registry" / "rewards"
-    place.mkdir(parents=True)
-    (place / "sharpness.toml").write_text(card.replace("my_package.sharpness", "documented_sharpness"))
-    (tmp_path / "documented_sharpness.py").write_text(f"import torch\nfrom alignbench import api\n{code}")
-    cards = Registry([("built-in", BUILT_IN), ("documentation", tmp_path / "registry")])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(tmp_path)
-        reward = built("sharpness(power=2)|scale(3)", cards)
-    images = request().images
-    expected = 3 * (images[..., 1:] - images[..., :-1]).square().mean(dim=(1, 2, 3))
-    assert torch.allclose(reward.score(request()).values, expected)
-
-
 def test_every_transform_and_common_option_is_documented() -> None:
     text = documentation()
     missing = [name for name in TRANSFORMS if f"`{name}" not in text]

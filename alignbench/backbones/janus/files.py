@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignbench.backbones.janus.keys import Parts, put_together, take_apart
-from alignbench.backbones.janus.prompts import FILE as PROMPT_FILE
+from alignbench.backbones.janus.prompts import PROMPT_FILE
 from alignbench.backbones.weights import read_state_dict
 from alignbench.errors import UserError, missing_packages
 from alignbench.registry.schema import ModelCard

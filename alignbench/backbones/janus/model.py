@@ -1,21 +1,19 @@
 """Janus-Pro's image generator (arXiv:2501.17811) as an `api.Backbone`, over the networks of transformers.
 
-See `janus_policy` for the logits, `janus_tokenizer` for codes and pixels, `janus_prompts` for the text side.
+See `policy` for the logits, `tokenizer` for codes and pixels, `prompts` for the text side.
 transformers is imported when a model is built, not before: it is an optional dependency.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from alignbench.api import Condition, Rollout, Sampling
-from alignbench.backbones.generate import generate, sampled_logits
+from alignbench.backbones.base import CachedBackbone, unwrap
 from alignbench.backbones.janus.files import (
     SHARD_SIZE,
     config_of,
@@ -27,8 +25,13 @@ from alignbench.backbones.janus.files import (
 )
 from alignbench.backbones.janus.keys import Parts
 from alignbench.backbones.janus.policy import PARTS, Fidelity, JanusPolicy
-from alignbench.backbones.janus.prompts import FILE as PROMPT_FILE
-from alignbench.backbones.janus.prompts import PromptTokenizer, PromptTokens, read_prompt_tokenizer, stand_in
+from alignbench.backbones.janus.prompts import (
+    PROMPT_FILE,
+    PromptTokenizer,
+    PromptTokens,
+    read_prompt_tokenizer,
+    stand_in,
+)
 from alignbench.backbones.janus.tokenizer import JanusTokenizer
 from alignbench.backbones.weights import load_strict
 from alignbench.errors import UserError
@@ -38,69 +41,28 @@ from alignbench.registry.schema import ModelCard
 DEFAULT_TRAINS = tuple(PARTS)
 
 
-class Janus:
-    """A policy over the codes of a frozen tokenizer, driven by prompts; implements `api.Backbone`.
+class Janus(CachedBackbone):
+    """A `JanusPolicy` over the codes of a frozen tokenizer, driven by prompts; implements `api.Backbone`.
 
     Args:
         config: the `JanusConfig` of both.
         tokenizer: pixels to codes and back.
         policy: the networks that generate images.
         prompts: captions to token ids.
-        rest: tensors of the parts that only understanding needs, kept for `save`; may be empty.
     """
 
     def __init__(
-        self,
-        config: Any,
-        tokenizer: JanusTokenizer,
-        policy: JanusPolicy,
-        prompts: PromptTokenizer,
-        rest: Mapping[str, Tensor],
+        self, config: Any, tokenizer: JanusTokenizer, policy: JanusPolicy, prompts: PromptTokenizer
     ) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.policy: nn.Module = policy
-        """A `JanusPolicy`, or a wrapper around one that the driver puts here."""
-        self.prompts = prompts
-        self._rest = dict(rest)
         side = int(config.vq_config.num_patches)
-        self.grid = (side, side)
-        self.num_tokens = policy.num_tokens
-        self.image_size = side * tokenizer.downsample
-
-    def logits(self, condition: Condition, context: Tensor) -> Tensor:
-        """See `api.Backbone.logits`."""
-        out: Tensor = self.policy(condition, context)
-        return out
-
-    def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
-        """See `api.Backbone.generate`; conditional rows before unconditional ones, in one static cache."""
-        return generate(unwrap(self.policy), condition, uniforms, sampling)
-
-    def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
-        """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].
-
-        After guidance, temperature and filters; see `generate.sampled_logits`.
-        """
-        null = unwrap(self.policy).null(condition)
-        return sampled_logits(self.policy, condition, null, tokens, sampling)
+        super().__init__(tokenizer, policy, (side, side))
+        self.config, self.prompts = config, prompts
+        self.rest: Mapping[str, Tensor] = {}
+        """Tensors of the parts that only understanding needs, kept for `save`; may be empty."""
 
     def text_condition(self, texts: Sequence[str]) -> PromptTokens:
         """See `api.Backbone.text_condition`; padding to the longest changes no row's logits."""
         return self.prompts.encode(texts).to(next(self.policy.parameters()).device)
-
-    def recompute(self, enabled: bool) -> None:
-        """See `api.Backbone.recompute`."""
-        unwrap(self.policy).recompute = enabled
-
-    def reference(self) -> Janus:
-        """See `api.Backbone.reference`."""
-        twin = copy.deepcopy(unwrap(self.policy)).eval().requires_grad_(False)
-        return Janus(self.config, self.tokenizer, twin, self.prompts, self._rest)
-
-    def export(self) -> dict[str, dict[str, Tensor]]:
-        """Return {role: state dict} under transformers' key names: detached views, not copies."""
-        return {"policy": unwrap(self.policy).state_dict(), "tokenizer": self.tokenizer.state_dict()}
 
     def save(self, folder: Path, *, shard_size: str = SHARD_SIZE) -> None:
         """Write the whole model in the hub's form, prompt tokenizer included.
@@ -110,16 +72,9 @@ class Janus:
         """
         folder.mkdir(parents=True, exist_ok=True)
         state = self.export()
-        parts = Parts(state["policy"], state["tokenizer"], self._rest)
+        parts = Parts(state["policy"], state["tokenizer"], dict(self.rest))
         write_hub_form(folder, self.config, parts, shard_size=shard_size)
         self.prompts.save(folder)
-
-
-def unwrap(module: nn.Module) -> JanusPolicy:
-    """Return the policy inside a wrapper that keeps it as `.module`."""
-    while not isinstance(module, JanusPolicy):
-        module = cast(nn.Module, module.module)
-    return module
 
 
 def build(
@@ -153,17 +108,15 @@ def build(
     """
     require_transformers()
     prompts = stand_in() if files is None else read_prompt_tokenizer(prompt_file(files))
-    config = config_of(card)
-    policy, tokenizer = _networks(config, prompts, device, dtype, fidelity, trains)
-    rest: Mapping[str, Tensor] = {}
+    model = _networks(config_of(card), prompts, device, dtype, fidelity, trains)
     if files is not None:
-        rest = _load(policy, tokenizer, files)
+        _load(model, files)
     elif torch.device(device).type != "meta":
         with torch_seed(torch.device(device), seed, "init/policy"):
-            policy.initialise()
+            unwrap(model.policy).initialise()
         with torch_seed(torch.device(device), seed, "init/tokenizer"):
-            tokenizer.initialise()
-    return Janus(config, tokenizer.eval().requires_grad_(False), policy.eval(), prompts, rest)
+            model.tokenizer.initialise()
+    return model
 
 
 def load(
@@ -188,10 +141,9 @@ def load(
     """
     require_transformers()
     prompts = read_prompt_tokenizer(folder / PROMPT_FILE)
-    config = read_config(folder)
-    policy, tokenizer = _networks(config, prompts, device, dtype, fidelity, trains)
-    rest = _load(policy, tokenizer, {"policy": folder})
-    return Janus(config, tokenizer.eval().requires_grad_(False), policy.eval(), prompts, rest)
+    model = _networks(read_config(folder), prompts, device, dtype, fidelity, trains)
+    _load(model, {"policy": folder})
+    return model
 
 
 def _networks(
@@ -201,8 +153,8 @@ def _networks(
     dtype: torch.dtype,
     fidelity: Fidelity,
     trains: str | Sequence[str],
-) -> tuple[JanusPolicy, JanusTokenizer]:
-    """Return empty networks on a device."""
+) -> Janus:
+    """Return a model on a device whose networks are still empty."""
     from transformers.models.janus.modeling_janus import JanusVQVAE
 
     vocabulary = config.text_config.vocab_size
@@ -214,16 +166,17 @@ def _networks(
     with torch.device("meta"):
         policy = JanusPolicy(config, pad=prompts.pad, fidelity=fidelity, trains=trains).to(dtype)
         tokenizer = JanusTokenizer(JanusVQVAE(config.vq_config)).float()
-    return policy.to_empty(device=device), tokenizer.to_empty(device=device)
+    tokenizer = tokenizer.to_empty(device=device).eval().requires_grad_(False)
+    return Janus(config, tokenizer, policy.to_empty(device=device).eval(), prompts)
 
 
-def _load(policy: JanusPolicy, tokenizer: JanusTokenizer, files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """Fill the networks; returns the tensors that only understanding needs, as they are on disk."""
+def _load(model: Janus, files: Mapping[str, Path]) -> None:
+    """Fill the networks; the tensors that only understanding needs are kept as they are on disk."""
     if "policy" not in files:
         raise UserError("no weights file for policy", fix="--set model.policy=PATH")
     parts = read_parts(path for role, path in files.items() if role.partition(".")[0] == "policy")
     own = [path for role, path in files.items() if role.partition(".")[0] == "tokenizer"]
     codes = read_parts(own).tokenizer if own else parts.tokenizer
-    load_strict(policy, parts.policy, name=str(files["policy"]))
-    load_strict(tokenizer, codes, name=str(own[0] if own else files["policy"]))
-    return parts.rest
+    load_strict(model.policy, parts.policy, name=str(files["policy"]))
+    load_strict(model.tokenizer, codes, name=str(own[0] if own else files["policy"]))
+    model.rest = parts.rest

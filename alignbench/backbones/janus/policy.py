@@ -11,7 +11,6 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignbench.api import Condition
-from alignbench.backbones.cuda_graphs import Places
+from alignbench.backbones.cuda_graphs import CachePosition
+from alignbench.backbones.janus.cache import FixedPrompts, PromptCache
 from alignbench.backbones.janus.prompts import PromptTokens
 from alignbench.backbones.llamagen.transformer import at_least_float32
 from alignbench.errors import UserError, suggest
@@ -38,40 +38,6 @@ PARTS = {
     "head": ("generation_head.",),
 }
 """{part that can be trained or left alone: prefixes of its keys}."""
-
-
-class PromptCache:
-    """Keys and values of prompts and the image tokens behind them, allocated once at full length."""
-
-    def __init__(self, config: Any, length: int) -> None:
-        from transformers import StaticCache
-
-        self.states = StaticCache(config=config, max_cache_len=length)
-        self.length = length
-        self.fed = 0
-        """Image tokens in it."""
-
-    def keep(self, rows: int) -> None:
-        """Forget all sequences but the first `rows`."""
-        layers: list[Any] = list(self.states.layers)
-        for layer in layers:
-            layer.keys, layer.values = layer.keys[:rows], layer.values[:rows]
-
-
-@dataclass
-class FixedPrompts:
-    """The cache at fixed shapes."""
-
-    cache: PromptCache
-    places: Places
-    positions: Tensor
-    """[N, 1] int64 of the next token."""
-
-    def keep(self, rows: int) -> None:
-        """Forget all sequences but the first `rows`."""
-        self.cache.keep(rows)
-        self.places.keep(rows)
-        self.positions = self.positions[:rows]
 
 
 class JanusPolicy(nn.Module):
@@ -258,19 +224,19 @@ class JanusPolicy(nn.Module):
         return self._advance(self._embed_image(tokens[:, None]), mask, positions, cache[0])
 
     def fix(self, condition: Condition, cache: Sequence[PromptCache]) -> FixedPrompts:
-        """See `graphs.FixedPolicy`; transformers' static cache keeps its place on the device by itself."""
+        """See `cuda_graphs.FixedPolicy`; transformers' static cache keeps its own place on the device."""
         prompts, (filled,) = _prompts(condition), cache
         used = prompts.ids.shape[1] + filled.fed
-        places = Places.behind(used, filled.length, ~prompts.mask, prompts.ids.device)
+        position = CachePosition.behind(used, filled.length, ~prompts.mask, prompts.ids.device)
         positions = prompts.mask.sum(dim=1, keepdim=True) + filled.fed
-        return FixedPrompts(filled, places, positions)
+        return FixedPrompts(filled, position, positions)
 
     def fixed_step(self, tokens: Tensor, state: FixedPrompts) -> Tensor:
-        """See `graphs.FixedPolicy`."""
+        """See `cuda_graphs.FixedPolicy`."""
         embedded = self._embed_image(tokens[:, None])
-        bias = state.places.bias(embedded.dtype)
+        bias = state.position.bias(embedded.dtype)
         logits = self._advance(embedded, bias, state.positions, state.cache)
-        state.places.advance()
+        state.position.advance()
         state.positions.add_(1)
         return logits
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from alignbench.api import Condition
 from alignbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ USER = "<|User|>"
 ASSISTANT = "<|Assistant|>"
 SPECIAL = (BOS, EOS, PAD, BEGIN_IMAGE, END_IMAGE, PLACEHOLDER, USER, ASSISTANT)
 
-FILE = "tokenizer.json"
+PROMPT_FILE = "tokenizer.json"
 GENERATION = "generation_config.json"
 COMPANIONS = (
     "tokenizer_config.json",
@@ -47,8 +48,8 @@ PROBE = "two red cubes"
 
 
 @dataclass(frozen=True)
-class PromptTokens:
-    """Prompts as token ids; an `api.Condition`."""
+class PromptTokens(Condition):
+    """Prompts as token ids."""
 
     ids: Tensor
     """[B, S] int64; padding on the left, begin-of-image last."""
@@ -56,25 +57,6 @@ class PromptTokens:
     """[B, S] bool, False on the padding."""
     texts: tuple[str, ...] = ()
     """The captions as they came, [B]; may be empty."""
-
-    def __len__(self) -> int:
-        return self.ids.shape[0]
-
-    def select(self, rows: slice) -> PromptTokens:
-        return PromptTokens(self.ids[rows], self.mask[rows], self.texts[rows])
-
-    def repeat(self, times: int) -> PromptTokens:
-        texts = tuple(text for text in self.texts for _ in range(times))
-        ids, mask = (part.repeat_interleave(times, dim=0) for part in (self.ids, self.mask))
-        return PromptTokens(ids, mask, texts)
-
-    def to(self, device: torch.device) -> PromptTokens:
-        return PromptTokens(self.ids.to(device), self.mask.to(device), self.texts)
-
-    def join(self, other: PromptTokens) -> PromptTokens:
-        """Put the rows of another batch of the same width below these."""
-        ids, mask = torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask])
-        return PromptTokens(ids, mask, self.texts + other.texts)
 
     def null(self, pad: int) -> PromptTokens:
         """Replace all between begin-of-sentence and begin-of-image by padding that is attended to.
@@ -139,7 +121,7 @@ class PromptTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer, the processor's files where it came with some, and defaults of generation."""
-        self._tokenizer.save(str(folder / FILE))
+        self._tokenizer.save(str(folder / PROMPT_FILE))
         for name in COMPANIONS if self._folder else ():
             source = Path(self._folder or "", name)
             if source.is_file() and source.parent != folder:
@@ -159,7 +141,7 @@ class PromptTokenizer:
         if found is None:
             raise UserError(
                 f"{self._folder or 'the tokenizer'} has no token {text}",
-                fix=f"take {FILE} from the repository of the weights",
+                fix=f"take {PROMPT_FILE} from the repository of the weights",
             )
         return int(found)
 
@@ -169,7 +151,7 @@ class PromptTokenizer:
         if PROBE not in back or ids[-1] != self.begin_image or ids.count(self.begin_image) != 1:
             raise UserError(
                 f"{self._folder or 'the tokenizer'} turns {template(PROBE)!r} into {back!r}",
-                fix=f"its {FILE} belongs to another model or was converted badly",
+                fix=f"its {PROMPT_FILE} belongs to another model or was converted badly",
             )
 
 
@@ -187,7 +169,7 @@ def read_prompt_tokenizer(path: Path) -> PromptTokenizer:
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: prompts cannot be read",
-            fix=f"copy the model's {FILE} beside its weights",
+            fix=f"copy the model's {PROMPT_FILE} beside its weights",
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))

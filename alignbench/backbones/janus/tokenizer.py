@@ -7,21 +7,17 @@ released quantiser compares directions: it gives other codes unless all rows hav
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignbench.backbones.llamagen.transformer import at_least_float32
-from alignbench.backbones.llamagen.vq import PixelDecoder
-from alignbench.nets.precision import full_precision
-
-if TYPE_CHECKING:
-    from alignbench.backbones.llamagen.vq_layers import Decoder
+from alignbench.backbones.llamagen.vq import ConvTokenizer
 
 
-class JanusTokenizer(nn.Module):
+class JanusTokenizer(ConvTokenizer):
     """An `api.Tokenizer` under the keys of `JanusVQVAE`; always computed in float32 or better.
 
     Args:
@@ -34,11 +30,11 @@ class JanusTokenizer(nn.Module):
         self.num_codes = int(config.num_embeddings)
         self.code_dim = int(config.embed_dim)
         self.downsample = 2 ** (len(config.channel_multiplier) - 1)
-        self.encoder: nn.Module = vqmodel.encoder
-        self.decoder: nn.Module = vqmodel.decoder
+        self.encoder = vqmodel.encoder
+        self.decoder = vqmodel.decoder
         self.quantize: nn.Module = vqmodel.quantize
-        self.quant_conv: nn.Conv2d = vqmodel.quant_conv
-        self.post_quant_conv: nn.Conv2d = vqmodel.post_quant_conv
+        self.quant_conv = vqmodel.quant_conv
+        self.post_quant_conv = vqmodel.post_quant_conv
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -48,15 +44,6 @@ class JanusTokenizer(nn.Module):
                 module.reset_parameters()
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_()
-
-    def trainable_decoder(self) -> PixelDecoder:
-        """Return what tokenizer-decoder post-training updates; it shares this model's parameters."""
-        return PixelDecoder(self.post_quant_conv, cast("Decoder", self.decoder))
-
-    def latent(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] → [B, D, h, w], not normalised; sides are multiples of `downsample`."""
-        out: Tensor = self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype)))
-        return out
 
     def codebook(self) -> Tensor:
         """[K, D] float32 rows of unit length, as the decoder sees them."""
@@ -76,16 +63,6 @@ class JanusTokenizer(nn.Module):
             straight = z + (F.embedding(tokens, codes) - z).detach()
         return straight.permute(0, 3, 1, 2), tokens.flatten(1)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] → [B, h·w] int64 codes, raster order."""
-        with full_precision():  # TF32 gives some codes another value
-            return self.quantise(self.latent(images))[1]
-
-    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[N, h·w] codes on a (h, w) grid → [N, 3, H, W] float32, about [-1, 1], not clamped."""
-        return self.decode_embeddings(F.embedding(tokens, self.codebook()), grid)
-
-    def decode_embeddings(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[N, h·w, D] code vectors → [N, 3, H, W]; differentiable with respect to its input."""
-        out: Tensor = self.trainable_decoder()(embeddings.transpose(1, 2).unflatten(-1, grid))
-        return out
+    def tokens_of(self, latent: Tensor) -> Tensor:
+        """See `ConvTokenizer.tokens_of`."""
+        return self.quantise(latent)[1]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignbench.api import ClassLabels, Condition, TextFeatures
-from alignbench.backbones.cuda_graphs import Places
+from alignbench.backbones.cuda_graphs import CachePosition
 from alignbench.backbones.llamagen.transformer import (
     Block,
     FixedLayer,
@@ -113,13 +113,13 @@ class FixedCache:
     """The cache of all layers at fixed shapes."""
 
     layers: list[FixedLayer]
-    places: Places
+    position: CachePosition
 
     def keep(self, rows: int) -> None:
         """Forget all but the first `rows` sequences."""
         for layer in self.layers:
             layer.keep(rows)
-        self.places.keep(rows)
+        self.position.keep(rows)
 
 
 class GPT(nn.Module):
@@ -222,20 +222,20 @@ class GPT(nn.Module):
         return self._advance(self.tok_embeddings(tokens[:, None]), mask, cache)
 
     def fix(self, condition: Condition, cache: list[LayerCache]) -> FixedCache:
-        """See `graphs.FixedPolicy`."""
+        """See `cuda_graphs.FixedPolicy`."""
         hidden = ~condition.mask if isinstance(condition, TextFeatures) else None
         device = next(self.parameters()).device
-        places = Places.behind(cache[0].length, cache[0].capacity, hidden, device)
-        return FixedCache([layer.fixed(places) for layer in cache], places)
+        position = CachePosition.behind(cache[0].length, cache[0].capacity, hidden, device)
+        return FixedCache([layer.fixed(position) for layer in cache], position)
 
     def fixed_step(self, tokens: Tensor, state: FixedCache) -> Tensor:
-        """See `graphs.FixedPolicy`."""
+        """See `cuda_graphs.FixedPolicy`."""
         x = self.tok_embeddings(tokens[:, None])
-        table = self._rope(x.device).index_select(0, state.places.place)
-        bias = state.places.bias(x.dtype)
+        table = self._rope(x.device).index_select(0, state.position.index)
+        bias = state.position.bias(x.dtype)
         for block, layer in zip(self.layers, state.layers, strict=True):
             x = block(x, table, bias, layer)
-        state.places.advance()
+        state.position.advance()
         return self._score(x[:, -1])
 
     def _advance(self, x: Tensor, mask: Tensor | None, cache: list[LayerCache]) -> Tensor:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from alignbench.api import Condition, Rollout, Sampling, TextEncoder
-from alignbench.backbones.generate import generate, sampled_logits
+from alignbench.api import Condition, TextEncoder
+from alignbench.backbones.base import CachedBackbone, unwrap
 from alignbench.backbones.llamagen.gpt import GPT, INIT_STD, GPTConfig
 from alignbench.backbones.llamagen.vq import VQConfig, VQModel
 from alignbench.backbones.weights import load_strict, read_state_dict
@@ -25,8 +23,8 @@ ROLES = ("policy", "tokenizer")
 USAGE_KEY = "quantize.codebook_used"
 
 
-class LlamaGen:
-    """A policy over the codes of a frozen tokenizer; implements `api.Backbone`.
+class LlamaGen(CachedBackbone):
+    """A `GPT` over the codes of a frozen `VQModel`; implements `api.Backbone`.
 
     Args:
         tokenizer: pixels to codes and back.
@@ -35,31 +33,8 @@ class LlamaGen:
     """
 
     def __init__(self, tokenizer: VQModel, policy: GPT, encoder: TextEncoder | None = None) -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, policy, policy.config.grid)
         self.encoder = encoder
-        self.policy: nn.Module = policy
-        """A `GPT`, or a wrapper around one that the driver puts here."""
-        self.grid = policy.config.grid
-        self.num_tokens = policy.config.num_tokens
-        # Square for every card; of a non-square grid this is the height.
-        self.image_size = self.grid[0] * tokenizer.downsample
-
-    def logits(self, condition: Condition, context: Tensor) -> Tensor:
-        """See `api.Backbone.logits`."""
-        out: Tensor = self.policy(condition, context)
-        return out
-
-    def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
-        """See `api.Backbone.generate`."""
-        return generate(unwrap(self.policy), condition, uniforms, sampling)
-
-    def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
-        """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].
-
-        After guidance, temperature and filters; see `generate.sampled_logits`.
-        """
-        null = unwrap(self.policy).null(condition)
-        return sampled_logits(self.policy, condition, null, tokens, sampling)
 
     def text_condition(self, texts: Sequence[str]) -> Condition:
         """See `api.Backbone.text_condition`."""
@@ -75,19 +50,6 @@ class LlamaGen:
             )
         return self.encoder.encode(texts)
 
-    def recompute(self, enabled: bool) -> None:
-        """See `api.Backbone.recompute`."""
-        unwrap(self.policy).recompute = enabled
-
-    def reference(self) -> LlamaGen:
-        """See `api.Backbone.reference`."""
-        twin = copy.deepcopy(unwrap(self.policy)).eval().requires_grad_(False)
-        return LlamaGen(self.tokenizer, twin, self.encoder)
-
-    def export(self) -> dict[str, dict[str, Tensor]]:
-        """Return {role: state dict} under the official key names: detached views, not copies."""
-        return {"policy": unwrap(self.policy).state_dict(), "tokenizer": self.tokenizer.state_dict()}
-
     def save(self, folder: Path) -> dict[str, Path]:
         """Write one safetensors file a role into a folder and return {role: file}."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,13 +58,6 @@ class LlamaGen:
             paths[role] = folder / f"{role}.safetensors"
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, paths[role])
         return paths
-
-
-def unwrap(module: nn.Module) -> GPT:
-    """Return the GPT inside DistributedDataParallel or another wrapper that keeps it as `.module`."""
-    while not isinstance(module, GPT):
-        module = cast(nn.Module, module.module)
-    return module
 
 
 def gpt_config(card: ModelCard, *, image_size: int | None = None) -> GPTConfig:

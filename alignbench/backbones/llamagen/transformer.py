@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignbench.backbones.cuda_graphs import Places
+from alignbench.backbones.cuda_graphs import CachePosition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,24 +129,24 @@ class LayerCache:
         if self._keys is not None and self._values is not None:
             self._keys, self._values = self._keys[:rows], self._values[:rows]
 
-    def fixed(self, places: Places) -> FixedLayer:
+    def fixed(self, position: CachePosition) -> FixedLayer:
         """Return the same memory as a cache that is written at a place on the device."""
         assert self._keys is not None and self._values is not None
         for states in (self._keys, self._values):
             states[:, :, self.length :] = 0  # never attended, but 0 · NaN would be NaN
-        return FixedLayer(self._keys, self._values, places)
+        return FixedLayer(self._keys, self._values, position)
 
 
 class FixedLayer:
-    """Keys and values of one layer, always all of them; see `graphs`."""
+    """Keys and values of one layer, always all of them; see `cuda_graphs`."""
 
-    def __init__(self, keys: Tensor, values: Tensor, places: Places) -> None:
-        self._keys, self._values, self._places = keys, values, places
+    def __init__(self, keys: Tensor, values: Tensor, position: CachePosition) -> None:
+        self._keys, self._values, self._position = keys, values, position
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [N, H, 1, D] at the present place and return everything, [N, H, L, D]."""
-        self._keys.index_copy_(2, self._places.place, keys)
-        self._values.index_copy_(2, self._places.place, values)
+        self._keys.index_copy_(2, self._position.index, keys)
+        self._values.index_copy_(2, self._position.index, values)
         return self._keys, self._values
 
     def keep(self, rows: int) -> None:

@@ -119,7 +119,7 @@ def _squared_distance(points: Tensor, codes: Tensor) -> Tensor:
 class PixelDecoder(nn.Module):
     """What turns code vectors into pixels, as one module: [N, D, h, w] → [N, 3, H, W] float32."""
 
-    def __init__(self, post_quant_conv: nn.Conv2d, decoder: Decoder) -> None:
+    def __init__(self, post_quant_conv: nn.Conv2d, decoder: nn.Module) -> None:
         super().__init__()
         self.post_quant_conv = post_quant_conv
         self.decoder = decoder
@@ -129,7 +129,57 @@ class PixelDecoder(nn.Module):
         return at_least_float32(self.decoder(hidden))
 
 
-class VQModel(nn.Module):
+class ConvTokenizer(nn.Module):
+    """What VQ tokenizers with convolutional networks have in common: an `api.Tokenizer` but for the codes."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    quant_conv: nn.Conv2d
+    post_quant_conv: nn.Conv2d
+
+    def codebook(self) -> Tensor:
+        """[K, D] float32 rows as the decoder sees them."""
+        raise NotImplementedError
+
+    def tokens_of(self, latent: Tensor) -> Tensor:
+        """[B, D, h, w] → [B, h·w] int64."""
+        raise NotImplementedError
+
+    def trainable_decoder(self) -> PixelDecoder:
+        """Return what tokenizer-decoder post-training updates; it shares this model's parameters."""
+        return PixelDecoder(self.post_quant_conv, self.decoder)
+
+    def latent(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] → [B, D, h, w], not normalised; sides are multiples of `downsample`."""
+        out: Tensor = self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype)))
+        return out
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] → [B, h·w] int64 codes, raster order."""
+        with full_precision():  # TF32 gives some codes another value
+            return self.tokens_of(self.latent(images))
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[N, h·w] codes on a (h, w) grid → [N, 3, H, W] float32, about [-1, 1], not clamped."""
+        return self.decode_embeddings(F.embedding(tokens, self.codebook()), grid)
+
+    def decode_embeddings(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[N, h·w, D] code vectors → [N, 3, H, W]; differentiable with respect to its input."""
+        return self.decode_map(embeddings.transpose(1, 2).unflatten(-1, grid))
+
+    def decode_map(self, embeddings: Tensor) -> Tensor:
+        """[N, D, h, w] code vectors → [N, 3, H, W]."""
+        out: Tensor = self.trainable_decoder()(embeddings)
+        return out
+
+    def initialise(self) -> None:
+        """Draw fresh convolutions and norms from torch's generator, by its own defaults."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.GroupNorm):
+                module.reset_parameters()
+
+
+class VQModel(ConvTokenizer):
     """The tokenizer; implements `api.Tokenizer`."""
 
     def __init__(self, config: VQConfig) -> None:
@@ -145,44 +195,18 @@ class VQModel(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
 
     def initialise(self) -> None:
-        """Draw fresh weights from torch's generator: its default convolutions and norms, a new codebook."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.GroupNorm):
-                module.reset_parameters()
+        """Draw fresh weights from torch's generator, a new codebook last."""
+        super().initialise()
         self.quantize.initialise()
 
-    def trainable_decoder(self) -> PixelDecoder:
-        """Return what tokenizer-decoder post-training updates; it shares this model's parameters."""
-        return PixelDecoder(self.post_quant_conv, self.decoder)
-
-    def latent(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] → [B, D, h, w], not normalised; sides are multiples of `downsample`."""
-        hidden = self.encoder(images.to(self.quant_conv.weight.dtype))
-        out: Tensor = self.quant_conv(hidden)
-        return out
-
-    def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] → [B, h·w] int64 codes, raster order."""
-        with full_precision():  # TF32 gives some codes another value
-            quantised: Quantised = self.quantize(self.latent(images))
-        return quantised.tokens
-
-    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[N, h·w] codes on a (h, w) grid → [N, 3, H, W] float32, about [-1, 1], not clamped."""
-        return self.decode_embeddings(self.quantize.lookup(tokens), grid)
-
     def codebook(self) -> Tensor:
-        """[K, D] float32 rows as the decoder sees them."""
+        """See `ConvTokenizer.codebook`."""
         return self.quantize.codebook()
 
-    def decode_embeddings(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[N, h·w, D] code vectors → [N, 3, H, W]; differentiable with respect to its input."""
-        return self.decode_map(embeddings.transpose(1, 2).unflatten(-1, grid))
-
-    def decode_map(self, embeddings: Tensor) -> Tensor:
-        """[N, D, h, w] code vectors → [N, 3, H, W]."""
-        out: Tensor = self.trainable_decoder()(embeddings)
-        return out
+    def tokens_of(self, latent: Tensor) -> Tensor:
+        """See `ConvTokenizer.tokens_of`."""
+        quantised: Quantised = self.quantize(latent)
+        return quantised.tokens
 
     def train_losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Autoencode a batch for tokenizer training and note which codes it used.

@@ -41,14 +41,14 @@ class CachedText:
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """See `api.TextEncoder.encode`."""
         unique = dict.fromkeys(texts)
-        found = {text: entry for text in unique if (entry := self._read(text)) is not None}
-        absent = [text for text in unique if text not in found]
+        entries = {text: entry for text in unique if (entry := self._read(text)) is not None}
+        absent = [text for text in unique if text not in entries]
         if absent:
             fresh = self.encoder.encode(absent)
             for row, text in enumerate(absent):
-                found[text] = fresh.features[row][fresh.mask[row]].cpu(), fresh.mask.shape[1]
-                self._write(text, *found[text])
-        return _left_padded([found[text] for text in texts], tuple(texts), self._device)
+                entries[text] = fresh.features[row][fresh.mask[row]].cpu(), fresh.mask.shape[1]
+                self._write(text, *entries[text])
+        return left_padded([entries[text] for text in texts], tuple(texts), self._device)
 
     def path(self, text: str) -> Path:
         """Where a caption's features are, or would be."""
@@ -76,7 +76,7 @@ def _hash(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 
-def _left_padded(
+def left_padded(
     rows: Sequence[tuple[Tensor, int]], texts: tuple[str, ...], device: torch.device
 ) -> TextFeatures:
     """Put the real tokens of each row, [n, C], at the right end of its slots."""

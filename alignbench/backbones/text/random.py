@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from alignbench.api import TextFeatures
+from alignbench.backbones.text.cache import left_padded
 from alignbench.files import digest_of
 from alignbench.randomness import generator
 
@@ -30,11 +31,9 @@ class RandomText:
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """See `api.TextEncoder.encode`: float32."""
-        features = torch.zeros(len(texts), self.slots, self.width)
-        mask = torch.zeros(len(texts), self.slots, dtype=torch.bool)
-        for row, text in enumerate(texts):
+        rows = []
+        for text in texts:
             count = min(len(text.split()) + END, self.slots)
             values = generator(0, f"random-text/{text}").standard_normal((count, self.width), np.float32)
-            features[row, self.slots - count :] = torch.from_numpy(values)
-            mask[row, self.slots - count :] = True
-        return TextFeatures(features.to(self.device), mask.to(self.device), tuple(texts))
+            rows.append((torch.from_numpy(values), self.slots))
+        return left_padded(rows, tuple(texts), self.device)

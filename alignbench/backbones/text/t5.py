@@ -120,8 +120,3 @@ class T5TextEncoder:
 def build(path: Path, *, digest: str, slots: int, width: int, device: torch.device) -> T5TextEncoder:
     """Build the text encoder of a model card in LlamaGen's precision; see `schema.TextSpec`."""
     return T5TextEncoder(path, digest=digest, slots=slots, width=width, device=device)
-
-
-def build_float32(path: Path, *, digest: str, slots: int, width: int, device: torch.device) -> T5TextEncoder:
-    """Build it in float32."""
-    return T5TextEncoder(path, digest=digest, slots=slots, width=width, device=device, dtype=torch.float32)
