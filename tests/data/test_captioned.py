@@ -17,7 +17,8 @@ import torch
 from alignbench.api import Condition, TextFeatures
 from alignbench.data.captioned import captions_in
 from alignbench.data.captioned_files import form_of
-from alignbench.data.dataset import Captioned, ImageDataset, Skipped, captions_of, open_dataset
+from alignbench.data.dataset import Captioned, ImageDataset, captions_of, open_dataset
+from alignbench.data.decode import Skipped
 from alignbench.data.stream import Stream
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Registry

@@ -79,7 +79,7 @@ def test_synthetic_images_are_addressed_by_number() -> None:
 
 def test_opening_data_imports_no_torch() -> None:
     code = (
-        "import sys, alignbench.data, alignbench.data.images, alignbench.data.hub, alignbench.data.digits, "
+        "import sys, alignbench.data.folder, alignbench.data.huggingface, alignbench.data.digits, "
         "alignbench.data.synthetic; sys.exit(bool({'torch', 'sklearn', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from alignbench.data.crops import center_crop_adm
-from alignbench.data.dataset import ImageDataset, Skipped, open_dataset
-from alignbench.data.encoded import UnreadableImage, choose, decode_image
+from alignbench.data.dataset import ImageDataset, open_dataset
+from alignbench.data.decode import Skipped, UnreadableImage, decode_cropped
+from alignbench.data.encoded import choose
 from alignbench.errors import RunFailed, UserError
 from alignbench.registry.lookup import Registry
 
@@ -292,13 +293,13 @@ def test_pixel_forms_become_rgb_as_pillow_converts_them(tmp_path: Path, mode: st
         assert stored.mode == mode
         stored.info.pop("transparency", None)
         expected = np.asarray(center_crop_adm(stored.convert("RGB"), 8))
-    np.testing.assert_array_equal(decode_image(path.read_bytes(), 8), expected)
+    np.testing.assert_array_equal(decode_cropped(path.read_bytes(), 8), expected)
 
 
 def test_transparency_is_dropped_not_composited(tmp_path: Path) -> None:
     pixels = np.full((8, 8, 4), (200, 100, 50, 0), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "clear.png")
-    assert (decode_image((tmp_path / "clear.png").read_bytes(), 8) == (200, 100, 50)).all()
+    assert (decode_cropped((tmp_path / "clear.png").read_bytes(), 8) == (200, 100, 50)).all()
 
 
 def test_orientation_is_ignored(tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def test_orientation_is_ignored(tmp_path: Path) -> None:
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     picture(5, 8, 8).save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_array_equal(
-        decode_image((tmp_path / "turned.png").read_bytes(), 8), np.asarray(picture(5, 8, 8))
+        decode_cropped((tmp_path / "turned.png").read_bytes(), 8), np.asarray(picture(5, 8, 8))
     )
 
 
@@ -314,10 +315,10 @@ def test_other_formats_do_not_pass_under_a_false_name(tmp_path: Path) -> None:
     path = tmp_path / "image.gif"
     picture(1).save(path)
     with pytest.raises(OSError, match="cannot identify"):
-        decode_image(path.read_bytes(), 8)
+        decode_cropped(path.read_bytes(), 8)
 
 
 def test_float_pixels_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UnreadableImage, match="I;16 pixels"):
-        decode_image((tmp_path / "deep.png").read_bytes(), 8)
+        decode_cropped((tmp_path / "deep.png").read_bytes(), 8)

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from alignbench.data.crops import center_crop_adm
-from alignbench.data.dataset import ImageDataset, Skipped, open_dataset
+from alignbench.data.dataset import ImageDataset, open_dataset
+from alignbench.data.decode import Skipped
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Registry
 

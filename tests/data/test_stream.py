@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from alignbench.api import Batch
-from alignbench.data.dataset import AHEAD, ImageDataset, open_dataset, ordered_map
+from alignbench.data.dataset import ImageDataset, open_dataset
 from alignbench.data.stream import Stream
+from alignbench.data.threads import AHEAD, ordered_map
 from alignbench.registry.lookup import Registry
 from alignbench.samples.real import DatasetImages
 

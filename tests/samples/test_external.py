@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from alignbench.api import ImageBatch, Prompt
+from alignbench.data.walk import natural
 from alignbench.errors import UserError
 from alignbench.samples import npz
-from alignbench.samples import pictures as picture_files
 from alignbench.samples.external import open_samples
 from alignbench.samples.writers import PngWriter, write_npz, write_png
 from tests.helpers.inception_toys import pictures, save_pngs
@@ -411,7 +411,7 @@ def test_a_broken_set_leaves_no_file(tmp_path: Path) -> None:
 
 def test_rows_must_be_those_announced(tmp_path: Path) -> None:
     for shape, pieces in (((3, 2), [np.zeros((2, 2))]), ((2, 2), [np.zeros((2, 3))])):
-        stream = npz.Stream(shape, np.dtype(np.float64), pieces)
+        stream = npz.NpzColumn(shape, np.dtype(np.float64), pieces)
         with pytest.raises(ValueError, match=r"rows instead of 3|no part of"):
             npz.write_archive(tmp_path / "s.npz", {"arr_0": stream})
         assert not list(tmp_path.iterdir())
@@ -452,4 +452,4 @@ def test_memory_of_waiting_images_is_bounded(tmp_path: Path, monkeypatch: pytest
 
 def test_natural_order_is_total() -> None:
     names = ["a", "a1", "a01", "1", "01", "10", "2", "", "a1b2", "a1b10", "é", "٣"]
-    assert sorted(names, key=picture_files.natural) == sorted(reversed(names), key=picture_files.natural)
+    assert sorted(names, key=natural) == sorted(reversed(names), key=natural)
