@@ -10,17 +10,17 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from alignbench.data.dataset import ProgressCallback, ordered_map
-from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
+from alignbench.data.decode import UnreadableImage, reason_of
+from alignbench.data.encoded import Source, choose
+from alignbench.data.threads import ordered_map
 from alignbench.registry.schema import Scalar
 
 CAPTION_KEYS = ("caption", "text", "prompt", "captions")
 """Where a JSON object may hold its caption, in order of preference."""
-IMAGE_KEYS = ("image", "file_name", "image_path", "path")
-"""Where a line of a manifest may name its image."""
+CAPTION_FILES = (".txt", ".json")
+"""Beside the image and of the same name; the first that exists counts. With a caption key only JSON does."""
 NO_CAPTION = "no caption"
 MAX_CAPTION_BYTES = 1 << 20
 """Largest caption file that is read."""
@@ -51,7 +51,7 @@ class Listing:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], read: Callable[[int], bytes], identity: str) -> Listing:
-        """List samples that are known already."""
+        """List samples that are in memory already."""
         return cls([sample.name for sample in samples], samples.__getitem__, read, identity)
 
 
@@ -61,6 +61,11 @@ def captions_in(value: Any) -> tuple[str, ...]:
     return tuple(text.strip() for text in texts if isinstance(text, str) and _is_caption(text))
 
 
+def _is_caption(text: str) -> bool:
+    """Whether a text says anything and can be written down; JSON may hold halves of characters."""
+    return bool(text.strip()) and text == text.encode("utf-8", "replace").decode("utf-8")
+
+
 def captions_of_object(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """Return the captions in a JSON object.
 
@@ -68,73 +73,76 @@ def captions_of_object(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
         content: the object.
         key: where they are; empty: the first of `CAPTION_KEYS` that holds any.
     """
-    found = (captions_in(content.get(name)) for name in ([key] if key else CAPTION_KEYS))
-    return next(filter(None, found), ())
+    captions = (captions_in(content.get(name)) for name in ([key] if key else CAPTION_KEYS))
+    return next(filter(None, captions), ())
 
 
-def read_captions(data: bytes, *, is_json: bool, key: str) -> tuple[tuple[str, ...], str]:
-    """Return (captions, problem) of a caption file: a JSON object, or a text, one caption as a whole."""
+def read_captions(
+    files: Mapping[str, Callable[[int], bytes]], key: str, where: str
+) -> tuple[tuple[str, ...], str]:
+    """Read the caption file of an image.
+
+    Args:
+        files: {ending: reads so many bytes at most} of the caption files that there are.
+        key: of the caption in JSON; empty: the usual ones, and a text file goes first.
+        where: ends the message that there is none.
+
+    Returns:
+        (captions, problem); one of them is empty.
+    """
+    endings = CAPTION_FILES[1:] if key else CAPTION_FILES
+    ending = next((ending for ending in endings if ending in files), None)
+    if ending is None:
+        return (), f"{NO_CAPTION}: no {' or '.join(endings)} file {where}"
+    try:
+        data = files[ending](MAX_CAPTION_BYTES + 1)
+    except OSError as error:
+        return (), f"the caption file: {reason_of(error)}"
+    if len(data) > MAX_CAPTION_BYTES:
+        return (), f"the caption file is larger than {MAX_CAPTION_BYTES >> 20} MiB"
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return (), "the caption is not UTF-8 text"
-    if not is_json:
-        found = captions_in(text)
-        return found, "" if found else "the caption is empty"
+    if ending == ".txt":
+        captions = captions_in(text)
+        return captions, "" if captions else "the caption is empty"
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         return (), "the caption file is not JSON"
-    found = captions_of_object(content, key) if isinstance(content, dict) else ()
-    return found, "" if found else f"{NO_CAPTION} under {key or ', '.join(CAPTION_KEYS)}"
+    captions = captions_of_object(content, key) if isinstance(content, dict) else ()
+    return captions, "" if captions else f"{NO_CAPTION} under {key or ', '.join(CAPTION_KEYS)}"
 
 
-def open_samples(
-    listing: Listing,
-    *,
-    title: str,
-    options: Mapping[str, Scalar],
-    image_size: int,
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None,
-) -> EncodedImages:
-    """Check samples and open the good ones.
+def captioned_source(listing: Listing, *, title: str, options: Mapping[str, Scalar], workers: int) -> Source:
+    """Choose samples, and one caption of each.
 
     Args:
         listing: the samples in their order.
         title: what messages call the source.
         options: `choice`, `limit` and `subset_seed`.
-        image_size: side of the loaded images.
-        workers: threads that decode.
-        cache_dir: where the outcome of the check is kept.
-        progress: told how many are checked.
-
-    Raises:
-        UserError: there is no good sample.
+        workers: threads that read captions.
     """
     seed = int(options["subset_seed"])
     kept = choose(listing.names, limit=int(options["limit"]), seed=seed)
-    chosen = list(ordered_map(listing.sample, kept, workers=workers))
+    samples = list(ordered_map(listing.sample, kept, workers=workers))
 
-    def read_kept(position: int) -> bytes:
-        if chosen[position].problem:
-            raise UnreadableImage(chosen[position].problem)
+    def read(position: int) -> bytes:
+        if samples[position].problem:
+            raise UnreadableImage(samples[position].problem)
         return listing.read(kept[position])
 
     # A sample that has lost its caption since the last time has to be looked at again.
-    problems = json.dumps([listing.identity, [sample.problem for sample in chosen]])
-    source = Source(
+    problems = json.dumps([listing.identity, [sample.problem for sample in samples]])
+    return Source(
         title=title,
-        names=[sample.name for sample in chosen],
-        labels=[0] * len(chosen),
+        names=[sample.name for sample in samples],
+        labels=[0] * len(samples),
         class_names=(),
-        read=read_kept,
+        read=read,
         identity=hashlib.sha256(problems.encode()).hexdigest(),
-        captions=[_choose_caption(sample, str(options["choice"]), seed) for sample in chosen],
-    )
-    return open_encoded(
-        source, image_size=image_size, workers=workers, cache_dir=cache_dir, progress=progress
+        captions=[_choose_caption(sample, str(options["choice"]), seed) for sample in samples],
     )
 
 
@@ -147,8 +155,3 @@ def _choose_caption(sample: Sample, choice: str, seed: int) -> str:
     text = f"{seed}/caption/{sample.name}".encode("utf-8", "surrogateescape")
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
     return sample.captions[number % len(sample.captions)]
-
-
-def _is_caption(text: str) -> bool:
-    """Whether a text says anything and can be written down; JSON may hold halves of characters."""
-    return bool(text.strip()) and text == text.encode("utf-8", "replace").decode("utf-8")

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from alignbench.data.captioned import (
-    IMAGE_KEYS,
-    MAX_CAPTION_BYTES,
+    CAPTION_FILES,
     NO_CAPTION,
     Listing,
     Sample,
+    captioned_source,
     captions_of_object,
-    open_samples,
     read_captions,
 )
-from alignbench.data.dataset import ProgressCallback
-from alignbench.data.encoded import EncodedImages
-from alignbench.data.folder import identity_of, read_picture, walk_images
+from alignbench.data.encoded import Source
+from alignbench.data.walk import identity_of, image_names, read_file
 from alignbench.data.webdataset import find_shards, list_shards
 from alignbench.errors import UserError
 from alignbench.registry.schema import Scalar
 
+IMAGE_KEYS = ("image", "file_name", "image_path", "path")
+"""Where a line of a manifest may name its image."""
 _SET_ROOT = "--set data.root=PATH"
 
 
-def open_text_images(
-    *,
-    split: str,
-    image_size: int,
-    num_classes: int | None,
-    options: Mapping[str, Scalar],
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None = None,
-) -> EncodedImages:
-    """Open captioned images; arguments as in `open_dataset`.
+def open_text_images(*, options: Mapping[str, Scalar], workers: int, cache_dir: Path, **_: object) -> Source:
+    """List captioned images; arguments as in `open_dataset`.
 
     Options: `root`, a folder or a file; `form` of what is there; `caption_key` in JSON; `choice` among
     several captions of an image; `limit` images at most (0: all) chosen by `subset_seed`.
@@ -52,23 +43,13 @@ def open_text_images(
         raise UserError(f"data.root: {root} does not exist", fix=_SET_ROOT)
     form, key = str(options["form"]), str(options["caption_key"])
     form = form_of(root) if form == "auto" else form
-    if form == "folder" and not root.is_dir():
-        raise UserError(f"data.root: {root} is not a folder", fix=_SET_ROOT)
     if form == "folder":
         listing = list_folder(root, key)
     elif form == "jsonl":
         listing = list_manifests(root, key)
     else:
         listing = list_shards(root, key, workers=workers, cache_dir=cache_dir)
-    return open_samples(
-        listing,
-        title=str(root),
-        options=options,
-        image_size=image_size,
-        workers=workers,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    return captioned_source(listing, title=str(root), options=options, workers=workers)
 
 
 def form_of(root: Path) -> str:
@@ -87,24 +68,36 @@ def form_of(root: Path) -> str:
     return kind
 
 
-CAPTION_FILES = (".txt", ".json")
-"""Beside the image and of the same name; the first that exists counts. With a caption key only JSON does."""
-
-
 def list_folder(root: Path, key: str) -> Listing:
     """List all images at any depth with the captions beside them, sorted by path.
 
     Args:
         root: the folder.
         key: of the caption in JSON files; empty: the usual ones.
+
+    Raises:
+        UserError: it is no folder, or cannot be read.
     """
-    names = sorted(path.relative_to(root).as_posix() for path in walk_images(root))
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is not a folder", fix=_SET_ROOT)
+    names = image_names(root)
+
+    def sample(position: int) -> Sample:
+        beside = {ending: (root / names[position]).with_suffix(ending) for ending in CAPTION_FILES}
+        files = {ending: _reader(path) for ending, path in beside.items() if path.is_file()}
+        return Sample(names[position], *read_captions(files, key, "beside it"))
+
     return Listing(
-        names,
-        lambda position: _beside(root, names[position], key),
-        lambda position: read_picture(root / names[position]),
-        identity_of(root, names),
+        names, sample, lambda position: read_file(root / names[position]), identity_of(root, names)
     )
+
+
+def _reader(path: Path) -> Callable[[int], bytes]:
+    def read(size: int) -> bytes:
+        with path.open("rb") as file:
+            return file.read(size)
+
+    return read
 
 
 def list_manifests(root: Path, key: str) -> Listing:
@@ -122,31 +115,13 @@ def list_manifests(root: Path, key: str) -> Listing:
     folder = root if root.is_dir() else root.parent
     manifests = sorted(root.glob("*.jsonl")) if root.is_dir() else [root]
     lines = [line for manifest in manifests for line in _lines(manifest, key)]
-    paths = [folder / path for path, _ in lines]
     # Named as written: the same manifest elsewhere is the same data set.
-    identity = identity_of(folder, [str(path) for path, _ in lines])
-    samples = [sample for _, sample in lines]
-    return Listing.of(samples, lambda position: read_picture(paths[position]), identity)
-
-
-def _beside(root: Path, name: str, key: str) -> Sample:
-    """Read the caption file beside an image."""
-    image = root / name
-    for suffix in CAPTION_FILES:
-        path = image.with_suffix(suffix)
-        is_json = suffix == ".json"
-        if (key and not is_json) or not path.is_file():
-            continue
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_CAPTION_BYTES + 1)
-        except OSError as error:
-            return Sample(name, problem=f"the caption file: {(error.strerror or 'unreadable').lower()}")
-        if len(data) > MAX_CAPTION_BYTES:
-            return Sample(name, problem=f"the caption file is larger than {MAX_CAPTION_BYTES >> 20} MiB")
-        return Sample(name, *read_captions(data, is_json=is_json, key=key))
-    wanted = CAPTION_FILES[1] if key else " or ".join(CAPTION_FILES)
-    return Sample(name, problem=f"{NO_CAPTION}: no {wanted} file beside it")
+    paths = [path for path, _ in lines]
+    return Listing.of(
+        [sample for _, sample in lines],
+        lambda position: read_file(folder / paths[position]),
+        identity_of(folder, paths),
+    )
 
 
 def _lines(manifest: Path, key: str) -> Iterator[tuple[str, Sample]]:

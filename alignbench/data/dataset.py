@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
+from alignbench.data.decode import Skipped
+from alignbench.data.encoded import Source, open_encoded
+from alignbench.data.threads import ProgressCallback
 from alignbench.errors import UserError, suggest
 from alignbench.registry.interfaces import OBJECT_MEMBERS, require
 from alignbench.registry.lookup import import_target
 from alignbench.registry.schema import DatasetCard, Scalar
-
-ProgressCallback = Callable[[int, int], None]
-"""Called with (done, total), always from the thread that opens the data set."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that was left out because it cannot be read."""
-
-    path: str
-    """Relative to the data set's root; `row 17` for tables."""
-    reason: str
 
 
 class ImageDataset(Protocol):
@@ -92,8 +80,9 @@ def open_dataset(
 ) -> ImageDataset:
     """Open the data set of a card.
 
-    The card's target is a function with these keyword arguments (all but the card), so a data set of
-    another package plugs in with one function and one card.
+    The card's target is a function that is called with these keyword arguments (all but the card), so a
+    data set of another package plugs in with one function and one card. It returns an `ImageDataset`, or a
+    `Source` of encoded images: these are checked, hashed, decoded and cropped here.
 
     Args:
         card: what to open.
@@ -122,6 +111,10 @@ def open_dataset(
         cache_dir=cache_dir,
         progress=progress,
     )
+    if isinstance(opened, Source):
+        return open_encoded(
+            opened, image_size=image_size, workers=workers, cache_dir=cache_dir, progress=progress
+        )
     require(f"dataset {card.title!r} ({card.target})", opened, OBJECT_MEMBERS["datasets"])
     return cast(ImageDataset, opened)
 
@@ -137,36 +130,3 @@ def _complete(card: DatasetCard, options: Mapping[str, Scalar]) -> dict[str, Any
         except ValueError as error:
             raise UserError(f"data.{key}: {error}") from error
     return values
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-AHEAD = 4
-"""Items in flight per thread."""
-
-
-def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int
-) -> Iterator[Result]:
-    """Yield `function(item)` in the order of the items.
-
-    Args:
-        function: called from several threads at once unless `workers` is 0.
-        items: read only as far as the threads need.
-        workers: threads; 0 calls the function in the calling thread.
-    """
-    if workers == 0:
-        yield from map(function, items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    window: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            window.append(pool.submit(function, item))
-            if len(window) > AHEAD * workers:
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
-    finally:  # also when the reader stops early or is interrupted
-        pool.shutdown(wait=True, cancel_futures=True)

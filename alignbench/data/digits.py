@@ -7,15 +7,12 @@ for training.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
-from alignbench.data.dataset import ProgressCallback, Skipped
+from alignbench.data.decode import Skipped
 from alignbench.errors import UserError
 from alignbench.randomness import permutation
-from alignbench.registry.schema import Scalar
 
 SIZE = 8
 CLASSES = 10
@@ -48,16 +45,7 @@ class Digits:
         return self.pixels[index], int(self.labels[index])
 
 
-def open_digits(
-    *,
-    split: str,
-    image_size: int,
-    num_classes: int | None,
-    options: Mapping[str, Scalar],
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None = None,
-) -> Digits:
+def open_digits(*, split: str, image_size: int, num_classes: int | None, **_: object) -> Digits:
     """Open `train` (1097 images), `validation` (300) or `test` (400); arguments as in `open_dataset`.
 
     Grey levels 0 … 16 become round(level·255/16), repeated to three channels.

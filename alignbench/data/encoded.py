@@ -9,87 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image, UnidentifiedImageError
 
-from alignbench.data.crops import center_crop_adm
-from alignbench.data.dataset import ProgressCallback, Skipped, ordered_map
+from alignbench.data.decode import Skipped, decode_cropped, reason_of
+from alignbench.data.threads import ProgressCallback, ordered_map
+from alignbench.data.walk import printable
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""Decoders that may run, whatever a file calls itself."""
-
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""Pixel forms with 8 bits or fewer per channel; 16-bit grey and float pixels are refused by name."""
-
-MAX_PIXELS = 89_478_485
-"""Largest picture that is decoded, Pillow's own warning limit (256 MiB as RGB)."""
-
 CACHE_VERSION = 1
-
-
-class UnreadableImage(Exception):
-    """An image that is left out deliberately; the text is the reason."""
-
-
-# --- one image ------------------------------------------------------------------------------------
-
-
-def decode_image(data: bytes, size: int) -> np.ndarray:
-    """Decode, convert to RGB and crop as ADM does.
-
-    As in ADM, transparency is dropped (not composited on a colour), CMYK is converted by Pillow's
-    plain formula and the EXIF orientation is ignored. The first frame of an animation counts. Colour
-    with 16 bits per channel loses its lower 8.
-
-    Args:
-        data: the encoded picture.
-        size: side of the result.
-
-    Returns:
-        [size, size, 3] uint8.
-
-    Raises:
-        UnreadableImage: too large, too narrow, or pixels that have no faithful 8-bit form.
-        Exception: whatever Pillow raises on a damaged picture.
-    """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_extent(image.width, image.height, size)
-        if image.mode not in MODES:
-            # Deviation: ADM would clip 16-bit grey at 255, which turns it almost white.
-            raise UnreadableImage(f"{image.mode} pixels have no faithful 8-bit form; save it with 8 bits")
-        image.info.pop("transparency", None)  # dropped by the conversion anyway, but with a warning
-        return np.asarray(center_crop_adm(image.convert("RGB"), size))
-
-
-def _check_extent(width: int, height: int, size: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"{width}×{height} is more than {MAX_PIXELS} pixels")
-    if size * size * max(width, height) > MAX_PIXELS * min(width, height):
-        raise UnreadableImage(f"{width}×{height} is too narrow to be scaled to {size} px")
-
-
-def reason_of(error: Exception) -> str:
-    """Say in one line, without machine paths, why an image cannot be read."""
-    if isinstance(error, UnreadableImage):
-        return str(error)
-    if isinstance(error, UnidentifiedImageError):
-        return "not a PNG, JPEG, WebP or BMP image"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    lines = str(error).splitlines()
-    return f"damaged image: {lines[0] if lines else type(error).__name__}"
-
-
-# --- a list of images -----------------------------------------------------------------------------
 
 
 def choose(names: Sequence[str], *, limit: int, seed: int) -> list[int]:
@@ -120,10 +55,11 @@ class Source:
     title: str
     """How messages name it."""
     names: Sequence[str]
+    """Unique; how the list of what was left out calls each image."""
     labels: Sequence[int]
     class_names: tuple[str, ...]
     read: Callable[[int], bytes]
-    """Position → encoded picture; called from several threads."""
+    """Position → encoded picture; called from several threads. `UnreadableImage` leaves a picture out."""
     identity: str
     """Changes whenever a picture may have changed; key of the cache."""
     captions: Sequence[str] | None = None
@@ -134,18 +70,17 @@ class EncodedImages:
     """The readable images of a source; see `ImageDataset`."""
 
     def __init__(self, source: Source, content: Sequence[str], reasons: dict[int, str], size: int) -> None:
-        good = [position for position, found in enumerate(content) if found]
+        self._source = source
+        self._good = [position for position, digest in enumerate(content) if digest]
+        self._size = size
         self.class_names = source.class_names
         self.num_classes = len(source.class_names)
-        self.labels = np.asarray([source.labels[position] for position in good], dtype=np.int64)
+        self.labels = np.asarray([source.labels[position] for position in self._good], dtype=np.int64)
         self.labels.flags.writeable = False
         self.skipped = tuple(
-            Skipped(_printable(source.names[at]), reason) for at, reason in sorted(reasons.items())
+            Skipped(printable(source.names[position]), reason) for position, reason in sorted(reasons.items())
         )
-        self.digest = _digest(source, content, good)
-        self._source = source
-        self._good = good
-        self._size = size
+        self.digest = _digest(source, content, self._good)
 
     def __len__(self) -> int:
         return len(self._good)
@@ -153,11 +88,9 @@ class EncodedImages:
     def load(self, index: int) -> tuple[np.ndarray, int]:
         position = self._good[index]
         try:
-            pixels = decode_image(self._source.read(position), self._size)
-        except MemoryError:
-            raise
+            pixels = decode_cropped(self._source.read(position), self._size)
         except Exception as error:
-            name = _printable(self._source.names[position])
+            name = printable(self._source.names[position])
             raise RunFailed(
                 f"{name} in {self._source.title} was readable when the run started "
                 f"and no longer is: {reason_of(error)}",
@@ -197,87 +130,73 @@ def open_encoded(
     """
     if not source.names:
         raise UserError(f"{source.title}: no images in it")
-    path = cache_dir / f"images-{_cache_key(source.identity, image_size)}.json"
-    content = _read_cache(path, len(source.names))
-    # Images that failed before are tried again: a file's permissions can be mended without a trace.
-    pending = [position for position, found in enumerate(content) if not found]
-    reasons: dict[int, str] = {}
 
     def check(position: int) -> tuple[str, str]:
-        return _check(source, position, image_size)
+        """Return (hash of the encoded picture, "") or ("", reason)."""
+        try:
+            data = source.read(position)
+            decode_cropped(data, image_size)
+        except Exception as error:  # damaged files make decoders raise nearly anything
+            return "", reason_of(error)
+        return hashlib.blake2b(data, digest_size=16).hexdigest(), ""
 
-    for done, (position, (found, reason)) in enumerate(
-        zip(pending, ordered_map(check, pending, workers=workers), strict=True), start=1
-    ):
-        content[position] = found
+    key = json.dumps([CACHE_VERSION, PIL.__version__, image_size, source.identity])
+    path = cache_dir / f"images-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    content = read_cache(path)
+    if not isinstance(content, list) or len(content) != len(source.names):
+        content = [""] * len(source.names)
+    # Images that failed before are tried again: a file's permissions can be mended without a trace.
+    pending = [position for position, digest in enumerate(content) if not digest]
+    reasons: dict[int, str] = {}
+    outcomes = zip(pending, ordered_map(check, pending, workers=workers), strict=True)
+    for done, (position, (digest, reason)) in enumerate(outcomes, start=1):
+        content[position] = digest
         if reason:
             reasons[position] = reason
         if progress is not None:
             progress(done, len(pending))
     if len(pending) > len(reasons):
-        _write_cache(path, content)
+        write_cache(path, content, "the list of checked images")
     if len(reasons) == len(source.names):
         what = "images" if source.captions is None else "images with captions"
         first = min(reasons)
         raise UserError(
             f"{source.title}: none of {len(reasons)} images can be read; "
-            f"{_printable(source.names[first])}: {reasons[first]}",
+            f"{printable(source.names[first])}: {reasons[first]}",
             fix=f"give PNG, JPEG, WebP or BMP {what}",
         )
     kind = EncodedImages if source.captions is None else CaptionedImages
     return kind(source, content, reasons, image_size)
 
 
-def _check(source: Source, position: int, size: int) -> tuple[str, str]:
-    """Return (hash of the encoded picture, "") or ("", reason)."""
-    try:
-        data = source.read(position)
-        decode_image(data, size)
-    except MemoryError:  # says something about the machine, not about the image
-        raise
-    except Exception as error:  # damaged files make decoders raise nearly anything
-        return "", reason_of(error)
-    return hashlib.blake2b(data, digest_size=16).hexdigest(), ""
-
-
 def _digest(source: Source, content: Sequence[str], good: Sequence[int]) -> str:
     """Hash class names and, for every readable image, its name, class id, content and caption."""
     state = hashlib.sha256(json.dumps(source.class_names).encode())
     for position in good:
-        facts = [source.names[position], int(source.labels[position]), content[position]]
-        facts += [] if source.captions is None else [source.captions[position]]
-        state.update(json.dumps(facts).encode())
+        row = [source.names[position], int(source.labels[position]), content[position]]
+        row += [] if source.captions is None else [source.captions[position]]
+        state.update(json.dumps(row).encode())
     return f"sha256:{state.hexdigest()}"
 
 
-def _printable(name: str) -> str:
-    """Replace bytes of a file name that are not UTF-8, which could be neither printed nor recorded."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-# --- cache ----------------------------------------------------------------------------------------
-
-
-def _cache_key(identity: str, image_size: int) -> str:
-    text = json.dumps([CACHE_VERSION, PIL.__version__, image_size, identity])
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _read_cache(path: Path, count: int) -> list[str]:
-    """Return the hashes of an earlier check, "" where an image has to be checked."""
-    unknown = [""] * count
+def read_cache(path: Path) -> Any:
+    """Return what `write_cache` kept; None if it is absent or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent or damaged: everything is checked again
-        return unknown
-    return content if isinstance(content, list) and len(content) == count else unknown
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
-def _write_cache(path: Path, content: list[str]) -> None:
+def write_cache(path: Path, content: Any, what: str) -> None:
+    """Keep plain data; `what` is how messages call it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         write_atomic(path, json.dumps(content))
     except OSError as error:
         raise UserError(
-            f"{path}: the list of checked images cannot be written: {error.strerror}",
+            f"{path}: {what} cannot be written: {error.strerror}",
             fix="set ALIGNBENCH_CACHE to a folder you can write to",
         ) from error

@@ -6,41 +6,23 @@ otherwise. Neither the order nor the subset depends on the file system.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from alignbench.data.dataset import ProgressCallback
-from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
+from alignbench.data.encoded import Source, choose
+from alignbench.data.walk import EXTENSIONS, identity_of, image_names, read_file, refuse_folder
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import Scalar
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 WHOLE = "all"
 """Split whose class folders lie directly in the root; other splits are sub-folders of the root."""
-
-MAX_BYTES = 1 << 28
-"""Largest file that is read: no picture small enough to be decoded needs more."""
 
 _SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "test"})
 _SET_ROOT = "--set data.root=PATH"
 
 
-def open_folder(
-    *,
-    split: str,
-    image_size: int,
-    num_classes: int | None,
-    options: Mapping[str, Scalar],
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None = None,
-) -> EncodedImages:
-    """Open a folder; arguments as in `open_dataset`.
+def open_folder(*, split: str, num_classes: int | None, options: Mapping[str, Scalar], **_: object) -> Source:
+    """List a folder; arguments as in `open_dataset`.
 
     Options: `root`; `limit` images at most (0: all) chosen by `subset_seed`; `class_index`, a text file
     with one class folder's name per line in the order of the model's class ids.
@@ -53,23 +35,16 @@ def open_folder(
     class_names = _class_names(folders, str(options["class_index"]), num_classes, root)
     ids = {name: number for number, name in enumerate(class_names)}
     listed = sorted((path, ids[folder]) for folder in folders for path in _images_of(root, folder))
-    names = [path for path, _ in listed]
-    kept = choose(names, limit=int(options["limit"]), seed=int(options["subset_seed"]))
-    names = [names[position] for position in kept]
-    source = Source(
+    kept = choose([path for path, _ in listed], limit=int(options["limit"]), seed=int(options["subset_seed"]))
+    names = [listed[position][0] for position in kept]
+    return Source(
         title=str(root),
         names=names,
         labels=[listed[position][1] for position in kept],
         class_names=class_names,
-        read=lambda position: read_picture(root / names[position]),
+        read=lambda position: read_file(root / names[position]),
         identity=identity_of(root, names),
     )
-    return open_encoded(
-        source, image_size=image_size, workers=workers, cache_dir=cache_dir, progress=progress
-    )
-
-
-# --- the root -------------------------------------------------------------------------------------
 
 
 def _root(option: str, split: str) -> Path:
@@ -89,12 +64,12 @@ def _root(option: str, split: str) -> Path:
 
 
 def _class_folders(root: Path) -> list[str]:
-    """Return the sorted names of the class folders, or say why they are none."""
+    """Return the names of the class folders in the order of their ids, or say why they are none."""
     try:
         entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        _refuse(error)
-    loose = [entry for entry in entries if is_image_name(entry.name) and not entry.is_dir()]
+        refuse_folder(error)
+    loose = [entry for entry in entries if entry.suffix.lower() in EXTENSIONS and not entry.is_dir()]
     folders = [entry.name for entry in entries if entry.is_dir()]
     if loose:
         raise UserError(
@@ -114,9 +89,6 @@ def _class_folders(root: Path) -> list[str]:
             fix=f"at least two classes are needed, or did you mean --set data.root={root / folders[0]}?",
         )
     return folders
-
-
-# --- classes --------------------------------------------------------------------------------------
 
 
 def _class_names(
@@ -164,66 +136,11 @@ def _indexed_names(
     return names
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
 def _images_of(root: Path, folder: str) -> list[str]:
-    """Return the relative paths, with forward slashes, of one class's images."""
-    paths = [path.relative_to(root).as_posix() for path in walk_images(root / folder)]
-    if not paths:
+    names = image_names(root, folder)
+    if not names:
         raise UserError(
             f"{root / folder}: no images in it",
             fix=f"remove the empty class folder, or add {', '.join(sorted(EXTENSIONS))} files",
         )
-    return paths
-
-
-def walk_images(folder: Path) -> Iterator[Path]:
-    """Yield image paths at any depth; links to folders are followed, each folder is visited once."""
-    visited: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in files if is_image_name(name))
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise UserError(
-        f"{error.filename}: the folder cannot be read: {error.strerror}", fix="make it readable, or remove it"
-    ) from error
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file is taken for an image."""
-    return Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
-
-
-def read_picture(path: Path) -> bytes:
-    """Return an encoded picture.
-
-    Raises:
-        UnreadableImage: not a regular file, or too large.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would never end
-        raise UnreadableImage("not a regular file")
-    if status.st_size > MAX_BYTES:
-        raise UnreadableImage(f"larger than {MAX_BYTES >> 20} MiB")
-    return path.read_bytes()
-
-
-def identity_of(root: Path, names: Sequence[str]) -> str:
-    """Hash the root and the name, size and time of change of every file in it."""
-    state = hashlib.sha256(os.fsencode(root.resolve()))
-    for name in names:
-        try:
-            status = (root / name).stat()
-        except OSError:  # a broken link: the check will name it
-            state.update(json.dumps([name]).encode())
-        else:
-            state.update(json.dumps([name, status.st_size, status.st_mtime_ns]).encode())
-    return state.hexdigest()
+    return names

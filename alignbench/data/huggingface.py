@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from alignbench.data.captioned import NO_CAPTION, Listing, Sample, captions_in, open_samples
-from alignbench.data.dataset import ProgressCallback
-from alignbench.data.encoded import EncodedImages, Source, UnreadableImage, choose, open_encoded
+from alignbench.data.captioned import NO_CAPTION, Listing, Sample, captioned_source, captions_in
+from alignbench.data.decode import UnreadableImage
+from alignbench.data.encoded import Source, choose
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import Scalar
 
@@ -24,17 +24,8 @@ TRAIN = "train"
 """Split that the option `split` renames."""
 
 
-def open_hub(
-    *,
-    split: str,
-    image_size: int,
-    num_classes: int | None,
-    options: Mapping[str, Scalar],
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None = None,
-) -> EncodedImages:
-    """Open a data set; arguments as in `open_dataset`.
+def open_hub(*, split: str, num_classes: int | None, options: Mapping[str, Scalar], **_: object) -> Source:
+    """List a data set; arguments as in `open_dataset`.
 
     Options: `path` (hub id or folder), `config`, `revision`; `split`, the table that serves as `train`
     (empty: the one of that name); `image_column`, `label_column`; `limit` images at most (0: all) chosen
@@ -45,39 +36,26 @@ def open_hub(
             classes are not the model's.
     """
     path, table = _open_table(options, split)
-    image_column, label_column = str(options["image_column"]), str(options["label_column"])
-    _check_column(table, path, "image_column", image_column, _is_picture, "images")
+    image_column = _column(table, path, options, "image_column", _is_picture, "images")
     what = "class ids (ClassLabel or whole numbers)"
-    _check_column(table, path, "label_column", label_column, _is_class, what)
+    label_column = _column(table, path, options, "label_column", _is_class, what)
     labels = _labels(table, path, label_column)
     class_names = _class_names(table.features[label_column], labels, num_classes, path)
     numbers = [str(row) for row in range(len(table))]
     rows = choose(numbers, limit=int(options["limit"]), seed=int(options["subset_seed"]))
-    pictures = _encoded(table, image_column)
-    source = Source(
+    picture = _picture_reader(table, image_column)
+    return Source(
         title=path,
         names=[f"row {row}" for row in rows],
         labels=[int(labels[row]) for row in rows],
         class_names=class_names,
-        read=lambda position: _picture(pictures[rows[position]][image_column]),
+        read=lambda position: picture(rows[position]),
         identity=_identity(table, rows, image_column),
     )
-    return open_encoded(
-        source, image_size=image_size, workers=workers, cache_dir=cache_dir, progress=progress
-    )
 
 
-def open_text_hub(
-    *,
-    split: str,
-    image_size: int,
-    num_classes: int | None,
-    options: Mapping[str, Scalar],
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None = None,
-) -> EncodedImages:
-    """Open a data set of captioned images; arguments as in `open_dataset`.
+def open_text_hub(*, split: str, options: Mapping[str, Scalar], workers: int, **_: object) -> Source:
+    """List a data set of captioned images; arguments as in `open_dataset`.
 
     Options: those of `open_hub`, with `caption_column` for the classes, a column of texts or of lists of
     texts; `choice` among several captions of an image.
@@ -86,25 +64,13 @@ def open_text_hub(
         UserError: the package is missing, the data set cannot be loaded, or a column does not fit.
     """
     path, table = _open_table(options, split)
-    image_column, caption_column = str(options["image_column"]), str(options["caption_column"])
-    _check_column(table, path, "image_column", image_column, _is_picture, "images")
-    _check_column(table, path, "caption_column", caption_column, _is_text, "texts or lists of texts")
-    cells = table.select_columns([caption_column]).with_format("arrow")[:][caption_column].to_pylist()
-    found = [captions_in(cell) for cell in cells]
-    samples = [
-        Sample(f"row {row}", captions, "" if captions else NO_CAPTION) for row, captions in enumerate(found)
-    ]
-    pictures = _encoded(table, image_column)
+    image_column = _column(table, path, options, "image_column", _is_picture, "images")
+    caption_column = _column(table, path, options, "caption_column", _is_text, "texts or lists of texts")
+    captions = [captions_in(cell) for cell in _cells(table, caption_column)]
+    samples = [Sample(f"row {row}", texts, "" if texts else NO_CAPTION) for row, texts in enumerate(captions)]
     identity = _identity(table, range(len(table)), image_column)
-    return open_samples(
-        Listing.of(samples, lambda row: _picture(pictures[row][image_column]), identity),
-        title=path,
-        options=options,
-        image_size=image_size,
-        workers=workers,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    listing = Listing.of(samples, _picture_reader(table, image_column), identity)
+    return captioned_source(listing, title=path, options=options, workers=workers)
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -115,8 +81,8 @@ def _open_table(options: Mapping[str, Scalar], split: str) -> tuple[str, Any]:
     path = str(options["path"])
     if not path:
         raise UserError("no data set was named", fix="--set data.path=HUB_ID or a folder")
-    wanted = str(options["split"]) if split == TRAIN and options["split"] else split
-    return path, _load(path, str(options["config"]), str(options["revision"]), wanted)
+    renamed = str(options["split"]) if split == TRAIN and options["split"] else split
+    return path, _load(path, str(options["config"]), str(options["revision"]), renamed)
 
 
 def _load(path: str, config: str, revision: str, split: str) -> Any:
@@ -134,12 +100,19 @@ def _load(path: str, config: str, revision: str, split: str) -> Any:
             return datasets.load_dataset(path, config or None, split=split, revision=revision or None)
         opened = datasets.load_from_disk(str(folder))
     except Exception as error:  # the package raises its own, the hub's, pyarrow's and built-in errors
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"data.path: {path} (split {split!r}) cannot be loaded: {_first_line(error)}",
+            f"data.path: {path} (split {split!r}) cannot be loaded: {reason}",
             fix="offline, give a folder written by save_to_disk: --set data.path=FOLDER",
         ) from error
     if isinstance(opened, datasets.DatasetDict):
-        return _pick(opened, split, path)
+        if split not in opened:
+            raise UserError(
+                f"data.path: {path} has no split {split!r}, only {', '.join(opened)}."
+                f"{suggest(split, opened)}",
+                fix="--set data.split=NAME chooses the one to train on",
+            )
+        return opened[split]
     if opened.split is not None and str(opened.split) != split:
         raise UserError(
             f"data.path: {path} holds the split {str(opened.split)!r}, not {split!r}",
@@ -148,31 +121,26 @@ def _load(path: str, config: str, revision: str, split: str) -> Any:
     return opened
 
 
-def _pick(tables: Mapping[str, Any], split: str, path: str) -> Any:
-    if split not in tables:
-        raise UserError(
-            f"data.path: {path} has no split {split!r}, only {', '.join(tables)}.{suggest(split, tables)}",
-            fix="--set data.split=NAME chooses the one to train on",
-        )
-    return tables[split]
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 # --- columns --------------------------------------------------------------------------------------
 
 
-def _check_column(
-    table: Any, path: str, option: str, column: str, fits: Callable[[Any], bool], what: str
-) -> None:
-    """Raise UserError unless a column exists and holds what is wanted; name one that does."""
-    features = table.features
+def _column(
+    table: Any,
+    path: str,
+    options: Mapping[str, Scalar],
+    option: str,
+    fits: Callable[[Any], bool],
+    what: str,
+) -> str:
+    """Return the column that an option names.
+
+    Raises:
+        UserError: it does not hold what is wanted; names a column that does.
+    """
+    features, column = table.features, str(options[option])
     fitting = [name for name, kind in features.items() if fits(kind)]
     if column in fitting:
-        return
+        return column
     problem = f"does not hold {what}" if column in features else "does not exist"
     raise UserError(
         f"data.{option}: column {column!r} of {path} {problem}; columns: {', '.join(features)}",
@@ -202,9 +170,14 @@ def _is_class(kind: Any) -> bool:
     return isinstance(kind, datasets.Value) and kind.dtype.lstrip("u").startswith("int")
 
 
+def _cells(table: Any, column: str) -> list[Any]:
+    values: list[Any] = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    return values
+
+
 def _labels(table: Any, path: str, column: str) -> np.ndarray:
     """Return every row's class id, [rows] int64."""
-    values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    values = _cells(table, column)
     missing = [row for row, value in enumerate(values) if value is None or value < 0]
     if missing:
         raise UserError(
@@ -221,36 +194,36 @@ def _class_names(kind: Any, labels: np.ndarray, num_classes: int | None, path: s
     column numbers its own names, so that it must have as many as the model.
     """
     named = hasattr(kind, "names")
-    found = len(kind.names) if named else int(labels.max(initial=-1)) + 1
-    if num_classes is not None and found > num_classes:
+    count = len(kind.names) if named else int(labels.max(initial=-1)) + 1
+    if num_classes is not None and count > num_classes:
         raise UserError(
-            f"{path}: {found} classes, but the model knows {num_classes}", fix="choose another model"
+            f"{path}: {count} classes, but the model knows {num_classes}", fix="choose another model"
         )
-    if num_classes is not None and named and found < num_classes:
+    if num_classes is not None and named and count < num_classes:
         raise UserError(
-            f"{path}: {found} named classes for a model of {num_classes}, "
+            f"{path}: {count} named classes for a model of {num_classes}, "
             "and nothing says which ids they are",
             fix="store the model's class ids as whole numbers in the label column",
         )
-    return tuple(kind.names) if named else tuple(str(number) for number in range(num_classes or found))
+    return tuple(kind.names) if named else tuple(str(number) for number in range(num_classes or count))
 
 
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def _encoded(table: Any, column: str) -> Any:
-    """Return the table with nothing but the encoded pictures."""
+def _picture_reader(table: Any, column: str) -> Callable[[int], bytes]:
+    """Return row → encoded picture."""
     import datasets
 
-    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None)
+    cells = table.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None)
 
+    def read(row: int) -> bytes:
+        cell = cells[row][column]
+        if cell is None:
+            raise UnreadableImage("empty cell")
+        return Path(cell["path"]).read_bytes() if cell["bytes"] is None else bytes(cell["bytes"])
 
-def _picture(cell: Mapping[str, Any] | None) -> bytes:
-    if cell is None:
-        raise UnreadableImage("empty cell")
-    if cell["bytes"] is not None:
-        return bytes(cell["bytes"])
-    return Path(cell["path"]).read_bytes()
+    return read
 
 
 def _identity(table: Any, rows: Sequence[int], column: str) -> str:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from alignbench.data.dataset import ProgressCallback, Skipped
+from alignbench.data.decode import Skipped
 from alignbench.data.shapes_scenes import SIZE, TASKS, Scene, draw, prompts, scene
 from alignbench.errors import UserError
-from alignbench.registry.schema import Scalar
 
 SEED = 0
 COUNTS = {"pretraining": 20_004, "train": 6000, "validation": 600, "test": 600}
@@ -50,16 +48,7 @@ class Shapes:
         return self.pixels[index], int(self.labels[index])
 
 
-def open_shapes(
-    *,
-    split: str,
-    image_size: int,
-    num_classes: int | None,
-    options: Mapping[str, Scalar],
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None = None,
-) -> Shapes:
+def open_shapes(*, split: str, image_size: int, **_: object) -> Shapes:
     """Open a split; arguments as in `open_dataset`.
 
     Raises:

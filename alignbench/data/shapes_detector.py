@@ -27,7 +27,7 @@ MARGIN = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Match:
     """One thing in an image."""
 
     shape: int
@@ -40,7 +40,7 @@ class Found:
     """[H, W] bool, its foreground pixels."""
 
 
-def find(images: np.ndarray) -> list[list[Found]]:
+def find(images: np.ndarray) -> list[list[Match]]:
     """Return the things of each image, best match first.
 
     Args:
@@ -48,7 +48,7 @@ def find(images: np.ndarray) -> list[list[Found]]:
     """
     foreground = nearest_colour(images) > 0
     matches = match_maps(foreground)
-    found: list[list[Found]] = [[] for _ in images]
+    found: list[list[Match]] = [[] for _ in images]
     rows = np.arange(len(images))
     while len(rows):
         best = matches[rows].reshape(len(rows), -1).argmax(axis=1)
@@ -120,8 +120,8 @@ def _templates() -> np.ndarray:
     return np.stack(masks).astype(np.float32)
 
 
-def _found(foreground: np.ndarray, shape: int, match: float, top: int, left: int) -> Found:
+def _found(foreground: np.ndarray, shape: int, match: float, top: int, left: int) -> Match:
     own = np.zeros_like(foreground)
     place = (slice(top, top + SIDE), slice(left, left + SIDE))
     own[place] = foreground[place]
-    return Found(shape, match, (left, top, left + SIDE, top + SIDE), own)
+    return Match(shape, match, (left, top, left + SIDE, top + SIDE), own)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
-from alignbench.data.dataset import ProgressCallback, Skipped
+from alignbench.data.decode import Skipped
 from alignbench.randomness import generator
 from alignbench.registry.schema import Scalar
 
@@ -38,14 +37,7 @@ class Synthetic:
 
 
 def open_synthetic(
-    *,
-    split: str,
-    image_size: int,
-    num_classes: int | None,
-    options: Mapping[str, Scalar],
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None = None,
+    *, split: str, image_size: int, num_classes: int | None, options: Mapping[str, Scalar], **_: object
 ) -> Synthetic:
     """Open random images; arguments as in `open_dataset`.
 
@@ -80,14 +72,7 @@ class SyntheticText(Synthetic):
 
 
 def open_synthetic_text(
-    *,
-    split: str,
-    image_size: int,
-    num_classes: int | None,
-    options: Mapping[str, Scalar],
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None = None,
+    *, split: str, image_size: int, options: Mapping[str, Scalar], **_: object
 ) -> SyntheticText:
     """Open random images with captions; arguments as in `open_dataset`.
 

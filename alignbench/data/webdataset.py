@@ -10,25 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, NamedTuple
 
-from alignbench.data.captioned import MAX_CAPTION_BYTES, NO_CAPTION, Listing, Sample, read_captions
-from alignbench.data.dataset import ordered_map
-from alignbench.data.encoded import UnreadableImage
-from alignbench.data.folder import EXTENSIONS, MAX_BYTES, identity_of
-from alignbench.errors import UserError
-from alignbench.files import write_atomic
+from alignbench.data.captioned import CAPTION_FILES, Listing, Sample, read_captions
+from alignbench.data.decode import UnreadableImage
+from alignbench.data.encoded import read_cache, write_cache
+from alignbench.data.threads import ordered_map
+from alignbench.data.walk import EXTENSIONS, identity_of, read_file
 
 INDEX_VERSION = 1
-_TEXT_KINDS = (".txt", ".json")
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A sample of a shard; the fields are what the index file holds."""
+class Entry(NamedTuple):
+    """A sample of a shard, or damage to the shard; the fields are what the index file holds."""
 
     key: str
     """Path inside the shard without the extension; empty: the shard itself, which is damaged."""
@@ -37,14 +33,6 @@ class _Entry:
     size: int
     captions: tuple[str, ...]
     problem: str
-
-
-@dataclass
-class _Files:
-    """Where the files of one sample lie: (offset, size)."""
-
-    image: tuple[int, int] | None = None
-    texts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def find_shards(root: Path) -> list[Path]:
@@ -63,118 +51,91 @@ def list_shards(root: Path, key: str, *, workers: int, cache_dir: Path) -> Listi
     """
     base = root if root.is_dir() else root.parent
     shards = find_shards(root)
-
-    def entries_of(shard: Path) -> list[_Entry]:
-        return _indexed(shard, key, cache_dir)
-
+    names = [shard.relative_to(base).as_posix() for shard in shards]
+    indices = ordered_map(lambda shard: _indexed(shard, key, cache_dir), shards, workers=workers)
     samples: list[Sample] = []
-    places: list[tuple[Path, int, int]] = []
-    for shard, entries in zip(shards, ordered_map(entries_of, shards, workers=workers), strict=True):
-        name = shard.relative_to(base).as_posix()
+    positions: list[tuple[Path, int, int]] = []
+    for shard, name, entries in zip(shards, names, indices, strict=True):
         for entry in entries:
             whole = f"{name}/{entry.key}" if entry.key else name
             samples.append(Sample(whole, entry.captions, entry.problem))
-            places.append((shard, entry.offset, entry.size))
-    identity = identity_of(base, [shard.relative_to(base).as_posix() for shard in shards])
-    return Listing.of(samples, lambda position: _read(*places[position]), identity)
+            positions.append((shard, entry.offset, entry.size))
+
+    def read(position: int) -> bytes:
+        shard, offset, size = positions[position]
+        data = read_file(shard, offset=offset, size=size)
+        if len(data) < size:
+            raise UnreadableImage("the shard ends before the image does")
+        return data
+
+    return Listing.of(samples, read, identity_of(base, names))
 
 
-def _read(shard: Path, offset: int, size: int) -> bytes:
-    if size > MAX_BYTES:
-        raise UnreadableImage(f"larger than {MAX_BYTES >> 20} MiB")
-    with shard.open("rb") as file:
-        file.seek(offset)
-        data = file.read(size)
-    if len(data) < size:
-        raise UnreadableImage("the shard ends before the image does")
-    return data
-
-
-# --- the index of a shard -------------------------------------------------------------------------
-
-
-def _indexed(shard: Path, key: str, cache_dir: Path) -> list[_Entry]:
+def _indexed(shard: Path, key: str, cache_dir: Path) -> list[Entry]:
     """Return a shard's index, from the cache if the shard has not changed since."""
     status = shard.stat()
     facts = [INDEX_VERSION, str(shard.resolve()), status.st_size, status.st_mtime_ns, key]
-    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-    path = cache_dir / f"shard-{name}.json"
-    known = _read_index(path)
-    if known is not None:
-        return known
-    entries = _index(shard, key)
+    path = cache_dir / f"shard-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}.json"
     try:
-        write_atomic(path, json.dumps([list(vars(entry).values()) for entry in entries]))
-    except OSError as error:
-        raise UserError(
-            f"{path}: the index of a shard cannot be written: {error.strerror}",
-            fix="set ALIGNBENCH_CACHE to a folder you can write to",
-        ) from error
+        return [
+            Entry(str(name), int(offset), int(size), tuple(captions), str(problem))
+            for name, offset, size, captions, problem in read_cache(path)
+        ]
+    except (ValueError, TypeError):  # absent or damaged
+        entries = _index(shard, key)
+    write_cache(path, entries, "the index of a shard")
     return entries
 
 
-def _read_index(path: Path) -> list[_Entry] | None:
-    """Return an index that was kept; None if there is none that can be read."""
-    try:
-        rows: Any = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            _Entry(str(key), int(offset), int(size), tuple(captions), str(problem))
-            for key, offset, size, captions, problem in rows
-        ]
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _index(shard: Path, key: str) -> list[_Entry]:
+def _index(shard: Path, key: str) -> list[Entry]:
     """Read a shard through; what stops that becomes an entry of its own."""
-    groups: dict[str, _Files] = {}
-    damage: list[_Entry] = []
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    damage: list[Entry] = []
     with shard.open("rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     if member.isreg():
-                        _sort_in(groups, member)
+                        _add(samples, member)
                 # Where it cannot read on, tarfile mostly just stops.
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("it breaks off, or cannot be read from there on")
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-            found = "damaged" if groups else "not an uncompressed tar file"
-            damage.append(_Entry("", 0, 0, (), f"{found}: {error}"))
-        entries = [
-            _entry(file, name, files, key) for name, files in groups.items() if files.image or files.texts
-        ]
+            what = "damaged" if samples else "not an uncompressed tar file"
+            damage.append(Entry("", 0, 0, (), f"{what}: {error}"))
+        entries = [_entry(file, name, files, key) for name, files in samples.items() if files]
     return entries + damage
 
 
-def _sort_in(groups: dict[str, _Files], member: tarfile.TarInfo) -> None:
-    """Note where a file lies, under its sample; of two of a kind the first counts."""
+def _add(samples: dict[str, dict[str, tuple[int, int]]], member: tarfile.TarInfo) -> None:
+    """Note under its sample where a file lies, {ending or "image": (offset, size)}.
+
+    What is left out without a word is left out here: names without a stem or an ending, endings that are
+    neither an image's nor a caption's, and of two files of a kind the second.
+    """
     folder, _, last = member.name.rpartition("/")
-    stem, dot, extension = last.partition(".")
+    stem, dot, ending = last.partition(".")
     if not stem or not dot:
         return
-    place = (member.offset_data, member.size)
-    files = groups.setdefault(f"{folder}/{stem}".lstrip("/"), _Files())
-    kind = f".{extension.lower()}"
-    if kind in _TEXT_KINDS:
-        files.texts.setdefault(kind, place)
-    elif kind in EXTENSIONS and files.image is None:
-        files.image = place
+    sample = samples.setdefault(f"{folder}/{stem}".lstrip("/"), {})
+    kind = f".{ending.lower()}"
+    kind = "image" if kind in EXTENSIONS else kind
+    if kind == "image" or kind in CAPTION_FILES:
+        sample.setdefault(kind, (member.offset_data, member.size))
 
 
-def _entry(file: Any, name: str, files: _Files, key: str) -> _Entry:
+def _entry(file: IO[bytes], name: str, files: dict[str, tuple[int, int]], key: str) -> Entry:
     """Read the caption of a sample."""
-    if files.image is None:
-        return _Entry(name, 0, 0, (), "no image")
-    kinds: Sequence[str] = _TEXT_KINDS[1:] if key else _TEXT_KINDS
-    kind = next((kind for kind in kinds if kind in files.texts), "")
-    if not kind:
-        return _Entry(name, *files.image, (), f"{NO_CAPTION}: no {' or '.join(kinds)} file with it")
-    offset, size = files.texts[kind]
-    if size > MAX_CAPTION_BYTES:
-        problem = f"the caption file is larger than {MAX_CAPTION_BYTES >> 20} MiB"
-        return _Entry(name, *files.image, (), problem)
-    file.seek(offset)
-    captions, problem = read_captions(file.read(size), is_json=kind == ".json", key=key)
-    return _Entry(name, *files.image, captions, problem)
+    if "image" not in files:
+        return Entry(name, 0, 0, (), "no image")
+
+    def reader(offset: int, size: int) -> Callable[[int], bytes]:
+        def read(most: int) -> bytes:
+            file.seek(offset)
+            return file.read(min(size, most))
+
+        return read
+
+    texts = {ending: reader(*position) for ending, position in files.items() if ending != "image"}
+    return Entry(name, *files["image"], *read_captions(texts, key, "with it"))

@@ -17,12 +17,12 @@ import numpy as np
 
 from alignbench import __version__, randomness
 from alignbench.api import ImageBatch
-from alignbench.data.dataset import ProgressCallback
+from alignbench.data.threads import ProgressCallback
 from alignbench.errors import UserError
 from alignbench.metrics.moments import Moments
 from alignbench.nets.inception import POOL, SPATIAL, Inception
 from alignbench.samples.external import SampleImages, open_archive
-from alignbench.samples.npz import Archive, Stream, write_archive
+from alignbench.samples.npz import Archive, NpzColumn, write_archive
 
 SHAPES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 """What the moments of this network look like."""
@@ -182,7 +182,7 @@ def write_reference(
             inside = kept[(kept >= ids.start) & (kept < ids.stop)] - ids.start
             yield loaded.images[inside].permute(0, 2, 3, 1).numpy()
 
-    shown = Stream((len(kept), size, size, 3), np.dtype(np.uint8), pieces())
+    shown = NpzColumn((len(kept), size, size, 3), np.dtype(np.uint8), pieces())
     about = {
         "network": np.array(network),
         "image_size": np.array(size),

@@ -11,7 +11,7 @@ import torch
 
 from alignbench import api
 from alignbench.data import shapes_detector
-from alignbench.data.shapes_detector import Found
+from alignbench.data.shapes_detector import Match
 from alignbench.data.shapes_scenes import RELATIONS, SHAPES, Request, by_text
 from alignbench.errors import UserError
 from alignbench.rewards.requests import all_valid
@@ -70,7 +70,7 @@ def asked_by(text: str) -> Request:
     return by_text()[text]
 
 
-def share(image: np.ndarray, found: Sequence[Found], request: Request) -> float:
+def share(image: np.ndarray, found: Sequence[Match], request: Request) -> float:
     """Return the share of demands that are met, 0 to 1; 1 exactly where GenEval's verdict is right.
 
     Number, colour and place of each clause, and each exclusion, are a demand of the same weight.
@@ -93,7 +93,7 @@ def share(image: np.ndarray, found: Sequence[Found], request: Request) -> float:
 
 
 def _clause(
-    image: np.ndarray, clause: Mapping[str, Any], own: Sequence[Found], taken: Sequence[Sequence[Found]]
+    image: np.ndarray, clause: Mapping[str, Any], own: Sequence[Match], taken: Sequence[Sequence[Match]]
 ) -> list[float]:
     """Say how far number, colour and place of one clause are as asked."""
     met = [len(own) / clause["count"]]
@@ -106,7 +106,7 @@ def _clause(
     return met
 
 
-def _lies(thing: Found, other: Found, relation: str) -> bool:
+def _lies(thing: Match, other: Match, relation: str) -> bool:
     """GenEval's rule for two boxes of one size."""
     down, right = RELATIONS[relation]
     x, y = thing.box[0] - other.box[0], thing.box[1] - other.box[1]

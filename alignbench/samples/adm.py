@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from pathlib import Path
-
 import numpy as np
-import torch
-from torch import Tensor
 
 from alignbench.errors import UserError
-from alignbench.samples.npz import Archive, Rows
+from alignbench.samples.npz import Archive, NpzArray
 
 
-def check_pixels(archive: Archive, *, image_size: int) -> Rows:
-    """Return a reader of `arr_0`.
+def pixels(archive: Archive, *, image_size: int) -> NpzArray:
+    """Return a reader of `arr_0`, [N, H, W, 3] uint8.
 
     Raises:
         UserError: it is missing, not uint8 [N, H, W, 3], empty, or of another size.
@@ -25,10 +18,9 @@ def check_pixels(archive: Archive, *, image_size: int) -> Rows:
     if header is None:
         names = ", ".join(archive.headers) or "nothing"
         raise UserError(f"{archive.path}: no images: it has no array arr_0, but {names}")
-    shape = "×".join(map(str, header.shape))
     if header.dtype != np.uint8 or len(header.shape) != 4 or header.shape[3] != 3:
         raise UserError(
-            f"{archive.path}: arr_0 is {header.dtype} {shape}, not uint8 N×H×W×3",
+            f"{archive.path}: arr_0 is {header}, not uint8 N×H×W×3",
             fix="save the images as bytes, channels last",
         )
     if header.shape[0] == 0:
@@ -42,11 +34,6 @@ def check_pixels(archive: Archive, *, image_size: int) -> Rows:
     return archive.rows("arr_0")
 
 
-def pixels_of(rows: Rows, ids: range) -> Tensor:
-    """Read images, [n, 3, H, W] uint8."""
-    return torch.from_numpy(rows.read(ids.start, ids.stop)).permute(0, 3, 1, 2).contiguous()
-
-
 def class_ids(archive: Archive, count: int) -> np.ndarray | None:
     """Return `arr_1`, [N] int64; None if there is none.
 
@@ -57,13 +44,5 @@ def class_ids(archive: Archive, count: int) -> np.ndarray | None:
     if header is None:
         return None
     if header.shape != (count,) or header.dtype.kind not in "iu":
-        shape = "×".join(map(str, header.shape))
-        raise UserError(f"{archive.path}: arr_1 is {header.dtype} {shape}, not {count} whole class ids")
+        raise UserError(f"{archive.path}: arr_1 is {header}, not {count} whole class ids")
     return archive.array("arr_1").astype(np.int64)
-
-
-def identity_of(path: Path) -> str:
-    """Hash a file's place, size and time of change."""
-    status = path.stat()
-    text = json.dumps([os.fsdecode(path.resolve()), status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,12 +1,14 @@
 """Generated images made elsewhere: a folder of pictures, an ADM sample file, or GenEval's folder layout.
 
-Samples are judged as they are. They are never resized or cropped, since the filter would change every metric,
+Samples are scored as they are. They are never resized or cropped, since the filter would change every metric,
 and none is left out: an image that cannot be read faithfully is an error that names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,58 +17,44 @@ import torch
 from torch import Tensor
 
 from alignbench.api import ImageBatch, Prompt
-from alignbench.data.dataset import ProgressCallback
-from alignbench.data.encoded import choose, decode_image
+from alignbench.data.decode import decode_cropped, decode_exact
+from alignbench.data.encoded import choose
+from alignbench.data.walk import file_identity
 from alignbench.errors import UserError
 from alignbench.samples import adm, geneval_layout
 from alignbench.samples.npz import Archive
-from alignbench.samples.pictures import PictureFiles, decode_exact, list_pictures, relative
-
-SHARD = 256
-"""Images per shard."""
+from alignbench.samples.pictures import PictureFiles, list_pictures, relative
+from alignbench.samples.pixels import channels_first
+from alignbench.samples.real import SHARD, shards
 
 Fit = Literal["exact", "crop"]
 """`exact`: only images of the wanted size; `crop`: ADM's centre crop, for real images of a reference."""
 
 
+@dataclass(eq=False)
 class SampleImages:
-    """Images with a fixed order, an `api.ImageSet`."""
+    """Images with a fixed order, an `api.ImageSet`; see `open_samples`."""
 
-    def __init__(
-        self,
-        *,
-        title: str,
-        identity: str,
-        count: int,
-        read: Callable[[range], Tensor],
-        labels: np.ndarray | None = None,
-        prompts: Sequence[Prompt] = (),
-        notes: Sequence[str] = (),
-    ) -> None:
-        """Put a set together; see `open_samples`.
-
-        Args:
-            title: how messages name it.
-            identity: changes whenever an image may have changed.
-            count: images, N.
-            read: image ids → [n, 3, H, W] uint8.
-            labels: [N] int64 class ids.
-            prompts: one per image, or none.
-            notes: what a reader of the numbers should know about the files.
-        """
-        self.title = title
-        self.identity = identity
-        self.notes = tuple(notes)
-        self.labels = labels
-        self.prompts = tuple(prompts)
-        self._count = count
-        self._read = read
+    title: str
+    """How messages name it."""
+    identity: str
+    """Changes whenever an image may have changed."""
+    count: int
+    """Images, N."""
+    read: Callable[[range], Tensor]
+    """Image ids → [n, 3, H, W] uint8."""
+    labels: np.ndarray | None = None
+    """[N] int64 class ids."""
+    prompts: Sequence[Prompt] = ()
+    """One per image, or none."""
+    notes: Sequence[str] = ()
+    """What a reader of the numbers should know about the files."""
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def shards(self) -> list[range]:
-        return [range(at, min(at + SHARD, self._count)) for at in range(0, self._count, SHARD)]
+        return shards(self.count, SHARD)
 
     def load(self, number: int) -> ImageBatch:
         """Return one shard.
@@ -80,7 +68,7 @@ class SampleImages:
         """Return any consecutive images."""
         rows = slice(ids.start, ids.stop)
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
-        return ImageBatch(ids=ids, images=self._read(ids), labels=labels, prompts=self.prompts[rows])
+        return ImageBatch(ids=ids, images=self.read(ids), labels=labels, prompts=self.prompts[rows])
 
 
 def open_samples(
@@ -93,7 +81,6 @@ def open_samples(
     limit: int = 0,
     seed: int = 0,
     workers: int = 2,
-    progress: ProgressCallback | None = None,
 ) -> SampleImages:
     """Open images that are already there.
 
@@ -111,7 +98,6 @@ def open_samples(
         limit: keep a fixed random subset of a folder's images, by their names; 0 keeps all.
         seed: another seed, another subset.
         workers: threads that decode.
-        progress: told how many files are looked at.
 
     Raises:
         UserError: naming the files that do not fit and why; unreadable pixels may show up only in `load`.
@@ -135,13 +121,10 @@ def open_samples(
         names = [relative(file, path) for file in files]
         files = [files[position] for position in choose(names, limit=limit, seed=seed)]
         expanded = _expand(path, len(files), prompts, images_per_prompt)
-
-    def decode(data: bytes) -> np.ndarray:
-        return decode_exact(data, image_size) if fit == "exact" else decode_image(data, image_size)
-
+    decode = partial(decode_exact if fit == "exact" else decode_cropped, size=image_size)
     pictures = PictureFiles(path, files, decode, workers)
     if fit == "exact":
-        pictures.check_headers(image_size, progress)
+        pictures.check_headers(image_size)
     return SampleImages(
         title=str(path),
         identity=pictures.identity(),
@@ -161,18 +144,15 @@ def open_archive(
     Raises:
         UserError: `arr_0` or `arr_1` does not fit.
     """
-    rows = adm.check_pixels(archive, image_size=image_size)
+    pixels = adm.pixels(archive, image_size=image_size)
     return SampleImages(
         title=str(archive.path),
-        identity=adm.identity_of(archive.path),
-        count=len(rows),
-        read=lambda ids: adm.pixels_of(rows, ids),
-        labels=adm.class_ids(archive, len(rows)),
-        prompts=_expand(archive.path, len(rows), prompts, images_per_prompt),
+        identity=file_identity(archive.path),
+        count=len(pixels),
+        read=lambda ids: channels_first(pixels.read(ids.start, ids.stop)),
+        labels=adm.class_ids(archive, len(pixels)),
+        prompts=_expand(archive.path, len(pixels), prompts, images_per_prompt),
     )
-
-
-# --- prompts --------------------------------------------------------------------------------------
 
 
 def _expand(path: Path, count: int, prompts: Sequence[Prompt], each: int) -> list[Prompt]:

@@ -24,9 +24,7 @@ from alignbench.errors import RunFailed, out_of_memory_as, smaller_batch
 from alignbench.files import write_atomic
 from alignbench.registry.protocol import ProtocolCard, Setting
 from alignbench.samples.pixels import resize_bicubic, to_uint8
-
-SHARD = 256
-"""Images per file at least; a whole number of generation batches."""
+from alignbench.samples.real import shards, whole_batches
 
 
 def labels_of(protocol: ProtocolCard, num_classes: int, seed: int, ids: Sequence[int]) -> np.ndarray:
@@ -90,9 +88,7 @@ class Sampler:
 
     def shards(self) -> list[range]:
         """Image ids of every file."""
-        size = -(-SHARD // self.protocol.batch) * self.protocol.batch
-        total = self.protocol.samples
-        return [range(start, min(start + size, total)) for start in range(0, total, size)]
+        return shards(self.protocol.samples, whole_batches(self.protocol.batch))
 
 
 def check_probabilities(drawn: Rollout) -> None:

@@ -12,12 +12,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from alignbench.api import ImageBatch, Prompt
 from alignbench.errors import UserError
 from alignbench.files import write_atomic
+from alignbench.samples.pixels import channels_last
 
 METADATA = "metadata.jsonl"
 SAMPLES = "samples"
@@ -45,18 +45,18 @@ def read_layout(path: Path) -> list[tuple[Path, Prompt]]:
         UserError: a folder without metadata or images, metadata that cannot be read, or an image that its
             EXIF orientation turns. The official evaluator turns it; here pixels are scored as stored.
     """
-    found: list[tuple[Path, Prompt]] = []
+    layout: list[tuple[Path, Prompt]] = []
     for folder in _numbered(path):
         prompt = _read_prompt(folder / METADATA)
         files = _pictures(folder / SAMPLES)
         if not files:
             raise UserError(f"{folder / SAMPLES}: no image like 0000.png", fix="remove or fill the folder")
-        found += [(file, prompt) for file in files]
-    if not found:
+        layout += [(file, prompt) for file in files]
+    if not layout:
         raise UserError(f"{path}: no numbered folder like 00000", fix=f"each has {METADATA} and {SAMPLES}/")
-    for file, _ in found:
+    for file, _ in layout:
         _refuse_turned(file)
-    return found
+    return layout
 
 
 def write_layout(path: Path, batches: Iterable[ImageBatch]) -> int:
@@ -80,14 +80,13 @@ def write_layout(path: Path, batches: Iterable[ImageBatch]) -> int:
     for batch in batches:
         if len(batch.prompts) != len(batch):
             raise UserError("images without prompts have no place in GenEval's layout")
-        for pixels, prompt in zip(batch.images, batch.prompts, strict=True):
+        for pixels, prompt in zip(channels_last(batch.images), batch.prompts, strict=True):
             if prompt != previous:
                 folder = path / f"{folders:05d}"
                 (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
                 write_atomic(folder / METADATA, json.dumps(_metadata(prompt)) + "\n")
                 folders, within, previous = folders + 1, 0, prompt
-            picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-            picture.save(folder / SAMPLES / f"{within:04d}.png")
+            Image.fromarray(pixels).save(folder / SAMPLES / f"{within:04d}.png")
             within, images = within + 1, images + 1
     return images
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from alignbench.samples.pixels import channels_last
 
 TILE = 40
 """Smallest side of a tile in pixels; small images are enlarged by whole factors."""
@@ -42,9 +43,8 @@ def write_grid(path: Path, blocks: Sequence[tuple[str, Tensor]], *, columns: int
     top = MARGIN
     for (caption, images), height in zip(blocks, heights, strict=True):
         draw.text((MARGIN, top), caption, fill="black")
-        for number, image in enumerate(images):
-            tile = Image.fromarray(image.permute(1, 2, 0).contiguous().to(torch.uint8).numpy())
-            tile = tile.resize((side * factor, side * factor), Image.Resampling.NEAREST)
+        for number, pixels in enumerate(channels_last(images)):
+            tile = Image.fromarray(pixels).resize((side * factor, side * factor), Image.Resampling.NEAREST)
             row, column = divmod(number, columns)
             sheet.paste(tile, (MARGIN + column * step, top + CAPTION + row * step))
         top += height

@@ -1,7 +1,7 @@
 """Arrays in `.npz` archives, read and written a few rows at a time.
 
-Sample files and reference files of the ADM form hold gigabytes of pixels. Members that `numpy.savez` wrote
-are stored as they are and are read in place; compressed ones have to be unpacked from their start.
+Sample files and reference files of the ADM form hold gigabytes of pixels, so rows are streamed out of the
+archive and into it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,8 @@ import numpy as np
 
 from alignbench.errors import UserError
 
-_BROKEN = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What zipfile and numpy raise on a damaged, encrypted or exotic archive."""
-
-_LOCAL_HEADER = 30
-"""Bytes of a zip member's own header before its name."""
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -46,6 +34,10 @@ class Header:
     fortran: bool
     length: int
     """Bytes of the header."""
+
+    def __str__(self) -> str:
+        """E.g. `uint8 10×8×8×3`."""
+        return f"{self.dtype} {'×'.join(map(str, self.shape))}"
 
 
 class Archive:
@@ -62,14 +54,10 @@ class Archive:
         """{array name: header}, in the order of the file."""
         try:
             with zipfile.ZipFile(path) as archive:
-                self._members = {
-                    info.filename.removesuffix(".npy"): info
-                    for info in archive.infolist()
-                    if info.filename.endswith(".npy")
-                }
-                for name, info in self._members.items():
-                    with archive.open(info) as file:
-                        self.headers[name] = _read_header(file)
+                for name in archive.namelist():
+                    if name.endswith(".npy"):
+                        with archive.open(name) as file:
+                            self.headers[name.removesuffix(".npy")] = _read_header(file)
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist") from error
         except _BROKEN as error:
@@ -83,184 +71,93 @@ class Archive:
         """
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                found: np.ndarray = file[name]
+                values: np.ndarray = file[name]
         except _BROKEN as error:
             raise UserError(f"{self.path}: array {name!r} cannot be read: {_first_line(error)}") from error
-        return found
+        return values
 
-    def rows(self, name: str) -> Rows:
+    def rows(self, name: str) -> NpzArray:
         """Return a reader of an array's rows.
 
         Raises:
-            UserError: rows do not lie one after another, or the file is shorter than it says.
+            UserError: rows do not lie one after another.
         """
-        header, info = self.headers[name], self._members[name]
+        header = self.headers[name]
         if header.fortran and len(header.shape) > 1:
             raise UserError(
                 f"{self.path}: array {name!r} is stored column by column",
                 fix="save numpy.ascontiguousarray of it",
             )
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            return Unpacked(self.path, name, header, info)
-        try:
-            return Mapped(self.path, header, _data_offset(self.path, info) + header.length)
-        except _BROKEN as error:
-            raise UserError(f"{self.path}: array {name!r} is cut short: {_first_line(error)}") from error
+        return NpzArray(self.path, name, header)
 
 
-class Rows:
-    """Rows of an array on disk."""
+class NpzArray:
+    """Rows of an array on disk: going forward is cheap, going back may start again."""
 
-    header: Header
-
-    def __len__(self) -> int:
-        return self.header.shape[0]
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows [stop - start, ...], a copy."""
-        raise NotImplementedError
-
-
-class Mapped(Rows):
-    """Rows of an array stored as it is."""
-
-    def __init__(self, path: Path, header: Header, offset: int) -> None:
-        self.header = header
-        self._pixels = np.memmap(path, dtype=header.dtype, mode="r", offset=offset, shape=header.shape)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return np.array(self._pixels[start:stop])
-
-
-class Unpacked(Rows):
-    """Rows of a compressed array: going forward is cheap, going back starts again."""
-
-    def __init__(self, path: Path, name: str, header: Header, info: zipfile.ZipInfo) -> None:
-        self.header = header
-        self._path = path
-        self._name = name
-        self._info = info
-        self._row_bytes = int(np.prod(header.shape[1:], dtype=np.int64)) * header.dtype.itemsize
+    def __init__(self, path: Path, name: str, header: Header) -> None:
+        self._path, self._name, self._header = path, name, header
         self._archive: zipfile.ZipFile | None = None
         self._file: IO[bytes] | None = None
-        self._row = 0
+
+    def __len__(self) -> int:
+        return self._header.shape[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows, a copy.
+        """Return rows [stop - start, ...], a copy.
 
         Raises:
             UserError: the archive is damaged.
         """
+        shape, dtype = (stop - start, *self._header.shape[1:]), self._header.dtype
+        row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         try:
-            if self._file is None or start < self._row:
-                self._rewind()
-            self._take(start - self._row)
-            data = self._take(stop - start)
+            if self._file is None:
+                self._archive = zipfile.ZipFile(self._path)
+                self._file = self._archive.open(f"{self._name}.npy")
+            self._file.seek(self._header.length + start * row)
+            data = _read_exactly(self._file, shape[0] * row)
         except _BROKEN as error:
             raise UserError(f"{self._path}: array {self._name!r} is damaged: {_first_line(error)}") from error
-        return np.frombuffer(data, self.header.dtype).reshape(-1, *self.header.shape[1:]).copy()
-
-    def _rewind(self) -> None:
-        if self._archive is not None:
-            self._archive.close()
-        self._archive = zipfile.ZipFile(self._path)
-        self._file = self._archive.open(self._info)
-        _read_exactly(self._file, self.header.length)
-        self._row = 0
-
-    def _take(self, rows: int) -> bytes:
-        assert self._file is not None
-        data = _read_exactly(self._file, rows * self._row_bytes)
-        self._row += rows
-        return data
+        return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _read_header(file: IO[bytes]) -> Header:
-    """Read an array's header; the stream then stands at its first element.
+    """Read an array's header.
 
     Raises:
         ValueError: no numpy array, a version nobody writes for numbers, or Python objects.
     """
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
         raise ValueError(f"version {version[0]}.{version[1]} of the array format")
+    shape, fortran, dtype = readers[version](file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not loaded")
     return Header(shape, dtype, fortran, file.tell())
 
 
-def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin; its own header is not always as long as the one in the directory."""
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        local = _read_exactly(file, _LOCAL_HEADER)
-    if local[:4] != b"PK\x03\x04":
-        raise ValueError("its directory points nowhere")
-    name, extra = int.from_bytes(local[26:28], "little"), int.from_bytes(local[28:30], "little")
-    return info.header_offset + _LOCAL_HEADER + name + extra
-
-
-def _read_exactly(file: IO[bytes], count: int) -> bytes:
-    """Read `count` bytes, or raise EOFError."""
-    pieces = []
-    while count > 0:
-        piece = file.read(min(count, 1 << 26))
+def _read_exactly(file: IO[bytes], count: int) -> bytearray:
+    data = bytearray()
+    while len(data) < count:
+        piece = file.read(min(count - len(data), 1 << 26))
         if not piece:
             raise EOFError("it ends too early")
-        pieces.append(piece)
-        count -= len(piece)
-    return b"".join(pieces)
+        data += piece
+    return data
 
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_archive(
-    path: Path,
-    streams: Mapping[str, Stream],
-    arrays: Callable[[], Mapping[str, np.ndarray]] = dict,
-) -> None:
-    """Write an uncompressed archive as `numpy.savez` would, streams first; the file is whole or absent.
-
-    Args:
-        path: file to write.
-        streams: {array name: rows that come piece by piece}; read one after another.
-        arrays: returns {array name: array}; called when the streams are done, so it may depend on them.
-
-    Raises:
-        ValueError: a stream gives other rows than announced.
-        OSError: the disk is full or the folder is not writable.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, stream in streams.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    stream.copy_to(member)
-            for name, array in arrays().items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
-class Stream:
+class NpzColumn:
     """An array whose rows come piece by piece."""
 
     shape: tuple[int, ...]
@@ -268,13 +165,14 @@ class Stream:
     pieces: Iterable[np.ndarray]
     """[n, *shape[1:]] each; n sums to shape[0]."""
 
-    def copy_to(self, file: IO[bytes]) -> None:
-        """Write header and rows."""
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self.dtype),
-            "fortran_order": False,
-            "shape": self.shape,
-        }
+    def write(self, file: IO[bytes]) -> None:
+        """Write header and rows.
+
+        Raises:
+            ValueError: other rows than announced.
+        """
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(file, header)
         written = 0
         for piece in self.pieces:
@@ -286,3 +184,36 @@ class Stream:
             written += len(piece)
         if written != self.shape[0]:
             raise ValueError(f"{written} rows instead of {self.shape[0]}")
+
+
+def write_archive(
+    path: Path,
+    columns: Mapping[str, NpzColumn],
+    arrays: Callable[[], Mapping[str, np.ndarray]] = dict,
+) -> None:
+    """Write an uncompressed archive as `numpy.savez` would, columns first; the file is whole or absent.
+
+    Args:
+        path: file to write.
+        columns: {array name: rows that come piece by piece}; read one after another.
+        arrays: returns {array name: array}; called when the columns are done, so it may depend on them.
+
+    Raises:
+        ValueError: a column gives other rows than announced.
+        OSError: the disk is full or the folder is not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, column in columns.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    column.write(member)
+            for name, array in arrays().items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def channels_first(pixels: np.ndarray) -> Tensor:
+    """[n, H, W, 3] array → contiguous [n, 3, H, W] tensor."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def channels_last(images: Tensor) -> np.ndarray:
+    """[n, 3, H, W] tensor → contiguous [n, H, W, 3] array."""
+    pixels: np.ndarray = images.permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
 
 
 def resize_bicubic(images: Tensor, size: int | tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A data set as the image set that samples are scored against."""
+"""A data set as an image set: what samples are scored against. Also how any image set is cut into shards."""
 
 from __future__ import annotations
 
@@ -9,13 +9,28 @@ import torch
 from torch import Tensor
 
 from alignbench.api import ImageBatch
-from alignbench.data.dataset import ImageDataset, ordered_map
+from alignbench.data.dataset import ImageDataset
+from alignbench.data.threads import ordered_map
+from alignbench.samples.pixels import channels_first
+
+SHARD = 256
+"""Images per shard, or somewhat more where a shard is a whole number of batches."""
+
+
+def shards(count: int, size: int) -> list[range]:
+    """Return the image ids of every shard; the last one may be smaller."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def whole_batches(batch: int) -> int:
+    """Return the smallest multiple of a batch that has at least SHARD images."""
+    return -(-SHARD // batch) * batch
 
 
 class DatasetImages:
     """All images of a data set in order of their number; an `api.ImageSet`."""
 
-    def __init__(self, dataset: ImageDataset, *, batch: int = 256, workers: int = 0) -> None:
+    def __init__(self, dataset: ImageDataset, *, batch: int = SHARD, workers: int = 0) -> None:
         """Wrap a data set.
 
         Args:
@@ -32,13 +47,15 @@ class DatasetImages:
         return len(self.dataset)
 
     def shards(self) -> list[range]:
-        return [range(start, min(start + self.batch, len(self))) for start in range(0, len(self), self.batch)]
+        return shards(len(self), self.batch)
 
     def load(self, number: int) -> ImageBatch:
         """Return one shard with class ids."""
         ids = self.shards()[number]
         rows = [pixels for pixels, _ in ordered_map(self.dataset.load, ids, workers=self.workers)]
-        return ImageBatch(ids=ids, images=_stack(rows), labels=self.labels()[ids.start : ids.stop])
+        return ImageBatch(
+            ids=ids, images=channels_first(np.stack(rows)), labels=self.labels()[ids.start : ids.stop]
+        )
 
     def images(self) -> Iterator[Tensor]:
         """Yield uint8 batches [b, 3, H, W]."""
@@ -48,7 +65,3 @@ class DatasetImages:
     def labels(self) -> Tensor:
         """Return the class ids, [N] int64."""
         return torch.tensor(self.dataset.labels, dtype=torch.int64)
-
-
-def _stack(rows: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()

@@ -6,20 +6,18 @@ Image `i` of the set is image `i` of the data set, in its order; no random numbe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from alignbench.api import Backbone, ImageBatch
-from alignbench.data.dataset import ImageDataset, ordered_map
+from alignbench.data.dataset import ImageDataset
 from alignbench.errors import UserError, out_of_memory_as, smaller_batch
 from alignbench.files import digest_of
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.samples.pixels import from_uint8, to_uint8
-
-SHARD = 256
-"""Images per shard at least; a whole number of batches."""
+from alignbench.samples.real import DatasetImages, whole_batches
 
 
 class ReconstructedImages:
@@ -55,14 +53,13 @@ class ReconstructedImages:
         Raises:
             UserError: the number of images is not the protocol's, or the tokenizer cannot take its size.
         """
-        self._dataset, self._backbone, self._protocol = dataset, backbone, protocol
-        self._device, self._workers = device, workers
-        tokenizer = backbone.tokenizer
-        self._side, rest = divmod(protocol.image_size, tokenizer.downsample)
+        self._originals = DatasetImages(dataset, batch=whole_batches(protocol.batch), workers=workers)
+        self._tokenizer, self._protocol, self._device = backbone.tokenizer, protocol, device
+        self._side, rest = divmod(protocol.image_size, self._tokenizer.downsample)
         if rest:
             raise UserError(
                 f"{protocol.title} works at {protocol.image_size} px; the tokenizer needs a multiple of "
-                f"{tokenizer.downsample}"
+                f"{self._tokenizer.downsample}"
             )
         if len(dataset) != protocol.samples:
             left_out = f", {len(dataset.skipped)} more are unreadable" if dataset.skipped else ""
@@ -82,12 +79,10 @@ class ReconstructedImages:
         )
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._originals)
 
     def shards(self) -> Sequence[range]:
-        """Return the image ids of every shard."""
-        size = -(-SHARD // self._protocol.batch) * self._protocol.batch
-        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        return self._originals.shards()
 
     def load(self, number: int) -> ImageBatch:
         """Encode and decode one shard.
@@ -96,33 +91,22 @@ class ReconstructedImages:
             ValueError: the data set was not opened at the protocol's image size.
             RunFailed: out of memory.
         """
-        ids, batch = self.shards()[number], self._protocol.batch
-        originals = self._originals(ids)
+        originals = self._originals.load(number)
+        shape, side, batch = originals.images.shape[1:], self._protocol.image_size, self._protocol.batch
+        if shape != (3, side, side):
+            raise ValueError(f"images are {list(shape)}, not [3, {side}, {side}]")
         with out_of_memory_as(
             f"out of memory while reconstructing {batch} images together", smaller_batch(batch)
         ):
-            rebuilt = torch.cat(list(self._rebuilt(originals)))
-        return ImageBatch(
-            ids=ids,
-            images=rebuilt,
-            labels=torch.from_numpy(np.asarray(self._dataset.labels)[ids.start : ids.stop].astype(np.int64)),
-            originals=originals,
-        )
-
-    def _originals(self, ids: range) -> Tensor:
-        pixels = [image for image, _ in ordered_map(self._dataset.load, ids, workers=self._workers)]
-        originals = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-        side = self._protocol.image_size
-        if originals.shape[1:] != (3, side, side):
-            raise ValueError(f"images are {list(originals.shape[1:])}, not [3, {side}, {side}]")
-        return originals
+            rebuilt = torch.cat(list(self._rebuilt(originals.images)))
+        return replace(originals, images=rebuilt, originals=originals.images)
 
     @torch.no_grad()
     def _rebuilt(self, originals: Tensor) -> Iterator[Tensor]:
         """Yield uint8 pieces on the CPU; every forward sees a whole batch, the last one padded."""
-        tokenizer, batch = self._backbone.tokenizer, self._protocol.batch
+        batch = self._protocol.batch
         for piece in originals.split(batch):
             padding = piece[-1:].expand(batch - len(piece), -1, -1, -1)
             images = from_uint8(torch.cat([piece, padding]).to(self._device))
-            decoded = tokenizer.decode(tokenizer.encode(images), (self._side, self._side))
+            decoded = self._tokenizer.decode(self._tokenizer.encode(images), (self._side, self._side))
             yield to_uint8(decoded, self._protocol.rounding)[: len(piece)].cpu()

@@ -8,22 +8,17 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from alignbench.api import ImageBatch, ImageSet
-from alignbench.samples.npz import Stream, write_archive
+from alignbench.progress import Stage
+from alignbench.samples.npz import NpzColumn, write_archive
+from alignbench.samples.pixels import channels_last
 
 AHEAD = 64
 """Images that wait for a writing thread, per thread."""
-
-
-class Stage(Protocol):
-    """What is told of each finished shard, e.g. a `progress.Stage`."""
-
-    def advance(self) -> None: ...
 
 
 def write_npz(path: Path, images: ImageSet, stage: Stage) -> None:
@@ -48,11 +43,11 @@ def write_npz(path: Path, images: ImageSet, stage: Stage) -> None:
             batch = first if number == 0 else images.load(number)
             if batch.labels is not None:
                 labels.append(batch.labels.numpy())
-            yield batch.images.permute(0, 2, 3, 1).contiguous().numpy()
+            yield channels_last(batch.images)
             stage.advance()
 
     height, width = first.images.shape[2:]
-    pixels = Stream((len(images), height, width, 3), np.dtype(np.uint8), pieces())
+    pixels = NpzColumn((len(images), height, width, 3), np.dtype(np.uint8), pieces())
     write_archive(path, {"arr_0": pixels}, lambda: {"arr_1": np.concatenate(labels)} if labels else {})
 
 
@@ -65,7 +60,7 @@ def write_png(folder: Path, images: ImageSet, stage: Stage) -> None:
         stage: advanced once a shard.
 
     Raises:
-        OSError: the disk is full or the place is not writable.
+        OSError: the disk is full or the folder is not writable.
     """
     unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)  # of an earlier attempt
@@ -99,10 +94,9 @@ class PngWriter:
         Raises:
             OSError: an earlier image could not be written.
         """
-        for image_id, image in zip(batch.ids, batch.images, strict=True):
+        for image_id, pixels in zip(batch.ids, channels_last(batch.images), strict=True):
             while len(self._pending) >= self._limit:
                 self._pending.popleft().result()
-            pixels = image.permute(1, 2, 0).contiguous().numpy()
             path = self._folder / f"{image_id:06d}.png"
             self._pending.append(self._pool.submit(_save, path, pixels))
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from alignbench.api import ImageBatch, Prompt
-from alignbench.errors import UserError
 from alignbench.samples.external import open_samples
 from alignbench.samples.geneval_layout import is_geneval_folder, read_layout, write_layout, write_results
+from tests.helpers.data_sets import refused
 
 LINES = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -52,7 +52,7 @@ def folder(root: Path, number: str, line: object, images: Sequence[str] = ("0000
     return samples
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 100])
+@pytest.mark.parametrize("size", [3, 100])
 def test_round_trip_keeps_pixels_prompts_and_order(tmp_path: Path, size: int) -> None:
     prompts = [prompt for prompt in PROMPTS for _ in range(4)]
     written = batches(prompts, size)
@@ -91,35 +91,23 @@ def test_other_folders_are_not_taken_for_the_layout(tmp_path: Path) -> None:
     (tmp_path / "00000").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "00000" / "0000.png")
     assert not is_geneval_folder(tmp_path)
-    with pytest.raises(UserError, match=r"metadata\.jsonl"):
-        read_layout(tmp_path)
+    assert "metadata.jsonl" in refused(read_layout, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"prompt": "a"}\n{"prompt": "b"}', "not json"])
-def test_bad_metadata_is_named(tmp_path: Path, text: str) -> None:
-    folder(tmp_path, "00000", LINES[0])
-    (tmp_path / "00000" / "metadata.jsonl").write_text(text)
-    with pytest.raises(UserError, match=r"00000/metadata\.jsonl is not one JSON object"):
-        read_layout(tmp_path)
-
-
-def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
     folder(tmp_path, "00000", LINES[0])
     folder(tmp_path, "00001", LINES[1], [])
-    with pytest.raises(UserError, match="00001/samples: no image"):
-        read_layout(tmp_path)
+    assert "00001/samples: no image" in refused(read_layout, tmp_path)
+    for text in ("", "[]", "{}", '{"prompt": "a"}\n{"prompt": "b"}', "not json"):
+        (tmp_path / "00000" / "metadata.jsonl").write_text(text)
+        assert "00000/metadata.jsonl is not one JSON object" in refused(read_layout, tmp_path)
 
 
-def test_an_existing_layout_is_not_written_into(tmp_path: Path) -> None:
-    folder(tmp_path, "00007", LINES[0])
-    with pytest.raises(UserError, match="already holds"):
-        write_layout(tmp_path, batches(PROMPTS, 2))
-
-
-def test_images_without_prompts_are_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     batch = ImageBatch(ids=[0], images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(UserError, match="without prompts"):
-        write_layout(tmp_path, [batch])
+    assert "without prompts" in refused(write_layout, tmp_path, [batch])
+    folder(tmp_path, "00007", LINES[0])
+    assert "already holds" in refused(write_layout, tmp_path, batches(PROMPTS, 2))
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -128,15 +116,14 @@ def exif(orientation: int) -> Image.Exif:
     return found
 
 
-@pytest.mark.parametrize(("orientation", "refused"), [(1, False), (3, True), (6, True)])
-def test_images_turned_by_exif_are_refused(tmp_path: Path, orientation: int, refused: bool) -> None:
+def test_images_turned_by_exif_are_refused(tmp_path: Path) -> None:
     samples = folder(tmp_path, "00000", LINES[0], ["0000.png"])
-    Image.new("RGB", (8, 8)).save(samples / "0001.png", exif=exif(orientation))
-    if refused:
-        with pytest.raises(UserError, match=rf"0001\.png: EXIF orientation {orientation}"):
-            read_layout(tmp_path)
-    else:
-        assert len(read_layout(tmp_path)) == 2
+    for orientation in (1, 3, 6):
+        Image.new("RGB", (8, 8)).save(samples / "0001.png", exif=exif(orientation))
+        if orientation == 1:
+            assert len(read_layout(tmp_path)) == 2
+        else:
+            assert f"0001.png: EXIF orientation {orientation}" in refused(read_layout, tmp_path)
 
 
 def test_an_orientation_after_the_pixels_is_found_too(tmp_path: Path) -> None:
@@ -149,8 +136,7 @@ def test_an_orientation_after_the_pixels_is_found_too(tmp_path: Path) -> None:
     end = rest.index(b"IEND") - 4
     (samples / "0000.png").write_bytes(rest[:end] + chunk + rest[end:])
     assert (samples / "0000.png").read_bytes() != data
-    with pytest.raises(UserError, match="EXIF orientation 6"):
-        read_layout(tmp_path)
+    assert "EXIF orientation 6" in refused(read_layout, tmp_path)
 
 
 def test_results_have_the_columns_of_the_official_summary(tmp_path: Path) -> None:

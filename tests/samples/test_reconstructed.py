@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor
 
 from alignbench.backbones.llamagen.model import build
-from alignbench.data.dataset import open_dataset
 from alignbench.data.digits import Digits
 from alignbench.errors import UserError
+from alignbench.files import package_file
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.samples.pixels import from_uint8, to_uint8
 from alignbench.samples.reconstructed import ReconstructedImages
+from tests.helpers.data_sets import opened
 
 REGISTRY = Registry.default()
 CPU = torch.device("cpu")
@@ -124,17 +124,7 @@ def test_what_does_not_fit_is_refused() -> None:
         image_set(data_set(400), protocol(image_size=16)).load(0)
 
 
-def reconstructing() -> list[str]:
-    return [name for name in REGISTRY.names("models") if REGISTRY.model(name).reconstruction]
-
-
-def test_every_llamagen_has_a_protocol() -> None:
-    models = [name for name in REGISTRY.names("models") if REGISTRY.model(name).family == "llamagen"]
-    assert models and set(models) == set(reconstructing())
-
-
-@pytest.mark.parametrize("name", reconstructing())
-def test_models_and_their_protocols_fit(name: str) -> None:
+def check_protocol(name: str) -> None:
     model = REGISTRY.model(name)
     card = REGISTRY.protocol(model.reconstruction)
     assert (card.task, card.seeds, card.precision) == ("reconstruction", [0], "fp32")
@@ -146,22 +136,20 @@ def test_models_and_their_protocols_fit(name: str) -> None:
     assert card.rank_by in metrics and {"rec-psnr", "rec-ssim"} <= set(metrics)
 
 
-def test_the_shipped_tokenizer_comes_close_to_the_test_digits(tmp_path: Path) -> None:
+def test_every_llamagen_has_a_protocol_that_fits() -> None:
+    models = {name: REGISTRY.model(name) for name in REGISTRY.names("models")}
+    reconstructing = [name for name, model in models.items() if model.reconstruction]
+    assert reconstructing == [name for name, model in models.items() if model.family == "llamagen"] != []
+    for name in reconstructing:
+        check_protocol(name)
+
+
+def test_the_shipped_tokenizer_comes_close_to_the_test_digits() -> None:
     model = REGISTRY.model("llamagen-tiny")
-    package = Path(__file__).parents[2] / "alignbench"
-    files = {file.role: package / file.path for file in model.files}
-    assert files
+    files = {file.role: package_file(file.path) for file in model.files}
     card = REGISTRY.protocol(model.reconstruction)
-    assert card.task == "reconstruction" and card.reference is not None
-    dataset = open_dataset(
-        REGISTRY.dataset(card.reference.dataset),
-        split=card.reference.split,
-        image_size=card.image_size,
-        num_classes=model.num_classes,
-        options={},
-        workers=0,
-        cache_dir=tmp_path,
-    )
+    assert files and card.task == "reconstruction" and card.reference is not None
+    dataset = opened(card.reference.dataset, card.reference.split, num_classes=model.num_classes)
     images = ReconstructedImages(dataset, build(model, files, seed=0), card, CPU, weights_digest="sha256:w")
     batch = images.load(0)
     assert batch.originals is not None

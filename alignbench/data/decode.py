@@ -1,0 +1,144 @@
+"""One encoded picture to pixels: cropped as training does it, or exactly as it is where it is scored.
+
+Either way only the decoders of FORMATS run, the first frame of an animation counts, and EXIF orientation and
+colour profiles are ignored, as ADM's and torch-fidelity's readers do.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from alignbench.data.crops import center_crop_adm
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""Decoders that may run, whatever a file calls itself."""
+
+EXACT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+"""Pixel forms that become RGB without a choice being made; CMYK and wide channels do not."""
+
+CROPPED_MODES = (*EXACT_MODES, "CMYK", "YCbCr")
+"""Pixel forms with 8 bits or fewer per channel; 16-bit grey and float pixels are refused by name."""
+
+MAX_PIXELS = 89_478_485
+"""Largest picture that is cropped, Pillow's own warning limit (256 MiB as RGB)."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTH = 24
+"""Offset of the byte in a PNG file that says how many bits a channel has."""
+
+
+class UnreadableImage(Exception):
+    """An image that is left out or refused deliberately; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that was left out because it cannot be read."""
+
+    path: str
+    """Relative to the data set's root; `row 17` for tables."""
+    reason: str
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one line, without machine paths, why an image cannot be read.
+
+    Raises:
+        MemoryError: the error is one, which says something about the machine and not about the image.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, UnreadableImage):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not a PNG, JPEG, WebP or BMP image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    lines = str(error).splitlines()
+    return f"damaged image: {lines[0] if lines else type(error).__name__}"
+
+
+def decode_cropped(data: bytes, size: int) -> np.ndarray:
+    """Decode, convert to RGB and crop as ADM does.
+
+    As in ADM, transparency is dropped (not composited on a colour) and CMYK is converted by Pillow's plain
+    formula. Colour with 16 bits per channel loses its lower 8.
+
+    Args:
+        data: the encoded picture.
+        size: side of the result.
+
+    Returns:
+        [size, size, 3] uint8.
+
+    Raises:
+        UnreadableImage: too large, too narrow, or pixels that have no faithful 8-bit form.
+        Exception: whatever Pillow raises on a damaged picture.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise UnreadableImage(f"{width}×{height} is more than {MAX_PIXELS} pixels")
+        if size * size * max(width, height) > MAX_PIXELS * min(width, height):
+            raise UnreadableImage(f"{width}×{height} is too narrow to be scaled to {size} px")
+        # Deviation: ADM would clip 16-bit grey at 255, which turns it almost white.
+        _check_mode(image, CROPPED_MODES, "8-bit form; save it with 8 bits")
+        image.info.pop("transparency", None)  # dropped by the conversion anyway, but with a warning
+        return np.asarray(center_crop_adm(image.convert("RGB"), size))
+
+
+def decode_exact(data: bytes, size: int) -> np.ndarray:
+    """Decode a picture of a given size.
+
+    Grey and palette pictures become RGB. Transparency is accepted only where every pixel is opaque, since any
+    background would be a choice.
+
+    Args:
+        data: the encoded picture.
+        size: side it must have.
+
+    Returns:
+        [size, size, 3] uint8.
+
+    Raises:
+        UnreadableImage: as in `open_exact`, or a pixel that is not opaque.
+        Exception: whatever Pillow raises on a damaged picture.
+    """
+    with open_exact(io.BytesIO(data), size) as image:
+        if "A" in image.mode or "transparency" in image.info:
+            image = image.convert("RGBA")
+            if np.asarray(image.getchannel("A")).min() < 255:
+                raise UnreadableImage("transparent pixels: what lies behind them is not known")
+        return np.array(image.convert("RGB"))
+
+
+def open_exact(file: IO[bytes], size: int) -> Image.Image:
+    """Read the beginning of a picture; its pixels are not decoded yet.
+
+    Raises:
+        UnreadableImage: nothing in it, another size, or pixels that have no faithful RGB bytes.
+        Exception: whatever Pillow raises on what is no picture.
+    """
+    start = file.read(_PNG_DEPTH + 1)
+    file.seek(0)
+    if not start:
+        raise UnreadableImage("an empty file")
+    image = Image.open(file, formats=FORMATS)
+    # Pillow reads 16-bit colour as 8-bit colour without a word, so the file itself is asked.
+    if start.startswith(_PNG) and start[_PNG_DEPTH:] == b"\x10":
+        raise UnreadableImage("16 bits per channel; save it with 8")
+    _check_mode(image, EXACT_MODES, "RGB bytes; save it as 8-bit RGB")
+    if image.size != (size, size):
+        raise UnreadableImage(f"{image.width}×{image.height} where {size}×{size} is scored")
+    return image
+
+
+def _check_mode(image: Image.Image, modes: Sequence[str], wanted: str) -> None:
+    if image.mode not in modes:
+        raise UnreadableImage(f"{image.mode} pixels have no faithful {wanted}")
