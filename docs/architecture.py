@@ -98,11 +98,11 @@ def classes() -> Iterator[tuple[str, Path]]:
 
 
 def definitions(name: str) -> list[str]:
-    """Where a function or class of this name is defined at the top of a module or class."""
+    """Where a function or class of this name is defined at the top of a module."""
     return [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sources()
-        for node in ast.walk(tree_of(path))
+        for node in tree_of(path).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
     ]
 

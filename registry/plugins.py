@@ -30,11 +30,11 @@ KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 """{what a class's card calls its kind: the kind}."""
 
 
-def load_registry(plugins: Sequence[Path] = ()) -> Registry:
+def load_registry(plugins: Sequence[str | Path | Any] = ()) -> Registry:
     """Return the default registry with what `--plugin` gave.
 
     Args:
-        plugins: Python files and folders of cards.
+        plugins: Python files and folders of cards; in Python also classes and functions that carry a card.
 
     Raises:
         UserError: a file that is missing, fails to import, holds nothing, or lacks a required member; the
@@ -42,7 +42,11 @@ def load_registry(plugins: Sequence[Path] = ()) -> Registry:
     """
     default = Registry.default()
     roots, files = list(default.roots), []
-    for path in (item.expanduser().absolute() for item in plugins):
+    for item in plugins:
+        if not isinstance(item, str | Path):
+            files.append(of_object(item))
+            continue
+        path = Path(item).expanduser().absolute()
         if path.is_dir():
             make_importable(path)
             roots += [("--plugin", path)] if path not in [root for _, root in roots] else []
@@ -73,6 +77,25 @@ def read(path: Path) -> PluginFile:
             fix='give the class an attribute card = {"kind": "method", "title": …}; see docs/plugins.md',
         )
     return PluginFile(code, cards)
+
+
+def of_object(thing: Any) -> PluginFile:
+    """Register a class or function of this process that carries a card; its source file stands for it.
+
+    Raises:
+        UserError: it carries no card, lacks a member, or lies in no file.
+    """
+    name = getattr(thing, "__name__", repr(thing))
+    if "card" not in getattr(thing, "__dict__", {}):
+        raise UserError(f"{name} carries no card", fix="decorate it, e.g. with @alignbench.reward")
+    module = sys.modules.get(thing.__module__)
+    source = Path(getattr(module, "__file__", None) or "")
+    if module is None or not source.is_file():
+        raise UserError(f"{name} lies in no file, so a run could not say what it was", fix="save it in one")
+    kind, name, card = _card(source, module, thing)
+    return PluginFile(
+        CodeFile(path=str(source), sha256=f"sha256:{file_sha256(source)}"), {kind: {name: card}}
+    )
 
 
 def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[CodeFile, ...]:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench.cli.common import PLUGIN_HELP, default_workers, plan_lines, print_json, problem_lines, refuse
+from alignbench.cli.common import PLUGIN_HELP, plan_lines, print_json
+from alignbench.commands import default_workers, problem_lines, refuse
 from alignbench.config import plan as planning
 from alignbench.config.requirements import requirements_of
 from alignbench.config.settings import Origin, changes_nothing, known_options, resolve, values_of

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from alignbench import commands
+from alignbench.commands import default_progress, problem_lines
 from alignbench.config import estimate
-from alignbench.config import plan as planning
-from alignbench.config.settings import RunConfig, changes_nothing
-from alignbench.errors import Problem, UserError
+from alignbench.config.plan import Job, Plan
+from alignbench.errors import Problem
 from alignbench.registry.lookup import Registry
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord
 
 
-DEFAULT_OUT = Path("runs")
 PLUGIN_HELP = "Python file whose classes carry cards, or a folder of cards; repeatable."
-
-
-def default_workers(image_size: int) -> int:
-    """Decoding threads: none where handing an image over costs more than decoding it."""
-    return 0 if image_size <= 32 else min(8, os.cpu_count() or 1)
-
-
-def refuse(plan: planning.Plan, problems: list[Problem]) -> None:
-    """Stop before anything expensive if the plan has problems, naming all of them.
-
-    Raises:
-        UserError: exit status 2.
-    """
-    if problems:
-        lines = problem_lines(problems)
-        raise UserError(f"{plan.id} cannot run: " + "\n".join(lines))
 
 
 def show_record(record: RunRecord, registry: Registry, folder: Path, *, as_json: bool) -> None:
@@ -53,7 +36,17 @@ def show_record(record: RunRecord, registry: Registry, folder: Path, *, as_json:
     console.print(" · ".join(str(file) for file in files if file.exists()), highlight=False, soft_wrap=True)
 
 
-def show_plan(plan: planning.Plan, problems: list[Problem], *, as_json: bool) -> None:
+def carry_out(job: Job, *, as_json: bool) -> None:
+    """Run a job and print its plan before and its results after."""
+    progress = default_progress()
+    for line in plan_lines(job.plan):
+        progress.say(line)
+    record = commands.run(job, progress=progress)
+    if not progress.quiet:
+        show_record(record, job.registry, job.out, as_json=as_json)
+
+
+def show_plan(plan: Plan, problems: list[Problem], *, as_json: bool) -> None:
     """Print a plan on standard output."""
     console = Console(soft_wrap=True)
     if as_json:
@@ -64,7 +57,7 @@ def show_plan(plan: planning.Plan, problems: list[Problem], *, as_json: bool) ->
         console.print(line, highlight=False, markup=False)
 
 
-def plan_lines(plan: planning.Plan) -> list[str]:
+def plan_lines(plan: Plan) -> list[str]:
     """The plan in at most twenty lines."""
     config, train = plan.config, plan.config.train
     recipe = f"recipe {config.recipe}" if config.recipe else "no recipe: the method's defaults"
@@ -98,7 +91,7 @@ def plan_lines(plan: planning.Plan) -> list[str]:
     return lines
 
 
-def _evaluation(plan: planning.Plan) -> str:
+def _evaluation(plan: Plan) -> str:
     """What will be sampled and scored."""
     if not plan.evaluates:
         return "no"
@@ -108,28 +101,6 @@ def _evaluation(plan: planning.Plan) -> str:
         f"{len(protocol.seeds)} seeds × {protocol.samples:,} samples"
         f"{', before and after' if plan.method else ''}"
     )
-
-
-def problem_lines(problems: list[Problem]) -> list[str]:
-    """All problems, numbered, each with its remedy after an arrow."""
-    if not problems:
-        return []
-    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"]
-    for number, problem in enumerate(problems, start=1):
-        arrow = f" → {problem.fix}" if problem.fix else ""
-        lines.append(f"  {number} {problem.where}: {problem.what}{arrow}")
-    return lines
-
-
-def only(config: RunConfig, *sections: str) -> None:
-    """Refuse values that nothing would read.
-
-    Raises:
-        UserError: naming the first such key.
-    """
-    for key in config.changed():
-        if key.partition(".")[0] not in sections:
-            raise changes_nothing(key)
 
 
 def print_json(value: Any) -> None:

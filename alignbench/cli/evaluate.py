@@ -1,33 +1,17 @@
-"""`alignbench evaluate` and `alignbench sample`: a model as it is, or a finished run's export."""
+"""`alignbench evaluate`: a model as it is, a finished run, or images."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
-from alignbench.cli.common import (
-    DEFAULT_OUT,
-    PLUGIN_HELP,
-    default_workers,
-    only,
-    plan_lines,
-    problem_lines,
-    refuse,
-    show_plan,
-    show_record,
-)
-from alignbench.config import plan as planning
-from alignbench.config.settings import changes_nothing, resolve
-from alignbench.distributed import is_first
+from alignbench import commands
+from alignbench.cli.common import PLUGIN_HELP, carry_out, show_plan, show_record
 from alignbench.errors import UserError
-from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
-from alignbench.run_folder import check_folder
 
 
 def evaluate(
@@ -67,58 +51,45 @@ def evaluate(
     if samples is not None:
         if reconstruction or write_npz or write_png:
             raise UserError("--reconstruction and --write-… need a model", fix="name it with --model")
-        _evaluate_samples(samples, protocol, name, assignments, out, workers, plugin, dry_run, as_json)
+        if protocol is None:
+            raise UserError("--samples needs --protocol", fix="see: alignbench list protocols")
+        job = commands.plan_samples(
+            samples,
+            protocol=protocol,
+            name=name,
+            options=assignments,
+            out=out,
+            workers=workers,
+            plugins=plugin,
+        )
+        _score(job, dry_run=dry_run, as_json=as_json)
         return
     if name:
         raise UserError("--name names images that are given", fix="leave it out")
-    registry = plugins.load_registry(plugin)
     if run is not None:
-        _evaluate_run(run, registry, protocol, reconstruction, assignments, out, workers, as_json)
+        if out is not None:
+            raise UserError(
+                "--out changes nothing here: the results go into the run's folder", fix="leave it out"
+            )
+        _evaluate_run(run, protocol, reconstruction, assignments, workers, plugin, as_json)
         return
     assert model is not None
     if reconstruction:
-        protocol = protocol or reconstruction_protocol(registry, model)
-    config = resolve(
-        registry,
-        method=None,
-        model=model,
-        dataset=_reconstructed(registry, protocol),
+        protocol = protocol or reconstruction_protocol(plugins.load_registry(plugin), model)
+    planned = commands.plan_evaluation(
+        model,
         protocol=protocol,
-        assignments=assignments,
-    )
-    only(config, "model", "protocol", "assets", "data")
-    plan = planning.make_plan(registry, config)
-    if dry_run:
-        show_plan(plan, plan.problems, as_json=as_json)
-        raise typer.Exit(2 if plan.problems else 0)
-    refuse(plan, plan.problems)
-    folder = out or DEFAULT_OUT / plan.id
-    check_folder(folder, plan)
-    from alignbench.config.plan import Job
-    from alignbench.runs import run as runner
-
-    job = Job(
-        plan,
-        registry,
-        folder,
-        command=shlex.join(["alignbench", *sys.argv[1:]]),
-        workers=default_workers(plan.protocol.image_size) if workers is None else workers,
+        options=assignments,
+        out=out,
+        plugins=plugin,
+        workers=workers,
         exports=tuple(kind for kind, wanted in {"npz": write_npz, "png": write_png}.items() if wanted),
     )
-    progress = Progress(quiet=not is_first())
-    for line in plan_lines(plan):
-        progress.say(line)
-    record = runner.run(job, progress)
-    if not progress.quiet:
-        show_record(record, registry, folder, as_json=as_json)
-
-
-def _reconstructed(registry: Registry, protocol: str | None) -> str | None:
-    """The data set whose images a reconstruction protocol takes: its options can be set."""
-    card = registry.protocol(protocol) if protocol else None
-    if card is None or card.task != "reconstruction" or card.reference is None:
-        return None
-    return card.reference.dataset
+    if dry_run:
+        show_plan(planned.plan, planned.plan.problems, as_json=as_json)
+        raise typer.Exit(2 if planned.plan.problems else 0)
+    commands.refuse(planned.plan, planned.plan.problems)
+    carry_out(planned, as_json=as_json)
 
 
 def reconstruction_protocol(registry: Registry, model: str) -> str:
@@ -135,80 +106,47 @@ def reconstruction_protocol(registry: Registry, model: str) -> str:
     return found
 
 
-def _evaluate_samples(
-    samples: Path,
-    protocol: str | None,
-    name: str,
-    assignments: list[str],
-    out: Path | None,
-    workers: int | None,
-    plugin: list[Path],
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    from alignbench.runs import evaluate_samples
-
-    if protocol is None:
-        raise UserError("--samples needs --protocol", fix="see: alignbench list protocols")
-    registry = plugins.load_registry(plugin)
-    threads = default_workers(registry.protocol(protocol).image_size) if workers is None else workers
-    plan = evaluate_samples.make_given_plan(
-        registry,
-        samples,
-        protocol=protocol,
-        title=name or samples.resolve().stem,
-        assignments=assignments,
-        workers=threads,
-    )
+def _score(job: commands.SamplesJob, *, dry_run: bool, as_json: bool) -> None:
+    made = job.plan
     lines = [
-        f"plan {plan.id}",
-        f"  images     {len(plan.images):,} of {plan.images.title}",
-        f"  evaluate   {protocol} @ {plan.requirements.digest[7:15]}",
-        *(f"  asset      {n} {a.path} sha256 {a.sha256[:12]}" for n, a in plan.requirements.assets.items()),
+        f"plan {made.id}",
+        f"  images     {len(made.images):,} of {made.images.title}",
+        f"  evaluate   {made.protocol_name} @ {made.requirements.digest[7:15]}",
+        *(f"  asset      {n} {a.path} sha256 {a.sha256[:12]}" for n, a in made.requirements.assets.items()),
     ]
     if dry_run:
-        for line in [*lines, *problem_lines(plan.problems)]:
+        for line in [*lines, *commands.problem_lines(made.problems)]:
             Console(soft_wrap=True).print(line, highlight=False, markup=False)
-        raise typer.Exit(2 if plan.problems else 0)
-    if plan.problems:
-        raise UserError(f"{plan.id} cannot run: " + "\n".join(problem_lines(plan.problems)))
-    progress = Progress(quiet=not is_first())
+        raise typer.Exit(2 if made.problems else 0)
+    commands.refuse(made, made.problems)
+    progress = commands.default_progress()
     for line in lines:
         progress.say(line)
-    folder = out or DEFAULT_OUT / plan.id
-    command = shlex.join(["alignbench", *sys.argv[1:]])
-    record = evaluate_samples.score(
-        plan, registry, folder, command=command, workers=threads, progress=progress
-    )
+    record = commands.score_samples(job, progress=progress)
     if not progress.quiet:
-        show_record(record, registry, folder, as_json=as_json)
+        show_record(record, job.registry, job.out, as_json=as_json)
 
 
 def _evaluate_run(
     run: Path,
-    registry: Registry,
     protocol: str | None,
     reconstruction: bool,
     assignments: list[str],
-    out: Path | None,
     workers: int | None,
+    plugin: list[Path],
     as_json: bool,
 ) -> None:
-    if out is not None:
-        raise changes_nothing("--out", why="the results go into the run's folder")
     if (protocol is None) == (not reconstruction):
         raise UserError(
             "--run needs one of --protocol NAME and --reconstruction", fix="see: alignbench list protocols"
         )
     from alignbench.record import read
-    from alignbench.runs import evaluate_run
 
+    registry = plugins.load_registry(plugin)
     protocol = protocol or reconstruction_protocol(registry, read(run).model.name)
-    if workers is None:
-        workers = default_workers(registry.protocol(protocol).image_size)
-    progress = Progress(quiet=not is_first())
-    record = evaluate_run.evaluate_run(
-        run, registry, protocol=protocol, assignments=assignments, workers=workers, progress=progress
+    progress = commands.default_progress()
+    record = commands.evaluate(
+        run=run, protocol=protocol, options=assignments, workers=workers, plugins=plugin, progress=progress
     )
     if not progress.quiet:
         show_record(record, registry, run, as_json=as_json)

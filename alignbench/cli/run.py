@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 
 import typer
 
-from alignbench.cli.common import (
-    DEFAULT_OUT,
-    PLUGIN_HELP,
-    default_workers,
-    plan_lines,
-    refuse,
-    show_plan,
-    show_record,
-)
+from alignbench import commands
+from alignbench.cli.common import PLUGIN_HELP, carry_out, show_plan
 from alignbench.config import estimate
-from alignbench.config import plan as planning
-from alignbench.config.settings import resolve
-from alignbench.distributed import is_first
 from alignbench.errors import UserError
-from alignbench.progress import Progress
-from alignbench.registry import plugins
 from alignbench.run_folder import check_folder
 
 
@@ -54,42 +40,28 @@ def run(
     as_json: bool = typer.Option(False, "--json", help="Print the plan or the record as JSON."),
 ) -> None:
     """Post-train a model with a method, evaluate it before and after, and write the run folder."""
-    registry = plugins.load_registry(plugin)
-    config = resolve(
-        registry,
-        method=method,
-        model=model,
-        dataset=data,
+    job = commands.plan(
+        method,
+        model,
+        data=data,
         recipe=recipe,
         protocol=protocol,
-        assignments=assignments,
-        steps=steps,
         seed=seed,
-    )
-    plan = planning.make_plan(registry, config, evaluates=evaluates)
-    folder = out or DEFAULT_OUT / plan.id
-    problems = [*plan.problems, *filter(None, [estimate.disk_problem(folder, plan.estimate.disk_gib)])]
-    if dry_run:
-        show_plan(plan, problems, as_json=as_json)
-        raise typer.Exit(2 if problems else 0)
-    refuse(plan, problems)
-    check_folder(folder, plan)
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} already holds this run", fix="leave --no-resume away, or choose --out")
-    from alignbench.config.plan import Job
-    from alignbench.runs import run as runner
-
-    job = Job(
-        plan,
-        registry,
-        folder,
-        command=shlex.join(["alignbench", *sys.argv[1:]]),
+        steps=steps,
+        options=assignments,
+        evaluates=evaluates,
+        out=out,
+        plugins=plugin,
+        workers=workers,
         checkpoint_every=checkpoint_every,
-        workers=default_workers(plan.model.image_size) if workers is None else workers,
     )
-    progress = Progress(quiet=not is_first())
-    for line in plan_lines(plan):
-        progress.say(line)
-    record = runner.run(job, progress)
-    if not progress.quiet:
-        show_record(record, registry, folder, as_json=as_json)
+    disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
+    problems = [*job.plan.problems, *filter(None, [disk])]
+    if dry_run:
+        show_plan(job.plan, problems, as_json=as_json)
+        raise typer.Exit(2 if problems else 0)
+    commands.refuse(job.plan, problems)
+    check_folder(job.out, job.plan)
+    if not resume and job.out.exists() and any(job.out.iterdir()):
+        raise UserError(f"{job.out} already holds this run", fix="leave --no-resume away, or choose --out")
+    carry_out(job, as_json=as_json)

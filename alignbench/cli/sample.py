@@ -7,13 +7,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench.cli.common import (
-    only,
-    refuse,
-)
-from alignbench.config import plan as planning
-from alignbench.config.settings import resolve
-from alignbench.registry.lookup import Registry
+from alignbench import commands
+from alignbench.errors import UserError
 
 
 def sample(
@@ -31,23 +26,23 @@ def sample(
     out: Path = typer.Option(Path("samples"), "--out", help="Folder for PNG files and grid.png."),
 ) -> None:
     """Draw images from a model, or from what a run made of it, into PNG files and a grid."""
-    registry = Registry.default()
-    config = resolve(registry, method=None, model=model, assignments=assignments)
-    only(config, "model")
-    plan = planning.make_plan(registry, config, evaluates=False)
-    refuse(plan, plan.problems)
+    try:
+        classes = [int(text) for text in labels.split(",")] if labels else []
+    except ValueError:
+        raise UserError(f"--classes {labels!r} is not of the form 3,7") from None
     from alignbench.api import Sampling
-    from alignbench.runs import draw
+    from alignbench.runs.draw import refuse_other_images, write_images
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
-    written = draw.draw(
-        plan,
+    refuse_other_images(out, number)
+    images = commands.sample(
+        model,
+        number,
         run=run,
-        number=number,
-        seed=seed,
-        classes=labels,
+        classes=classes,
         prompts=prompts,
-        sampling=sampling,
-        out=out,
+        seed=seed,
+        setting=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale),
+        options=assignments,
     )
+    written = write_images(images, f"{model}, seed {seed}", out)
     Console().print(f"{number} images in {out}, all of them in {written}", highlight=False, soft_wrap=True)

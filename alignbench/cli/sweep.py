@@ -8,7 +8,8 @@ from typing import cast
 import typer
 from rich.console import Console
 
-from alignbench.cli.common import PLUGIN_HELP, default_workers, problem_lines
+from alignbench.cli.common import PLUGIN_HELP
+from alignbench.commands import default_workers, problem_lines
 from alignbench.config import estimate
 from alignbench.errors import EXIT_FAILED, UserError
 from alignbench.progress import Progress

@@ -177,7 +177,6 @@ def resolve(
     protocol: str | None = None,
     assignments: Sequence[str] = (),
     steps: int | None = None,
-    seed: int = 0,
 ) -> RunConfig:
     """Resolve names and values.
 
@@ -218,7 +217,7 @@ def resolve(
         dataset=dataset,
         protocol=protocol or model_card.protocol,
         recipe=recipe,
-        seed=seed,
+        seed=0,
         values=dict(sorted(values.items())),
     )
 

@@ -4,11 +4,48 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass
 from typing import Any
 
+from alignbench.errors import UserError, missing_packages
 from alignbench.leaderboard.compare import Comparison
 from alignbench.leaderboard.markdown import table_lines
 from alignbench.leaderboard.table import Table
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Tables in the forms that people take away; one table for each protocol, reference and model."""
+
+    tables: tuple[Table, ...]
+
+    def markdown(self) -> str:
+        """Return the ranked tables, each under its protocol and model."""
+        titled = (
+            f"**{t.protocol.name}** · {t.model} · {t.n:,} images\n\n{to_markdown(t)}" for t in self.tables
+        )
+        return "\n".join(titled)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat dict a number, see `to_rows`."""
+        return [row for table in self.tables for row in to_rows(table)]
+
+    def csv(self) -> str:
+        """Return the rows as CSV with a header; None is an empty field."""
+        return as_csv(self.rows())
+
+    def frame(self) -> Any:
+        """Return the rows as a pandas data frame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        missing, command = missing_packages(["pandas"])
+        if missing:
+            raise UserError("a data frame needs pandas, not installed here", fix=command)
+        import pandas
+
+        return pandas.DataFrame(self.rows())
 
 
 def to_rows(table: Table) -> list[dict[str, Any]]:
@@ -42,9 +79,8 @@ def to_rows(table: Table) -> list[dict[str, Any]]:
     ]
 
 
-def to_csv(table: Table) -> str:
-    """Return `to_rows` as CSV with a header; None is an empty field."""
-    rows = to_rows(table)
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """Return flat dicts as CSV with a header; None is an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()

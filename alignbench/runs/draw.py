@@ -29,26 +29,24 @@ def draw(
     run: Path | None,
     number: int,
     seed: int,
-    classes: str,
+    classes: Sequence[int],
     prompts: Sequence[str],
     sampling: Sampling,
-    out: Path,
-) -> Path:
-    """Draw images into a folder and return the grid's path.
+) -> torch.Tensor:
+    """Draw images: [number, 3, H, W] uint8 on the CPU.
 
     Args:
         plan: names the model and its weights.
         run: run folder whose export replaces the model's weights, or None.
         number: how many images.
         seed: of the random numbers; image i depends on (seed, i) alone.
-        classes: comma-separated class ids, repeated in turn; empty for all. For class-conditional models.
+        classes: class ids, repeated in turn; empty for all. For class-conditional models.
         prompts: repeated in turn. For text-conditional models.
         sampling: how to draw.
-        out: folder for `00000.png` … and `grid.png`.
 
     Raises:
-        UserError: class ids the model does not have, prompts for classes or the reverse, a run without an
-            export, or more images of an earlier call in the folder than would be replaced.
+        UserError: class ids the model does not have, prompts for classes or the reverse, or a run without an
+            export.
         RunFailed: the model's probabilities are not numbers.
     """
     wanted = _wanted(plan, classes, prompts, number)
@@ -57,17 +55,27 @@ def draw(
     backbone = build_model(plan, device)
     if run is not None:
         load_export(run, backbone)
-    _refuse_other_images(out, number)
-    images = torch.cat([_images(backbone, wanted, seed, ids, sampling, device) for ids in _chunks(number)])
+    return torch.cat([_images(backbone, wanted, seed, ids, sampling, device) for ids in _chunks(number)])
+
+
+def write_images(images: Sequence[Image.Image], title: str, out: Path) -> Path:
+    """Write `00000.png` … and `grid.png` into a folder; return the grid's path."""
     out.mkdir(parents=True, exist_ok=True)
     for image_id, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / f"{image_id:05d}.png")
+        image.save(out / f"{image_id:05d}.png")
     path = out / "grid.png"
-    grid.write_grid(path, [(f"{plan.config.model}, seed {seed}", images)])
+    grid.write_grid(
+        path, [(title, torch.stack([torch.from_numpy(np.array(i)).permute(2, 0, 1) for i in images]))]
+    )
     return path
 
 
-def _refuse_other_images(out: Path, number: int) -> None:
+def refuse_other_images(out: Path, number: int) -> None:
+    """Make sure that new images replace all of an earlier call.
+
+    Raises:
+        UserError: the folder holds more than would be replaced.
+    """
     others = sorted(
         path.name for path in out.glob("*.png") if path.stem.isdigit() and int(path.stem) >= number
     )
@@ -82,7 +90,7 @@ def _chunks(number: int) -> list[range]:
     return [range(start, min(start + BATCH, number)) for start in range(0, number, BATCH)]
 
 
-def _wanted(plan: Plan, classes: str, prompts: Sequence[str], number: int) -> list[int] | list[str]:
+def _wanted(plan: Plan, classes: Sequence[int], prompts: Sequence[str], number: int) -> list[int] | list[str]:
     """Return the class id of each image, or its prompt."""
     by_text = plan.model.condition == "text"
     if by_text and (classes or not prompts):
@@ -91,17 +99,11 @@ def _wanted(plan: Plan, classes: str, prompts: Sequence[str], number: int) -> li
         raise UserError(f"{plan.config.model} draws classes, not texts", fix="--classes 3,7")
     if by_text:
         return [prompts[image_id % len(prompts)] for image_id in range(number)]
-    return _labels(classes, plan.model.num_classes or 1, number)
-
-
-def _labels(classes: str, num_classes: int, number: int) -> list[int]:
-    try:
-        chosen = [int(text) for text in classes.split(",")] if classes else list(range(num_classes))
-    except ValueError:
-        raise UserError(f"--classes {classes!r} is not of the form 3,7") from None
-    wrong = [label for label in chosen if not 0 <= label < num_classes]
+    count = plan.model.num_classes or 1
+    wrong = [label for label in classes if not 0 <= label < count]
     if wrong:
-        raise UserError(f"--classes: the model has classes 0 to {num_classes - 1}, not {wrong[0]}")
+        raise UserError(f"--classes: the model has classes 0 to {count - 1}, not {wrong[0]}")
+    chosen = classes or range(count)
     return [chosen[image_id % len(chosen)] for image_id in range(number)]
 
 

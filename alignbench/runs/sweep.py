@@ -11,7 +11,7 @@ import itertools
 import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alignbench.config import plan as planning
@@ -190,9 +190,8 @@ def _plan_run(
         recipe=line.recipe or None,
         protocol=card.protocol or None,
         assignments=changes,
-        seed=seed,
     )
-    plan = planning.make_plan(registry, config)
+    plan = planning.make_plan(registry, replace(config, seed=seed))
     folder = out / plan.id
     words = ["alignbench", "run", "--method", line.method, "--model", card.model, "--seed", str(seed)]
     named = {"--data": card.data, "--recipe": line.recipe, "--protocol": card.protocol}

@@ -39,7 +39,7 @@ def test_tables_for_programs_hold_the_same_numbers() -> None:
         for (metric, _), cell in x.cells.items()
     }
     rows = export.to_rows(table)
-    lines = list(csv.DictReader(io.StringIO(export.to_csv(table))))
+    lines = list(csv.DictReader(io.StringIO(export.Leaderboard((table,)).csv())))
     assert len(rows) == len(lines) == len(cells) == 9
     for entry, line in zip(rows, lines, strict=True):
         cell = cells[line["kind"], line["setting"], line["row"], line["metric"]]

@@ -1,0 +1,418 @@
+"""What alignbench does, as functions: the command line and Python call the same ones.
+
+They are offered as `alignbench.plan`, `alignbench.run` and so on. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict, Unpack
+
+from alignbench.config.plan import Job, make_plan
+from alignbench.config.settings import RunConfig, changes_nothing, resolve
+from alignbench.distributed import is_first
+from alignbench.errors import Problem, UserError, suggest
+from alignbench.progress import Progress
+from alignbench.registry import plugins
+from alignbench.registry.lookup import Registry
+from alignbench.registry.schema import Card, Scalar
+from alignbench.run_folder import Identified, check_folder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from alignbench.api import Backbone, Sampling
+    from alignbench.leaderboard.compare import Comparison
+    from alignbench.leaderboard.export import Leaderboard
+    from alignbench.record import RunRecord
+    from alignbench.runs.evaluate_samples import SamplesPlan
+
+RUNS = Path("runs")
+"""Where run folders go unless a folder is named."""
+
+
+class Choices(TypedDict, total=False):
+    """What may be chosen about a job beside its method and model; the names are those of the options of
+    `alignbench run` and `alignbench evaluate`."""
+
+    data: str | None
+    """Data set; default: the model's."""
+    recipe: str | None
+    """Recipe; default: the one for method and model."""
+    protocol: str | None
+    """Protocol; default: the model's."""
+    seed: int
+    """Training seed."""
+    steps: int | None
+    """Optimiser steps; the same as the option `train.steps`."""
+    options: Mapping[str, Scalar] | Sequence[str]
+    """{key: value}, or a list of `key=value`: what `--set` takes."""
+    evaluates: bool
+    """False: train only."""
+    out: str | os.PathLike[str] | None
+    """Run folder; default: `runs/<id>`."""
+    plugins: Sequence[Any]
+    """Python files or folders of cards, or decorated functions and classes that carry a card."""
+    workers: int | None
+    """Threads that decode images; default: none for tiny images, up to 8."""
+    checkpoint_every: int
+    """Steps between checkpoints."""
+    exports: tuple[str, ...]
+    """Forms in which the scored images are written as well: `npz`, `png`."""
+
+
+def plan(method: str | None, model: str, **choices: Unpack[Choices]) -> Job:
+    """Resolve names and values into a checked job; nothing is loaded, trained or written.
+
+    Args:
+        method: name of a method; None: the model is evaluated as it is.
+        model: name of a model.
+        choices: see `Choices`.
+
+    Returns:
+        The job. `job.plan.problems` lists everything that keeps it from running, each with its remedy.
+
+    Raises:
+        UserError: unknown names or keys, or values of the wrong type or range.
+    """
+    registry = plugins.load_registry(choices.get("plugins", ()))
+    config = resolve(
+        registry,
+        method=method,
+        model=model,
+        dataset=choices.get("data"),
+        recipe=choices.get("recipe"),
+        protocol=choices.get("protocol"),
+        assignments=assignments(choices.get("options", ())),
+        steps=choices.get("steps"),
+    )
+    config = replace(config, seed=choices.get("seed", 0))
+    made = make_plan(registry, config, evaluates=choices.get("evaluates", True))
+    size = made.model.image_size if method else made.protocol.image_size
+    workers = choices.get("workers")
+    return Job(
+        made,
+        registry,
+        Path(choices.get("out") or RUNS / made.id),
+        command=command_line(),
+        checkpoint_every=choices.get("checkpoint_every", 20),
+        workers=default_workers(size) if workers is None else workers,
+        exports=choices.get("exports", ()),
+    )
+
+
+def run(job: Job, *, progress: Progress | None = None) -> RunRecord:
+    """Carry a job out, or continue it: train, evaluate before and after, write the run folder.
+
+    Args:
+        job: see `plan`.
+        progress: told what happens; default: standard error, on the first process.
+
+    Raises:
+        UserError: the plan has problems, the folder holds something else, or the run was interrupted.
+        RunFailed: it broke; what is done is kept, and the same call continues.
+    """
+    refuse(job.plan, job.plan.problems)
+    check_folder(job.out, job.plan)
+    from alignbench.runs.run import run
+
+    return run(job, progress or default_progress())
+
+
+carry_out = run
+"""The same, where `run` is the name of a folder."""
+
+
+def evaluate(
+    *,
+    model: str | None = None,
+    run: str | os.PathLike[str] | None = None,
+    samples: str | os.PathLike[str] | None = None,
+    name: str = "",
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> RunRecord:
+    """Score one of three things under a protocol: a model as it is, a finished run, or images.
+
+    Args:
+        model: name of a model.
+        run: folder of a finished run; its record gains the results.
+        samples: a folder of images, or an ADM `.npz` file.
+        name: what tables call the images.
+        progress: told what happens.
+        choices: see `Choices`; `run` and `samples` need a `protocol`; `options` takes the keys `protocol.*`,
+            `assets.*` and, of models, `model.*`.
+
+    Raises:
+        UserError: not exactly one of the three was given, or what `plan` and `run` raise.
+    """
+    if [model, run, samples].count(None) != 2:
+        raise UserError("evaluate scores one thing", fix="give one of model, run and samples")
+    progress = progress or default_progress()
+    if model is not None:
+        return carry_out(plan_evaluation(model, **choices), progress=progress)
+    if samples is not None:
+        return score_samples(plan_samples(samples, name=name, **choices), progress=progress)
+    assert run is not None
+    from alignbench.runs.evaluate_run import evaluate_run
+
+    protocol, registry, workers = _evaluators(choices)
+    values = assignments(choices.get("options", ()))
+    return evaluate_run(
+        Path(run), registry, protocol=protocol, assignments=values, workers=workers, progress=progress
+    )
+
+
+@dataclass(frozen=True)
+class SamplesJob:
+    """Images that somebody else made, and where their scores go."""
+
+    plan: SamplesPlan
+    registry: Registry
+    out: Path
+    workers: int
+
+
+def plan_samples(
+    samples: str | os.PathLike[str], *, name: str = "", **choices: Unpack[Choices]
+) -> SamplesJob:
+    """Open images and find what a protocol needs to score them; see `evaluate`."""
+    from alignbench.runs.evaluate_samples import make_given_plan
+
+    protocol, registry, workers = _evaluators(choices)
+    made = make_given_plan(
+        registry,
+        Path(samples),
+        protocol=protocol,
+        title=name or Path(samples).resolve().stem,
+        assignments=assignments(choices.get("options", ())),
+        workers=workers,
+    )
+    return SamplesJob(made, registry, Path(choices.get("out") or RUNS / made.id), workers)
+
+
+def score_samples(job: SamplesJob, *, progress: Progress) -> RunRecord:
+    """Score what `plan_samples` found, or continue it."""
+    refuse(job.plan, job.plan.problems)
+    from alignbench.runs.evaluate_samples import score
+
+    return score(
+        job.plan, job.registry, job.out, command=command_line(), workers=job.workers, progress=progress
+    )
+
+
+def _evaluators(choices: Choices) -> tuple[str, Registry, int]:
+    """Return the protocol, the registry, and the number of threads that decode the protocol's images."""
+    protocol = choices.get("protocol")
+    if protocol is None:
+        raise UserError("runs and samples need a protocol", fix="see: alignbench list protocols")
+    registry = plugins.load_registry(choices.get("plugins", ()))
+    workers = choices.get("workers")
+    if workers is None:
+        workers = default_workers(registry.protocol(protocol).image_size)
+    return protocol, registry, workers
+
+
+def plan_evaluation(model: str, **choices: Unpack[Choices]) -> Job:
+    """As `plan`, for a model as it is; a reconstruction protocol takes the options of its data set.
+
+    Raises:
+        UserError: as `plan`, or an option of something that is not used.
+    """
+    protocol = choices.get("protocol")
+    if protocol is not None:
+        card = plugins.load_registry(choices.get("plugins", ())).protocol(protocol)
+        if card.task == "reconstruction" and card.reference:
+            choices["data"] = card.reference.dataset
+    job = plan(None, model, **choices)
+    only(job.plan.config, "model", "protocol", "assets", "data")
+    return job
+
+
+def sample(
+    model: str,
+    number: int = 1,
+    *,
+    run: str | os.PathLike[str] | None = None,
+    classes: Sequence[int] = (),
+    prompts: Sequence[str] = (),
+    seed: int = 0,
+    setting: Sampling | None = None,
+    options: Mapping[str, Scalar] | Sequence[str] = (),
+) -> list[Image]:
+    """Draw images from a model, or from what a run made of it.
+
+    Args:
+        model: name of a model.
+        number: how many images.
+        run: folder of a finished run, whose exported weights are used.
+        classes: class ids, in turn; default: all of them. For class-conditional models.
+        prompts: texts, in turn. For text-conditional models.
+        seed: image i depends on (seed, i) alone.
+        setting: temperature, top-k, top-p and guidance; default: temperature 1, no guidance.
+        options: `model.*` keys, as `--set` takes them.
+
+    Returns:
+        Pillow images in RGB.
+
+    Raises:
+        UserError: files are missing, or the model has no such class or takes no prompt.
+    """
+    job = plan(None, model, options=options, evaluates=False)
+    only(job.plan.config, "model")
+    refuse(job.plan, job.plan.problems)
+    from PIL import Image as pillow
+
+    from alignbench.api import Sampling
+    from alignbench.runs.draw import draw
+
+    drawn = draw(
+        job.plan,
+        run=Path(run) if run is not None else None,
+        number=number,
+        seed=seed,
+        classes=classes,
+        prompts=prompts,
+        sampling=setting or Sampling(),
+    )
+    return [pillow.fromarray(image.permute(1, 2, 0).numpy()) for image in drawn]
+
+
+def load_model(
+    model: str,
+    *,
+    run: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Scalar] | Sequence[str] = (),
+    device: str = "cpu",
+) -> Backbone:
+    """Load a model, or what a run made of it: its policy, tokenizer and `generate`.
+
+    Raises:
+        UserError: files are missing or do not fit.
+    """
+    job = plan(None, model, options=options, evaluates=False)
+    only(job.plan.config, "model")
+    refuse(job.plan, job.plan.problems)
+    import torch
+
+    from alignbench.backbones.load import load_export
+    from alignbench.training.setup import build_model
+
+    backbone = build_model(job.plan, torch.device(device))
+    if run is not None:
+        load_export(Path(run), backbone)
+    return backbone
+
+
+def board(runs: Iterable[RunRecord | str | os.PathLike[str]]) -> Leaderboard:
+    """Make the tables of runs: `.markdown()`, `.csv()`, `.rows()` and `.frame()` (pandas).
+
+    Args:
+        runs: records, run folders, record files, or folders of either.
+
+    Raises:
+        UserError: a path that holds no record, or a broken record.
+    """
+    from alignbench.leaderboard.board import build, collect
+    from alignbench.leaderboard.export import Leaderboard
+    from alignbench.record import RunRecord
+
+    runs = list(runs)
+    records = [run for run in runs if isinstance(run, RunRecord)]
+    paths = [Path(run) for run in runs if not isinstance(run, RunRecord)]
+    registry = Registry.default()
+    made = build([*records, *collect(paths)], registry.metric_facts(), assets=registry.asset_cards())
+    return Leaderboard(made.tables)
+
+
+def cards(kind: str) -> dict[str, Card]:
+    """Return what exists of one kind (`models`, `methods`, `rewards`, …): {name: card}.
+
+    Raises:
+        UserError: no such kind.
+    """
+    registry = Registry.default()
+    if kind not in registry.found:
+        raise UserError(f"no kind {kind!r}.{suggest(kind, registry.found)}")
+    return registry.usable(kind)[0]
+
+
+def compare(a: str, b: str, metrics: Sequence[str] = ()) -> Comparison:
+    """Compare two evaluations of one protocol, metric by metric; differences are b minus a.
+
+    Args:
+        a: a run folder or record file; `RUN:base`, `RUN:method` or `RUN:samples` to choose.
+        b: the other one.
+        metrics: only these; default: all that both have.
+
+    Raises:
+        UserError: they were not made under one protocol, or a metric that neither has.
+    """
+    from alignbench.leaderboard import compare as pairs
+
+    facts = Registry.default().metric_facts()
+    return pairs.compare(pairs.read_evaluated(a), pairs.read_evaluated(b), facts, metrics=metrics)
+
+
+# --- shared with the command line -----------------------------------------------------------------
+
+
+def assignments(options: Mapping[str, Scalar] | Sequence[str]) -> list[str]:
+    """Return options in the form of `--set`."""
+    if not isinstance(options, Mapping):
+        return list(options)
+    words = {True: "true", False: "false"}
+    return [f"{key}={words[v] if isinstance(v, bool) else v}" for key, v in options.items()]
+
+
+def default_workers(image_size: int) -> int:
+    """Decoding threads: none where handing an image over costs more than decoding it."""
+    return 0 if image_size <= 32 else min(8, os.cpu_count() or 1)
+
+
+def default_progress() -> Progress:
+    return Progress(quiet=not is_first())
+
+
+def command_line() -> str:
+    """What the user typed; of a Python program its name."""
+    return shlex.join(["alignbench", *sys.argv[1:]])
+
+
+def only(config: RunConfig, *sections: str) -> None:
+    """Refuse values that nothing would read.
+
+    Raises:
+        UserError: naming the first such key.
+    """
+    for key in config.changed():
+        if key.partition(".")[0] not in sections:
+            raise changes_nothing(key)
+
+
+def refuse(plan: Identified, problems: Sequence[Problem]) -> None:
+    """Stop before anything expensive if there are problems, naming all of them.
+
+    Raises:
+        UserError: exit status 2.
+    """
+    if problems:
+        raise UserError(f"{plan.id} cannot run: " + "\n".join(problem_lines(problems)))
+
+
+def problem_lines(problems: Sequence[Problem]) -> list[str]:
+    """All problems, numbered, each with its remedy after an arrow."""
+    if not problems:
+        return []
+    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"]
+    for number, problem in enumerate(problems, start=1):
+        arrow = f" → {problem.fix}" if problem.fix else ""
+        lines.append(f"  {number} {problem.where}: {problem.what}{arrow}")
+    return lines
