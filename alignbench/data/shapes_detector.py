@@ -75,7 +75,8 @@ def nearest_colour(images: np.ndarray) -> np.ndarray:
     palette = np.array([(0, 0, 0), *COLOURS.values()], dtype=np.int64)
     # ‖p − c‖² without its ‖p‖², which is the same for every colour; whole numbers, so ties are ties.
     distance = (palette**2).sum(axis=1) - 2 * images.astype(np.int64) @ palette.T
-    return distance.argmin(axis=-1)
+    result: np.ndarray = distance.argmin(axis=-1)
+    return result
 
 
 def match_maps(foreground: np.ndarray) -> np.ndarray:

@@ -50,4 +50,5 @@ def covariance_root(cov: Tensor) -> Tensor:
     # Below this size an eigenvalue is rounding of the largest one.
     floor = values[-1] * len(values) * torch.finfo(values.dtype).eps
     keep = values > floor.clamp_min(0)
-    return vectors[:, keep] * values[keep].sqrt()
+    result: Tensor = vectors[:, keep] * values[keep].sqrt()
+    return result

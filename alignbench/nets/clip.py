@@ -51,7 +51,8 @@ class ClipModel:
     def is_cut(self, text: str) -> bool:
         """Whether the text is too long for the network."""
         marks = 2  # of beginning and end
-        return len(self.tokenizer.encode(text)) + marks > self.tokenizer.context_length
+        result: bool = len(self.tokenizer.encode(text)) + marks > self.tokenizer.context_length
+        return result
 
 
 def load(path: Path, architecture: str, *, names: Sequence[str] = WEIGHTS) -> ClipModel:

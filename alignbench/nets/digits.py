@@ -96,7 +96,8 @@ class DigitsNet(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in [-1, 1] → [N, 10]."""
-        return self.classify(self.penultimate(images))
+        result: Tensor = self.classify(self.penultimate(images))
+        return result
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[N, 3, H, W] in [-1, 1] → (penultimate [N, D], logits [N, 10]) from one pass."""
@@ -129,7 +130,8 @@ def load(name: str, device: torch.device | str = "cpu") -> DigitsNet:
 def manifest() -> dict[str, Any]:
     """Return how the shipped weights were made: {"files": {name: {"sha256", "bytes", …}}, …}."""
     text = (importlib.resources.files("alignbench") / FOLDER / "manifest.json").read_text(encoding="utf-8")
-    return json.loads(text)
+    result: dict[str, Any] = json.loads(text)
+    return result
 
 
 def _shipped_bytes(file_name: str) -> bytes:

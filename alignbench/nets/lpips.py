@@ -39,7 +39,8 @@ def unit_features(features: Tensor) -> Tensor:
 
     All-zero pixels stay zero and pass no gradient, where the root of a sum of squares would give NaN.
     """
-    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + NORM_EPSILON)
+    result: Tensor = features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + NORM_EPSILON)
+    return result
 
 
 def layer_distance(images: Tensor, reference: Tensor, weights: Tensor | None, *, repeats: int = 1) -> Tensor:
@@ -56,7 +57,8 @@ def layer_distance(images: Tensor, reference: Tensor, weights: Tensor | None, *,
     """
     difference = images.unflatten(0, (-1, repeats)) - reference.unsqueeze(1)
     channels = difference.square().mean(dim=(-2, -1))
-    return (channels if weights is None else channels * weights).sum(dim=-1).flatten()
+    result: Tensor = (channels if weights is None else channels * weights).sum(dim=-1).flatten()
+    return result
 
 
 class FeatureDistance:

@@ -26,7 +26,8 @@ def pixel_distance(images: Tensor, reference: Tensor, loss: PixelLoss, *, repeat
     """
     difference = images.unflatten(0, (-1, repeats)) - reference.unsqueeze(1)
     size = difference.square() if loss == "mse" else difference.abs()
-    return size.mean(dim=(2, 3, 4)).flatten()
+    result: Tensor = size.mean(dim=(2, 3, 4)).flatten()
+    return result
 
 
 class PixelDistance(FromReference):

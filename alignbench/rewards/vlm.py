@@ -64,7 +64,8 @@ class VlmJudge:
         for name, value in inputs.items():
             if value.is_floating_point():
                 inputs[name] = value.to(self.model.dtype)
-        return self.model(**inputs).logits[0, -1].float().log_softmax(dim=-1)
+        result: Tensor = self.model(**inputs).logits[0, -1].float().log_softmax(dim=-1)
+        return result
 
 
 def _first_tokens(tokenizer: Any, word: str) -> list[int]:

@@ -65,7 +65,8 @@ class Parallel:
 
     @property
     def device(self) -> torch.device:
-        return self._accelerator.device
+        result: torch.device = self._accelerator.device
+        return result
 
     @property
     def memory_gib(self) -> float | None:
@@ -76,15 +77,18 @@ class Parallel:
 
     @property
     def rank(self) -> int:
-        return self._accelerator.process_index
+        result: int = self._accelerator.process_index
+        return result
 
     @property
     def world_size(self) -> int:
-        return self._accelerator.num_processes
+        result: int = self._accelerator.num_processes
+        return result
 
     @property
     def is_main(self) -> bool:
-        return self._accelerator.is_main_process
+        result: bool = self._accelerator.is_main_process
+        return result
 
     def wrap(
         self, module: nn.Module, optimizer: torch.optim.Optimizer
@@ -99,7 +103,8 @@ class Parallel:
         return prepared
 
     def unwrap(self, module: nn.Module) -> nn.Module:
-        return self._accelerator.unwrap_model(module)
+        result: nn.Module = self._accelerator.unwrap_model(module)
+        return result
 
     def backward(self, loss: Tensor) -> None:
         """Backpropagate this rank's share of the global mean; gradients add up on the parameters."""
@@ -126,7 +131,10 @@ class Parallel:
 
     def clip(self, module: nn.Module, norm: float) -> Tensor:
         """Clip gradients to a global norm (0: only measure) and return the norm before clipping."""
-        return self._accelerator.clip_grad_norm_(module.parameters(), norm if norm > 0 else float("inf"))
+        result: Tensor = self._accelerator.clip_grad_norm_(
+            module.parameters(), norm if norm > 0 else float("inf")
+        )
+        return result
 
     def sum(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Add scalars over ranks; every rank must bring the same names."""

@@ -179,7 +179,8 @@ class VapiFile:
         """A tensor in its own dtype."""
         if name not in self.tensors:
             raise MissingTensor(name)
-        return self.tensors[name]
+        result: Tensor = self.tensors[name]
+        return result
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor; a copy in float64 if it holds floats."""

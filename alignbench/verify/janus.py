@@ -50,7 +50,8 @@ class _Set:
 
     @property
     def policy(self) -> JanusPolicy:
-        return unwrap(self.model.policy)
+        result: JanusPolicy = unwrap(self.model.policy)
+        return result
 
     def prompts(self) -> PromptTokens:
         ids, mask = self.inputs.input("prompt_ids"), self.inputs.input("prompt_mask")

@@ -102,7 +102,8 @@ def by_pixel(values: Tensor) -> Tensor:
     Unfold: channel, row, column. transformers: column, row, channel.
     """
     channels = values.shape[-1] // 4
-    return values.unflatten(-1, (channels, 2, 2)).transpose(-1, -3).flatten(-3)
+    result: Tensor = values.unflatten(-1, (channels, 2, 2)).transpose(-1, -3).flatten(-3)
+    return result
 
 
 def convert(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -64,7 +64,8 @@ class ResBlock(nn.Module):
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         skip: Tensor = self.nin_shortcut(x) if self.changes_width else x
-        return skip + hidden
+        result: Tensor = skip + hidden
+        return result
 
 
 class SpatialAttention(nn.Module):
