@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignbench.data.decode import UnreadableImage, reason_of
+from alignbench.data.decode import UnreadableImage, ordered_map, reason_of
 from alignbench.data.encoded import Source, choose
-from alignbench.data.threads import ordered_map
 from alignbench.registry.schema import Scalar
 
 CAPTION_KEYS = ("caption", "text", "prompt", "captions")

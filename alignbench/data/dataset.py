@@ -8,9 +8,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from alignbench.data.decode import Skipped
+from alignbench.data.decode import ProgressCallback, Skipped
 from alignbench.data.encoded import Source, open_encoded
-from alignbench.data.threads import ProgressCallback
 from alignbench.errors import UserError, suggest
 from alignbench.registry.interfaces import OBJECT_MEMBERS, require
 from alignbench.registry.lookup import import_target

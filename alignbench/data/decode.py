@@ -7,14 +7,15 @@ colour profiles are ignored, as ADM's and torch-fidelity's readers do.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-
-from alignbench.data.crops import center_crop_adm
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Decoders that may run, whatever a file calls itself."""
@@ -142,3 +143,96 @@ def open_exact(file: IO[bytes], size: int) -> Image.Image:
 def _check_mode(image: Image.Image, modes: Sequence[str], wanted: str) -> None:
     if image.mode not in modes:
         raise UnreadableImage(f"{image.mode} pixels have no faithful {wanted}")
+
+
+MIN_CROP_FRACTION = 0.8
+MAX_CROP_FRACTION = 1.0
+
+
+class RandomIntegers(Protocol):
+    """What `random_crop_adm` needs of `random.Random`."""
+
+    def randrange(self, start: int, stop: int, /) -> int: ...
+
+
+def center_crop_adm(image: Image.Image, size: int) -> Image.Image:
+    """Crop the centre square.
+
+    Args:
+        image: any size and mode; convert it to RGB first to average colours rather than palette entries.
+        size: side of the result in pixels, at least 1.
+
+    Returns:
+        [size, size] image of the same mode. An odd margin leaves the extra row or column at the end.
+    """
+    image = _resize_shorter_side(image, size)
+    return _crop(image, left=(image.width - size) // 2, top=(image.height - size) // 2, size=size)
+
+
+def random_crop_adm(image: Image.Image, size: int, rng: RandomIntegers) -> Image.Image:
+    """Crop a random square that spans 0.8 to 1.0 of the shorter side.
+
+    Three numbers are drawn: the resized shorter side, then the top and the left edge.
+
+    Args:
+        image: any size and mode, as in `center_crop_adm`.
+        size: side of the result in pixels, at least 1.
+        rng: source of the three numbers.
+
+    Returns:
+        [size, size] image of the same mode.
+    """
+    smallest = math.ceil(size / MAX_CROP_FRACTION)
+    largest = math.ceil(size / MIN_CROP_FRACTION)
+    image = _resize_shorter_side(image, rng.randrange(smallest, largest + 1))
+    top = rng.randrange(0, image.height - size + 1)
+    left = rng.randrange(0, image.width - size + 1)
+    return _crop(image, left=left, top=top, size=size)
+
+
+def _resize_shorter_side(image: Image.Image, target: int) -> Image.Image:
+    while min(image.size) >= 2 * target:
+        image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    scale = target / min(image.size)
+    resized = (round(image.width * scale), round(image.height * scale))
+    return image.resize(resized, resample=Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, *, left: int, top: int, size: int) -> Image.Image:
+    return image.crop((left, top, left + size, top + size))
+
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done, total), always from the thread that asked for the work."""
+
+Item = TypeVar("Item")
+Output = TypeVar("Output")
+
+AHEAD = 4
+"""Items in flight per thread."""
+
+
+def ordered_map(
+    function: Callable[[Item], Output], items: Iterable[Item], *, workers: int
+) -> Iterator[Output]:
+    """Yield `function(item)` in the order of the items.
+
+    Args:
+        function: called from several threads at once unless `workers` is 0.
+        items: read only as far as the threads need.
+        workers: threads; 0 calls the function in the calling thread.
+    """
+    if workers == 0:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    window: deque[Future[Output]] = deque()
+    try:
+        for item in items:
+            window.append(pool.submit(function, item))
+            if len(window) > AHEAD * workers:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()
+    finally:  # also when the reader stops early or is interrupted
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from alignbench.data.decode import Skipped, decode_cropped, reason_of
-from alignbench.data.threads import ProgressCallback, ordered_map
+from alignbench.data.decode import ProgressCallback, Skipped, decode_cropped, ordered_map, reason_of
 from alignbench.data.walk import printable
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from alignbench.data.captioned import CAPTION_FILES, Listing, Sample, read_captions
-from alignbench.data.decode import UnreadableImage
+from alignbench.data.decode import UnreadableImage, ordered_map
 from alignbench.data.encoded import read_cache, write_cache
-from alignbench.data.threads import ordered_map
 from alignbench.data.walk import EXTENSIONS, identity_of, read_file
 
 INDEX_VERSION = 1

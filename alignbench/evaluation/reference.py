@@ -17,7 +17,7 @@ import numpy as np
 
 from alignbench import __version__, randomness
 from alignbench.api import ImageBatch
-from alignbench.data.threads import ProgressCallback
+from alignbench.data.decode import ProgressCallback
 from alignbench.errors import UserError
 from alignbench.metrics.moments import Moments
 from alignbench.nets.inception import POOL, SPATIAL, Inception

@@ -121,7 +121,7 @@ def _refusal(path: Path, reason: str) -> UserError:
     )
 
 
-class Untrained(FeatureExtractorInceptionV3):
+class Untrained(FeatureExtractorInceptionV3):  # type: ignore[misc]
     """The same layers with whatever the initialisation gives: the original insists on a file."""
 
     def __init__(self) -> None:

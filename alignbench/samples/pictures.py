@@ -12,8 +12,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from alignbench.data.decode import UnreadableImage, open_exact, reason_of
-from alignbench.data.threads import ordered_map
+from alignbench.data.decode import UnreadableImage, open_exact, ordered_map, reason_of
 from alignbench.data.walk import EXTENSIONS, identity_of, natural, printable, read_file, walk
 from alignbench.errors import UserError
 from alignbench.samples.pixels import channels_first

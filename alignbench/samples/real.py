@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignbench.api import ImageBatch
 from alignbench.data.dataset import ImageDataset
-from alignbench.data.threads import ordered_map
+from alignbench.data.decode import ordered_map
 from alignbench.samples.pixels import channels_first
 
 SHARD = 256

@@ -23,7 +23,7 @@ from alignbench.api import Sampling
 from alignbench.backbones.generate import filter_logits
 from alignbench.backbones.llamagen.transformer import rope_table
 from alignbench.backbones.text.captions import clean_caption
-from alignbench.data.crops import center_crop_adm, random_crop_adm
+from alignbench.data.decode import center_crop_adm, random_crop_adm
 from alignbench.errors import UserError
 from alignbench.samples.pixels import resize_bicubic, to_uint8
 from alignbench.verify.golden_files import Alternative, GoldenFile, MissingTensor

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from alignbench.data.crops import center_crop_adm, random_crop_adm
-from alignbench.data.decode import UnreadableImage, decode_cropped
+from alignbench.data.decode import UnreadableImage, center_crop_adm, decode_cropped, random_crop_adm
 from alignbench.data.encoded import choose
 from alignbench.data.walk import natural
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignbench.data.crops import center_crop_adm
-from alignbench.data.decode import Skipped
+from alignbench.data.decode import Skipped, center_crop_adm
 from alignbench.errors import RunFailed
 from tests.helpers.data_sets import content, opened, reasons, refused
 

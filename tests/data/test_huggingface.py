@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignbench.data.crops import center_crop_adm
-from alignbench.data.decode import Skipped
+from alignbench.data.decode import Skipped, center_crop_adm
 from tests.helpers.captioned_images import encoded
 from tests.helpers.data_sets import opened, refused
 

@@ -11,8 +11,8 @@ import torch
 
 from alignbench.api import Batch
 from alignbench.data.dataset import ImageDataset
+from alignbench.data.decode import AHEAD, ordered_map
 from alignbench.data.stream import Stream
-from alignbench.data.threads import AHEAD, ordered_map
 from alignbench.samples.real import DatasetImages
 from tests.helpers.data_sets import opened
 

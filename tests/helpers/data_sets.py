@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignbench.data.dataset import open_dataset
-from alignbench.data.threads import ProgressCallback
+from alignbench.data.decode import ProgressCallback
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Registry
 

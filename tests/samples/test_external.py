@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from alignbench.api import ImageBatch, Prompt
-from alignbench.data.crops import center_crop_adm
+from alignbench.data.decode import center_crop_adm
 from alignbench.errors import UserError
 from alignbench.progress import Progress, Stage
 from alignbench.samples import npz
