@@ -6,24 +6,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alignbench import run_folder
 from alignbench.config.requirements import Requirements, requirements_of
 from alignbench.config.settings import COMMON_OPTIONS, RARE, changes_nothing, known_options, values_of
-from alignbench.errors import EXIT_PARTIAL, Problem, UserError
-from alignbench.evaluation import results
-from alignbench.files import cache_root, digest_of, write_atomic
-from alignbench.leaderboard import report
-from alignbench.record import FILE_NAME, Change, ModelInfo, RunRecord, now, read, write
+from alignbench.errors import Problem, UserError
+from alignbench.evaluation.evaluate import Score
+from alignbench.evaluation.protocol import Judge
+from alignbench.evaluation.results import results_of
+from alignbench.files import cache_root, digest_of
+from alignbench.progress import Progress
+from alignbench.record import Change, ModelInfo, RunRecord, now
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard, Setting, resolve_protocol
 from alignbench.runs import environment
-
-if TYPE_CHECKING:
-    from alignbench.evaluation.evaluate import Score
-    from alignbench.progress import Progress
-    from alignbench.samples.external import SampleImages
+from alignbench.runs.session import devices, session
+from alignbench.samples.external import SampleImages, open_samples
 
 GIVEN = "given"
 """The only setting: nothing is sampled."""
@@ -113,8 +111,6 @@ def make_given_plan(
     paths = {key[7:]: value for key, value in values.items() if key.startswith("assets.")}
     requirements = requirements_of(registry, protocol, card, paths)
     problems = list(requirements.problems)
-    from alignbench.samples.external import open_samples
-
     images = open_samples(
         path,
         image_size=card.image_size,
@@ -151,61 +147,34 @@ def score(
     Raises:
         UserError: not runnable, or interrupted (exit status 3).
     """
-    with run_folder.opened(out, plan):
-        done = read(out) if (out / FILE_NAME).exists() else None
-        if done is not None and done.status == "complete":
+    with session(out, registry, progress, plan) as current:
+        if current.finished is not None:
             progress.say(f"{out} is complete; nothing to do")
-            return done
-        try:
-            record = _score(plan, registry, out, command=command, workers=workers, progress=progress)
-        except KeyboardInterrupt:
-            raise UserError(
-                f"interrupted; finished work is kept in {out}",
-                fix="run the same command again to continue",
-                exit_code=EXIT_PARTIAL,
-            ) from None
-    return record
-
-
-def _score(
-    plan: SamplesPlan, registry: Registry, out: Path, *, command: str, workers: int, progress: Progress
-) -> RunRecord:
-    from alignbench.evaluation.protocol import Judge
-    from alignbench.training.parallel import Parallel
-
-    started = now()
-    parallel = Parallel("fp32")
-    try:
-        judge = Judge(
-            registry=registry,
-            protocol=plan.protocol,
-            digest=plan.requirements.digest,
-            assets=plan.requirements.assets,
-            data={},
-            num_classes=None,
-            prompts=(),
-            device=parallel.device,
-            place=parallel,
-            folder=out,
-            cache=cache_root(),
-            workers=workers,
-        )
-        for note in plan.images.notes:
-            progress.say(note)
-        evaluation = judge.given(plan.images)
-        evaluation.measure(progress)
-        parallel.barrier()
-        scores = evaluation.scores(progress) if parallel.is_main else []
-    finally:
-        parallel.close()
-    record = _record(plan, registry, scores, judge.references.digest, command=command, started=started)
-    if parallel.is_main:
-        text = report.report_markdown(
-            record, registry.metric_facts(), assets=registry.asset_cards(), samples=None
-        )
-        write_atomic(out / "report.md", text)
-        write(record, out)
-    return record
+            return current.finished
+        started = now()
+        with devices("fp32") as parallel:
+            judge = Judge(
+                registry=registry,
+                protocol=plan.protocol,
+                digest=plan.requirements.digest,
+                assets=plan.requirements.assets,
+                data={},
+                num_classes=None,
+                prompts=(),
+                device=parallel.device,
+                place=parallel,
+                folder=out,
+                cache=cache_root(),
+                workers=workers,
+            )
+            for note in plan.images.notes:
+                progress.say(note)
+            evaluation = judge.given(plan.images)
+            evaluation.measure(progress)
+            parallel.barrier()
+            scores = evaluation.scores(progress) if parallel.is_main else []
+        reference = judge.references.digest
+        return current.finish(_record(plan, registry, scores, reference, command=command, started=started))
 
 
 def _record(
@@ -238,7 +207,7 @@ def _record(
         leaderboard=True,
         train=None,
         exports={},
-        results=results.results_of(
+        results=results_of(
             registry,
             plan.protocol_name,
             plan.protocol,

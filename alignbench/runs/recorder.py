@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from alignbench import record
-from alignbench.config.plan import Plan, starting_weights
+from alignbench.config.plan import Job, Plan, starting_weights
+from alignbench.distributed import is_first
 from alignbench.evaluation.evaluate import Score
 from alignbench.evaluation.results import results_of
 from alignbench.record import (
@@ -24,17 +25,13 @@ from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs import environment
 from alignbench.training.driver import Totals
 
-if TYPE_CHECKING:
-    from alignbench.config.plan import Job
-
 
 @dataclass
 class RunRecorder:
     """Everything that goes into `run.json` and is not in the plan."""
 
+    job: Job
     started: str
-    is_main: bool
-    """Only the first rank writes."""
     weights: dict[str, str]
     """{role: digest} of the files the run starts from."""
     data: DataInfo | None = None
@@ -44,17 +41,17 @@ class RunRecorder:
     results: list[Result] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, job: Job, *, is_main: bool) -> RunRecorder:
-        """Note the time and hash the weights."""
-        return cls(_first_start(job), is_main, starting_weights(job.plan))
+    def begin(cls, job: Job, before: RunRecord | None) -> RunRecorder:
+        """Note the time and hash the weights; a continued run keeps the time of its first start."""
+        return cls(job, before.started if before else record.now(), starting_weights(job.plan))
 
     def add_scores(
-        self, subject: Literal["base", "method"], scores: list[Score], reference: str | None, job: Job
+        self, subject: Literal["base", "method"], scores: list[Score], reference: str | None
     ) -> None:
         """Note the results of one subject."""
-        plan = job.plan
+        plan = self.job.plan
         self.results += results_of(
-            job.registry,
+            self.job.registry,
             plan.config.protocol,
             plan.protocol,
             digest=plan.protocol_digest,
@@ -62,17 +59,17 @@ class RunRecorder:
             scores=scores,
             reference=reference,
             assets=plan.assets,
-            rewards=reward_networks(plan, job.registry) if subject == "method" else (),
+            rewards=reward_networks(plan, self.job.registry) if subject == "method" else (),
         )
 
-    def write(self, status: Literal["complete", "partial", "failed"], job: Job) -> None:
-        """Write `run.json`."""
-        if self.is_main:
-            record.write(self.build(status, job), job.out)
+    def write(self, status: Literal["partial", "failed"]) -> None:
+        """Write `run.json`, on the first rank."""
+        if is_first():
+            record.write(self.build(status), self.job.out)
 
-    def build(self, status: Literal["complete", "partial", "failed"], job: Job) -> RunRecord:
+    def build(self, status: Literal["complete", "partial", "failed"]) -> RunRecord:
         """Make the record of what is known."""
-        plan = job.plan
+        job, plan = self.job, self.job.plan
         card = job.registry.dataset(plan.config.dataset)
         return RunRecord(
             schema=1,
@@ -137,13 +134,6 @@ class RunRecorder:
             peak_memory_gib=totals.peak_memory_gib,
             resumed=totals.resumed,
         )
-
-
-def _first_start(job: Job) -> str:
-    """When the run was first started: a continued run keeps its time."""
-    if (job.out / record.FILE_NAME).exists():
-        return record.read(job.out).started
-    return record.now()
 
 
 def _method_info(plan: Plan) -> MethodInfo | None:
