@@ -34,7 +34,7 @@ PIXELS = "_pixels"
 """Column in each file: SHA-256 of each image's bytes, [n, 32]."""
 
 
-class Place(Protocol):
+class Rank(Protocol):
     """Which of several processes this one is."""
 
     @property
@@ -154,7 +154,7 @@ def measure(
     evaluators: Mapping[str, Evaluator],
     stores: Mapping[str, FeatureStore],
     *,
-    place: Place,
+    rank: Rank,
     stage: Stage,
 ) -> None:
     """Fill the stores with this process's share of the shards; each shard is decoded once for all evaluators.
@@ -163,7 +163,7 @@ def measure(
         images: what to measure.
         evaluators: by name.
         stores: by the same names.
-        place: shard n belongs to rank n mod world size.
+        rank: shard n belongs to rank n mod world size.
         stage: advanced once a shard.
 
     Raises:
@@ -171,7 +171,7 @@ def measure(
             more memory than there is.
     """
     for number, _ in enumerate(images.shards()):
-        if number % place.world_size == place.rank:
+        if number % rank.world_size == rank.rank:
             absent = [name for name in evaluators if not stores[name].has(number)]
             if absent:
                 _measure_shard(images, number, {name: evaluators[name] for name in absent}, stores)

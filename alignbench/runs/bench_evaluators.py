@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from alignbench.api import PROMPT, Evaluator, ImageBatch, Prompt, Reference, prompt_key
-from alignbench.config.requirements import Requirements
 from alignbench.errors import out_of_memory_as
 from alignbench.evaluation.evaluate import build_evaluators
+from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
 from alignbench.randomness import generator
 from alignbench.registry.lookup import Registry

@@ -89,13 +89,5 @@ def _results(
     job = Job(plan, registry, run, command=record.command, workers=workers)
     recorder = RunRecorder(job, record.started, weights, exports=exports)
     with devices("fp32", plan.model.policy.parameters) as parallel:
-        evaluate_models(
-            job,
-            weights=weights,
-            exports=exports,
-            parallel=parallel,
-            progress=progress,
-            note=recorder.add_scores,
-            folder=protocol_folder(run, plan.config.protocol, plan.protocol_digest),
-        )
-    return recorder.results
+        folder = protocol_folder(run, plan.config.protocol, plan.protocol_digest)
+        return [r for results in evaluate_models(recorder, parallel, progress, folder) for r in results]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignbench.config.requirements import Requirements, requirements_of
+from alignbench.config.requirements import requirements_of
 from alignbench.config.settings import COMMON_OPTIONS, RARE, changes_nothing, known_options, values_of
 from alignbench.errors import Problem, UserError
-from alignbench.evaluation.evaluate import Score
-from alignbench.evaluation.protocol import Judge
-from alignbench.evaluation.results import results_of
-from alignbench.files import cache_root, digest_of
+from alignbench.evaluation.protocol import ProtocolEvaluation
+from alignbench.files import digest_of
+from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
-from alignbench.record import Change, ModelInfo, RunRecord, now
+from alignbench.record import Change, ModelInfo, Result, RunRecord, now
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import ProtocolCard, Setting, resolve_protocol
+from alignbench.registry.protocol import Setting, resolve_protocol
 from alignbench.runs import environment
 from alignbench.runs.session import devices, session
 from alignbench.samples.external import SampleImages, open_samples
@@ -35,8 +33,8 @@ class SamplesPlan:
     """What the images are called in tables."""
     images: SampleImages
     protocol_name: str
-    protocol: ProtocolCard
     requirements: Requirements
+    """With nothing but `GIVEN` as its setting."""
     options: dict[str, Any]
     """What was given with `--set`."""
     problems: list[Problem]
@@ -90,10 +88,10 @@ def make_given_plan(
     Raises:
         UserError: unknown names, or images that cannot be scored, by name.
     """
-    known = known_options(registry, sections=["protocol", "assets"])
+    options = known_options(registry, sections=["protocol", "assets"])
     values = values_of(
         assignments,
-        {key: option for key, option in known.items() if key not in RARE},
+        {key: option for key, option in options.items() if key not in RARE},
         why="images that are given have no model and no training",
         fix="protocol.samples and assets.NAME can be set",
     )
@@ -130,7 +128,7 @@ def make_given_plan(
     used = requirements.protocol.model_copy(
         update={"settings": {GIVEN: Setting.unsampled(GIVEN, "as given")}, "seeds": [0]}
     )
-    return SamplesPlan(title, images, protocol, used, requirements, values, problems)
+    return SamplesPlan(title, images, protocol, replace(requirements, protocol=used), values, problems)
 
 
 def score(
@@ -153,39 +151,25 @@ def score(
             return current.finished
         started = now()
         with devices("fp32") as parallel:
-            judge = Judge(
+            evaluation = ProtocolEvaluation(
                 registry=registry,
-                protocol=plan.protocol,
-                digest=plan.requirements.digest,
-                assets=plan.requirements.assets,
-                data={},
-                num_classes=None,
-                prompts=(),
+                name=plan.protocol_name,
+                requirements=plan.requirements,
                 device=parallel.device,
-                place=parallel,
+                rank=parallel,
                 folder=out,
-                cache=cache_root(),
                 workers=workers,
             )
             for note in plan.images.notes:
                 progress.say(note)
-            evaluation = judge.given(plan.images)
-            evaluation.measure(progress)
+            samples = evaluation.samples(plan.images)
+            samples.measure(progress)
             parallel.barrier()
-            scores = evaluation.scores(progress) if parallel.is_main else []
-        reference = judge.references.digest
-        return current.finish(_record(plan, registry, scores, reference, command=command, started=started))
+            results = evaluation.results(samples, progress) if parallel.is_main else []
+        return current.finish(_record(plan, results, command=command, started=started))
 
 
-def _record(
-    plan: SamplesPlan,
-    registry: Registry,
-    scores: Sequence[Score],
-    reference: str | None,
-    *,
-    command: str,
-    started: str,
-) -> RunRecord:
+def _record(plan: SamplesPlan, results: list[Result], *, command: str, started: str) -> RunRecord:
     return RunRecord(
         schema=1,
         status="complete",
@@ -207,16 +191,7 @@ def _record(
         leaderboard=True,
         train=None,
         exports={},
-        results=results_of(
-            registry,
-            plan.protocol_name,
-            plan.protocol,
-            digest=plan.requirements.digest,
-            subject="samples",
-            scores=scores,
-            reference=reference,
-            assets=plan.requirements.assets,
-        ),
+        results=results,
         environment=environment.describe(),
         started=started,
         finished=now(),

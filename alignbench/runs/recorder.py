@@ -8,8 +8,6 @@ from typing import Literal
 from alignbench import record
 from alignbench.config.plan import Job, Plan, starting_weights
 from alignbench.distributed import is_first
-from alignbench.evaluation.evaluate import Score
-from alignbench.evaluation.results import results_of
 from alignbench.record import (
     Change,
     DataInfo,
@@ -21,7 +19,6 @@ from alignbench.record import (
     TrainInfo,
 )
 from alignbench.registry.lookup import Registry
-from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs import environment
 from alignbench.training.driver import Totals
 
@@ -44,23 +41,6 @@ class RunRecorder:
     def begin(cls, job: Job, before: RunRecord | None) -> RunRecorder:
         """Note the time and hash the weights; a continued run keeps the time of its first start."""
         return cls(job, before.started if before else record.now(), starting_weights(job.plan))
-
-    def add_scores(
-        self, subject: Literal["base", "method"], scores: list[Score], reference: str | None
-    ) -> None:
-        """Note the results of one subject."""
-        plan = self.job.plan
-        self.results += results_of(
-            self.job.registry,
-            plan.config.protocol,
-            plan.protocol,
-            digest=plan.protocol_digest,
-            subject=subject,
-            scores=scores,
-            reference=reference,
-            assets=plan.assets,
-            rewards=reward_networks(plan, self.job.registry) if subject == "method" else (),
-        )
 
     def write(self, status: Literal["partial", "failed"]) -> None:
         """Write `run.json`, on the first rank."""
@@ -148,12 +128,3 @@ def _recipe_info(plan: Plan, registry: Registry) -> RecipeInfo | None:
     if plan.config.recipe is None:
         return None
     return RecipeInfo(name=plan.config.recipe, source=registry.recipe(plan.config.recipe).source)
-
-
-def reward_networks(plan: Plan, registry: Registry) -> list[str]:
-    """Networks behind the rewards a method was trained on."""
-    if plan.method is None:
-        return []
-    texts = [str(plan.config.section("method")[option]) for option in plan.method.reward_options]
-    specs = [spec for text in texts if text != "none" for spec, _ in parse_terms(text)]
-    return sorted({network for spec in specs for network in resolve(spec, registry).networks})

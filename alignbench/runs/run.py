@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +16,6 @@ from alignbench import run_folder
 from alignbench.config import estimate
 from alignbench.config.plan import Job
 from alignbench.errors import RunFailed, UserError
-from alignbench.evaluation.evaluate import Score
 from alignbench.files import file_sha256
 from alignbench.progress import Progress
 from alignbench.record import DataInfo, RunRecord
@@ -55,7 +53,9 @@ def run(job: Job, progress: Progress) -> RunRecord:
                 _train(recorder, parallel, progress)
                 parallel.release()
             if plan.evaluates:
-                _evaluate(recorder, parallel, progress)
+                for results in evaluate_models(recorder, parallel, progress, job.out):
+                    recorder.results += results
+                    recorder.write("partial")
         return current.finish(recorder.build("complete"))
 
 
@@ -101,19 +101,3 @@ def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:
             f"{path} cannot be written: {error}", fix="free some space and run the same command again"
         ) from error
     temporary.replace(path)
-
-
-def _evaluate(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> None:
-    def note(subject: Literal["base", "method"], scores: list[Score], reference: str | None) -> None:
-        recorder.add_scores(subject, scores, reference)
-        recorder.write("partial")
-
-    evaluate_models(
-        recorder.job,
-        weights=recorder.weights,
-        exports=recorder.exports,
-        parallel=parallel,
-        progress=progress,
-        note=note,
-        folder=recorder.job.out,
-    )

@@ -14,7 +14,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +79,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * ((1 - past) if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * past)))
 
 
+@dataclass(eq=False)
 class Driver:
     """Trains one module with one method.
 
@@ -95,31 +96,18 @@ class Driver:
         stop: asked after every step; True ends the run with a checkpoint.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        *,
-        method: Method,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        stream: BatchStream,
-        parallel: Parallel,
-        folder: Path,
-        progress: Progress,
-        checkpoint_every: int,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.config = config
-        self.method = method
-        self.module = module
-        self.optimizer = optimizer
-        self.stream = stream
-        self.parallel = parallel
-        self.folder = folder
-        self.progress = progress
-        self.checkpoint_every = checkpoint_every
-        self.stop = stop
-        self.totals = Totals()
+    config: TrainConfig
+    _: KW_ONLY
+    method: Method
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    stream: BatchStream
+    parallel: Parallel
+    folder: Path
+    progress: Progress
+    checkpoint_every: int
+    stop: Callable[[], bool] = lambda: False
+    totals: Totals = field(default_factory=Totals, init=False)
 
     def train(self) -> Totals:
         """Train from the last checkpoint to the end.

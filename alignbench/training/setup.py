@@ -18,8 +18,7 @@ from alignbench.files import write_atomic
 from alignbench.hub.verify import verify
 from alignbench.progress import Progress
 from alignbench.registry import interfaces
-from alignbench.rewards.build import Placed, class_names
-from alignbench.rewards.build import build as build_reward
+from alignbench.rewards.build import Placed, build, class_names
 from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
 
@@ -87,7 +86,7 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     shared: dict[tuple[object, ...], Placed] = {}
 
     def reward(spec: str) -> Reward:
-        return build_reward(
+        return build(
             spec,
             job.registry,
             device,

@@ -73,7 +73,7 @@ def built(name: str) -> tuple[EvaluatorCard, Evaluator]:
 
 def rows(evaluator: Evaluator, images: Images, folder: Path) -> StoredFeatures:
     store = FeatureStore(folder / images.identity, f"{images.identity}{images.shard}")
-    measure(images, {"it": evaluator}, {"it": store}, place=Rank(0, 1), stage=STAGE)
+    measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
     return store.rows(len(images.shards()))
 
 
