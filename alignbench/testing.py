@@ -84,8 +84,8 @@ def _gradients(parts: _Parts, pieces: list[Batch], step: int = 0) -> tuple[Tenso
     total = torch.zeros(())
     with torch.no_grad():
         collected = [parts.method.collect(piece, step) for piece in pieces]
-    for piece, found in zip(pieces, collected, strict=True):
-        loss = parts.method.loss(found.experience)
+    for piece, part in zip(pieces, collected, strict=True):
+        loss = parts.method.loss(part.experience)
         share = loss.value * (len(piece) / len(parts.batch))
         share.backward()
         total += share.detach()
@@ -123,14 +123,14 @@ def gradients_reach_only_what_trains(case: Case, folder: Path) -> None:
 
 def _networks(parts: _Parts) -> dict[str, Tensor]:
     """Parameters and buffers of every network that the backbone and the method hold."""
-    found: dict[str, Tensor] = {}
+    networks: dict[str, Tensor] = {}
     holders: dict[str, Any] = {"policy": parts.backbone.policy, "tokenizer": parts.backbone.tokenizer}
     holders |= {f"method.{name}": thing for name, thing in vars(parts.method).items()}
     for holder, thing in holders.items():
         if isinstance(thing, nn.Module):
-            found |= {f"{holder}.{name}": value for name, value in thing.named_parameters()}
-            found |= {f"{holder}.{name}": value for name, value in thing.named_buffers()}
-    return found
+            networks |= {f"{holder}.{name}": value for name, value in thing.named_parameters()}
+            networks |= {f"{holder}.{name}": value for name, value in thing.named_buffers()}
+    return networks
 
 
 def numbers_come_from_addresses(case: Case, folder: Path) -> None:

@@ -122,7 +122,7 @@ def test_packages_import_what_their_rule_allows() -> None:
     offences = [
         f"{path.relative_to(ROOT)}:{line} imports {imported}"
         for path in sources()
-        if package_of(name_of(path)) not in ("cli", "testing", "__main__") | GROUND
+        if package_of(name_of(path)) not in {"cli", "testing", "__main__"} | GROUND
         for line, imported in imports(path)
         if not allowed(name_of(path), imported)
     ]

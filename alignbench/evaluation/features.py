@@ -33,6 +33,9 @@ META = "_meta"
 PIXELS = "_pixels"
 """Column in each file: SHA-256 of each image's bytes, [n, 32]."""
 
+UNREADABLE = (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged file raises."""
+
 
 class Rank(Protocol):
     """Which of several processes this one is."""
@@ -68,11 +71,7 @@ class FeatureStore:
     ) -> None:
         """Keep the rows of one shard; the file is whole or absent."""
         meta = {"key": self.key, "load_seconds": load_seconds, "seconds": seconds}
-        buffer = io.BytesIO()
-        content: dict[str, Any] = {META: np.array(json.dumps(meta)), PIXELS: pixels, **rows}
-        np.savez(buffer, **content)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path(number), buffer.getvalue())
+        self._save(number, meta, {PIXELS: pixels, **rows})
 
     def rows(self, shards: int) -> StoredFeatures:
         """Return all rows.
@@ -80,15 +79,13 @@ class FeatureStore:
         Raises:
             RunFailed: a shard is missing or damaged.
         """
-        metas = [self._meta(number) for number in range(shards)]
-        for number, meta in enumerate(metas):
+        paths, metas = [self.path(number) for number in range(shards)], []
+        for number, path in enumerate(paths):
+            meta = self._meta(number)
             if meta is None:
-                raise RunFailed(
-                    f"{self.path(number)} is missing or damaged", fix="run the same command again"
-                )
-        return StoredFeatures(
-            [self.path(number) for number in range(shards)], [meta for meta in metas if meta]
-        )
+                raise RunFailed(f"{path} is missing or damaged", fix="run the same command again")
+            metas.append(meta)
+        return StoredFeatures(paths, metas)
 
     def reduce(self, shards: int, columns: Sequence[str]) -> None:
         """Keep a few columns, to be compared image by image later; without any, nothing stays."""
@@ -97,19 +94,22 @@ class FeatureStore:
             return
         for number in range(shards):
             with np.load(self.path(number)) as file:
-                kept: dict[str, Any] = {name: file[name] for name in (*columns, PROMPT) if name in file.files}
+                kept = {name: file[name] for name in (*columns, PROMPT) if name in file.files}
                 meta = json.loads(str(file[META]))
             # Another key: what is left is not enough to score again.
-            kept[META] = np.array(json.dumps({**meta, "key": f"reduced from {self.key}"}))
-            buffer = io.BytesIO()
-            np.savez(buffer, **kept)
-            write_atomic(self.path(number), buffer.getvalue())
+            self._save(number, {**meta, "key": f"reduced from {self.key}"}, kept)
+
+    def _save(self, number: int, meta: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> None:
+        buffer = io.BytesIO()
+        content: dict[str, Any] = {META: np.array(json.dumps(meta)), **columns}
+        np.savez(buffer, **content)
+        write_atomic(self.path(number), buffer.getvalue())
 
     def _meta(self, number: int) -> dict[str, str] | None:
         try:
             with np.load(self.path(number)) as file:
                 meta: dict[str, str] = json.loads(str(file[META]))
-        except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error):
+        except UNREADABLE:
             return None
         return meta if meta.get("key") == self.key else None
 
@@ -142,7 +142,7 @@ class StoredFeatures:
             try:
                 with np.load(path) as file:
                     yield file[name]
-            except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+            except UNREADABLE as error:
                 raise RunFailed(
                     f"{path} has no column {name!r} that can be read",
                     fix="remove it and run the same command again",

@@ -17,7 +17,7 @@ from alignbench.errors import UserError
 from alignbench.samples import grid
 from alignbench.samples.generated import check_probabilities
 from alignbench.samples.pixels import to_uint8
-from alignbench.training.parallel import choose_threads
+from alignbench.training.parallel import choose_threads, local_device
 from alignbench.training.setup import build_model
 
 BATCH = 64
@@ -53,7 +53,7 @@ def draw(
     """
     wanted = _wanted(plan, classes, prompts, number)
     choose_threads(plan.model.policy.parameters)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     backbone = build_model(plan, device)
     if run is not None:
         load_export(run, backbone)

@@ -1,4 +1,4 @@
-"""What becomes known of a run while it works, and the record made of it."""
+"""What a run learns while it works, and the record made of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from alignbench.record import (
     RunRecord,
     TrainInfo,
 )
-from alignbench.registry.lookup import Registry
 from alignbench.runs import environment
 from alignbench.training.driver import Totals
 
@@ -48,38 +47,40 @@ class RunRecorder:
             record.write(self.build(status), self.job.out)
 
     def build(self, status: Literal["complete", "partial", "failed"]) -> RunRecord:
-        """Make the record of what is known."""
-        job, plan = self.job, self.job.plan
-        card = job.registry.dataset(plan.config.dataset)
+        """Make the record of everything so far."""
+        job, plan, config = self.job, self.job.plan, self.job.plan.config
+        method = recipe = None
+        if plan.method is not None and config.method is not None:
+            options = dict(config.section("method"))
+            method = MethodInfo(name=config.method, title=plan.method.title, options=options)
+        if config.recipe is not None:
+            recipe = RecipeInfo(name=config.recipe, source=job.registry.recipe(config.recipe).source)
         return RunRecord(
             schema=1,
             status=status,
             id=plan.id,
             kind="method" if plan.method else "base",
             command=job.command,
-            method=_method_info(plan),
+            method=method,
             model=ModelInfo(
-                name=plan.config.model,
+                name=config.model,
                 title=plan.model.title,
                 parameters=plan.model.policy.parameters,
                 trainable_parameters=self.trainable,
                 weights=self.weights,
                 random_weights=plan.random_weights,
             ),
-            recipe=_recipe_info(plan, job.registry),
-            changed={
-                key: Change(value=origin.value, origin=origin.source)
-                for key, origin in plan.config.changed().items()
-            },
+            recipe=recipe,
+            changed={k: Change(value=o.value, origin=o.source) for k, o in config.changed().items()},
             data=self.data,
-            leaderboard=card.leaderboard and not plan.random_weights,
+            leaderboard=job.registry.dataset(config.dataset).leaderboard and not plan.random_weights,
             train=self._train_info(plan),
             exports=self.exports,
             results=self.results,
             environment=environment.describe(),
             started=self.started,
             finished=record.now() if status == "complete" else None,
-            config=plan.config.as_dict(),
+            config=config.as_dict(),
             plugins=list(plan.plugins),
         )
 
@@ -114,17 +115,3 @@ class RunRecorder:
             peak_memory_gib=totals.peak_memory_gib,
             resumed=totals.resumed,
         )
-
-
-def _method_info(plan: Plan) -> MethodInfo | None:
-    if plan.method is None or plan.config.method is None:
-        return None
-    return MethodInfo(
-        name=plan.config.method, title=plan.method.title, options=dict(plan.config.section("method"))
-    )
-
-
-def _recipe_info(plan: Plan, registry: Registry) -> RecipeInfo | None:
-    if plan.config.recipe is None:
-        return None
-    return RecipeInfo(name=plan.config.recipe, source=registry.recipe(plan.config.recipe).source)

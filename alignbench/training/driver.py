@@ -124,18 +124,13 @@ class Driver:
                 seconds = time.monotonic() - started
                 self.totals.seconds += seconds
                 self._log(step, numbers, seconds)
-                stage.advance(1, _headline(numbers))
-                stopping = self.stop()
-                done = step + 1
-                if self._due(done) or stopping:
+                stage.advance(1, {name: numbers[name] for name in ("reward", "loss") if name in numbers})
+                stopping, done, every = self.stop(), step + 1, self.checkpoint_every
+                if stopping or (every > 0 and (done == self.config.steps or done % every == 0)):
                     self._save(done)
                 if stopping:
                     raise Interrupted(done)
         return self.totals
-
-    def _due(self, done: int) -> bool:
-        every = self.checkpoint_every
-        return every > 0 and (done == self.config.steps or done % every == 0)
 
     # --- one step ---
 
@@ -166,11 +161,11 @@ class Driver:
 
     def _update(self, collected: list[Collected], step: int) -> tuple[dict[str, float], float]:
         """Take one optimiser step on everything collected; return this rank's numbers and the norm."""
-        seen: list[tuple[Mapping[str, Tensor], int]] = []
+        parts: list[tuple[Mapping[str, Tensor], int]] = []
         for part in collected:
             loss = self.method.loss(part.experience)
             self.parallel.backward(loss.value * (part.images / self.config.images_per_step))
-            seen.append(({"loss": loss.value.detach(), **loss.metrics}, part.images))
+            parts.append(({"loss": loss.value.detach(), **loss.metrics}, part.images))
         self.parallel.reduce_gradients(self.module)
         norm = float(self.parallel.clip(self.module, self.config.grad_clip))
         if not math.isfinite(norm):
@@ -180,7 +175,7 @@ class Driver:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self._mean(seen), norm
+        return self._mean(parts), norm
 
     def _mean(self, parts: Iterable[tuple[Mapping[str, Tensor], int]]) -> dict[str, float]:
         """This rank's share of the mean over the step's images."""
@@ -281,8 +276,3 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _headline(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The two numbers a progress line shows."""
-    return {name: numbers[name] for name in ("reward", "loss") if name in numbers}

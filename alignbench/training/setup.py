@@ -125,14 +125,7 @@ class Training:
 
 
 @contextlib.contextmanager
-def prepared(
-    job: Job,
-    dataset: ImageDataset,
-    parallel: Parallel,
-    progress: Progress,
-    *,
-    around: Callable[[Method], Method] = lambda method: method,
-) -> Iterator[Training]:
+def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Progress) -> Iterator[Training]:
     """Build everything a plan trains with; decoding threads end with the block.
 
     Args:
@@ -140,7 +133,6 @@ def prepared(
         dataset: the training images.
         parallel: the devices.
         progress: where messages go.
-        around: puts something around the method, e.g. a clock.
 
     Raises:
         UserError: what the plan names does not fit together.
@@ -163,7 +155,7 @@ def prepared(
     # So that `backbone.logits` computes in the precision of the run, whatever is trained.
     backbone.policy = module if plan.method.updates == "policy" else parallel.wrap_frozen(backbone.policy)
     # After wrapping: a frozen reference is a copy and must compute in the same precision.
-    method = around(build_method(job, backbone, parallel.device))
+    method = build_method(job, backbone, parallel.device)
     with Stream(
         dataset,
         seed=plan.config.seed,
