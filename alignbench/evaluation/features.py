@@ -123,16 +123,10 @@ class StoredFeatures:
         self.digest = f"sha256:{hashlib.sha256(self.column(PIXELS).tobytes()).hexdigest()}"
         self.load_seconds = sum(float(meta["load_seconds"]) for meta in metas)
         self.seconds = sum(float(meta["seconds"]) for meta in metas)
-        with np.load(paths[0]) as file:
-            self._names = [name for name in file.files if name not in (META, PIXELS)]
         self._length = len(self.column(PIXELS))
 
     def __len__(self) -> int:
         return self._length
-
-    def columns(self) -> list[str]:
-        """Return the names of the columns."""
-        return list(self._names)
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(list(self.shards(name)))

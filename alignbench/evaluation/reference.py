@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from alignbench import __version__, randomness
-from alignbench.api import ImageBatch
 from alignbench.data.dataset import ProgressCallback
 from alignbench.errors import UserError
 from alignbench.metrics.moments import Moments
@@ -162,14 +161,17 @@ def write_reference(
     if len(source) < 2:
         raise UserError(f"{source.title}: {len(source)} image has no covariance", fix="give more images")
     kept = np.sort(randomness.permutation(seed, "reference-images", 0, len(source))[:images])
-    moments = _Accumulated(net, batch)
+    moments: dict[str, Moments] = {}
     pixels = hashlib.sha256()
     size = source.take(range(1)).images.shape[-1]
 
     def pieces() -> Iterator[np.ndarray]:
         for number, ids in enumerate(source.shards()):
             loaded = source.load(number)
-            moments.add(loaded)
+            rows = net.rows(loaded.images, batch=batch)
+            for name in ("pool", "spatial"):
+                new = Moments.of(rows[name].astype(np.float64))
+                moments[name] = moments[name].merge(new) if name in moments else new
             pixels.update(loaded.images.contiguous().numpy().tobytes())
             inside = kept[(kept >= ids.start) & (kept < ids.stop)] - ids.start
             yield loaded.images[inside].permute(0, 2, 3, 1).numpy()
@@ -185,26 +187,12 @@ def write_reference(
     }
 
     def arrays() -> dict[str, np.ndarray]:
-        return {**moments.arrays(), **about, "source": np.array(f"sha256:{pixels.hexdigest()}")}
+        pool, spatial = moments["pool"], moments["spatial"]
+        values = (pool.mean, pool.covariance, spatial.mean, spatial.covariance)
+        return {
+            **dict(zip(SHAPES, values, strict=True)),
+            **about,
+            "source": np.array(f"sha256:{pixels.hexdigest()}"),
+        }
 
     write_archive(path, {"arr_0": shown}, arrays)
-
-
-class _Accumulated:
-    """Moments of features, image by image."""
-
-    def __init__(self, net: Inception, batch: int) -> None:
-        self._net = net
-        self._batch = batch
-        self._moments: dict[str, Moments] = {}
-
-    def add(self, images: ImageBatch) -> None:
-        rows = self._net.rows(images.images, batch=self._batch)
-        for name in ("pool", "spatial"):
-            new = Moments.of(rows[name].astype(np.float64))
-            self._moments[name] = self._moments[name].merge(new) if name in self._moments else new
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        pool, spatial = self._moments["pool"], self._moments["spatial"]
-        values = (pool.mean, pool.covariance, spatial.mean, spatial.covariance)
-        return dict(zip(SHAPES, values, strict=True))

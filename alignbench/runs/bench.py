@@ -15,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from alignbench import randomness
-from alignbench.api import Batch, Collected, Loss, Method, Prompt
+from alignbench.api import Method, Prompt
 from alignbench.config.plan import Job, Plan
 from alignbench.data.prompts import read_prompts
 from alignbench.data.synthetic import SyntheticText
@@ -78,6 +79,7 @@ class Clock:
 
     @contextmanager
     def lap(self) -> Iterator[None]:
+        """Time the block, or each call of the function that it is put around."""
         self._synchronise()
         started = time.monotonic()
         yield
@@ -90,21 +92,6 @@ class Clock:
     def _synchronise(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-class TimedMethod:
-    """A method whose `collect` is timed, a lap each call; otherwise the method itself."""
-
-    def __init__(self, method: Method, clock: Clock) -> None:
-        self._method, self._clock = method, clock
-        self.updates = method.updates
-
-    def collect(self, batch: Batch, step: int) -> Collected:
-        with self._clock.lap():
-            return self._method.collect(batch, step)
-
-    def loss(self, experience: object) -> Loss:
-        return self._method.loss(experience)
 
 
 def time_training(plan: Plan, registry: Registry, *, workers: int, progress: Progress) -> Timing:
@@ -129,7 +116,9 @@ def time_training(plan: Plan, registry: Registry, *, workers: int, progress: Pro
         clock = Clock(parallel.device)
         job = Job(plan, registry, Path(folder), command="", checkpoint_every=0, workers=workers)
         with prepared(job, open_training_data(job, progress), parallel, progress) as ready:
-            ready.driver.method = TimedMethod(ready.driver.method, clock)
+            method = ready.driver.method
+            timed = SimpleNamespace(collect=clock.lap()(method.collect), loss=method.loss)
+            ready.driver.method = cast("Method", timed)
             totals = ready.driver.train()
         lines = (Path(folder) / "timing.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [float(json.loads(line)["seconds"]) for line in lines][1:]

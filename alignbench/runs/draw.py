@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from alignbench import randomness
-from alignbench.api import Backbone, ClassLabels, Condition, Sampling
+from alignbench.api import Backbone, ClassLabels, Sampling
 from alignbench.backbones.load import load_export
 from alignbench.config.plan import Plan
 from alignbench.errors import UserError
@@ -57,17 +57,6 @@ def draw(
     backbone = build_model(plan, device)
     if run is not None:
         load_export(run, backbone)
-    _refuse_other_images(out, number)
-    images = torch.cat([_images(backbone, wanted, seed, ids, sampling, device) for ids in _chunks(number)])
-    out.mkdir(parents=True, exist_ok=True)
-    for image_id, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / f"{image_id:05d}.png")
-    path = out / "grid.png"
-    grid.write_grid(path, [(f"{plan.config.model}, seed {seed}", images)])
-    return path
-
-
-def _refuse_other_images(out: Path, number: int) -> None:
     others = sorted(
         path.name for path in out.glob("*.png") if path.stem.isdigit() and int(path.stem) >= number
     )
@@ -76,10 +65,14 @@ def _refuse_other_images(out: Path, number: int) -> None:
             f"{out} holds {len(others)} images that {number} new ones would not replace, e.g. {others[0]}",
             fix="remove them, or choose another folder with --out",
         )
-
-
-def _chunks(number: int) -> list[range]:
-    return [range(start, min(start + BATCH, number)) for start in range(0, number, BATCH)]
+    chunks = [range(start, min(start + BATCH, number)) for start in range(0, number, BATCH)]
+    images = torch.cat([_images(backbone, wanted, seed, ids, sampling, device) for ids in chunks])
+    out.mkdir(parents=True, exist_ok=True)
+    for image_id, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / f"{image_id:05d}.png")
+    path = out / "grid.png"
+    grid.write_grid(path, [(f"{plan.config.model}, seed {seed}", images)])
+    return path
 
 
 def _wanted(plan: Plan, classes: str, prompts: Sequence[str], number: int) -> list[int] | list[str]:
@@ -115,17 +108,13 @@ def _images(
     device: torch.device,
 ) -> torch.Tensor:
     uniforms = randomness.uniforms(seed, "sample-token", 0, ids, (backbone.num_tokens,))
-    rollout = backbone.generate(
-        _condition(backbone, [wanted[i] for i in ids], device),
-        torch.from_numpy(uniforms).to(device),
-        sampling,
+    chosen = [wanted[i] for i in ids]
+    texts = [text for text in chosen if isinstance(text, str)]
+    condition = (
+        backbone.text_condition(texts)
+        if texts
+        else ClassLabels(torch.from_numpy(np.asarray(chosen)).to(device))
     )
+    rollout = backbone.generate(condition, torch.from_numpy(uniforms).to(device), sampling)
     check_probabilities(rollout)
     return to_uint8(backbone.tokenizer.decode(rollout.tokens, backbone.grid)).cpu()
-
-
-def _condition(backbone: Backbone, wanted: Sequence[int | str], device: torch.device) -> Condition:
-    texts = [text for text in wanted if isinstance(text, str)]
-    if texts:
-        return backbone.text_condition(texts)
-    return ClassLabels(torch.from_numpy(np.asarray(wanted)).to(device))

@@ -56,6 +56,7 @@ def evaluate_run(
         progress.say(f"{run} holds results of {protocol} @ {plan.protocol_digest[7:15]}; nothing to do")
         return record
     with session(run, registry, progress) as current:
+        record = current.record or record  # under the lock: nobody adds to it any more
         results = _results(plan, registry, record, run, workers, progress)
         return current.finish(record.model_copy(update={"results": [*record.results, *results]}))
 

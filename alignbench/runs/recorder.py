@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from alignbench import record
@@ -106,12 +106,6 @@ class RunRecorder:
                 "schedule": train.schedule,
                 "warmup_steps": train.warmup_steps,
             },
-            seconds=totals.seconds,
             optimizer_steps=train.steps * train.updates_per_collect,
-            images=totals.images,
-            sequences=totals.sequences,
-            tokens=totals.tokens,
-            reward_calls=totals.reward_calls,
-            peak_memory_gib=totals.peak_memory_gib,
-            resumed=totals.resumed,
+            **asdict(totals),
         )
