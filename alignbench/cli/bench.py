@@ -12,11 +12,12 @@ from rich.table import Table
 
 from alignbench.cli.common import PLUGIN_HELP, plan_lines, print_json
 from alignbench.commands import default_workers, problem_lines, refuse
-from alignbench.config import plan as planning
+from alignbench.config.plan import Plan, make_plan
 from alignbench.config.requirements import requirements_of
 from alignbench.config.settings import Origin, changes_nothing, known_options, resolve, values_of
 from alignbench.distributed import is_first
 from alignbench.errors import Problem, UserError
+from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
@@ -57,25 +58,39 @@ def bench(
     """Time training steps (--method and --model), sampling (--model) or evaluators (--protocol)."""
     if model is None and (method is not None or protocol is None):
         raise UserError("nothing to time", fix="name --model, with or without --method, or --protocol")
-    judged = {"--images": images, "--rows": rows, "--reference-rows": reference_rows}
+    evaluators_only = {"--images": images, "--rows": rows, "--reference-rows": reference_rows}
     if model is None:
         _refuse_given("evaluators are timed", {"--data": data, "--repeats": repeats})
     elif method is None:
-        _refuse_given("sampling is timed", {"--data": data, **judged})
+        _refuse_given("sampling is timed", {"--data": data, **evaluators_only})
     else:
-        _refuse_given("training steps are timed", {"--protocol": protocol, **judged})
+        _refuse_given("training steps are timed", {"--protocol": protocol, **evaluators_only})
     registry = plugins.load_registry(plugin)
     progress = Progress(quiet=not is_first())
     if model is None:
         assert protocol is not None
-        timings = _evaluators(
-            registry, protocol, assignments, images or 256, rows or 0, reference_rows or 10_000, progress
+        requirements = _requirements(registry, protocol, assignments)
+        from alignbench.runs.bench_evaluators import time_evaluators
+
+        timings = time_evaluators(
+            requirements,
+            registry,
+            images=images or 256,
+            rows=rows or 0,
+            reference_rows=reference_rows or 10_000,
+            progress=progress,
         )
     else:
         plan = _plan(registry, method, model, protocol, data, assignments, repeats or 3)
         for line in plan_lines(plan):
             progress.say(line)
-        timings = _model(plan, registry, repeats or 3, progress)
+        from alignbench.runs.bench import time_sampling, time_training
+
+        if method is None:
+            timings = time_sampling(plan, registry, repeats=repeats or 3, progress=progress)
+        else:
+            workers = default_workers(plan.model.image_size)
+            timings = [time_training(plan, registry, workers=workers, progress=progress)]
     if is_first():
         _show(timings, as_json=as_json)
 
@@ -99,7 +114,7 @@ def _plan(
     data: str | None,
     assignments: list[str],
     repeats: int,
-) -> planning.Plan:
+) -> Plan:
     """Resolve what is to be timed; random weights go first, so that whatever is given counts."""
     config = resolve(
         registry,
@@ -114,7 +129,7 @@ def _plan(
     if method is not None:
         steps = Origin(repeats + 1, "--repeats")
         config = replace(config, values={**config.values, "train.steps": steps})
-    plan = planning.make_plan(registry, config, evaluates=False)
+    plan = make_plan(registry, config, evaluates=False)
     problems = list(plan.problems)
     if plan.protocol.condition != plan.model.condition or plan.protocol.task != "generation":
         where = f"protocol {plan.config.protocol}"
@@ -123,24 +138,8 @@ def _plan(
     return plan
 
 
-def _model(plan: planning.Plan, registry: Registry, repeats: int, progress: Progress) -> list[Timing]:
-    from alignbench.runs import bench as timing
-
-    if plan.method is None:
-        return timing.time_sampling(plan, registry, repeats=repeats, progress=progress)
-    workers = default_workers(plan.model.image_size)
-    return [timing.time_training(plan, registry, workers=workers, progress=progress)]
-
-
-def _evaluators(
-    registry: Registry,
-    name: str,
-    assignments: list[str],
-    images: int,
-    rows: int,
-    reference_rows: int,
-    progress: Progress,
-) -> list[Timing]:
+def _requirements(registry: Registry, name: str, assignments: list[str]) -> Requirements:
+    """Find what a protocol's evaluators need; no reference is read: rows are made."""
     values = values_of(assignments, known_options(registry, sections=["assets"]))
     paths = {key.removeprefix("assets."): path for key, path in values.items()}
     card = registry.protocol(name)
@@ -149,23 +148,10 @@ def _evaluators(
             f"{name} judges pairs of images, which are not made here", fix="name another protocol"
         )
     requirements = requirements_of(registry, name, card, paths)
-    # No reference is read: rows are made.
     problems = [p for p in requirements.problems if not _is_reference(registry, p)]
     if problems:
         raise UserError(f"{name} cannot be timed: " + "\n".join(problem_lines(problems)))
-    import torch
-
-    from alignbench.runs.bench_evaluators import time_evaluators
-
-    return time_evaluators(
-        requirements,
-        registry,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        images=images,
-        rows=rows,
-        reference_rows=reference_rows,
-        progress=progress,
-    )
+    return requirements
 
 
 def _is_reference(registry: Registry, problem: Problem) -> bool:

@@ -15,7 +15,6 @@ from alignbench import distributed
 from alignbench.api import Prompt
 from alignbench.config.estimate import Estimate, estimate, rows_gib
 from alignbench.config.requirements import (
-    Requirements,
     condition_problems,
     find_text_encoder,
     problems_of,
@@ -25,7 +24,7 @@ from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
 from alignbench.files import cache_root, digest_of
 from alignbench.hub.locate import FileStatus, locate_weights
-from alignbench.hub.verify import AssetFile, verify
+from alignbench.hub.verify import AssetFile, Requirements, verify
 from alignbench.registry.lookup import Registry
 from alignbench.registry.plugins import foreign_code
 from alignbench.registry.protocol import ProtocolCard, protocol_content, protocol_digest, resolve_protocol

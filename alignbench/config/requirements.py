@@ -6,7 +6,6 @@ Imports no torch and loads no weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignbench.api import Prompt
@@ -15,26 +14,11 @@ from alignbench.data.prompts import read_prompts
 from alignbench.distributed import world_size
 from alignbench.errors import Problem, UserError, missing_packages
 from alignbench.hub.locate import FileStatus, assets_of, locate_asset
-from alignbench.hub.verify import AssetFile, verify_asset
+from alignbench.hub.verify import AssetFile, Requirements, verify_asset
 from alignbench.registry.lookup import SINGULAR, Registry
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import parse_terms, require_parts, resolve
 from alignbench.registry.schema import MethodCard, ModelCard, Scalar
-
-
-@dataclass(frozen=True)
-class Requirements:
-    """A protocol with the files its evaluators read."""
-
-    digest: str
-    """Identity of the protocol; files other than those on the cards count."""
-    protocol: ProtocolCard
-    """As given, but for the number of images where the user's own prompts decide it."""
-    assets: dict[str, AssetFile] = field(default_factory=dict)
-    """Files that evaluators read, by asset name; those that were found."""
-    prompts: Sequence[Prompt] = ()
-    """What a text protocol generates from."""
-    problems: Sequence[Problem] = ()
 
 
 def requirements_of(

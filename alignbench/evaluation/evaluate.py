@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from alignbench import __version__, run_folder
 from alignbench.api import Evaluator, ImageSet, Reference
 from alignbench.errors import UserError
 from alignbench.evaluation import features
-from alignbench.evaluation.features import FeatureStore, Place, measure
+from alignbench.evaluation.features import FeatureStore, Rank, measure
 from alignbench.files import digest_of, write_atomic
 from alignbench.hub.verify import AssetFile
 from alignbench.progress import Progress, Stage
+from alignbench.record import Subject
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import ProtocolCard
+from alignbench.registry.protocol import EvaluatorCard, ProtocolCard
 
 Sets = Callable[[str, int], ImageSet]
 """(setting, sampling seed) → images; must be cheap to call."""
@@ -110,7 +111,7 @@ class References:
     folder: Path
     device: torch.device
 
-    def measure(self, evaluators: Mapping[str, Evaluator], place: Place, progress: Progress) -> None:
+    def measure(self, evaluators: Mapping[str, Evaluator], rank: Rank, progress: Progress) -> None:
         """Measure the reference images, this process's share of them."""
         if self.images is None or not evaluators:
             return
@@ -119,7 +120,7 @@ class References:
         if all(store.has(number) for store in stores.values() for number in numbers):
             return
         with progress.stage("measure reference", len(self.images.shards())) as stage:
-            measure(self.images, evaluators, stores, place=place, stage=stage)
+            measure(self.images, evaluators, stores, rank=rank, stage=stage)
 
     def of(self, name: str, evaluator: Evaluator) -> Reference | None:
         """Return the reference as one evaluator sees it."""
@@ -132,9 +133,9 @@ class References:
 
     def _row_store(self, name: str, evaluator: Evaluator) -> FeatureStore:
         assert self.images is not None
-        found = _store(self.folder, name, evaluator, self.images, self.device)
+        store = _store(self.folder, name, evaluator, self.images, self.device)
         # Its own folder: data sets and networks share the cache.
-        return replace(found, folder=self.folder / f"{name}-{found.key[:16]}")
+        return replace(store, folder=self.folder / f"{name}-{store.key[:16]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,58 +143,57 @@ class Evaluation:
     """Evaluates the image sets of one subject under one protocol.
 
     Args:
-        subject: `base`, `method` or `samples`; names the folders.
+        subject: names the folders.
         sets: its images.
         address: whatever decides the images, as plain data; with the evaluator it is a result's address.
         protocol: settings, seeds and evaluators.
         evaluators: built evaluators by name.
-        uses_reference: names of those that are given the reference.
-        kept: {evaluator: columns of its rows that stay after scoring}.
+        cards: their cards.
         references: what the images are compared with.
         device: where evaluators compute.
         folder: run folder.
         cache: folder of results shared between runs, or None.
-        place: which of the processes this is.
+        rank: which of the processes this is.
     """
 
-    subject: str
+    subject: Subject
     sets: Sets
     address: Mapping[str, Any]
     protocol: ProtocolCard
     evaluators: Mapping[str, Evaluator]
-    uses_reference: frozenset[str]
-    kept: Mapping[str, Sequence[str]]
+    cards: Mapping[str, EvaluatorCard]
     references: References
     device: torch.device
     folder: Path
     cache: Path | None
-    place: Place
+    rank: Rank
 
     def measure(self, progress: Progress) -> None:
         """Measure every set whose result is not known yet; this process's share of the shards."""
         work = []
         for setting, seed in self._addresses():
-            open_ = {n: e for n, e in self.evaluators.items() if self._known(n, setting, seed) is None}
-            work.append((setting, seed, open_))
-        pending = [item for item in work if item[2]]
-        images = {item[:2]: self.sets(item[0], item[1]) for item in pending}
-        units = sum(len(found.shards()) for found in images.values())
+            pending = {n: e for n, e in self.evaluators.items() if self._stored(n, setting, seed) is None}
+            if pending:
+                work.append((setting, seed, pending, self.sets(setting, seed)))
+        units = sum(len(images.shards()) for *_, images in work)
         if not units:
             return
-        needed = {name: self.evaluators[name] for *_, open_ in pending for name in open_}
-        reference = {name: evaluator for name, evaluator in needed.items() if name in self.uses_reference}
-        self.references.measure(reference, self.place, progress)
+        needed = {name: self.evaluators[name] for _, _, pending, _ in work for name in pending}
+        reference = {name: evaluator for name, evaluator in needed.items() if self._uses_reference(name)}
+        self.references.measure(reference, self.rank, progress)
         with progress.stage(f"evaluate {self.subject}", units) as stage:
-            for setting, seed, open_ in pending:
-                found = images[setting, seed]
-                stores = {n: self._rows(n, found, setting, seed) for n in open_}
-                measure(found, open_, stores, place=self.place, stage=stage)
+            for setting, seed, pending, images in work:
+                stores = {name: self._rows(name, images, setting, seed) for name in pending}
+                measure(images, pending, stores, rank=self.rank, stage=stage)
 
     def scores(self, progress: Progress) -> list[Score]:
         """Return the scores of every evaluator, setting and seed; all shards must have been measured."""
         sets = [(name, *address) for name in self.evaluators for address in self._addresses()]
         with progress.stage(f"score {self.subject}", len(sets)) as stage:
             return [self._score(*address, stage) for address in sets]
+
+    def _uses_reference(self, name: str) -> bool:
+        return "reference" in self.cards[name].needs
 
     def _addresses(self) -> list[tuple[str, int]]:
         return [(setting, seed) for setting in self.protocol.settings for seed in self.protocol.seeds]
@@ -202,14 +202,14 @@ class Evaluation:
         folder = run_folder.row_folder(self.folder, self.subject, setting, seed)
         return _store(folder, name, self.evaluators[name], images, self.device)
 
-    def _known(self, name: str, setting: str, seed: int) -> Score | None:
+    def _stored(self, name: str, setting: str, seed: int) -> Score | None:
         shared = self._shared(name, setting, seed)
         stored = _read(self._path(name, setting, seed)) or (_read(shared) if shared else None)
         # The setting's name is not part of its identity: another protocol card may call it otherwise.
         return replace(stored, setting=setting) if stored else None
 
     def _score(self, name: str, setting: str, seed: int, stage: Stage) -> Score:
-        score = self._known(name, setting, seed) or self._compute(name, setting, seed)
+        score = self._stored(name, setting, seed) or self._compute(name, setting, seed)
         path, shared = self._path(name, setting, seed), self._shared(name, setting, seed)
         if _read(path) is None:
             write_atomic(path, _text(score))
@@ -228,9 +228,8 @@ class Evaluation:
         evaluator = self.evaluators[name]
         started = time.monotonic()
         try:
-            metrics = evaluator.score(
-                rows, self.references.of(name, evaluator) if name in self.uses_reference else None
-            )
+            reference = self.references.of(name, evaluator) if self._uses_reference(name) else None
+            metrics = evaluator.score(rows, reference)
         except UserError as error:
             raise UserError(f"{name}, {self.subject} at {setting}: {error.what}", fix=error.fix) from error
         seconds = time.monotonic() - started
@@ -248,7 +247,9 @@ class Evaluation:
         )
         # The result first: without it the rows would have to be measured again.
         write_atomic(self._path(name, setting, seed), _text(score))
-        store.reduce(len(images.shards()), self.kept[name])
+        card = self.cards[name]
+        columns = {fact.column for fact in card.metrics.values() if fact.column}
+        store.reduce(len(images.shards()), sorted(columns.union(card.keep)))
         return score
 
     def _path(self, name: str, setting: str, seed: int) -> Path:

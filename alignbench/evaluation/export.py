@@ -29,8 +29,8 @@ def export_images(evaluation: Evaluation, forms: Sequence[str], progress: Progre
         for setting in evaluation.protocol.settings:
             for seed in evaluation.protocol.seeds:
                 images = evaluation.sets(setting, seed)
-                place = evaluation.folder / "images" / evaluation.subject / f"{setting}-seed-{seed}"
-                path = place.with_name(f"{place.name}.npz") if form == "npz" else place
+                name = f"{setting}-seed-{seed}{'.npz' if form == 'npz' else ''}"
+                path = evaluation.folder / "images" / evaluation.subject / name
                 if path.exists():
                     continue
                 with progress.stage(f"write {path.name}", len(images.shards())) as stage:
@@ -58,7 +58,7 @@ def _write_layout(path: Path, images: ImageSet, stage: Stage) -> None:
 
 
 def _write_verdicts(path: Path, evaluation: Evaluation, setting: str, seed: int) -> None:
-    """Write `results-<evaluator>.jsonl`, in the official form, for evaluators that judged each image."""
+    """Write `results-<evaluator>.jsonl`, in the official form, for evaluators that scored each image."""
     for name in evaluation.evaluators:
         rows = []
         for file in row_files(evaluation.folder, evaluation.subject, setting, seed, name):

@@ -33,8 +33,11 @@ META = "_meta"
 PIXELS = "_pixels"
 """Column in each file: SHA-256 of each image's bytes, [n, 32]."""
 
+UNREADABLE = (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged file raises."""
 
-class Place(Protocol):
+
+class Rank(Protocol):
     """Which of several processes this one is."""
 
     @property
@@ -68,11 +71,7 @@ class FeatureStore:
     ) -> None:
         """Keep the rows of one shard; the file is whole or absent."""
         meta = {"key": self.key, "load_seconds": load_seconds, "seconds": seconds}
-        buffer = io.BytesIO()
-        content: dict[str, Any] = {META: np.array(json.dumps(meta)), PIXELS: pixels, **rows}
-        np.savez(buffer, **content)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path(number), buffer.getvalue())
+        self._save(number, meta, {PIXELS: pixels, **rows})
 
     def rows(self, shards: int) -> StoredFeatures:
         """Return all rows.
@@ -80,15 +79,13 @@ class FeatureStore:
         Raises:
             RunFailed: a shard is missing or damaged.
         """
-        metas = [self._meta(number) for number in range(shards)]
-        for number, meta in enumerate(metas):
+        paths, metas = [self.path(number) for number in range(shards)], []
+        for number, path in enumerate(paths):
+            meta = self._meta(number)
             if meta is None:
-                raise RunFailed(
-                    f"{self.path(number)} is missing or damaged", fix="run the same command again"
-                )
-        return StoredFeatures(
-            [self.path(number) for number in range(shards)], [meta for meta in metas if meta]
-        )
+                raise RunFailed(f"{path} is missing or damaged", fix="run the same command again")
+            metas.append(meta)
+        return StoredFeatures(paths, metas)
 
     def reduce(self, shards: int, columns: Sequence[str]) -> None:
         """Keep a few columns, to be compared image by image later; without any, nothing stays."""
@@ -97,19 +94,22 @@ class FeatureStore:
             return
         for number in range(shards):
             with np.load(self.path(number)) as file:
-                kept: dict[str, Any] = {name: file[name] for name in (*columns, PROMPT) if name in file.files}
+                kept = {name: file[name] for name in (*columns, PROMPT) if name in file.files}
                 meta = json.loads(str(file[META]))
             # Another key: what is left is not enough to score again.
-            kept[META] = np.array(json.dumps({**meta, "key": f"reduced from {self.key}"}))
-            buffer = io.BytesIO()
-            np.savez(buffer, **kept)
-            write_atomic(self.path(number), buffer.getvalue())
+            self._save(number, {**meta, "key": f"reduced from {self.key}"}, kept)
+
+    def _save(self, number: int, meta: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> None:
+        buffer = io.BytesIO()
+        content: dict[str, Any] = {META: np.array(json.dumps(meta)), **columns}
+        np.savez(buffer, **content)
+        write_atomic(self.path(number), buffer.getvalue())
 
     def _meta(self, number: int) -> dict[str, str] | None:
         try:
             with np.load(self.path(number)) as file:
                 meta: dict[str, str] = json.loads(str(file[META]))
-        except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error):
+        except UNREADABLE:
             return None
         return meta if meta.get("key") == self.key else None
 
@@ -123,16 +123,10 @@ class StoredFeatures:
         self.digest = f"sha256:{hashlib.sha256(self.column(PIXELS).tobytes()).hexdigest()}"
         self.load_seconds = sum(float(meta["load_seconds"]) for meta in metas)
         self.seconds = sum(float(meta["seconds"]) for meta in metas)
-        with np.load(paths[0]) as file:
-            self._names = [name for name in file.files if name not in (META, PIXELS)]
         self._length = len(self.column(PIXELS))
 
     def __len__(self) -> int:
         return self._length
-
-    def columns(self) -> list[str]:
-        """Return the names of the columns."""
-        return list(self._names)
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(list(self.shards(name)))
@@ -142,7 +136,7 @@ class StoredFeatures:
             try:
                 with np.load(path) as file:
                     yield file[name]
-            except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+            except UNREADABLE as error:
                 raise RunFailed(
                     f"{path} has no column {name!r} that can be read",
                     fix="remove it and run the same command again",
@@ -154,7 +148,7 @@ def measure(
     evaluators: Mapping[str, Evaluator],
     stores: Mapping[str, FeatureStore],
     *,
-    place: Place,
+    rank: Rank,
     stage: Stage,
 ) -> None:
     """Fill the stores with this process's share of the shards; each shard is decoded once for all evaluators.
@@ -163,7 +157,7 @@ def measure(
         images: what to measure.
         evaluators: by name.
         stores: by the same names.
-        place: shard n belongs to rank n mod world size.
+        rank: shard n belongs to rank n mod world size.
         stage: advanced once a shard.
 
     Raises:
@@ -171,7 +165,7 @@ def measure(
             more memory than there is.
     """
     for number, _ in enumerate(images.shards()):
-        if number % place.world_size == place.rank:
+        if number % rank.world_size == rank.rank:
             absent = [name for name in evaluators if not stores[name].has(number)]
             if absent:
                 _measure_shard(images, number, {name: evaluators[name] for name in absent}, stores)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from alignbench.api import PROMPT
-from alignbench.evaluation.features import META
+from alignbench.evaluation.features import META, UNREADABLE
 from alignbench.record import Result
 from alignbench.run_folder import protocol_folder, row_files
 
@@ -129,5 +128,5 @@ def _read_shard(path: Path, column: str) -> tuple[np.ndarray, np.ndarray | None,
         with np.load(path) as file:
             prompts = file[PROMPT] if PROMPT in file.files else None
             return file[column], prompts, json.loads(str(file[META]))["key"]
-    except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise NoPairsError(f"{path} cannot be read") from error

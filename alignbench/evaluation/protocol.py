@@ -1,14 +1,14 @@
-"""A protocol made ready to judge: its evaluators built, its reference opened, its image sets described.
+"""A protocol made ready to evaluate: its evaluators built, its reference opened, its image sets described.
 
-Three kinds of images can be judged: what a model generates, what its tokenizer makes of real images, and
-images that are given.
+Three kinds of images can be scored: what a model generates, what its tokenizer makes of real images, and
+somebody else's images.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from typing import Any
 import torch
 
 from alignbench import __version__
-from alignbench.api import Backbone, Evaluator, ImageSet, Prompt
+from alignbench.api import Backbone, Evaluator, ImageSet
 from alignbench.data.dataset import open_dataset
 from alignbench.evaluation.evaluate import Evaluation, References, Sets, build_evaluators
-from alignbench.evaluation.features import Place
+from alignbench.evaluation.features import Rank
 from alignbench.evaluation.reference import open_reference
-from alignbench.files import digest_of
-from alignbench.hub.verify import AssetFile
+from alignbench.evaluation.results import results_of
+from alignbench.files import cache_root, digest_of
+from alignbench.hub.verify import Requirements
+from alignbench.progress import Progress
+from alignbench.record import Result, Subject
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.registry.schema import Scalar
@@ -32,41 +35,39 @@ from alignbench.samples.reconstructed import ReconstructedImages
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class ProtocolEvaluation:
     """One protocol on one machine.
 
     Args:
         registry: where the cards are.
-        protocol: what to make and how to score it, as resolved.
-        digest: its identity.
-        assets: the files its evaluators read, by asset name.
-        data: options for the reference data set.
-        num_classes: classes labels are drawn from; None for text.
-        prompts: what a text protocol generates from.
+        name: of the protocol.
+        requirements: the protocol as resolved, with the files its evaluators read.
         device: where to work.
-        place: which of the processes this is.
+        rank: which of the processes this is.
         folder: run folder.
-        cache: root of everything kept between runs.
         workers: threads that decode images.
+        num_classes: classes labels are drawn from; None for text.
+        data: options for the reference data set.
     """
 
     registry: Registry
-    protocol: ProtocolCard
-    digest: str
-    assets: Mapping[str, AssetFile]
-    data: Mapping[str, Scalar]
-    num_classes: int | None
-    prompts: Sequence[Prompt]
+    name: str
+    requirements: Requirements
     device: torch.device
-    place: Place
+    rank: Rank
     folder: Path
-    cache: Path
     workers: int
+    num_classes: int | None = None
+    data: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def protocol(self) -> ProtocolCard:
+        return self.requirements.protocol
 
     @cached_property
     def evaluators(self) -> dict[str, Evaluator]:
         """The protocol's evaluators; building them loads their networks."""
-        return build_evaluators(self.registry, self.protocol, self.assets, self.device)
+        return build_evaluators(self.registry, self.protocol, self.requirements.assets, self.device)
 
     @cached_property
     def reference_images(self) -> DatasetImages | None:
@@ -81,7 +82,7 @@ class Judge:
             num_classes=self.num_classes,
             options=self.data,
             workers=self.workers,
-            cache_dir=self.cache / "data",
+            cache_dir=cache_root() / "data",
         )
         return DatasetImages(dataset, workers=self.workers)
 
@@ -97,8 +98,9 @@ class Judge:
         statistics: Mapping[str, Any] = {}
         digest = images.identity if images else None
         if spec is not None and spec.statistics:
-            file = self.assets[spec.statistics]
-            networks = {n: a.sha256 for n, a in self.assets.items() if n != spec.statistics}
+            file = self.requirements.assets[spec.statistics]
+            others = self.requirements.assets.items()
+            networks = {name: other.sha256 for name, other in others if name != spec.statistics}
             side = spec.image_size or self.protocol.image_size
             opened = open_reference(file.path, image_size=side, networks=networks)
             images, statistics, digest = opened.images, opened.statistics, f"sha256:{file.sha256}"
@@ -106,13 +108,13 @@ class Judge:
 
     def _reference_folder(self) -> Path:
         """Rows of reference images are shared between runs where that is possible."""
-        shared = writable(self.cache / "references")
+        shared = writable(cache_root() / "references")
         return shared if shared is not None else self.folder / "rows" / "reference"
 
     def model(
-        self, subject: str, weights: str, backbone: Backbone, *, sampled: Backbone, cache: Path | None
+        self, subject: Subject, weights: str, backbone: Backbone, *, sampled: Backbone, cache: Path | None
     ) -> Evaluation:
-        """Judge what a model generates, or reconstructs if that is the protocol's task.
+        """Evaluate what a model generates, or reconstructs if that is the protocol's task.
 
         Args:
             subject: `base` or `method`.
@@ -121,8 +123,8 @@ class Judge:
             sampled: the same with the policy in the protocol's precision.
             cache: folder of results shared between runs, or None.
         """
-        files = {name: file.sha256 for name, file in self.assets.items()}
-        address = {"weights": weights, "protocol": self.digest, "assets": files}
+        files = {name: file.sha256 for name, file in self.requirements.assets.items()}
+        address = {"weights": weights, "protocol": self.requirements.digest, "assets": files}
         sampler = self.sampler(sampled)
         decoder = ImageDecoder(backbone, self.protocol, self.device)
 
@@ -146,12 +148,32 @@ class Judge:
 
     def sampler(self, backbone: Backbone) -> Sampler:
         """Return what generates the protocol's tokens."""
-        return Sampler(backbone, self.protocol, self.num_classes or 1, self.device, self.prompts)
+        prompts = self.requirements.prompts
+        return Sampler(backbone, self.protocol, self.num_classes or 1, self.device, prompts)
 
-    def given(self, images: ImageSet) -> Evaluation:
-        """Judge images that somebody else made."""
-        return self._evaluation(
-            "samples", lambda *_: images, {"images": images.identity, "protocol": self.digest}, None
+    def samples(self, images: ImageSet) -> Evaluation:
+        """Evaluate images that somebody else made."""
+        address = {"images": images.identity, "protocol": self.requirements.digest}
+        return self._evaluation("samples", lambda *_: images, address, None)
+
+    def results(
+        self, evaluation: Evaluation, progress: Progress, rewards: Sequence[str] = ()
+    ) -> list[Result]:
+        """Score what was measured.
+
+        Args:
+            evaluation: one of this protocol; every process has measured its share.
+            progress: told what happens.
+            rewards: networks behind the rewards of the training.
+        """
+        return results_of(
+            self.registry,
+            self.name,
+            self.requirements,
+            subject=evaluation.subject,
+            scores=evaluation.scores(progress),
+            reference=self.references.digest,
+            rewards=rewards,
         )
 
     def _identity(self, content: Mapping[str, Any]) -> str:
@@ -159,25 +181,20 @@ class Judge:
         return digest_of({**content, **made_by})
 
     def _evaluation(
-        self, subject: str, sets: Sets, address: Mapping[str, Any], cache: Path | None
+        self, subject: Subject, sets: Sets, address: Mapping[str, Any], cache: Path | None
     ) -> Evaluation:
-        cards = {name: self.registry.evaluator(name) for name in self.protocol.evaluators}
         return Evaluation(
             subject=subject,
             sets=sets,
             address=address,
             protocol=self.protocol,
             evaluators=self.evaluators,
-            uses_reference=frozenset(name for name, card in cards.items() if "reference" in card.needs),
-            kept={
-                name: sorted({*card.keep, *(fact.column for fact in card.metrics.values() if fact.column)})
-                for name, card in cards.items()
-            },
+            cards={name: self.registry.evaluator(name) for name in self.protocol.evaluators},
             references=self.references,
             device=self.device,
             folder=self.folder,
             cache=cache,
-            place=self.place,
+            rank=self.rank,
         )
 
 

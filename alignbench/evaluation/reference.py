@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from alignbench import __version__, randomness
-from alignbench.api import ImageBatch
 from alignbench.data.decode import ProgressCallback
 from alignbench.errors import UserError
 from alignbench.metrics.moments import Moments
@@ -45,12 +44,10 @@ class ReferenceFile:
     """float64 mu [2048], sigma [2048, 2048], mu_s [2023], sigma_s [2023, 2023], as far as they are there."""
     images: SampleImages | None = None
     """The images of `arr_0`, an `api.ImageSet`; None: moments only."""
-    count: int | None = None
-    """Images behind the moments; None: the file does not say."""
 
 
 def open_reference(
-    path: Path, *, image_size: int, networks: Mapping[str, str] | None = None, neighbours: int = 0
+    path: Path, *, image_size: int, networks: Mapping[str, str] | None = None
 ) -> ReferenceFile:
     """Open a reference file and check that it fits; pixels are read only when they are asked for.
 
@@ -58,11 +55,10 @@ def open_reference(
         path: the file.
         image_size: side the protocol scores at.
         networks: {asset: SHA-256} of the networks in use; a file that names its own must name one of them.
-        neighbours: k of precision and recall; 0 asks for no images.
 
     Raises:
         UserError: no such file; images of another size or form; moments of another network or no moments at
-            all; too few images for k.
+            all.
     """
     archive = Archive(path)
     names = archive.headers.keys()
@@ -74,23 +70,17 @@ def open_reference(
     _check_origin(archive, image_size, networks or {})
     statistics = _read_statistics(archive)
     images = open_archive(archive, image_size=image_size) if "arr_0" in names else None
-    if images is not None and len(images) <= neighbours:
-        raise UserError(
-            f"{path}: {len(images)} images are too few for precision and recall with {neighbours} neighbours",
-            fix=f"make a reference with more than {neighbours} images",
-        )
-    count = int(archive.array("count")) if "count" in names else None
-    return ReferenceFile(path, statistics, images, count)
+    return ReferenceFile(path, statistics, images)
 
 
 def _check_origin(archive: Archive, image_size: int, networks: Mapping[str, str]) -> None:
     """Compare what a file written here says of itself."""
     if "network" in archive.headers and networks:
-        found = str(archive.array("network"))
-        if found not in networks.values():
+        network = str(archive.array("network"))
+        if network not in networks.values():
             used = ", ".join(f"{name} {digest[:12]}…" for name, digest in networks.items())
             raise UserError(
-                f"{archive.path} was made with another network: its weights had SHA-256 {found[:12]}…, "
+                f"{archive.path} was made with another network: its weights had SHA-256 {network[:12]}…, "
                 f"in use is {used}",
                 fix="make it again: alignbench reference",
             )
@@ -104,7 +94,7 @@ def _check_origin(archive: Archive, image_size: int, networks: Mapping[str, str]
 
 
 def _read_statistics(archive: Archive) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+    statistics: dict[str, np.ndarray] = {}
     for pair in PAIRS:
         present = [name for name in pair if name in archive.headers]
         if not present:
@@ -113,8 +103,8 @@ def _read_statistics(archive: Archive) -> dict[str, np.ndarray]:
             (absent,) = set(pair) - set(present)
             raise UserError(f"{archive.path}: {present[0]} without {absent}")
         for name in pair:
-            found[name] = _moment(archive, name)
-    return found
+            statistics[name] = _moment(archive, name)
+    return statistics
 
 
 def _moment(archive: Archive, name: str) -> np.ndarray:
@@ -171,16 +161,22 @@ def write_reference(
     if len(source) < 2:
         raise UserError(f"{source.title}: {len(source)} image has no covariance", fix="give more images")
     kept = np.sort(randomness.permutation(seed, "reference-images", 0, len(source))[:images])
-    moments = _Accumulated(net, batch)
+    moments: dict[str, Moments] = {}
     pixels = hashlib.sha256()
     size = source.take(range(1)).images.shape[-1]
 
     def pieces() -> Iterator[np.ndarray]:
-        for ids, loaded in _walk(source, progress):
-            moments.add(loaded)
+        for number, ids in enumerate(source.shards()):
+            loaded = source.load(number)
+            rows = net.rows(loaded.images, batch=batch)
+            for name in ("pool", "spatial"):
+                new = Moments.of(rows[name].astype(np.float64))
+                moments[name] = moments[name].merge(new) if name in moments else new
             pixels.update(loaded.images.contiguous().numpy().tobytes())
             inside = kept[(kept >= ids.start) & (kept < ids.stop)] - ids.start
             yield loaded.images[inside].permute(0, 2, 3, 1).numpy()
+            if progress is not None:
+                progress(ids.stop, len(source))
 
     shown = NpzColumn((len(kept), size, size, 3), np.dtype(np.uint8), pieces())
     about = {
@@ -191,37 +187,12 @@ def write_reference(
     }
 
     def arrays() -> dict[str, np.ndarray]:
-        return {**moments.arrays(), **about, "source": np.array(f"sha256:{pixels.hexdigest()}")}
+        pool, spatial = moments["pool"], moments["spatial"]
+        values = (pool.mean, pool.covariance, spatial.mean, spatial.covariance)
+        return {
+            **dict(zip(SHAPES, values, strict=True)),
+            **about,
+            "source": np.array(f"sha256:{pixels.hexdigest()}"),
+        }
 
     write_archive(path, {"arr_0": shown}, arrays)
-
-
-def _walk(source: SampleImages, progress: ProgressCallback | None) -> Iterator[tuple[range, ImageBatch]]:
-    for number, ids in enumerate(source.shards()):
-        yield ids, source.load(number)
-        if progress is not None:
-            progress(ids.stop, len(source))
-
-
-class _Accumulated:
-    """Moments of features, image by image."""
-
-    def __init__(self, net: Inception, batch: int) -> None:
-        self._net = net
-        self._batch = batch
-        self._found: dict[str, Moments] = {}
-
-    def add(self, images: ImageBatch) -> None:
-        rows = self._net.rows(images.images, batch=self._batch)
-        for name in ("pool", "spatial"):
-            new = Moments.of(rows[name].astype(np.float64))
-            self._found[name] = self._found[name].merge(new) if name in self._found else new
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        pool, spatial = self._found["pool"], self._found["spatial"]
-        return {
-            "mu": pool.mean,
-            "sigma": pool.covariance,
-            "mu_s": spatial.mean,
-            "sigma_s": spatial.covariance,
-        }

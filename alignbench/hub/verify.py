@@ -7,14 +7,15 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignbench.errors import UserError
+from alignbench.api import Prompt
+from alignbench.errors import Problem, UserError
 from alignbench.files import cache_root, digest_of, file_sha256, make_folder, write_atomic
 from alignbench.hub.locate import FileStatus, how_to_replace
-from alignbench.registry.protocol import AssetCard
+from alignbench.registry.protocol import AssetCard, ProtocolCard
 
 FIRST_USE = "weights/digests.json"
 """In the cache: SHA-256 of weights from the hub that have none on their card, as they first came."""
@@ -31,6 +32,21 @@ class AssetFile:
     """A file, or a folder in the hub's form."""
     sha256: str
     """Of the file; of a folder, over names and digests of its files."""
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """A protocol with the files its evaluators read."""
+
+    digest: str
+    """Identity of the protocol; files other than those on the cards count."""
+    protocol: ProtocolCard
+    """As given, but for the number of images where the user's own prompts decide it."""
+    assets: dict[str, AssetFile] = field(default_factory=dict)
+    """Files that evaluators read, by asset name; those that were found."""
+    prompts: Sequence[Prompt] = ()
+    """What a text protocol generates from."""
+    problems: Sequence[Problem] = ()
 
 
 def verify_asset(status: FileStatus) -> AssetFile:

@@ -15,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from alignbench import randomness
-from alignbench.api import Batch, Collected, Loss, Method, Prompt
+from alignbench.api import Method, Prompt
 from alignbench.config.plan import Job, Plan
 from alignbench.data.prompts import read_prompts
 from alignbench.data.synthetic import SyntheticText
@@ -33,11 +34,11 @@ from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import Setting
 from alignbench.runs import environment
+from alignbench.runs.session import devices
 from alignbench.samples.generated import ImageDecoder, Sampler
-from alignbench.training import setup
 from alignbench.training.driver import peak_memory_gib
-from alignbench.training.parallel import Parallel, choose_threads
-from alignbench.training.setup import build_model, open_training_data
+from alignbench.training.parallel import choose_threads, local_device
+from alignbench.training.setup import build_model, open_training_data, prepared
 
 WARM_UP_TOKENS = 4
 
@@ -68,38 +69,29 @@ class Timing:
 
 
 class Clock:
-    """Adds up wall time of blocks, each after the device has finished what was asked of it."""
+    """Wall time of blocks, the device's work included, and the peak of memory since the clock was made."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.laps: list[float] = []
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
     @contextmanager
     def lap(self) -> Iterator[None]:
+        """Time the block, or each call of the function that it is put around."""
         self._synchronise()
         started = time.monotonic()
         yield
         self._synchronise()
         self.laps.append(time.monotonic() - started)
 
+    def peak(self, name: str = "peak memory") -> Figure:
+        return Figure(name, peak_memory_gib(self._device), "GiB")
+
     def _synchronise(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-class TimedMethod:
-    """A method whose `collect` is timed, a lap each call; otherwise the method itself."""
-
-    def __init__(self, method: Method, clock: Clock) -> None:
-        self._method, self._clock = method, clock
-        self.updates = method.updates
-
-    def collect(self, batch: Batch, step: int) -> Collected:
-        with self._clock.lap():
-            return self._method.collect(batch, step)
-
-    def loss(self, experience: object) -> Loss:
-        return self._method.loss(experience)
 
 
 def time_training(plan: Plan, registry: Registry, *, workers: int, progress: Progress) -> Timing:
@@ -117,23 +109,18 @@ def time_training(plan: Plan, registry: Registry, *, workers: int, progress: Pro
     """
     train = plan.config.train
     assert plan.method is not None and train.steps >= 2
-    choose_threads(plan.model.policy.parameters)
-    parallel = Parallel(train.precision)
-    clock = Clock(parallel.device)
-    try:
-        forget_peak(parallel.device)
-        with tempfile.TemporaryDirectory() as folder:
-            job = Job(plan, registry, Path(folder), command="", checkpoint_every=0, workers=workers)
-            dataset = open_training_data(job, progress)
-
-            def timed(method: Method) -> Method:
-                return TimedMethod(method, clock)
-
-            with setup.prepared(job, dataset, parallel, progress, around=timed) as ready:
-                totals = ready.driver.train()
-            lines = (Path(folder) / "timing.jsonl").read_text(encoding="utf-8").splitlines()
-    finally:
-        parallel.close()
+    with (
+        devices(train.precision, plan.model.policy.parameters) as parallel,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        clock = Clock(parallel.device)
+        job = Job(plan, registry, Path(folder), command="", checkpoint_every=0, workers=workers)
+        with prepared(job, open_training_data(job, progress), parallel, progress) as ready:
+            method = ready.driver.method
+            timed = SimpleNamespace(collect=clock.lap()(method.collect), loss=method.loss)
+            ready.driver.method = cast("Method", timed)
+            totals = ready.driver.train()
+        lines = (Path(folder) / "timing.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [float(json.loads(line)["seconds"]) for line in lines][1:]
     collecting = np.reshape(clock.laps, (train.steps, plan.accumulation)).sum(axis=1)[1:]
     step, images = statistics.median(steps), train.images_per_step
@@ -173,8 +160,7 @@ def time_sampling(plan: Plan, registry: Registry, *, repeats: int, progress: Pro
         RunFailed: out of memory.
     """
     choose_threads(plan.model.policy.parameters)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    protocol = plan.protocol
+    device, protocol = local_device(), plan.protocol
     backbone = build_model(plan, device)
     prompts = _prompts(plan, registry, repeats * protocol.batch)
     sampler = Sampler(
@@ -202,7 +188,6 @@ def _time_setting(
 ) -> tuple[Figure, ...]:
     protocol, device = sampler.protocol, sampler.device
     _warm_up(sampler, setting)
-    forget_peak(device)
     drawing, decoding = Clock(device), Clock(device)
     for number in range(repeats):
         ids = range(number * protocol.batch, (number + 1) * protocol.batch)
@@ -221,7 +206,7 @@ def _time_setting(
         Figure("batch decoded", decode, "s"),
         Figure("images", 1 / per_image, "1/s"),
         Figure(f"{total:,} images", per_image * total / 3600, "h", "by extrapolation"),
-        Figure("peak memory", peak_memory_gib(device), "GiB"),
+        drawing.peak(),
     )
 
 
@@ -233,8 +218,7 @@ def _prompts(plan: Plan, registry: Registry, count: int) -> tuple[Prompt, ...]:
     card = registry.asset(name)
     status = locate_asset(name, card, str(plan.config.section("assets").get(name, "")))
     if status.ok:
-        known = read_prompts(verify_asset(status).path)
-        return tuple(itertools.islice(itertools.cycle(known), count))
+        return tuple(itertools.islice(itertools.cycle(read_prompts(verify_asset(status).path)), count))
     made = SyntheticText(split="bench", image_size=1, count=count, seed=0)
     return tuple(Prompt(caption) for caption in made.captions)
 
@@ -252,8 +236,3 @@ def spread(seconds: Sequence[float]) -> str:
     if len(seconds) == 1:
         return "measured once"
     return f"median of {len(seconds)}, {min(seconds):.3g} to {max(seconds):.3g} s"
-
-
-def forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from alignbench.api import PROMPT, Evaluator, ImageBatch, Prompt, Reference
-from alignbench.config.requirements import Requirements
 from alignbench.errors import out_of_memory_as
 from alignbench.evaluation.evaluate import build_evaluators
 from alignbench.evaluation.features import prompt_key
+from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
 from alignbench.randomness import generator
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
-from alignbench.runs.bench import Clock, Figure, Timing, forget_peak
-from alignbench.training.driver import peak_memory_gib
+from alignbench.runs.bench import Clock, Figure, Timing
+from alignbench.training.parallel import local_device
 
 JITTER = 0.1
 """Spread of what is added to repeated rows of numbers, in standard deviations of their column: without it
@@ -64,7 +64,6 @@ def time_evaluators(
     requirements: Requirements,
     registry: Registry,
     *,
-    device: torch.device,
     images: int,
     rows: int,
     reference_rows: int,
@@ -77,7 +76,6 @@ def time_evaluators(
     Args:
         requirements: the protocol with its files.
         registry: where the cards are.
-        device: where to compute.
         images: how many to look at, after a warm-up.
         rows: how many to score; 0: none.
         reference_rows: rows of the reference, where an evaluator needs one.
@@ -87,34 +85,32 @@ def time_evaluators(
         UserError: an evaluator refuses its files or what it would have to score.
         RunFailed: out of memory.
     """
-    protocol = requirements.protocol
+    protocol, device = requirements.protocol, local_device()
     evaluators = build_evaluators(registry, protocol, requirements.assets, device)
-    batch = _batch(protocol, requirements.prompts, images)
+    batch, warm_up = (_batch(protocol, requirements.prompts, n) for n in (images, WARM_UP_IMAGES))
     timings = []
     for name, evaluator in evaluators.items():
         progress.say(f"{name} looks at {images} images")
         needs_reference = "reference" in registry.evaluator(name).needs
-        looking = Clock(device)
         with out_of_memory_as(f"{name}: out of memory with {images} images", "a smaller --images N"):
-            evaluator.measure(_first(batch, WARM_UP_IMAGES))
-            forget_peak(device)
+            evaluator.measure(warm_up)
+            looking = Clock(device)
             with looking.lap():
                 seen = dict(evaluator.measure(batch))
         figures = [
             Figure("images", images / looking.laps[0], "1/s"),
-            Figure("peak memory", peak_memory_gib(device), "GiB"),
+            looking.peak(),
             Figure("rows", sum(column.nbytes for column in seen.values()) / images, "bytes an image"),
         ]
+        facts = {"images": str(images), "size": f"{protocol.image_size} px"}
         if rows:
             progress.say(f"{name} scores {rows} rows")
+            facts["rows"] = f"{rows:,}"
+            if needs_reference:
+                facts["reference rows"] = f"{reference_rows:,}"
             if batch.prompts:
                 seen[PROMPT] = np.array([prompt_key(prompt) for prompt in batch.prompts])
             figures += _scoring(evaluator, seen, rows, reference_rows if needs_reference else 0, device)
-        facts = {"images": str(images), "size": f"{protocol.image_size} px"}
-        if rows:
-            facts["rows"] = f"{rows:,}"
-        if rows and needs_reference:
-            facts["reference rows"] = f"{reference_rows:,}"
         timings.append(Timing(f"evaluator {name}", tuple(figures), facts))
     return timings
 
@@ -128,14 +124,12 @@ def _scoring(
     if reference_rows:
         made = MadeRows(seen, reference_rows, jitter=True)
         reference = Reference(digest=made.digest, measured=made)
-    forget_peak(device)
     scoring = Clock(device)
-    shortage = f"out of memory with {rows:,} rows"
-    with out_of_memory_as(shortage, "a smaller --rows N"), scoring.lap():
+    with out_of_memory_as(f"out of memory with {rows:,} rows", "a smaller --rows N"), scoring.lap():
         evaluator.score(samples, reference)
     return [
         Figure(f"scoring {rows:,} rows", scoring.laps[0], "s", "making them included"),
-        Figure("peak memory of scoring", peak_memory_gib(device), "GiB"),
+        scoring.peak("peak memory of scoring"),
     ]
 
 
@@ -149,10 +143,3 @@ def _batch(protocol: ProtocolCard, prompts: Sequence[Prompt], images: int) -> Im
     asked = [prompts[number % len(prompts)] for number in range(images)] if prompts else []
     labels = None if prompts else torch.arange(images)
     return ImageBatch(ids=range(images), images=pixels, labels=labels, prompts=asked)
-
-
-def _first(batch: ImageBatch, count: int) -> ImageBatch:
-    labels = None if batch.labels is None else batch.labels[:count]
-    return ImageBatch(
-        ids=batch.ids[:count], images=batch.images[:count], labels=labels, prompts=batch.prompts[:count]
-    )

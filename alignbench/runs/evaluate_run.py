@@ -10,17 +10,14 @@ from alignbench import run_folder
 from alignbench.config.plan import Job, Plan, make_plan, starting_weights
 from alignbench.config.settings import Origin, RunConfig, known_options, values_of
 from alignbench.errors import UserError
-from alignbench.evaluation.evaluate import Score
-from alignbench.evaluation.results import results_of
-from alignbench.files import file_sha256, write_atomic
-from alignbench.leaderboard import report
+from alignbench.files import file_sha256
 from alignbench.progress import Progress
-from alignbench.record import Result, RunRecord, read, write
+from alignbench.record import Result, RunRecord, read
 from alignbench.registry.lookup import Registry
 from alignbench.run_folder import protocol_folder
-from alignbench.runs.evaluate_models import Subject, evaluate_models
-from alignbench.runs.recorder import reward_networks
-from alignbench.training.parallel import Parallel, choose_threads
+from alignbench.runs.evaluate_models import evaluate_models
+from alignbench.runs.recorder import RunRecorder
+from alignbench.runs.session import devices, session
 
 
 def evaluate_run(
@@ -58,16 +55,10 @@ def evaluate_run(
     if any(result.protocol.digest == plan.protocol_digest for result in record.results):
         progress.say(f"{run} holds results of {protocol} @ {plan.protocol_digest[7:15]}; nothing to do")
         return record
-    with run_folder.locked(run):
+    with session(run, registry, progress) as current:
+        record = current.record or record  # under the lock: nobody adds to it any more
         results = _results(plan, registry, record, run, workers, progress)
-        record = record.model_copy(update={"results": [*record.results, *results]})
-        if results:  # only the first process has them
-            write_atomic(
-                run / "report.md",
-                report.report_markdown(record, registry.metric_facts(), assets=registry.asset_cards()),
-            )
-            write(record, run)
-    return record
+        return current.finish(record.model_copy(update={"results": [*record.results, *results]}))
 
 
 def _config(run: Path, registry: Registry, protocol: str, assignments: list[str]) -> RunConfig:
@@ -96,35 +87,8 @@ def _results(
     exports = {path.stem: f"sha256:{file_sha256(path)}" for path in (run / "export").glob("*.safetensors")}
     if exports != record.exports:
         raise UserError(f"{run / 'export'} is not what its record says", fix="put it back as it was")
-    found: list[Result] = []
-
-    def note(subject: Subject, scores: list[Score], reference: str | None) -> None:
-        found.extend(
-            results_of(
-                registry,
-                plan.config.protocol,
-                plan.protocol,
-                digest=plan.protocol_digest,
-                subject=subject,
-                scores=scores,
-                reference=reference,
-                assets=plan.assets,
-                rewards=reward_networks(plan, registry) if subject == "method" else (),
-            )
-        )
-
-    choose_threads(plan.model.policy.parameters)
-    parallel = Parallel("fp32")
-    try:
-        evaluate_models(
-            Job(plan, registry, run, command=record.command, workers=workers),
-            weights=weights,
-            exports=exports,
-            parallel=parallel,
-            progress=progress,
-            note=note,
-            folder=protocol_folder(run, plan.config.protocol, plan.protocol_digest),
-        )
-    finally:
-        parallel.close()
-    return found
+    job = Job(plan, registry, run, command=record.command, workers=workers)
+    recorder = RunRecorder(job, record.started, weights, exports=exports)
+    with devices("fp32", plan.model.policy.parameters) as parallel:
+        folder = protocol_folder(run, plan.config.protocol, plan.protocol_digest)
+        return [r for results in evaluate_models(recorder, parallel, progress, folder) for r in results]

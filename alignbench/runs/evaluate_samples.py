@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alignbench import run_folder
-from alignbench.config.requirements import Requirements, requirements_of
+from alignbench.config.requirements import requirements_of
 from alignbench.config.settings import COMMON_OPTIONS, RARE, changes_nothing, known_options, values_of
-from alignbench.errors import EXIT_PARTIAL, Problem, UserError
-from alignbench.evaluation import results
-from alignbench.files import cache_root, digest_of, write_atomic
-from alignbench.leaderboard import report
-from alignbench.record import FILE_NAME, Change, ModelInfo, RunRecord, now, read, write
+from alignbench.errors import Problem, UserError
+from alignbench.evaluation.protocol import ProtocolEvaluation
+from alignbench.files import digest_of
+from alignbench.hub.verify import Requirements
+from alignbench.progress import Progress
+from alignbench.record import Change, ModelInfo, Result, RunRecord, now
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import ProtocolCard, Setting, resolve_protocol
+from alignbench.registry.protocol import Setting, resolve_protocol
 from alignbench.runs import environment
-
-if TYPE_CHECKING:
-    from alignbench.evaluation.evaluate import Score
-    from alignbench.progress import Progress
-    from alignbench.samples.external import SampleImages
+from alignbench.runs.session import devices, session
+from alignbench.samples.external import SampleImages, open_samples
 
 GIVEN = "given"
 """The only setting: nothing is sampled."""
@@ -37,8 +33,8 @@ class SamplesPlan:
     """What the images are called in tables."""
     images: SampleImages
     protocol_name: str
-    protocol: ProtocolCard
     requirements: Requirements
+    """With nothing but `GIVEN` as its setting."""
     options: dict[str, Any]
     """What was given with `--set`."""
     problems: list[Problem]
@@ -92,10 +88,10 @@ def make_given_plan(
     Raises:
         UserError: unknown names, or images that cannot be scored, by name.
     """
-    known = known_options(registry, sections=["protocol", "assets"])
+    options = known_options(registry, sections=["protocol", "assets"])
     values = values_of(
         assignments,
-        {key: option for key, option in known.items() if key not in RARE},
+        {key: option for key, option in options.items() if key not in RARE},
         why="images that are given have no model and no training",
         fix="protocol.samples and assets.NAME can be set",
     )
@@ -113,8 +109,6 @@ def make_given_plan(
     paths = {key[7:]: value for key, value in values.items() if key.startswith("assets.")}
     requirements = requirements_of(registry, protocol, card, paths)
     problems = list(requirements.problems)
-    from alignbench.samples.external import open_samples
-
     images = open_samples(
         path,
         image_size=card.image_size,
@@ -134,7 +128,7 @@ def make_given_plan(
     used = requirements.protocol.model_copy(
         update={"settings": {GIVEN: Setting.unsampled(GIVEN, "as given")}, "seeds": [0]}
     )
-    return SamplesPlan(title, images, protocol, used, requirements, values, problems)
+    return SamplesPlan(title, images, protocol, replace(requirements, protocol=used), values, problems)
 
 
 def score(
@@ -151,72 +145,31 @@ def score(
     Raises:
         UserError: not runnable, or interrupted (exit status 3).
     """
-    with run_folder.opened(out, plan):
-        done = read(out) if (out / FILE_NAME).exists() else None
-        if done is not None and done.status == "complete":
+    with session(out, registry, progress, plan) as current:
+        if current.finished is not None:
             progress.say(f"{out} is complete; nothing to do")
-            return done
-        try:
-            record = _score(plan, registry, out, command=command, workers=workers, progress=progress)
-        except KeyboardInterrupt:
-            raise UserError(
-                f"interrupted; finished work is kept in {out}",
-                fix="run the same command again to continue",
-                exit_code=EXIT_PARTIAL,
-            ) from None
-    return record
+            return current.finished
+        started = now()
+        with devices("fp32") as parallel:
+            evaluation = ProtocolEvaluation(
+                registry=registry,
+                name=plan.protocol_name,
+                requirements=plan.requirements,
+                device=parallel.device,
+                rank=parallel,
+                folder=out,
+                workers=workers,
+            )
+            for note in plan.images.notes:
+                progress.say(note)
+            samples = evaluation.samples(plan.images)
+            samples.measure(progress)
+            parallel.barrier()
+            results = evaluation.results(samples, progress) if parallel.is_main else []
+        return current.finish(_record(plan, results, command=command, started=started))
 
 
-def _score(
-    plan: SamplesPlan, registry: Registry, out: Path, *, command: str, workers: int, progress: Progress
-) -> RunRecord:
-    from alignbench.evaluation.protocol import Judge
-    from alignbench.training.parallel import Parallel
-
-    started = now()
-    parallel = Parallel("fp32")
-    try:
-        judge = Judge(
-            registry=registry,
-            protocol=plan.protocol,
-            digest=plan.requirements.digest,
-            assets=plan.requirements.assets,
-            data={},
-            num_classes=None,
-            prompts=(),
-            device=parallel.device,
-            place=parallel,
-            folder=out,
-            cache=cache_root(),
-            workers=workers,
-        )
-        for note in plan.images.notes:
-            progress.say(note)
-        evaluation = judge.given(plan.images)
-        evaluation.measure(progress)
-        parallel.barrier()
-        scores = evaluation.scores(progress) if parallel.is_main else []
-    finally:
-        parallel.close()
-    record = _record(plan, registry, scores, judge.references.digest, command=command, started=started)
-    if parallel.is_main:
-        text = report.report_markdown(
-            record, registry.metric_facts(), assets=registry.asset_cards(), samples=None
-        )
-        write_atomic(out / "report.md", text)
-        write(record, out)
-    return record
-
-
-def _record(
-    plan: SamplesPlan,
-    registry: Registry,
-    scores: Sequence[Score],
-    reference: str | None,
-    *,
-    command: str,
-    started: str,
-) -> RunRecord:
+def _record(plan: SamplesPlan, results: list[Result], *, command: str, started: str) -> RunRecord:
     return RunRecord(
         schema=1,
         status="complete",
@@ -238,16 +191,7 @@ def _record(
         leaderboard=True,
         train=None,
         exports={},
-        results=results.results_of(
-            registry,
-            plan.protocol_name,
-            plan.protocol,
-            digest=plan.requirements.digest,
-            subject="samples",
-            scores=scores,
-            reference=reference,
-            assets=plan.requirements.assets,
-        ),
+        results=results,
         environment=environment.describe(),
         started=started,
         finished=now(),

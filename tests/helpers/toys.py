@@ -19,7 +19,7 @@ def train_config(**changes: Any) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of several, where only its place matters (a `measuring.Place`)."""
+    """One process of several, where only its number matters (a `features.Rank`)."""
 
     rank: int
     world_size: int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,26 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     measured.clear()
     assert alignbench(*arguments, "--out", folder) == 0  # complete: nothing to do
     assert not measured
+
+
+def test_a_full_disk_is_told_alike(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For given images and for a finished run as for a run."""
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(features, "write_atomic", no_space)
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    samples = ["--samples", run / "images" / "base" / "t1-seed-0.npz", "--protocol", "digits8"]
+    samples += ["--set", "protocol.samples=600", "--out", tmp_path / "samples"]
+    for arguments, folder in ((samples, tmp_path / "samples"), (["--run", run, "--reconstruction"], run)):
+        assert alignbench("evaluate", *arguments) == 1
+        assert (
+            f"{folder}: no space left → free some and run the same command again" in capsys.readouterr().err
+        )
+    assert record(run) == record(evaluated)
 
 
 @pytest.mark.parametrize(

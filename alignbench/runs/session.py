@@ -1,0 +1,138 @@
+"""The life of a run around its work: one folder held, the devices, what a failure is called, how it ends.
+
+Training, evaluating a finished run and scoring given images differ in the work alone; everything here is the
+same for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alignbench import run_folder
+from alignbench.distributed import is_first
+from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
+from alignbench.files import write_atomic
+from alignbench.leaderboard import report
+from alignbench.progress import Progress
+from alignbench.record import FILE_NAME, RunRecord, read, write
+from alignbench.registry.lookup import Registry
+from alignbench.runs.recorder import RunRecorder
+from alignbench.training.driver import Interrupted
+from alignbench.training.parallel import Parallel, choose_threads
+
+
+@dataclass
+class Session:
+    """A run folder that this process holds."""
+
+    folder: Path
+    registry: Registry
+    progress: Progress
+    record: RunRecord | None
+    """What earlier calls wrote."""
+    recorder: RunRecorder | None = None
+    """Once there is one, `run.json` says how a run ended that did not get to its end."""
+
+    @property
+    def finished(self) -> RunRecord | None:
+        return self.record if self.record is not None and self.record.status == "complete" else None
+
+    def finish(self, record: RunRecord) -> RunRecord:
+        """Write report and record of a complete run, on the first rank; return the record."""
+        if is_first():
+            # The report comes first: where the record says complete, nothing is missing.
+            assets = self.registry.asset_cards()
+            text = report.report_markdown(record, self.registry.metric_facts(), assets=assets)
+            write_atomic(self.folder / "report.md", text)
+            write(record, self.folder)
+        return record
+
+    def note(self, status: Literal["partial", "failed"]) -> None:
+        """Say in `run.json` how a run ended; a full disk must not hide why it did."""
+        if self.recorder is not None:
+            with contextlib.suppress(RunFailed):
+                self.recorder.write(status)
+
+
+@contextlib.contextmanager
+def session(
+    folder: Path, registry: Registry, progress: Progress, plan: run_folder.Identified | None = None
+) -> Iterator[Session]:
+    """Hold a run folder while the block works in it, and say what went wrong in words of the run.
+
+    Args:
+        folder: made if need be.
+        registry: where the cards are.
+        progress: where messages go.
+        plan: what the folder must be of; None for a finished run, whatever it is of.
+
+    Raises:
+        UserError: the folder is somebody else's, or nothing could be started (exit status 2); interrupted
+            (exit status 3).
+        RunFailed: broken on the way; a full disk.
+    """
+    with run_folder.opened(folder, plan) if plan is not None else run_folder.locked(folder):
+        current = Session(folder, registry, progress, _record_so_far(folder, progress))
+        again = "run the same command again"
+        try:
+            yield current
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            current.note("partial")
+            step = f" after step {stopped.step}" if isinstance(stopped, Interrupted) else ""
+            kept = "everything so far" if step else "finished work"
+            raise UserError(
+                f"interrupted{step}; {kept} is kept in {folder}",
+                fix=f"{again} to continue",
+                exit_code=EXIT_PARTIAL,
+            ) from None
+        except RunFailed:
+            current.note("failed")
+            raise
+        except UserError as error:
+            if current.recorder is None or current.recorder.totals is None:
+                raise
+            current.note("failed")
+            raise RunFailed(error.what, fix=error.fix) from error  # after training: not "nothing was started"
+        except OSError as error:
+            if error.strerror is None:  # not the operating system's
+                raise
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "no space left" if full else f"{error.strerror.lower()}: {error.filename or ''}"
+            fix = f"{'free some' if full else 'mend that'} and {again}; finished work is kept"
+            raise RunFailed(f"{folder}: {reason.removesuffix(': ')}", fix=fix) from error
+
+
+def _record_so_far(folder: Path, progress: Progress) -> RunRecord | None:
+    """Read `run.json`; one that cannot be read is put aside and made again."""
+    path = folder / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except UserError as error:
+        progress.say(f"{error.what}; it is made again, the old one is kept as {FILE_NAME}.old")
+        with contextlib.suppress(FileNotFoundError):  # another rank was first
+            path.replace(path.with_name(f"{FILE_NAME}.old"))
+        return None
+
+
+@contextlib.contextmanager
+def devices(precision: str, parameters: int | None = None) -> Iterator[Parallel]:
+    """Open this process's devices and leave them at the end.
+
+    Args:
+        precision: `fp32` or `bf16`.
+        parameters: of the model, which decide the number of threads; None: torch's own choice.
+    """
+    if parameters is not None:
+        choose_threads(parameters)
+    parallel = Parallel(precision)
+    try:
+        yield parallel
+    finally:
+        parallel.close()
