@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignbench.api import Sampling
-    from alignbench.commands import board, cards, compare, evaluate, load_model, plan, run, sample
+    from alignbench.commands.jobs import evaluate, plan, run
+    from alignbench.commands.models import load_model, sample
+    from alignbench.commands.tables import board, cards, compare
     from alignbench.errors import RunFailed, UserError
     from alignbench.rewards.functions import reward
 
@@ -32,15 +34,23 @@ __all__ = [
     "sample",
 ]
 
-_HOME = {"Sampling": "api", "RunFailed": "errors", "UserError": "errors", "reward": "rewards.functions"}
-"""{name: module it is defined in}; the others are in `commands`."""
+_HOME = {
+    "api": ["Sampling"],
+    "commands.jobs": ["evaluate", "plan", "run"],
+    "commands.models": ["load_model", "sample"],
+    "commands.tables": ["board", "cards", "compare"],
+    "errors": ["RunFailed", "UserError"],
+    "rewards.functions": ["reward"],
+}
+"""{module: what it defines}."""
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"alignbench.{_HOME.get(name, 'commands')}"), name)
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"alignbench.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 EXIT_OK = 0
@@ -94,3 +94,24 @@ def smaller_batch(batch: int) -> str:
     """What to do where a protocol's images need too much memory."""
     larger = "a device with more memory"
     return f"{larger}, or --set protocol.batch={batch // 2}: another protocol" if batch > 1 else larger
+
+
+def refuse(name: str, problems: Sequence[Problem]) -> None:
+    """Stop before anything expensive if there are problems, naming all of them.
+
+    Raises:
+        UserError: exit status 2.
+    """
+    if problems:
+        raise UserError(f"{name} cannot run: " + "\n".join(problem_lines(problems)))
+
+
+def problem_lines(problems: Sequence[Problem]) -> list[str]:
+    """All problems, numbered, each with its remedy after an arrow."""
+    if not problems:
+        return []
+    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"]
+    for number, problem in enumerate(problems, start=1):
+        arrow = f" → {problem.fix}" if problem.fix else ""
+        lines.append(f"  {number} {problem.where}: {problem.what}{arrow}")
+    return lines

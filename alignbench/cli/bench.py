@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from alignbench.cli.common import PLUGIN_HELP, plan_lines, print_json
-from alignbench.commands import default_workers, problem_lines, refuse
-from alignbench.config.plan import Plan, make_plan
+from alignbench.config.plan import Plan, default_workers, make_plan
 from alignbench.config.requirements import requirements_of
 from alignbench.config.settings import Origin, changes_nothing, known_options, resolve, values_of
 from alignbench.distributed import is_first
-from alignbench.errors import Problem, UserError
+from alignbench.errors import Problem, UserError, problem_lines, refuse
 from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
 from alignbench.registry import plugins
@@ -134,7 +133,7 @@ def _plan(
     if plan.protocol.condition != plan.model.condition or plan.protocol.task != "generation":
         where = f"protocol {plan.config.protocol}"
         problems.append(Problem(where, f"generates nothing from {model}", "choose another with --protocol"))
-    refuse(plan, problems)
+    refuse(plan.id, problems)
     return plan
 
 

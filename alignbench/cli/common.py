@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from alignbench import commands
-from alignbench.commands import default_progress, problem_lines
+from alignbench.commands.jobs import default_progress, run
 from alignbench.config import estimate
 from alignbench.config.plan import Job, Plan
-from alignbench.errors import Problem
+from alignbench.errors import Problem, problem_lines
 from alignbench.registry.lookup import Registry
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def carry_out(job: Job, *, as_json: bool) -> None:
     progress = default_progress()
     for line in plan_lines(job.plan):
         progress.say(line)
-    record = commands.run(job, progress=progress)
+    record = run(job, progress=progress)
     if not progress.quiet:
         show_record(record, job.registry, job.out, as_json=as_json)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench import commands
 from alignbench.cli.common import PLUGIN_HELP, carry_out, show_plan, show_record
-from alignbench.errors import UserError
+from alignbench.commands import jobs
+from alignbench.errors import UserError, problem_lines, refuse
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
 
@@ -53,7 +53,7 @@ def evaluate(
             raise UserError("--reconstruction and --write-… need a model", fix="name it with --model")
         if protocol is None:
             raise UserError("--samples needs --protocol", fix="see: alignbench list protocols")
-        job = commands.plan_samples(
+        job = jobs.plan_samples(
             samples,
             protocol=protocol,
             name=name,
@@ -76,7 +76,7 @@ def evaluate(
     assert model is not None
     if reconstruction:
         protocol = protocol or reconstruction_protocol(plugins.load_registry(plugin), model)
-    planned = commands.plan_evaluation(
+    planned = jobs.plan_evaluation(
         model,
         protocol=protocol,
         options=assignments,
@@ -88,7 +88,7 @@ def evaluate(
     if dry_run:
         show_plan(planned.plan, planned.plan.problems, as_json=as_json)
         raise typer.Exit(2 if planned.plan.problems else 0)
-    commands.refuse(planned.plan, planned.plan.problems)
+    refuse(planned.plan.id, planned.plan.problems)
     carry_out(planned, as_json=as_json)
 
 
@@ -106,7 +106,7 @@ def reconstruction_protocol(registry: Registry, model: str) -> str:
     return found
 
 
-def _score(job: commands.SamplesJob, *, dry_run: bool, as_json: bool) -> None:
+def _score(job: jobs.SamplesJob, *, dry_run: bool, as_json: bool) -> None:
     made = job.plan
     lines = [
         f"plan {made.id}",
@@ -115,14 +115,14 @@ def _score(job: commands.SamplesJob, *, dry_run: bool, as_json: bool) -> None:
         *(f"  asset      {n} {a.path} sha256 {a.sha256[:12]}" for n, a in made.requirements.assets.items()),
     ]
     if dry_run:
-        for line in [*lines, *commands.problem_lines(made.problems)]:
+        for line in [*lines, *problem_lines(made.problems)]:
             Console(soft_wrap=True).print(line, highlight=False, markup=False)
         raise typer.Exit(2 if made.problems else 0)
-    commands.refuse(made, made.problems)
-    progress = commands.default_progress()
+    refuse(made.id, made.problems)
+    progress = jobs.default_progress()
     for line in lines:
         progress.say(line)
-    record = commands.score_samples(job, progress=progress)
+    record = jobs.score_samples(job, progress=progress)
     if not progress.quiet:
         show_record(record, job.registry, job.out, as_json=as_json)
 
@@ -144,8 +144,8 @@ def _evaluate_run(
 
     registry = plugins.load_registry(plugin)
     protocol = protocol or reconstruction_protocol(registry, read(run).model.name)
-    progress = commands.default_progress()
-    record = commands.evaluate(
+    progress = jobs.default_progress()
+    record = jobs.evaluate(
         run=run, protocol=protocol, options=assignments, workers=workers, plugins=plugin, progress=progress
     )
     if not progress.quiet:

@@ -43,7 +43,7 @@ def reference(
 
     import torch
 
-    from alignbench.evaluation import reference as references
+    from alignbench.evaluation.reference import write_reference
     from alignbench.nets import inception
     from alignbench.samples.external import open_samples
 
@@ -54,7 +54,7 @@ def reference(
     for note in source.notes:
         progress.say(note)
     with progress.stage("measure", len(source)) as stage:
-        references.write_reference(
+        write_reference(
             source,
             out,
             net=net,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import typer
 
-from alignbench import commands
 from alignbench.cli.common import PLUGIN_HELP, carry_out, show_plan
+from alignbench.commands.jobs import plan
 from alignbench.config import estimate
-from alignbench.errors import UserError
+from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
 
 
@@ -40,7 +40,7 @@ def run(
     as_json: bool = typer.Option(False, "--json", help="Print the plan or the record as JSON."),
 ) -> None:
     """Post-train a model with a method, evaluate it before and after, and write the run folder."""
-    job = commands.plan(
+    job = plan(
         method,
         model,
         data=data,
@@ -60,7 +60,7 @@ def run(
     if dry_run:
         show_plan(job.plan, problems, as_json=as_json)
         raise typer.Exit(2 if problems else 0)
-    commands.refuse(job.plan, problems)
+    refuse(job.plan.id, problems)
     check_folder(job.out, job.plan)
     if not resume and job.out.exists() and any(job.out.iterdir()):
         raise UserError(f"{job.out} already holds this run", fix="leave --no-resume away, or choose --out")

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench import commands
+from alignbench.commands import models
 from alignbench.errors import UserError
 
 
@@ -34,7 +34,7 @@ def sample(
     from alignbench.runs.draw import refuse_other_images, write_images
 
     refuse_other_images(out, number)
-    images = commands.sample(
+    images = models.sample(
         model,
         number,
         run=run,

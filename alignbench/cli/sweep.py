@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from alignbench.cli.common import PLUGIN_HELP
-from alignbench.commands import default_workers, problem_lines
 from alignbench.config import estimate
-from alignbench.errors import EXIT_FAILED, UserError
+from alignbench.config.plan import default_workers
+from alignbench.errors import EXIT_FAILED, UserError, problem_lines
 from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry, read_card

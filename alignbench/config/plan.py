@@ -5,6 +5,7 @@ All problems are collected and shown at once, each with its remedy. Imports no t
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -214,3 +215,8 @@ class Job:
     @property
     def cache(self) -> Path:
         return cache_root()
+
+
+def default_workers(image_size: int) -> int:
+    """Decoding threads: none where handing an image over costs more than decoding it."""
+    return 0 if image_size <= 32 else min(8, os.cpu_count() or 1)

@@ -291,3 +291,10 @@ def suggest_key(key: str, options: Mapping[str, Option]) -> str:
         if near:
             return f" Did you mean {leaves[near[0]]}?"
     return ""
+
+
+def only(config: RunConfig, *sections: str) -> None:
+    """Refuse values of other namespaces, which nothing would read; raises UserError naming the first."""
+    for key in config.changed():
+        if key.partition(".")[0] not in sections:
+            raise changes_nothing(key)

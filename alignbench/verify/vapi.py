@@ -11,12 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from alignbench.verify.golden_files import MissingTensor, Results, VapiFile
-from alignbench.verify.report import ABSOLUTE, Check, CheckReport, Verdict
-from alignbench.verify.report import RELATIVE as FLOAT32_RELATIVE
+from alignbench.verify.report import ABSOLUTE, RELATIVE, Check, CheckReport, Verdict
 from alignbench.verify.vapi_cases import INPUTS, SECTIONS
 
 PATTERN = "vapi_golden*.safetensors"
-RELATIVE = 1e-9
+FLOAT64_RELATIVE = 1e-9
 """Everything is float64 on both sides."""
 
 
@@ -89,7 +88,7 @@ def _compare_case(
         if "tripwire" in name:
             _compare_tripwire(row, actual, expected, report)
         elif expected.is_floating_point():
-            report.close(row, actual, expected, relative=RELATIVE)
+            report.close(row, actual, expected, relative=FLOAT64_RELATIVE)
         else:
             report.equal(row, actual, expected)
         if official in golden.tensors:
@@ -102,6 +101,6 @@ def _compare_case(
 def _compare_tripwire(row: str, actual: Tensor, wrong: Tensor, report: CheckReport) -> None:
     """Our values must all differ from what a misaligned implementation gets."""
     distance = float((actual.detach() - wrong).abs().min())
-    tolerance = ABSOLUTE + FLOAT32_RELATIVE * float(wrong.abs().max())
+    tolerance = ABSOLUTE + RELATIVE * float(wrong.abs().max())
     verdict: Verdict = "ok" if distance > tolerance else "MISS"
     report.checks.append(Check(row, distance, tolerance, verdict, "must differ by more than this"))

@@ -1,36 +1,28 @@
-"""What alignbench does, as functions: the command line and Python call the same ones.
-
-They are offered as `alignbench.plan`, `alignbench.run` and so on. Importing this module imports no torch.
-"""
+"""Plan and carry out: train a model, evaluate a model, a run or images. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict, Unpack
 
-from alignbench.config.plan import Job, make_plan
-from alignbench.config.settings import RunConfig, changes_nothing, resolve
+from alignbench.config.plan import Job, default_workers, make_plan
+from alignbench.config.settings import only, resolve
 from alignbench.distributed import is_first
-from alignbench.errors import Problem, UserError, suggest
+from alignbench.errors import UserError, refuse
 from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
-from alignbench.registry.schema import Card, Scalar
-from alignbench.run_folder import Identified, check_folder
+from alignbench.registry.schema import Scalar
+from alignbench.run_folder import check_folder
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from alignbench.api import Backbone, Sampling
-    from alignbench.leaderboard.compare import Comparison
-    from alignbench.leaderboard.export import Leaderboard
     from alignbench.record import RunRecord
     from alignbench.runs.evaluate_samples import SamplesPlan
 
@@ -119,7 +111,7 @@ def run(job: Job, *, progress: Progress | None = None) -> RunRecord:
         UserError: the plan has problems, the folder holds something else, or the run was interrupted.
         RunFailed: it broke; what is done is kept, and the same call continues.
     """
-    refuse(job.plan, job.plan.problems)
+    refuse(job.plan.id, job.plan.problems)
     check_folder(job.out, job.plan)
     from alignbench.runs.run import run
 
@@ -200,7 +192,7 @@ def plan_samples(
 
 def score_samples(job: SamplesJob, *, progress: Progress) -> RunRecord:
     """Score what `plan_samples` found, or continue it."""
-    refuse(job.plan, job.plan.problems)
+    refuse(job.plan.id, job.plan.problems)
     from alignbench.runs.evaluate_samples import score
 
     return score(
@@ -236,145 +228,12 @@ def plan_evaluation(model: str, **choices: Unpack[Choices]) -> Job:
     return job
 
 
-def sample(
-    model: str,
-    number: int = 1,
-    *,
-    run: str | os.PathLike[str] | None = None,
-    classes: Sequence[int] = (),
-    prompts: Sequence[str] = (),
-    seed: int = 0,
-    setting: Sampling | None = None,
-    options: Mapping[str, Scalar] | Sequence[str] = (),
-) -> list[Image]:
-    """Draw images from a model, or from what a run made of it.
-
-    Args:
-        model: name of a model.
-        number: how many images.
-        run: folder of a finished run, whose exported weights are used.
-        classes: class ids, in turn; default: all of them. For class-conditional models.
-        prompts: texts, in turn. For text-conditional models.
-        seed: image i depends on (seed, i) alone.
-        setting: temperature, top-k, top-p and guidance; default: temperature 1, no guidance.
-        options: `model.*` keys, as `--set` takes them.
-
-    Returns:
-        Pillow images in RGB.
-
-    Raises:
-        UserError: files are missing, or the model has no such class or takes no prompt.
-    """
-    job = plan(None, model, options=options, evaluates=False)
-    only(job.plan.config, "model")
-    refuse(job.plan, job.plan.problems)
-    from PIL import Image as pillow
-
-    from alignbench.api import Sampling
-    from alignbench.runs.draw import draw
-
-    drawn = draw(
-        job.plan,
-        run=Path(run) if run is not None else None,
-        number=number,
-        seed=seed,
-        classes=classes,
-        prompts=prompts,
-        sampling=setting or Sampling(),
-    )
-    return [pillow.fromarray(image.permute(1, 2, 0).numpy()) for image in drawn]
-
-
-def load_model(
-    model: str,
-    *,
-    run: str | os.PathLike[str] | None = None,
-    options: Mapping[str, Scalar] | Sequence[str] = (),
-    device: str = "cpu",
-) -> Backbone:
-    """Load a model, or what a run made of it: its policy, tokenizer and `generate`.
-
-    Raises:
-        UserError: files are missing or do not fit.
-    """
-    job = plan(None, model, options=options, evaluates=False)
-    only(job.plan.config, "model")
-    refuse(job.plan, job.plan.problems)
-    import torch
-
-    from alignbench.backbones.load import load_export
-    from alignbench.training.setup import build_model
-
-    backbone = build_model(job.plan, torch.device(device))
-    if run is not None:
-        load_export(Path(run), backbone)
-    return backbone
-
-
-def board(runs: Iterable[RunRecord | str | os.PathLike[str]]) -> Leaderboard:
-    """Make the tables of runs: `.markdown()`, `.csv()`, `.rows()` and `.frame()` (pandas).
-
-    Args:
-        runs: records, run folders, record files, or folders of either.
-
-    Raises:
-        UserError: a path that holds no record, or a broken record.
-    """
-    from alignbench.leaderboard.board import build, collect
-    from alignbench.leaderboard.export import Leaderboard
-    from alignbench.record import RunRecord
-
-    runs = list(runs)
-    records = [run for run in runs if isinstance(run, RunRecord)]
-    paths = [Path(run) for run in runs if not isinstance(run, RunRecord)]
-    registry = Registry.default()
-    made = build([*records, *collect(paths)], registry.metric_facts(), assets=registry.asset_cards())
-    return Leaderboard(made.tables)
-
-
-def cards(kind: str) -> dict[str, Card]:
-    """Return what exists of one kind (`models`, `methods`, `rewards`, …): {name: card}.
-
-    Raises:
-        UserError: no such kind.
-    """
-    registry = Registry.default()
-    if kind not in registry.found:
-        raise UserError(f"no kind {kind!r}.{suggest(kind, registry.found)}")
-    return registry.usable(kind)[0]
-
-
-def compare(a: str, b: str, metrics: Sequence[str] = ()) -> Comparison:
-    """Compare two evaluations of one protocol, metric by metric; differences are b minus a.
-
-    Args:
-        a: a run folder or record file; `RUN:base`, `RUN:method` or `RUN:samples` to choose.
-        b: the other one.
-        metrics: only these; default: all that both have.
-
-    Raises:
-        UserError: they were not made under one protocol, or a metric that neither has.
-    """
-    from alignbench.leaderboard import compare as pairs
-
-    facts = Registry.default().metric_facts()
-    return pairs.compare(pairs.read_evaluated(a), pairs.read_evaluated(b), facts, metrics=metrics)
-
-
-# --- shared with the command line -----------------------------------------------------------------
-
-
 def assignments(options: Mapping[str, Scalar] | Sequence[str]) -> list[str]:
     """Return options in the form of `--set`."""
     if not isinstance(options, Mapping):
         return list(options)
     words = {True: "true", False: "false"}
     return [f"{key}={words[v] if isinstance(v, bool) else v}" for key, v in options.items()]
-
-
-def default_workers(image_size: int) -> int:
-    """Decoding threads: none where handing an image over costs more than decoding it."""
-    return 0 if image_size <= 32 else min(8, os.cpu_count() or 1)
 
 
 def default_progress() -> Progress:
@@ -384,35 +243,3 @@ def default_progress() -> Progress:
 def command_line() -> str:
     """What the user typed; of a Python program its name."""
     return shlex.join(["alignbench", *sys.argv[1:]])
-
-
-def only(config: RunConfig, *sections: str) -> None:
-    """Refuse values that nothing would read.
-
-    Raises:
-        UserError: naming the first such key.
-    """
-    for key in config.changed():
-        if key.partition(".")[0] not in sections:
-            raise changes_nothing(key)
-
-
-def refuse(plan: Identified, problems: Sequence[Problem]) -> None:
-    """Stop before anything expensive if there are problems, naming all of them.
-
-    Raises:
-        UserError: exit status 2.
-    """
-    if problems:
-        raise UserError(f"{plan.id} cannot run: " + "\n".join(problem_lines(problems)))
-
-
-def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """All problems, numbered, each with its remedy after an arrow."""
-    if not problems:
-        return []
-    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"]
-    for number, problem in enumerate(problems, start=1):
-        arrow = f" → {problem.fix}" if problem.fix else ""
-        lines.append(f"  {number} {problem.where}: {problem.what}{arrow}")
-    return lines

@@ -1,0 +1,1 @@
+"""A function for each command: what the command line and `alignbench` itself offer."""

@@ -1,0 +1,67 @@
+"""What exists and what came of it: cards, leaderboards, comparisons. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignbench.errors import UserError, suggest
+from alignbench.registry.lookup import Registry
+from alignbench.registry.schema import Card
+
+if TYPE_CHECKING:
+    from alignbench.leaderboard.compare import Comparison
+    from alignbench.leaderboard.export import Leaderboard
+    from alignbench.record import RunRecord
+
+
+def board(runs: Iterable[RunRecord | str | os.PathLike[str]]) -> Leaderboard:
+    """Make the tables of runs: `.markdown()`, `.csv()`, `.rows()` and `.frame()` (pandas).
+
+    Args:
+        runs: records, run folders, record files, or folders of either.
+
+    Raises:
+        UserError: a path that holds no record, or a broken record.
+    """
+    from alignbench.leaderboard.board import build, collect
+    from alignbench.leaderboard.export import Leaderboard
+    from alignbench.record import RunRecord
+
+    runs = list(runs)
+    records = [run for run in runs if isinstance(run, RunRecord)]
+    paths = [Path(run) for run in runs if not isinstance(run, RunRecord)]
+    registry = Registry.default()
+    made = build([*records, *collect(paths)], registry.metric_facts(), assets=registry.asset_cards())
+    return Leaderboard(made.tables)
+
+
+def cards(kind: str) -> dict[str, Card]:
+    """Return what exists of one kind (`models`, `methods`, `rewards`, …): {name: card}.
+
+    Raises:
+        UserError: no such kind.
+    """
+    registry = Registry.default()
+    if kind not in registry.found:
+        raise UserError(f"no kind {kind!r}.{suggest(kind, registry.found)}")
+    return registry.usable(kind)[0]
+
+
+def compare(a: str, b: str, metrics: Sequence[str] = ()) -> Comparison:
+    """Compare two evaluations of one protocol, metric by metric; differences are b minus a.
+
+    Args:
+        a: a run folder or record file; `RUN:base`, `RUN:method` or `RUN:samples` to choose.
+        b: the other one.
+        metrics: only these; default: all that both have.
+
+    Raises:
+        UserError: they were not made under one protocol, or a metric that neither has.
+    """
+    from alignbench.leaderboard.compare import compare, read_evaluated
+
+    facts = Registry.default().metric_facts()
+    return compare(read_evaluated(a), read_evaluated(b), facts, metrics=metrics)
