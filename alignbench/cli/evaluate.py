@@ -24,7 +24,7 @@ def evaluate(
     ),
     protocol: str | None = typer.Option(None, "--protocol", help="Protocol; default: the model's."),
     reconstruction: bool = typer.Option(
-        False, "--reconstruction", help="Judge the tokenizer: the model's reconstruction protocol."
+        False, "--reconstruction", help="Score the tokenizer: the model's reconstruction protocol."
     ),
     name: str = typer.Option("", "--name", help="With --samples: what tables call the images."),
     assignments: list[str] = typer.Option(
