@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from alignbench.data.dataset import ImageDataset, captions_of, open_dataset
 from alignbench.data.digits import split_rows
@@ -31,6 +30,8 @@ def opened(card: str, split: str = "train", **changes: Any) -> ImageDataset:
 
 
 def test_the_split_is_a_balanced_partition() -> None:
+    from sklearn.datasets import load_digits
+
     labels = np.asarray(load_digits().target)
     rows = split_rows(labels)
     assert {split: len(part) for split, part in rows.items()} == SIZES
@@ -46,6 +47,8 @@ def test_content_never_changes(split: str) -> None:
 
 
 def test_pixels_are_the_scaled_grey_levels() -> None:
+    from sklearn.datasets import load_digits
+
     dataset = opened("digits8", "test")
     bunch = load_digits()
     row = split_rows(np.asarray(bunch.target))["test"][7]

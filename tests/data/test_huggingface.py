@@ -16,8 +16,6 @@ from alignbench.data.dataset import ImageDataset, Skipped, open_dataset
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Registry
 
-datasets = pytest.importorskip("datasets")
-
 
 def pixels_of(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
@@ -32,6 +30,8 @@ def encoded(tmp_path: Path, seed: int) -> bytes:
 @pytest.fixture
 def table(tmp_path: Path) -> Any:
     """Six rows; row 4 holds no image."""
+    import datasets
+
     cells = [{"bytes": encoded(tmp_path, row), "path": None} for row in range(6)]
     cells[4]["bytes"] = b"text"
     columns = {
@@ -53,6 +53,8 @@ def table(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def hub(table: Any, tmp_path: Path) -> Callable[..., ImageDataset]:
+    import datasets
+
     saved = tmp_path / "saved"
     datasets.DatasetDict({"train": table, "test": table.select([1, 0])}).save_to_disk(str(saved))
 
@@ -123,6 +125,8 @@ def test_columns_and_classes_that_do_not_fit(hub: Callable[..., ImageDataset]) -
 def test_rows_without_a_class_are_refused(
     hub: Callable[..., ImageDataset], table: Any, tmp_path: Path
 ) -> None:
+    import datasets
+
     labels = datasets.Value("int64")
     bare = (
         table.remove_columns("label").add_column("label", [0, 1, -1, 2, -1, 0]).cast_column("label", labels)

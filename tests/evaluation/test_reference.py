@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,37 +143,40 @@ def test_compressed_files_are_read_too(tmp_path: Path) -> None:
 
 # --- what is refused ------------------------------------------------------------------------------
 
-UNEVEN = np.eye(POOL)
-UNEVEN[3, 5] = 1e-3
-
 
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"x": np.zeros(3)}, "neither images (arr_0) nor moments (mu, sigma), but x"),
-        ({"mu": np.zeros(POOL)}, "neither images (arr_0) nor moments"),
-        (statistics(mu_s=np.zeros(SPATIAL)), "mu_s without sigma_s"),
-        (statistics(mu=np.zeros(192)), "mu is float64 192, not floating-point 2048: statistics of another"),
-        (statistics(sigma=np.eye(64)), "sigma is float64 64×64, not floating-point 2048×2048"),
-        (statistics(mu=np.zeros(POOL, int)), "mu is int64 2048"),
-        (statistics(sigma=UNEVEN), "sigma is not symmetric"),
-        (statistics(sigma=np.eye(POOL) * np.nan), "sigma holds numbers that are not finite"),
-        (statistics(sigma=-np.eye(POOL)), "sigma has negative variances"),
+        (lambda: {"x": np.zeros(3)}, "neither images (arr_0) nor moments (mu, sigma), but x"),
+        (lambda: {"mu": np.zeros(POOL)}, "neither images (arr_0) nor moments"),
+        (lambda: statistics(mu_s=np.zeros(SPATIAL)), "mu_s without sigma_s"),
         (
-            statistics(mu_s=np.zeros(2048), sigma_s=np.eye(2048)),
+            lambda: statistics(mu=np.zeros(192)),
+            "mu is float64 192, not floating-point 2048: statistics of another",
+        ),
+        (lambda: statistics(sigma=np.eye(64)), "sigma is float64 64×64, not floating-point 2048×2048"),
+        (lambda: statistics(mu=np.zeros(POOL, int)), "mu is int64 2048"),
+        (lambda: statistics(sigma=np.eye(POOL) + 1e-3 * np.eye(POOL, k=1)), "sigma is not symmetric"),
+        (lambda: statistics(sigma=np.eye(POOL) * np.nan), "sigma holds numbers that are not finite"),
+        (lambda: statistics(sigma=-np.eye(POOL)), "sigma has negative variances"),
+        (
+            lambda: statistics(mu_s=np.zeros(2048), sigma_s=np.eye(2048)),
             "mu_s is float64 2048, not floating-point 2023",
         ),
-        (statistics(network=np.array("0123456789abcdef")), "made with another network"),
-        (statistics(image_size=np.array(512)), "made of 512 px images, the protocol scores 6 px"),
-        ({"arr_0": np.zeros((9, 8, 8, 3), np.uint8)}, "its images are 8×8, the protocol scores 6×6"),
-        ({"arr_0": np.zeros((9, 6, 6, 3), np.float32)}, "arr_0 is float32 9×6×6×3, not uint8"),
-        ({"arr_0": np.zeros((3, 6, 6, 3), np.uint8)}, "3 images are too few for precision and recall with 3"),
+        (lambda: statistics(network=np.array("0123456789abcdef")), "made with another network"),
+        (lambda: statistics(image_size=np.array(512)), "made of 512 px images, the protocol scores 6 px"),
+        (lambda: {"arr_0": np.zeros((9, 8, 8, 3), np.uint8)}, "its images are 8×8, the protocol scores 6×6"),
+        (lambda: {"arr_0": np.zeros((9, 6, 6, 3), np.float32)}, "arr_0 is float32 9×6×6×3, not uint8"),
+        (
+            lambda: {"arr_0": np.zeros((3, 6, 6, 3), np.uint8)},
+            "3 images are too few for precision and recall with 3",
+        ),
     ],
 )
 def test_a_reference_that_does_not_fit_is_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], reason: str
+    tmp_path: Path, arrays: Callable[[], dict[str, np.ndarray]], reason: str
 ) -> None:
-    np.savez(tmp_path / "ref.npz", **arrays)
+    np.savez(tmp_path / "ref.npz", **arrays())
     with pytest.raises(UserError) as refused:
         open_reference(tmp_path / "ref.npz", image_size=SIDE, networks={"inception": "ffff"}, neighbours=3)
     assert reason in str(refused.value)

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
@@ -234,6 +233,8 @@ def fake(made: sweep.Sweep, values: dict[tuple[int, int], list[float] | None]) -
 
 
 def test_intervals_are_over_training_seeds_and_the_best_has_all_of_them(tmp_path: Path) -> None:
+    from scipy import stats
+
     made = plan(tmp_path, seeds=[0, 1, 2], grid={"train.lr": [1e-4, 2e-4, 3e-4, 4e-4]})
     fake(made, {
         (0, 0): [3.0, 3.2], (0, 1): [3.4, 3.0], (0, 2): [3.1, 3.3],
