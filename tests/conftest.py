@@ -21,16 +21,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALIGNBENCH_PATH", raising=False)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--heavy", action="store_true", help="also run tests that take minutes each")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say plainly what does not run, and why."""
     import torch
 
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-        if "heavy" in item.keywords and not config.getoption("--heavy"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes: run with --heavy"))

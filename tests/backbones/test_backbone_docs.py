@@ -13,7 +13,6 @@ from alignbench.api import ClassLabels, Sampling
 from alignbench.registry import interfaces, plugins
 from tests.runs.test_evaluate import alignbench, record
 
-pytest.importorskip("transformers")
 TEXT = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
 METHODS = ["vapi", "reward-only", "ste", "tokenizer-decoder", "ar-grpo", "ntp"]
 

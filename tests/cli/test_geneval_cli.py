@@ -15,8 +15,6 @@ from alignbench.samples.geneval_layout import write_layout
 from tests.evaluators.test_geneval import tiny_clip  # noqa: F401  (a fixture)
 from tests.runs.test_evaluate import alignbench
 
-pytest.importorskip("open_clip")
-
 BENCH, COW = {"class": "bench", "count": 1}, {"class": "cow", "count": 1}
 LINES = [
     {"tag": "single_object", "include": [BENCH]},

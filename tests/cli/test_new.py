@@ -15,6 +15,7 @@ from alignbench.record import read
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
 from tests.helpers import method_checks
+from tests.helpers.command import alignbench
 
 CHECKS = {check.__name__: check for check in (*testing.METHOD_CHECKS, *method_checks.METHOD_CHECKS)}
 
@@ -26,12 +27,6 @@ def skeleton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert f"--plugin {folder} --method written-now" in done.stdout
     return folder
-
-
-def alignbench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "alignbench", *arguments], capture_output=True, text=True, timeout=300
-    )
 
 
 def test_module_card_recipe_and_test_are_written(skeleton: Path) -> None:
@@ -48,9 +43,11 @@ def test_module_card_recipe_and_test_are_written(skeleton: Path) -> None:
         assert all(len(line) <= 110 for line in text.splitlines())
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_the_skeleton_passes_the_contract(skeleton: Path, check: str, tmp_path: Path) -> None:
-    CHECKS[check](testing.Case(plugins.load_registry([skeleton]), "written-now"), tmp_path)
+def test_the_skeleton_passes_the_contract(skeleton: Path, tmp_path: Path) -> None:
+    case = testing.Case(plugins.load_registry([skeleton]), "written-now")
+    for name, check in CHECKS.items():
+        (tmp_path / name).mkdir()
+        check(case, tmp_path / name)
 
 
 def test_the_generated_test_passes(skeleton: Path) -> None:

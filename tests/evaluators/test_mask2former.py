@@ -17,8 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("transformers")
-
 from alignbench.errors import UserError
 from alignbench.evaluators.geneval import mask2former
 from alignbench.evaluators.geneval.mask2former_arrays import (

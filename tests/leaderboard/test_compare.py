@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from alignbench.errors import UserError
 from alignbench.leaderboard import export, terminal
@@ -113,6 +112,8 @@ PROMPTS = np.array([5, 5, -3, -3, 9, 9, 1, 1])
 
 
 def test_images_are_paired(tmp_path: Path) -> None:
+    from scipy import stats
+
     found = only(scored(tmp_path / "a", A_ROWS), scored(tmp_path / "b", B_ROWS))
     expected = stats.ttest_rel(B_ROWS[0], A_ROWS[0])
     interval = expected.confidence_interval(0.95)
@@ -126,6 +127,8 @@ def test_images_are_paired(tmp_path: Path) -> None:
 
 
 def test_images_of_one_prompt_count_once(tmp_path: Path) -> None:
+    from scipy import stats
+
     found = only(scored(tmp_path / "a", A_ROWS, PROMPTS), scored(tmp_path / "b", B_ROWS, PROMPTS))
     a, b = (rows.reshape(4, 2).mean(axis=1) for rows in (A_ROWS, B_ROWS))
     interval = stats.ttest_rel(b, a).confidence_interval(0.95)
@@ -153,6 +156,8 @@ def test_prompts_are_matched_by_key(tmp_path: Path) -> None:
 
 
 def test_per_cent_of_a_boolean_column(tmp_path: Path) -> None:
+    from scipy import stats
+
     a, b = np.arange(8)[None] < 3, np.arange(8)[None] < 6
     found = only(scored(tmp_path / "a", a, times=100.0), scored(tmp_path / "b", b, times=100.0))
     interval = stats.ttest_rel(100.0 * b[0], 100.0 * a[0]).confidence_interval(0.95)
@@ -199,6 +204,8 @@ A_SEEDS, B_SEEDS = [2.40, 2.51, 2.13, 2.90], [2.31, 2.40, 2.05, 2.77]
 
 
 def test_sampling_seeds_are_paired(tmp_path: Path) -> None:
+    from scipy import stats
+
     a = run(tmp_path / "a", result("method", {"fd": A_SEEDS}))
     b = run(tmp_path / "b", result("method", {"fd": B_SEEDS}))
     found = only(a, b)
@@ -215,6 +222,8 @@ def test_sampling_seeds_are_paired(tmp_path: Path) -> None:
 
 
 def test_given_images_meet_every_setting_and_their_seeds_are_no_pairs(tmp_path: Path) -> None:
+    from scipy import stats
+
     a = run(tmp_path / "a", result("method", {"fd": A_SEEDS}))
     b = run(tmp_path / "b", result("samples", {"fd": B_SEEDS}), kind="samples")
     found = only(a, b)
@@ -244,6 +253,8 @@ def single(
 
 
 def test_single_sets_of_one_seed_are_compared_by_their_resamples(tmp_path: Path) -> None:
+    from scipy import stats
+
     a, b = single(tmp_path / "a", 2.3, 0.4, drawn=A_DRAWN), single(tmp_path / "b", 2.2, 0.4, drawn=B_DRAWN)
     found = only(a, b)
     half = stats.t.ppf(0.975, 4) * np.std(np.subtract(B_DRAWN, A_DRAWN), ddof=1)
@@ -266,6 +277,8 @@ def test_resamples_are_no_pairs_without_common_images(tmp_path: Path) -> None:
 
 
 def test_single_sets_are_compared_by_their_errors(tmp_path: Path) -> None:
+    from scipy import stats
+
     a = single(tmp_path / "a", 2.4, 0.1)
     near, far = only(a, single(tmp_path / "b", 2.3, 0.1)), only(a, single(tmp_path / "c", 2.2, 0.1))
     assert (near.evidence, near.detail, near.outcome) == (

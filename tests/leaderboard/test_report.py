@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from scipy import stats
-
 from alignbench.leaderboard.report import report_markdown
 from tests.leaderboard.records import FACTS, detailed, given, load, one_seed
 
 
 def test_the_report_of_a_run() -> None:
+    from scipy import stats
+
     text = report_markdown(load("vapi-0"), FACTS)
     half = stats.t.ppf(0.975, 2) * stats.sem([1.60, 1.70, 1.80])
     for part in (

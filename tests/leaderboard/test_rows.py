@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scipy import stats
 
 from alignbench.leaderboard import cells, markdown
 from alignbench.leaderboard.board import build
@@ -42,6 +41,8 @@ def method(table: Table) -> Row:
 
 
 def test_numbers_are_pooled_over_seeds() -> None:
+    from scipy import stats
+
     table = only(stored())
     cell = row(table, "VA-π", "t1").cells[FD]
     means = [1.70, 1.65, 1.75]  # of the three runs, over their sampling seeds
@@ -57,6 +58,8 @@ def test_numbers_are_pooled_over_seeds() -> None:
 
 
 def test_several_seeds_go_before_the_error_of_a_set() -> None:
+    from scipy import stats
+
     content = json.loads(one_seed(2.3, 0.1).model_dump_json(by_alias=True))
     for result in content["results"]:
         value = result["metrics"]["fd-digits"][0]
@@ -208,6 +211,8 @@ def test_evaluators_of_one_row_may_use_different_assets() -> None:
 
 def test_ranks_and_best_cells_with_ties() -> None:
     # VA-π 1.70 and AR-GRPO 1.62 at T=1: Welch p = 0.36, a tie; all other pairs differ.
+    from scipy import stats
+
     assert stats.ttest_ind([1.70, 1.65, 1.75], [1.50, 1.62, 1.74], equal_var=False).pvalue > 0.05
     table = only(stored())
     assert [(x.rank, x.tied) for x in table.rows] == [
@@ -253,6 +258,8 @@ def test_a_row_without_the_ranking_metric_has_no_rank() -> None:
 
 
 def test_single_sets_are_ranked_by_their_errors() -> None:
+    from scipy import stats
+
     assert stats.norm.ppf(0.975) * (0.10 / 1.96) * 2**0.5 > 0.10
     for fd, half, ranks in (
         (2.30, 0.10, [(1, True), (1, True)]),
@@ -268,6 +275,8 @@ def test_single_sets_are_ranked_by_their_errors() -> None:
 
 
 def test_sets_that_were_resampled_alike_are_compared_as_pairs() -> None:
+    from scipy import stats
+
     drawn = [2.61, 2.42, 2.55, 2.70, 2.48]
     jitter = (0.01, -0.01, 0.0, 0.02, -0.02)
     after = [value - 0.1 + change for value, change in zip(drawn, jitter, strict=True)]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from scipy import stats
-
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import join, number
 from tests.leaderboard.records import load, one_seed, only, stored, table_of
@@ -22,6 +20,8 @@ def test_numbers_and_lists() -> None:
 
 
 def test_sentences_name_losses_as_plainly_as_gains() -> None:
+    from scipy import stats
+
     at_t1, with_cfg, other, overall, against_base = sentences(only(stored()))
     assert "VA-π (vapi-llamagen-tiny) at T=1: **better than** base at the same setting" in at_t1
     assert "FD 2.430 → 1.700; difference -0.730" in at_t1

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from alignbench.errors import UserError
 from alignbench.nets import inception
@@ -18,7 +16,9 @@ from tests.helpers.inception_toys import batch_of, network, pictures, random_wei
 CPU = torch.device("cpu")
 
 
-def official(*layers: str) -> FeatureExtractorInceptionV3:
+def official(*layers: str) -> torch.nn.Module:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     return FeatureExtractorInceptionV3(
         inception.NAME, list(layers), feature_extractor_weights_path=str(random_weights())
     )
@@ -35,6 +35,8 @@ def test_features_are_torch_fidelity_s_bit_for_bit() -> None:
 
 @torch.no_grad()
 def test_spatial_features_are_seven_channels_laid_out_channels_last() -> None:
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
     net = official("2048")
     images = batch_of(pictures(2, seed=3)).images
     x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)

@@ -1,9 +1,8 @@
-"""The main job end to end on the embedded default, in processes of its own: complete, killed, repeated."""
+"""The main job end to end on the embedded default: complete, repeated, killed and interrupted."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,21 +15,33 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-SHORT = [
-    "--set", "protocol.samples=120", "--set", "protocol.seeds=0,1", "--set", "protocol.settings=t1,cfg2",
-    "--checkpoint-every", "5",
-]  # fmt: skip
+from tests.helpers.command import Done, alignbench
+
+TINY = ["run", "--method", "vapi", "--model", "llamagen-tiny", "--checkpoint-every", "5"]
+SHORT = ["--set", "protocol.samples=60", "--set", "protocol.seeds=0,1", "--set", "protocol.settings=t1"]
 
 
-def command(out: Path, *more: str, steps: int) -> list[str]:
-    return [
-        sys.executable, "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny",
-        "--steps", str(steps), "--out", str(out), *SHORT, *more,
-    ]  # fmt: skip
+def arguments(out: Path, *more: str, steps: int) -> list[str]:
+    return [*TINY, *SHORT, "--steps", str(steps), "--out", str(out), *more]
 
 
-def run(out: Path, *more: str, steps: int = 20) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(out, *more, steps=steps), capture_output=True, text=True, timeout=300)
+def run(out: Path, *more: str, steps: int = 20) -> Done:
+    return alignbench(*arguments(out, *more, steps=steps))
+
+
+def start(out: Path, *, steps: int = 20) -> subprocess.Popen[str]:
+    """The same in a process of its own, once it has logged a step."""
+    command = [sys.executable, "-m", "alignbench", *arguments(out, steps=steps)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not logged(out):
+        time.sleep(0.005)
+    return process
+
+
+def logged(folder: Path) -> int:
+    """Steps in the log."""
+    log = folder / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -41,7 +52,7 @@ def record(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as patch:  # the user's may hold the base's results of older code
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNBENCH_CACHE", str(folder.parent / "cache"))
         done = run(folder)
     assert done.returncode == 0, done.stderr
@@ -74,44 +85,36 @@ def test_the_record_says_how_it_was_made(finished: Path) -> None:
     assert made["train"]["reward_calls"] == {"pixel-mse": 5120, "perceptual-digits": 5120}
     assert made["data"]["count"] == 1097
     places = {(result["subject"], result["setting"]["name"]) for result in made["results"]}
-    assert places == {(subject, setting) for subject in ("base", "method") for setting in ("t1", "cfg2")}
+    assert places == {("base", "t1"), ("method", "t1")}
     for result in made["results"]:
-        assert result["n"] == 120 and result["seeds"] == [0, 1]
+        assert result["n"] == 60 and result["seeds"] == [0, 1]
         assert {"fd-digits", "fd-pixels", "precision", "recall"} <= set(result["metrics"])
         assert not {"fid", "frechet_inception_distance"} & set(result["metrics"])
     assert made["changed"]["train.steps"] == {"value": 20, "origin": "--steps"}
 
 
-def test_running_again_does_nothing(finished: Path) -> None:
+def test_running_again_does_nothing_and_another_plan_may_not_use_the_folder(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.json")}
     done = run(finished)
     assert done.returncode == 0 and "nothing to do" in done.stderr
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.json")} == before
-
-
-def test_another_plan_may_not_use_the_folder(finished: Path) -> None:
     done = run(finished, "--seed", "1")
     assert done.returncode == 2
     assert "already holds another run, vapi-llamagen-tiny-s0-" in done.stderr
-    assert record(finished)["status"] == "complete"
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.json")} == before
 
 
 def test_kill_and_resume_is_bit_identical(finished: Path, tmp_path: Path) -> None:
     """SIGKILL at a random step, then `--resume`: same weights, same metrics, same scores."""
     folder = tmp_path / "killed"
+    process = start(folder)
     target = random.randrange(1, 19)
-    process = subprocess.Popen(
-        command(folder, steps=20), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    log = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= target:
-            break
+    while process.poll() is None and logged(folder) < target:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     assert not (folder / "export").exists(), "killed too late to test anything"
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 4, "rew')  # the line it was writing
     done = run(folder, "--resume")
     assert done.returncode == 0, done.stderr
     same_bytes(finished, folder, "metrics.jsonl")
@@ -119,53 +122,30 @@ def test_kill_and_resume_is_bit_identical(finished: Path, tmp_path: Path) -> Non
     ours, theirs = record(folder), record(finished)
     assert ours["exports"] == theirs["exports"]
     assert [r["metrics"] for r in ours["results"]] == [r["metrics"] for r in theirs["results"]]
-    assert ours["train"]["sequences"] == theirs["train"]["sequences"]
+    for total in ("images", "sequences", "reward_calls"):
+        assert ours["train"][total] == theirs["train"][total]
 
 
 def test_ctrl_c_keeps_what_is_done(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
-    process = subprocess.Popen(command(folder, steps=20), stderr=subprocess.PIPE, text=True)
-    log = folder / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text()):
-        time.sleep(0.005)
+    process = start(folder)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 3
     assert "run the same command again to continue" in errors
     assert record(folder)["status"] == "partial"
     assert run(folder).returncode == 0
+    assert record(folder)["train"]["resumed"] == 1
     same_bytes(finished, folder, "export/policy.safetensors")
     same_bytes(finished, folder, "metrics.jsonl")
 
 
-def test_a_lost_evaluation_is_made_again_without_training(finished: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
-    results = record(folder)["results"]
-    for path in [
-        folder / "run.json",
-        *(folder / "metrics").glob("method-*"),
-        *(folder / "samples").rglob("*.npz"),
-    ]:
-        path.unlink()
-    done = run(folder)
-    assert done.returncode == 0, done.stderr
-    assert "resuming" not in done.stderr
-    assert [r["metrics"] for r in record(folder)["results"]] == [r["metrics"] for r in results]
-
-
 def test_nan_is_a_failed_run(tmp_path: Path) -> None:
-    done = run(
-        tmp_path / "nan",
-        "--set",
-        "train.lr=1e30",
-        "--set",
-        "train.warmup_steps=0",
-        "--set",
-        "train.grad_clip=0",
-    )
-    assert done.returncode == 1
-    assert "the gradient's norm is" in done.stderr and "Traceback" not in done.stderr
+    broken = [
+        word for key in ("lr=1e30", "warmup_steps=0", "grad_clip=0") for word in ("--set", f"train.{key}")
+    ]
+    done = run(tmp_path / "nan", *broken)
+    assert done.returncode == 1 and "the gradient's norm is" in done.stderr
     assert record(tmp_path / "nan")["status"] == "failed"
 
 
@@ -177,17 +157,13 @@ def test_synthetic_data_and_random_weights_are_never_ranked(tmp_path: Path) -> N
 
 
 def test_two_processes_may_not_share_a_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "shared"
-    quiet = subprocess.DEVNULL
-    first = subprocess.Popen(command(folder, steps=5000), stderr=quiet, stdout=quiet)
+    first = start(tmp_path / "shared", steps=5000)  # long enough to be at work still
     try:
-        while first.poll() is None and not (folder / "metrics.jsonl").exists():
-            time.sleep(0.005)
-        second = run(folder, steps=5000)  # long enough to be at work still
+        second = run(tmp_path / "shared", steps=5000)
         assert second.returncode == 2 and "another process is working in" in second.stderr
     finally:
         first.kill()
-        first.wait()
+        first.communicate()
 
 
 def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
@@ -198,17 +174,9 @@ def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
     wrong = card.model_copy(update={"policy": card.policy.model_copy(update={"dim": 32})})
     build(wrong, None).save(tmp_path)
     done = run(tmp_path / "run", "--set", f"model.policy={tmp_path / 'policy.safetensors'}")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 2
     assert str(tmp_path / "policy.safetensors") in done.stderr and "tok_embeddings.weight" in done.stderr
-    truncated = tmp_path / "cut.safetensors"
-    truncated.write_bytes((tmp_path / "policy.safetensors").read_bytes()[:1000])
-    done = run(tmp_path / "run2", "--set", f"model.policy={truncated}")
-    assert done.returncode == 2 and str(truncated) in done.stderr and "Traceback" not in done.stderr
 
 
 def same_bytes(first: Path, second: Path, name: str) -> None:
     assert (first / name).read_bytes() == (second / name).read_bytes(), name
-
-
-def test_environment_is_offline() -> None:
-    assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -6,17 +6,12 @@ import json
 import math
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
@@ -27,6 +22,7 @@ from alignbench.record import RunRecord, read
 from alignbench.registry.lookup import Registry, read_card
 from alignbench.registry.schema import SweepCard
 from alignbench.runs import sweep, sweep_table
+from tests.helpers.command import alignbench
 
 ROOT = Path(__file__).parents[2]
 REGISTRY = Registry.default()
@@ -115,12 +111,6 @@ def test_set_reaches_every_run_but_not_an_axis(tmp_path: Path) -> None:
 # --- carrying out ---------------------------------------------------------------------------------
 
 
-def alignbench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "alignbench", *arguments], capture_output=True, text=True, timeout=300
-    )
-
-
 def toml(folder: Path, *, steps: int = 2) -> Path:
     """The same small sweep as a file, with one row that must break."""
     file = folder / "small.toml"
@@ -156,30 +146,6 @@ def test_a_failure_is_listed_and_the_rest_is_done_and_not_done_again(tmp_path: P
     again = alignbench("sweep", str(toml(tmp_path)), "--out", str(out))
     assert again.stderr.count("done before") == 4 and "4 of 6" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/export/*.safetensors")} == stamps
-
-
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
-    out, steps = tmp_path / "out", 60
-    file = toml(tmp_path, steps=steps)
-    file.write_text(file.read_text().partition("[[rows]]")[0])  # one configuration, two seeds
-    process = subprocess.Popen(
-        [sys.executable, "-m", "alignbench", "sweep", str(file), "--out", str(out)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        logs = [len(log.read_text().splitlines()) for log in out.glob("*-s1-*/metrics.jsonl")]
-        if logs and logs[0] >= 25:  # a checkpoint is written every 20 steps
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (first,) = [read(path) for path in out.glob("*-s0-*")]
-    assert first.status == "complete" and not list(out.glob("*-s1-*/export"))
-    done = alignbench("sweep", str(file), "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    assert "seed 0: done before" in done.stderr and "resuming at step 20 of 60" in done.stderr
-    assert json.loads((out / "sweep.json").read_text())["configurations"][0]["finished_seeds"] == [0, 1]
 
 
 def test_the_printed_command_does_the_same_run(tmp_path: Path) -> None:
@@ -233,6 +199,8 @@ def fake(made: sweep.Sweep, values: dict[tuple[int, int], list[float] | None]) -
 
 
 def test_intervals_are_over_training_seeds_and_the_best_has_all_of_them(tmp_path: Path) -> None:
+    from scipy import stats
+
     made = plan(tmp_path, seeds=[0, 1, 2], grid={"train.lr": [1e-4, 2e-4, 3e-4, 4e-4]})
     fake(made, {
         (0, 0): [3.0, 3.2], (0, 1): [3.4, 3.0], (0, 2): [3.1, 3.3],

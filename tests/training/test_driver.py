@@ -88,40 +88,6 @@ def test_one_step_is_adamw_on_the_mean_over_all_images(tmp_path: Path, parallel:
         assert logged["lr"] == 0.025
 
 
-def test_a_resumed_run_is_bit_identical(tmp_path: Path, parallel: Parallel) -> None:
-    whole, line = make_driver(tmp_path / "whole", parallel)
-    whole.train()
-    asked = iter([False, False, True])
-    first, _ = make_driver(tmp_path / "parts", parallel, stop=lambda: next(asked))
-    with pytest.raises(Interrupted):
-        first.train()
-    second, resumed = make_driver(tmp_path / "parts", parallel)
-    totals = second.train()
-    assert all(torch.equal(a, b) for a, b in zip(line.parameters(), resumed.parameters(), strict=True))
-    texts = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
-    assert texts[0] == texts[1] and len(texts[0].splitlines()) == 6
-    assert (totals.images, totals.sequences, totals.reward_calls, totals.resumed) == (48, 96, {"toy": 96}, 1)
-
-
-def test_steps_after_the_last_checkpoint_are_made_again(tmp_path: Path, parallel: Parallel) -> None:
-    """As after kill -9: logged steps without a checkpoint, a torn last line, a left-over folder."""
-    whole, line = make_driver(tmp_path / "whole", parallel)
-    whole.train()
-    killed, _ = make_driver(tmp_path / "killed", parallel, steps=6)
-    for step in range(3):
-        killed._log(step, killed._step(step), 0.0)
-        if step == 1:
-            killed._save(2)
-    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "rew')
-    (tmp_path / "killed" / "checkpoints" / "step-000004.tmp").mkdir()
-    again, resumed = make_driver(tmp_path / "killed", parallel)
-    again.train()
-    assert all(torch.equal(a, b) for a, b in zip(line.parameters(), resumed.parameters(), strict=True))
-    texts = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed")]
-    assert texts[0] == texts[1]
-
-
 def test_nan_stops_the_run_and_keeps_the_last_good_weights(tmp_path: Path, parallel: Parallel) -> None:
     driver, line = make_driver(tmp_path, parallel, poison_at=3)
     with pytest.raises(RunFailed, match="step 4: the gradient's norm is nan") as caught:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import sqrtm
-from torch_fidelity.metric_isc import isc_features_to_metric
 
 from alignbench.cli.main import main
 from alignbench.errors import UserError
@@ -59,6 +57,8 @@ def test_every_golden_number_is_reproduced() -> None:
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
+    from scipy.linalg import sqrtm
+
     root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root))
 
@@ -92,6 +92,8 @@ def pair(content: Content, case: str, real: np.ndarray, generated: np.ndarray, k
 
 
 def score(content: Content, case: str, logits: np.ndarray, splits: int, seed: int, size: int) -> None:
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
     arrays, cases = content
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     arrays |= {f"{case}.logits": logits, f"{case}.probs": p}
