@@ -131,8 +131,8 @@ class GoldenFile:
         return matches
 
     def finish(self) -> None:
-        """CheckReport every tensor that no check has asked for."""
-        for name in self._tensors.keys() - self._seen:
+        """Report every tensor that no check has asked for."""
+        for name in sorted(self._tensors.keys() - self._seen):
             self._report.unknown(self._row(name))
 
     def _take(self, name: str) -> Tensor | None:

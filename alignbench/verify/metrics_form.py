@@ -109,7 +109,7 @@ class MetricNumbers:
                 self._report.checks.append(Check(row, None, None, "MISS", why))
 
     def finish(self) -> None:
-        """CheckReport what no case has asked for."""
+        """Report what no case has asked for."""
         for row in sorted(self._open):
             if INFORMATIONAL.fullmatch(row):
                 self._report.info(row)
