@@ -1,4 +1,7 @@
-"""The pages of docs/adding: their files and commands as they stand, with fewer steps."""
+"""The pages of docs/adding: their files and commands as they stand, with fewer steps.
+
+Those of data sets and evaluators run in `tests/data` and `tests/evaluators`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ import pytest
 from alignbench.registry import interfaces, plugins
 from alignbench.registry.schema import ModelCard
 
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "adding").glob("*.md"))
+FOLDER = Path(__file__).parents[2] / "docs" / "adding"
+PAGES = [FOLDER / f"{name}.md" for name in ("backbone", "method", "reward")]
 SHORT = ["--steps", "2", "--no-eval", "--set", "train.images_per_step=4"]
 
 
@@ -24,7 +28,6 @@ def blocks(text: str, language: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_works_as_it_stands(page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 60
     (name,) = re.findall(r"[Ss]ave this\s+as `(\S+)`", text)
     tests = [block for block in blocks(text, "python") if "def test_" in block]
     content = blocks(text, "toml") or [block for block in blocks(text, "python") if block not in tests]
@@ -40,6 +43,12 @@ def test_a_page_works_as_it_stands(page: Path, tmp_path: Path) -> None:
         (tmp_path / "run").rename(tmp_path / f"run{commands.index([program, *arguments])}")
     if tests:
         run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path))
+
+
+def test_every_kind_has_a_short_page() -> None:
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in FOLDER.glob("*.md")}
+    assert pages.keys() == {"backbone", "data-set", "evaluator", "method", "reward"}
+    assert all(len(text.splitlines()) <= 60 for text in pages.values())
 
 
 def run(folder: Path, *arguments: str) -> None:
