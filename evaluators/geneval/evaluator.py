@@ -55,7 +55,7 @@ class GenEval:
         self._prefix = prefix
 
     def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
-        """Judge every image.
+        """Apply the rules to every image.
 
         Returns:
             `correct` [n] bool; `reason` [n] text, one line per clause that failed; `task` [n] int8, index
