@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file
 from tests.helpers.command import Done, alignbench
 
 TINY = ["run", "--method", "vapi", "--model", "llamagen-tiny", "--checkpoint-every", "5"]
-SHORT = ["--set", "protocol.samples=60", "--set", "protocol.seeds=0,1", "--set", "protocol.settings=t1"]
+SHORT = ["--set", "protocol.samples=60", "--set", "protocol.seeds=0,1", "--set", "protocol.settings=t1,cfg2"]
 
 
 def arguments(out: Path, *more: str, steps: int) -> list[str]:
@@ -85,7 +86,7 @@ def test_the_record_says_how_it_was_made(finished: Path) -> None:
     assert made["train"]["reward_calls"] == {"pixel-mse": 5120, "perceptual-digits": 5120}
     assert made["data"]["count"] == 1097
     places = {(result["subject"], result["setting"]["name"]) for result in made["results"]}
-    assert places == {("base", "t1"), ("method", "t1")}
+    assert places == {(subject, setting) for subject in ("base", "method") for setting in ("t1", "cfg2")}
     for result in made["results"]:
         assert result["n"] == 60 and result["seeds"] == [0, 1]
         assert {"fd-digits", "fd-pixels", "precision", "recall"} <= set(result["metrics"])
@@ -180,3 +181,16 @@ def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
 
 def same_bytes(first: Path, second: Path, name: str) -> None:
     assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_a_lost_evaluation_is_made_again_without_training(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    steps, results = (folder / "timing.jsonl").read_bytes(), record(folder)["results"]
+    lost = [*(folder / "metrics").glob("method-*"), *(folder / "samples").rglob("*.npz")]
+    for path in [folder / "run.json", *lost]:
+        path.unlink()
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    assert lost and "resuming" not in done.stderr and (folder / "timing.jsonl").read_bytes() == steps
+    assert [r["metrics"] for r in record(folder)["results"]] == [r["metrics"] for r in results]

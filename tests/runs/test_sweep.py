@@ -6,6 +6,10 @@ import json
 import math
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -146,6 +150,31 @@ def test_a_failure_is_listed_and_the_rest_is_done_and_not_done_again(tmp_path: P
     again = alignbench("sweep", str(toml(tmp_path)), "--out", str(out))
     assert again.stderr.count("done before") == 4 and "4 of 6" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/export/*.safetensors")} == stamps
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    file = toml(tmp_path, steps=60)
+    file.write_text(file.read_text().partition("[[rows]]")[0])  # one configuration, two seeds
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alignbench", "sweep", str(file), "--out", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = [len(log.read_text().splitlines()) for log in out.glob("*-s1-*/metrics.jsonl")]
+        if logs and logs[0] >= 25:  # a checkpoint is written every 20 steps
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (first,) = [read(path) for path in out.glob("*-s0-*")]
+    assert first.status == "complete" and not list(out.glob("*-s1-*/export"))
+    done = alignbench("sweep", str(file), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "seed 0: done before" in done.stderr and "resuming at step 20 of 60" in done.stderr
+    assert json.loads((out / "sweep.json").read_text())["configurations"][0]["finished_seeds"] == [0, 1]
 
 
 def test_the_printed_command_does_the_same_run(tmp_path: Path) -> None:
