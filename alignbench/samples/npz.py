@@ -1,7 +1,7 @@
 """Arrays in `.npz` archives, read and written a few rows at a time.
 
-Sample files and reference files of the ADM form hold gigabytes of pixels, so rows are streamed out of the
-archive and into it.
+Sample files and reference files of the ADM form hold gigabytes of pixels. What `numpy.savez` wrote is read in
+place, so that each process reads its own rows only; compressed arrays are unpacked from their start.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class Header:
     length: int
     """Bytes of the header."""
 
+    @property
+    def row(self) -> int:
+        """Bytes of a row."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
     def __str__(self) -> str:
         """E.g. `uint8 10×8×8×3`."""
         return f"{self.dtype} {'×'.join(map(str, self.shape))}"
@@ -52,12 +57,14 @@ class Archive:
         self.path = path
         self.headers: dict[str, Header] = {}
         """{array name: header}, in the order of the file."""
+        self._members: dict[str, zipfile.ZipInfo] = {}
         try:
             with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    if name.endswith(".npy"):
-                        with archive.open(name) as file:
-                            self.headers[name.removesuffix(".npy")] = _read_header(file)
+                for info in archive.infolist():
+                    if info.filename.endswith(".npy"):
+                        name = info.filename.removesuffix(".npy")
+                        with archive.open(info) as file:
+                            self.headers[name], self._members[name] = _read_header(file), info
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist") from error
         except _BROKEN as error:
@@ -80,24 +87,27 @@ class Archive:
         """Return a reader of an array's rows.
 
         Raises:
-            UserError: rows do not lie one after another.
+            UserError: rows do not lie one after another, or there are fewer than the header says.
         """
-        header = self.headers[name]
+        header, info = self.headers[name], self._members[name]
         if header.fortran and len(header.shape) > 1:
             raise UserError(
                 f"{self.path}: array {name!r} is stored column by column",
                 fix="save numpy.ascontiguousarray of it",
             )
-        return NpzArray(self.path, name, header)
+        if info.file_size < header.length + header.row * header.shape[0]:
+            raise UserError(f"{self.path}: array {name!r} is cut short: it ends before its last row")
+        return NpzArray(self.path, name, header, info)
 
 
 class NpzArray:
-    """Rows of an array on disk: going forward is cheap, going back may start again."""
+    """Rows of an array on disk; of a compressed one, going forward is cheap and going back starts again."""
 
-    def __init__(self, path: Path, name: str, header: Header) -> None:
-        self._path, self._name, self._header = path, name, header
-        self._archive: zipfile.ZipFile | None = None
+    def __init__(self, path: Path, name: str, header: Header, info: zipfile.ZipInfo) -> None:
+        self._path, self._name, self._header, self._info = path, name, header, info
         self._file: IO[bytes] | None = None
+        self._start = header.length
+        """Where the first row begins in the open file."""
 
     def __len__(self) -> int:
         return self._header.shape[0]
@@ -108,17 +118,27 @@ class NpzArray:
         Raises:
             UserError: the archive is damaged.
         """
-        shape, dtype = (stop - start, *self._header.shape[1:]), self._header.dtype
-        row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        shape, row = (stop - start, *self._header.shape[1:]), self._header.row
         try:
             if self._file is None:
-                self._archive = zipfile.ZipFile(self._path)
-                self._file = self._archive.open(f"{self._name}.npy")
-            self._file.seek(self._header.length + start * row)
+                self._file = self._open()
+            self._file.seek(self._start + start * row)
             data = _read_exactly(self._file, shape[0] * row)
         except _BROKEN as error:
             raise UserError(f"{self._path}: array {self._name!r} is damaged: {_first_line(error)}") from error
-        return np.frombuffer(data, dtype).reshape(shape)
+        return np.frombuffer(data, self._header.dtype).reshape(shape)
+
+    def _open(self) -> IO[bytes]:
+        if self._info.compress_type != zipfile.ZIP_STORED or self._info.flag_bits & 1:  # 1: encrypted
+            return zipfile.ZipFile(self._path).open(self._info)
+        file = self._path.open("rb")
+        file.seek(self._info.header_offset)
+        local = _read_exactly(file, 30)  # its name and extra field may be longer than in the directory
+        if local[:4] != b"PK\x03\x04":
+            raise ValueError("its directory points nowhere")
+        before = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+        self._start += self._info.header_offset + len(local) + before
+        return file
 
 
 def _read_header(file: IO[bytes]) -> Header:

@@ -353,6 +353,24 @@ def test_a_damaged_compressed_file_is_an_error(tmp_path: Path) -> None:
     assert "arr_0' is damaged" in refused(open_samples(path, image_size=8).load, 0)
 
 
+def test_rows_are_read_in_any_order_and_a_cut_array_is_found_at_once(tmp_path: Path) -> None:
+    shown = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "stored.npz", shown)
+    np.savez_compressed(tmp_path / "packed.npz", shown)
+    for name in ("stored.npz", "packed.npz"):
+        opened = open_samples(tmp_path / name, image_size=8)
+        for number in (2, 0, 1):
+            ids = opened.shards()[number]
+            images = opened.load(number).images.permute(0, 2, 3, 1).numpy()
+            assert np.array_equal(images, shown[ids.start : ids.stop]), (name, number)
+    with zipfile.ZipFile(tmp_path / "stored.npz") as archive:
+        member = archive.read("arr_0.npy")
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "short.npz", "w", kind) as archive:
+            archive.writestr("arr_0.npy", member[:-1])
+        assert "arr_0' is cut short" in refused(open_samples, tmp_path / "short.npz", image_size=8)
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 
