@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from alignbench.errors import UserError
+
+DIGEST = "sha256"
+"""Key under which a JSON file that is believed later holds the digest of all the rest."""
 
 
 def package_file(name: str) -> Path:
@@ -50,6 +57,53 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # a path may hold any bytes
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of any origin.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write plain data with a digest of itself, for `read_json`; atomic, as `write_atomic`."""
+    write_atomic(path, json.dumps({**content, DIGEST: _json_digest(content)}, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what `write_json` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what was written.
+    """
+    content = parse_json(path.read_bytes())
+    if not isinstance(content, dict) or content.pop(DIGEST, None) != _json_digest(content):
+        raise ValueError(f"{path.name} changed since it was written")
+    return content
+
+
+def _json_digest(content: dict[str, Any]) -> str:
+    return digest_of(json.loads(json.dumps(content)))  # as a reader will see it: keys are texts
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 over the program itself: what it computed is only believed while it is the same program."""
+    root = package_file("")
+    sources = [
+        Path(folder, name)
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if name.endswith(".py")
+    ]
+    return digest_of({str(path.relative_to(root)): file_sha256(path) for path in sources})
+
+
 def cache_root() -> Path:
     """Return the folder for everything downloaded: `$ALIGNBENCH_CACHE`, else `~/.cache/alignbench`."""
     return Path(os.environ.get("ALIGNBENCH_CACHE") or "~/.cache/alignbench").expanduser()
@@ -73,6 +127,43 @@ def file_sha256(path: Path) -> str:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def file_digests(paths: Sequence[Path], memory: Path, *, workers: int = 1) -> list[str]:
+    """Return the SHA-256 of files, reading only those that `memory` does not know as they are now.
+
+    A file counts as unchanged while path, size, inode and times of modification and of change are the same;
+    the last cannot be set by hand. A memory that cannot be read costs nothing but time; one that cannot be
+    written, e.g. in a shared cache, is not extended.
+
+    Args:
+        paths: existing files.
+        memory: JSON file to keep the digests in.
+        workers: threads that read.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = read_json(memory)
+
+    def entry(path: Path) -> tuple[str, list[Any]]:
+        real = path.resolve()
+        status = real.stat()
+        name = os.fsencode(real).decode(errors="backslashreplace")
+        state = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+        before = known.get(name)
+        if isinstance(before, list) and before[:-1] == state:
+            return name, before
+        return name, [*state, file_sha256(real)]
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        entries = list(pool.map(entry, paths))
+    if new := {name: value for name, value in entries if known.get(name) != value}:
+        with contextlib.suppress(OSError):
+            write_json(memory, {**known, **new})
+    return [str(value[-1]) for _, value in entries]
 
 
 def expand(path: str) -> Path:

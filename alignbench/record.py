@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from alignbench.errors import RunFailed, UserError
-from alignbench.files import write_atomic
+from alignbench.files import digest_of, parse_json, write_atomic
 from alignbench.registry.protocol import Setting
 from alignbench.registry.schema import CodeFile, Digest, JsonTable, Name, reasons
 
@@ -222,6 +222,8 @@ class RunRecord(JsonTable):
     """The whole resolved configuration."""
     plugins: list[CodeFile] = []
     """Files of `--plugin`, and modules behind cards that are not built in."""
+    sha256: Digest | None = None
+    """In the file: of all the rest. Compared and dropped on reading; older records have none."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> RunRecord:
@@ -263,6 +265,8 @@ def dumps(record: RunRecord) -> str:
     _drop_empty(values, "plugins")
     for result in values["results"]:
         _drop_empty(result, "intervals", "resampled", "assets")
+    del values["sha256"]
+    values["sha256"] = f"sha256:{digest_of(values)}"
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -308,10 +312,15 @@ def read(path: Path) -> RunRecord:
             fix="name a folder that `alignbench run` made, or let an unfinished run end",
         )
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         what = f"{file} is not readable JSON: {error}"
         raise UserError(what, fix="remove it, or make its run again") from error
+    promised = values.pop("sha256", None) if isinstance(values, dict) else None
+    if promised not in (None, f"sha256:{digest_of(values)}"):
+        raise UserError(
+            f"{file} changed since it was written", fix="put it back as it was, or make its run again"
+        )
     return _parse(values, file)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 
 from alignbench.distributed import is_first
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, UserError
-from alignbench.files import remove_leftovers, write_atomic
+from alignbench.files import read_json, remove_leftovers, write_json
 
 PLAN = "plan.json"
 INPUTS = "inputs.json"
@@ -53,7 +52,7 @@ def check_folder(folder: Path, plan: Identified) -> None:
     held = folder / PLAN
     if held.exists():
         try:
-            other = json.loads(held.read_text(encoding="utf-8"))
+            other = read_json(held)
             digest, name = other["digest"], other["id"]
         except (OSError, ValueError, LookupError, TypeError):
             raise UserError(f"{held} is not readable", fix="choose another folder with --out") from None
@@ -99,7 +98,7 @@ def opened(folder: Path, plan: Identified) -> Iterator[None]:
         remove_leftovers(folder)
         if not (folder / PLAN).exists():
             try:
-                write_atomic(folder / PLAN, json.dumps(plan.as_dict(), indent=1) + "\n")
+                write_json(folder / PLAN, plan.as_dict())
             except OSError as error:
                 raise _unwritable(folder, error) from error
         try:
@@ -157,7 +156,7 @@ def remember(folder: Path, name: str, value: Mapping[str, str]) -> None:
     """
     path = folder / INPUTS
     try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = read_json(path) if path.exists() else {}
     except ValueError:
         raise UserError(f"{path} is not readable", fix="remove it, or choose another folder") from None
     if known.get(name, value) != value:
@@ -166,7 +165,7 @@ def remember(folder: Path, name: str, value: Mapping[str, str]) -> None:
             fix="put it back as it was, or start anew in another folder with --out",
         )
     if name not in known:
-        write_atomic(path, json.dumps({**known, name: value}, indent=1) + "\n")
+        write_json(path, {**known, name: value})
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

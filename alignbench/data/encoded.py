@@ -18,10 +18,17 @@ from typing import Any
 import numpy as np
 import PIL
 
-from alignbench.data.decode import ProgressCallback, Skipped, decode_cropped, ordered_map, reason_of
+from alignbench.data.decode import (
+    ProgressCallback,
+    Skipped,
+    UnreadableImage,
+    decode_cropped,
+    ordered_map,
+    reason_of,
+)
 from alignbench.data.walk import printable
 from alignbench.errors import RunFailed, UserError
-from alignbench.files import write_atomic
+from alignbench.files import read_json, write_json
 
 CACHE_VERSION = 1
 
@@ -69,7 +76,7 @@ class EncodedImages:
     """The readable images of a source; see `ImageDataset`."""
 
     def __init__(self, source: Source, content: Sequence[str], reasons: dict[int, str], size: int) -> None:
-        self._source = source
+        self._source, self._content = source, content
         self._good = [position for position, digest in enumerate(content) if digest]
         self._size = size
         self.class_names = source.class_names
@@ -87,12 +94,14 @@ class EncodedImages:
     def load(self, index: int) -> tuple[np.ndarray, int]:
         position = self._good[index]
         try:
-            pixels = decode_cropped(self._source.read(position), self._size)
+            data = self._source.read(position)
+            if _hash(data) != self._content[position]:
+                raise UnreadableImage("it has other content")
+            pixels = decode_cropped(data, self._size)
         except Exception as error:
             name = printable(self._source.names[position])
             raise RunFailed(
-                f"{name} in {self._source.title} was readable when the run started "
-                f"and no longer is: {reason_of(error)}",
+                f"{name} in {self._source.title} is not what it was when the run started: {reason_of(error)}",
                 fix="put the file back and run the same command again",
             ) from error
         return pixels, int(self.labels[index])
@@ -137,7 +146,7 @@ def open_encoded(
             decode_cropped(data, image_size)
         except Exception as error:  # damaged files make decoders raise nearly anything
             return "", reason_of(error)
-        return hashlib.blake2b(data, digest_size=16).hexdigest(), ""
+        return _hash(data), ""
 
     key = json.dumps([CACHE_VERSION, PIL.__version__, image_size, source.identity])
     path = cache_dir / f"images-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
@@ -168,6 +177,10 @@ def open_encoded(
     return kind(source, content, reasons, image_size)
 
 
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def _digest(source: Source, content: Sequence[str], good: Sequence[int]) -> str:
     """Hash class names and, for every readable image, its name, class id, content and caption."""
     state = hashlib.sha256(json.dumps(source.class_names).encode())
@@ -181,8 +194,8 @@ def _digest(source: Source, content: Sequence[str], good: Sequence[int]) -> str:
 def read_cache(path: Path) -> Any:
     """Return what `write_cache` kept; None if it is absent or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)["content"]
+    except (OSError, ValueError, LookupError):
         return None
 
 
@@ -193,7 +206,7 @@ def write_cache(path: Path, content: Any, what: str) -> None:
         UserError: it cannot be written.
     """
     try:
-        write_atomic(path, json.dumps(content))
+        write_json(path, {"content": content})
     except OSError as error:
         raise UserError(
             f"{path}: {what} cannot be written: {error.strerror}",

@@ -17,6 +17,7 @@ import numpy as np
 from alignbench.data.captioned import NO_CAPTION, Listing, Sample, captioned_source, captions_in
 from alignbench.data.decode import UnreadableImage
 from alignbench.data.encoded import Source, choose
+from alignbench.data.walk import file_state
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import Scalar
 
@@ -227,7 +228,8 @@ def _picture_reader(table: Any, column: str) -> Callable[[int], bytes]:
 
 
 def _identity(table: Any, rows: Sequence[int], column: str) -> str:
-    """Name the table's content by the fingerprint that the package keeps of it."""
-    state = hashlib.sha256(json.dumps([table._fingerprint, column, len(table)]).encode())
+    """Name the table's content: the package's fingerprint, which does not see that a file was changed."""
+    files = [[file["filename"], *file_state(Path(file["filename"]).stat())] for file in table.cache_files]
+    state = hashlib.sha256(json.dumps([table._fingerprint, column, len(table), files]).encode())
     state.update(np.asarray(rows, dtype="<i8").tobytes())
     return state.hexdigest()

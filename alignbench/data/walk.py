@@ -77,7 +77,10 @@ def read_file(path: Path, *, offset: int = 0, size: int | None = None) -> bytes:
 
 
 def identity_of(root: Path, names: Sequence[str]) -> str:
-    """Hash the root and the name, size and time of change of every file in it."""
+    """Hash the root and what the file system says of every file in it; equal while no file has changed.
+
+    The time of change of the inode is part of it, since the time of modification can be set by hand.
+    """
     state = hashlib.sha256(os.fsencode(root.resolve()))
     for name in names:
         try:
@@ -85,12 +88,10 @@ def identity_of(root: Path, names: Sequence[str]) -> str:
         except OSError:  # a broken link: the check will name it
             state.update(json.dumps([name]).encode())
         else:
-            state.update(json.dumps([name, status.st_size, status.st_mtime_ns]).encode())
+            state.update(json.dumps([name, *file_state(status)]).encode())
     return state.hexdigest()
 
 
-def file_identity(path: Path) -> str:
-    """Hash a file's path, size and time of change."""
-    status = path.stat()
-    text = json.dumps([os.fsdecode(path.resolve()), status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+def file_state(status: os.stat_result) -> list[int]:
+    """Return what of a file's status changes whenever its content does."""
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]

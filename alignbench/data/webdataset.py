@@ -17,7 +17,7 @@ from typing import IO, NamedTuple
 from alignbench.data.captioned import CAPTION_FILES, Listing, Sample, read_captions
 from alignbench.data.decode import UnreadableImage, ordered_map
 from alignbench.data.encoded import read_cache, write_cache
-from alignbench.data.walk import EXTENSIONS, identity_of, read_file
+from alignbench.data.walk import EXTENSIONS, file_state, identity_of, read_file
 
 INDEX_VERSION = 1
 
@@ -73,7 +73,7 @@ def list_shards(root: Path, key: str, *, workers: int, cache_dir: Path) -> Listi
 def _indexed(shard: Path, key: str, cache_dir: Path) -> list[Entry]:
     """Return a shard's index, from the cache if the shard has not changed since."""
     status = shard.stat()
-    facts = [INDEX_VERSION, str(shard.resolve()), status.st_size, status.st_mtime_ns, key]
+    facts = [INDEX_VERSION, str(shard.resolve()), *file_state(status), key]
     path = cache_dir / f"shard-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}.json"
     try:
         return [

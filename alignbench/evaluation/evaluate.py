@@ -7,7 +7,6 @@ on, so that comparing ten methods evaluates the base once.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignbench import __version__, run_folder
+from alignbench import run_folder
 from alignbench.api import Evaluator, ImageSet, Reference
 from alignbench.errors import UserError
 from alignbench.evaluation import features
 from alignbench.evaluation.features import FeatureStore, Rank, measure
-from alignbench.files import digest_of, write_atomic
+from alignbench.files import code_digest, digest_of, read_json, write_json
 from alignbench.hub.verify import AssetFile
 from alignbench.progress import Progress, Stage
 from alignbench.record import Subject
@@ -85,7 +84,7 @@ def _store(
             "form": features.FORM,
             "images": images.identity,
             "evaluator": evaluator.identity,
-            "alignbench": __version__,
+            "alignbench": code_digest(),
             "torch": torch.__version__,
             "device": device.type,
         }
@@ -203,19 +202,22 @@ class Evaluation:
         return _store(folder, name, self.evaluators[name], images, self.device)
 
     def _stored(self, name: str, setting: str, seed: int) -> Score | None:
-        shared = self._shared(name, setting, seed)
-        stored = _read(self._path(name, setting, seed)) or (_read(shared) if shared else None)
+        address = self._address(name, setting, seed)
+        shared = self._shared(address)
+        own = _read(self._path(name, setting, seed), address)
+        stored = own or (_read(shared, address) if shared else None)
         # The setting's name is not part of its identity: another protocol card may call it otherwise.
         return replace(stored, setting=setting) if stored else None
 
     def _score(self, name: str, setting: str, seed: int, stage: Stage) -> Score:
         score = self._stored(name, setting, seed) or self._compute(name, setting, seed)
-        path, shared = self._path(name, setting, seed), self._shared(name, setting, seed)
-        if _read(path) is None:
-            write_atomic(path, _text(score))
-        if shared is not None and _read(shared) is None:
+        address = self._address(name, setting, seed)
+        path, shared = self._path(name, setting, seed), self._shared(address)
+        if _read(path, address) is None:
+            _write(path, score, address)
+        if shared is not None and _read(shared, address) is None:
             try:
-                write_atomic(shared, _text(score))
+                _write(shared, score, address)
             except OSError as error:  # only other runs would have gained from it
                 stage.say(f"{shared} cannot be written: {error.strerror}")
         stage.advance()
@@ -246,7 +248,7 @@ class Evaluation:
             resampled={m.name: list(m.resampled) for m in metrics if m.resampled},
         )
         # The result first: without it the rows would have to be measured again.
-        write_atomic(self._path(name, setting, seed), _text(score))
+        _write(self._path(name, setting, seed), score, self._address(name, setting, seed))
         card = self.cards[name]
         columns = {fact.column for fact in card.metrics.values() if fact.column}
         store.reduce(len(images.shards()), sorted(columns.union(card.keep)))
@@ -255,10 +257,12 @@ class Evaluation:
     def _path(self, name: str, setting: str, seed: int) -> Path:
         return self.folder / "metrics" / f"{self.subject}-{setting}-seed-{seed}-{name}.json"
 
-    def _shared(self, name: str, setting: str, seed: int) -> Path | None:
+    def _shared(self, address: str) -> Path | None:
         """Where a result that depends on nothing but its address is shared between runs."""
-        if self.cache is None:
-            return None
+        return self.cache / f"{address[:32]}.json" if self.cache else None
+
+    def _address(self, name: str, setting: str, seed: int) -> str:
+        """Digest of everything that decides a result; kept with it, so that no other is taken for it."""
         address = {
             **self.address,
             "evaluator": name,
@@ -266,29 +270,25 @@ class Evaluation:
             "setting": self.protocol.settings[setting].model_dump(mode="json", exclude={"name", "title"}),
             "seed": seed,
             "reference": self.references.digest,
-            "alignbench": __version__,
+            "alignbench": code_digest(),
             "torch": torch.__version__,
             "device": self.device.type,
         }
-        return self.cache / f"{digest_of(address)[:32]}.json"
+        return digest_of(address)
 
 
-def _text(score: Score) -> str:
-    return json.dumps(asdict(score), indent=1) + "\n"
+def _write(path: Path, score: Score, address: str) -> None:
+    write_json(path, {"address": address, **asdict(score)})
 
 
 def _finite(interval: tuple[float, float] | None) -> bool:
     return interval is not None and all(map(math.isfinite, interval))
 
 
-def _read(path: Path) -> Score | None:
-    """Read a result file, or None if there is none or it is not whole: then the result is made again."""
+def _read(path: Path, address: str) -> Score | None:
+    """Read a result; None if there is none, it changed since, or is of another address: it is made again."""
     try:
-        score = Score(**json.loads(path.read_text(encoding="utf-8")))
-        numbers = [value for value in score.metrics.values() if value is not None]
-        numbers += [bound for interval in score.intervals.values() if interval for bound in interval]
-        numbers += [value for values in score.resampled.values() for value in values]
-        sound = all(isinstance(value, float | int) and math.isfinite(value) for value in numbers)
-    except (OSError, ValueError, TypeError, AttributeError):
+        content = read_json(path)
+        return Score(**content) if content.pop("address") == address else None
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    return score if sound else None

@@ -106,7 +106,11 @@ class FeatureStore:
         write_atomic(self.path(number), buffer.getvalue())
 
     def _meta(self, number: int) -> dict[str, str] | None:
+        """What a whole file says of itself; None if it is absent, damaged or of something else."""
         try:
+            with zipfile.ZipFile(self.path(number)) as archive:
+                if archive.testzip() is not None:
+                    return None
             with np.load(self.path(number)) as file:
                 meta: dict[str, str] = json.loads(str(file[META]))
         except UNREADABLE:

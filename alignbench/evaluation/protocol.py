@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 
-from alignbench import __version__
 from alignbench.api import Backbone, Evaluator, ImageSet
 from alignbench.data.dataset import open_dataset
 from alignbench.evaluation.evaluate import Evaluation, References, Sets, build_evaluators
 from alignbench.evaluation.features import Rank
 from alignbench.evaluation.reference import open_reference
 from alignbench.evaluation.results import results_of
-from alignbench.files import cache_root, digest_of
+from alignbench.files import cache_root, code_digest, digest_of
 from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
 from alignbench.record import Result, Subject
@@ -177,7 +176,7 @@ class ProtocolEvaluation:
         )
 
     def _identity(self, content: Mapping[str, Any]) -> str:
-        made_by = {"alignbench": __version__, "torch": torch.__version__, "device": self.device.type}
+        made_by = {"alignbench": code_digest(), "torch": torch.__version__, "device": self.device.type}
         return digest_of({**content, **made_by})
 
     def _evaluation(

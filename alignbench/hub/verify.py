@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from alignbench.api import Prompt
 from alignbench.errors import Problem, UserError
-from alignbench.files import cache_root, digest_of, file_sha256, make_folder, write_atomic
+from alignbench.files import (
+    cache_root,
+    digest_of,
+    file_digests,
+    file_sha256,
+    make_folder,
+    parse_json,
+    read_json,
+    write_json,
+)
 from alignbench.hub.locate import FileStatus, how_to_replace
 from alignbench.registry.protocol import AssetCard, ProtocolCard
 
 FIRST_USE = "weights/digests.json"
 """In the cache: SHA-256 of weights from the hub that have none on their card, as they first came."""
 MEMORY = "assets/digests.json"
-"""In the cache: digests of assets by path, size and time of change, so that gigabytes are read once."""
+"""In the cache: digests of assets, so that gigabytes are read once; see `files.file_digests`."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,11 @@ def verify(status: FileStatus) -> str:
         listing = status.overridden and path.name.endswith(".index.json")
         digest = _index_sha256(path) if listing else file_sha256(path)
     elif path.is_file():
-        (digest,) = _remembered([path])
+        (digest,) = file_digests([path], cache_root() / MEMORY)
     else:
         names = _contents(path, status.card.files)
-        digest = digest_of(dict(zip(names, _remembered([path / name for name in names]), strict=True)))
+        digests = file_digests([path / name for name in names], cache_root() / MEMORY)
+        digest = digest_of(dict(zip(names, digests, strict=True)))
     if not status.overridden:
         check_digest(status, path, digest)
     return digest
@@ -110,13 +118,13 @@ def check_digest(status: FileStatus, path: Path, digest: str, offered: str | Non
         raise UserError(f"{path} has SHA-256 {digest}, {authority} says {wanted}", fix=fix)
     if status.is_weights and card.repo and not before:
         make_folder(cache_root() / "weights")
-        _write(cache_root() / FIRST_USE, {**_first_use(), _address(card): digest})
+        write_json(cache_root() / FIRST_USE, {**_first_use(), _address(card): digest})
 
 
 def _index_sha256(path: Path) -> str:
     """Hash an index of sharded weights with everything it lists."""
     try:
-        listed = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        listed = sorted(set(parse_json(path.read_bytes())["weight_map"].values()))
         digests = {name: file_sha256(path.parent / name) for name in [path.name, *listed]}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not an index of weight files", fix="name a weight file") from error
@@ -143,36 +151,6 @@ def _address(card: AssetCard) -> str:
 def _first_use() -> dict[str, str]:
     path = cache_root() / FIRST_USE
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{path} is not readable JSON: {error}", fix="mend or delete it") from error
-
-
-def _write(record: Path, digests: Mapping[str, Any]) -> None:
-    write_atomic(record, json.dumps(digests, indent=2, sort_keys=True) + "\n")
-
-
-def _remembered(paths: Sequence[Path]) -> list[str]:
-    """Return digests of files, reading those whose size or time of change is not the one in the record.
-
-    A record that cannot be read costs nothing but time; one that cannot be written, e.g. in a shared cache,
-    is not extended.
-    """
-    record = cache_root() / MEMORY
-    entries: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        entries = dict(json.loads(record.read_text(encoding="utf-8")))
-    changed, digests = False, []
-    for path in paths:
-        real = path.resolve()
-        stat = real.stat()
-        entry = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        before = entries.get(str(real))
-        if not isinstance(before, dict) or "sha256" not in before or not entry.items() <= before.items():
-            before = entries[str(real)] = {**entry, "sha256": file_sha256(real)}
-            changed = True
-        digests.append(str(before["sha256"]))
-    if changed:
-        with contextlib.suppress(OSError):
-            _write(record, entries)
-    return digests
+        raise UserError(f"{path} is damaged: {error}", fix="delete it: digests are recorded anew") from error

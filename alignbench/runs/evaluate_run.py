@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from alignbench import run_folder
 from alignbench.config.plan import Job, Plan, make_plan, starting_weights
 from alignbench.config.settings import Origin, RunConfig, known_options, values_of
 from alignbench.errors import UserError
-from alignbench.files import file_sha256
+from alignbench.files import file_sha256, read_json
 from alignbench.progress import Progress
 from alignbench.record import Result, RunRecord, read
 from alignbench.registry.lookup import Registry
@@ -65,7 +64,7 @@ def _config(run: Path, registry: Registry, protocol: str, assignments: list[str]
     """The run's own configuration with another protocol."""
     path = run / run_folder.PLAN
     try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]
+        held: dict[str, Any] = read_json(path)["config"]
         values = {key: Origin(value, "run") for key, value in held["values"].items()}
         names = {key: held[key] for key in ("method", "model", "dataset", "recipe", "seed")}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -19,11 +19,10 @@ from torch import Tensor
 from alignbench.api import ImageBatch, Prompt
 from alignbench.data.decode import decode_cropped, decode_exact
 from alignbench.data.encoded import choose
-from alignbench.data.walk import file_identity
 from alignbench.errors import UserError
 from alignbench.samples import adm, geneval_layout
 from alignbench.samples.npz import Archive
-from alignbench.samples.pictures import PictureFiles, list_pictures, relative
+from alignbench.samples.pictures import PictureFiles, list_pictures, relative, remembered_digests
 from alignbench.samples.pixels import channels_first
 from alignbench.samples.real import SHARD, shards
 
@@ -38,7 +37,7 @@ class SampleImages:
     title: str
     """How messages name it."""
     identity: str
-    """Changes whenever an image may have changed."""
+    """Digest of names and contents of the files."""
     count: int
     """Images, N."""
     read: Callable[[range], Tensor]
@@ -147,7 +146,7 @@ def open_archive(
     pixels = adm.pixels(archive, image_size=image_size)
     return SampleImages(
         title=str(archive.path),
-        identity=file_identity(archive.path),
+        identity=remembered_digests([archive.path], archive.path)[0],
         count=len(pixels),
         read=lambda ids: channels_first(pixels.read(ids.start, ids.stop)),
         labels=adm.class_ids(archive, len(pixels)),

@@ -108,24 +108,21 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.npz"
 
 
-def write_shard(path: Path, ids: np.ndarray, labels: np.ndarray, tokens: np.ndarray) -> None:
-    """Write one file atomically."""
+def write_shard(path: Path, key: str, ids: np.ndarray, labels: np.ndarray, tokens: np.ndarray) -> None:
+    """Write one file atomically; `key` is the identity of the images."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, ids=ids, labels=labels, tokens=tokens)
+    np.savez_compressed(buffer, key=np.array(key), ids=ids, labels=labels, tokens=tokens)
     write_atomic(path, buffer.getvalue())
 
 
-def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return (tokens, labels) of one file.
-
-    Raises:
-        RunFailed: it cannot be read any more.
-    """
+def read_shard(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return (tokens, labels) of one file; None if it is absent, damaged or of other images."""
     try:
         with np.load(path) as shard:
-            return shard["tokens"], shard["labels"]
-    except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunFailed(f"{path} is damaged", fix="remove it and run the same command again") from error
+            return (shard["tokens"], shard["labels"]) if str(shard["key"]) == key else None
+    except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 @dataclass(frozen=True)
@@ -180,21 +177,21 @@ class TokenImages:
         return self._sampler.shards()
 
     def load(self, number: int) -> ImageBatch:
-        """Return one shard at the protocol's size; its tokens are generated if they are not there.
+        """Return one shard at the protocol's size; tokens that no whole file holds are generated.
 
         Raises:
-            RunFailed: its file is damaged, the model's probabilities are not numbers, or out of memory.
+            RunFailed: the model's probabilities are not numbers, or out of memory.
         """
         path, ids = shard_path(self._folder, number), self.shards()[number]
         batch = self._sampler.protocol.batch
         with out_of_memory_as(
             f"out of memory while generating {batch} images together", smaller_batch(batch)
         ):
-            if not path.exists():
+            made = read_shard(path, self.identity)
+            if made is None:
                 made = self._sampler.generate(self._setting, self._seed, ids)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_shard(path, np.asarray(ids), made[1], made[0])
-            tokens, labels = read_shard(path)
+                write_shard(path, self.identity, np.asarray(ids), made[1], made[0])
+            tokens, labels = made
             images = self._decoder.decode(torch.from_numpy(tokens).long())
         prompts = self._sampler.prompts_of(labels)
         classes = None if prompts else torch.from_numpy(labels)

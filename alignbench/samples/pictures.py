@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from alignbench.data.decode import UnreadableImage, open_exact, ordered_map, reason_of
-from alignbench.data.walk import EXTENSIONS, identity_of, natural, printable, read_file, walk
+from alignbench.data.walk import EXTENSIONS, natural, printable, read_file, walk
 from alignbench.errors import UserError
+from alignbench.files import cache_root, digest_of, file_digests
 from alignbench.samples.pixels import channels_first
 
 LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
@@ -93,8 +95,28 @@ class PictureFiles:
         ]
 
     def identity(self) -> str:
-        """Hash the root and every file's name, size and time of change."""
-        return identity_of(self.root, [file.relative_to(self.root).as_posix() for file in self.files])
+        """Hash every file's name and content.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        self._each(range(len(self.files)), lambda path: None)  # a pipe would never end
+        digests = remembered_digests(self.files, self.root, workers=self.workers)
+        names = [os.fsdecode(file.relative_to(self.root)) for file in self.files]
+        return digest_of([names, digests])
+
+
+def remembered_digests(files: Sequence[Path], root: Path, *, workers: int = 1) -> list[str]:
+    """Return the SHA-256 of files; those of one folder or archive are remembered together.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    memory = cache_root() / "digests" / f"{digest_of(os.fsdecode(root.resolve()))[:24]}.json"
+    try:
+        return file_digests(files, memory, workers=workers)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror or error}", fix="make it readable") from error
 
 
 def refuse(root: Path, reasons: Mapping[str, str]) -> None:

@@ -1,13 +1,14 @@
 """Checkpoints that are whole or absent: written to a temporary folder, marked, synced, renamed.
 
-One process writes; the files do not depend on the number of ranks. Nothing is ever overwritten in place.
+One process writes; the files do not depend on the number of ranks. Nothing is ever overwritten in place. The
+marker holds digests of all files and of itself: a changed byte is found before anything is resumed from it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from alignbench.errors import RunFailed
+from alignbench.files import file_sha256, read_json, write_json
 
 MARKER = "DONE.json"
 KEEP = 2
@@ -66,8 +68,9 @@ def save(root: Path, state: State) -> Path:
         save_file({name: value.cpu().contiguous() for name, value in state.module.items()},
                   temporary / "module.safetensors")  # fmt: skip
         torch.save(state.optimizer, temporary / "optimizer.pt")
-        marker = {"step": state.step, "totals": state.totals, "torch": torch.__version__}
-        (temporary / MARKER).write_text(json.dumps(marker))
+        digests = {file.name: file_sha256(file) for file in temporary.iterdir()}
+        marker = {"step": state.step, "totals": state.totals, "torch": torch.__version__, "files": digests}
+        write_json(temporary / MARKER, marker)
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
@@ -91,22 +94,40 @@ def complete(root: Path) -> list[Path]:
     return sorted(folder for folder in root.glob("step-??????") if (folder / MARKER).exists())
 
 
-def load_latest(root: Path) -> State | None:
-    """Read the newest finished checkpoint, or None. Left-over temporary folders are removed.
+def put_aside_damaged(root: Path, say: Callable[[str], None]) -> None:
+    """Rename checkpoints that changed since they were written, newest first, until one is whole.
 
-    Raises:
-        RunFailed: it was finished but cannot be read any more.
+    Left-over temporary folders are removed. One process calls this before all call `load_latest`.
+
+    Args:
+        root: folder of the checkpoints.
+        say: told which were put aside, why, and where the run goes on.
     """
     for stale in root.glob("step-*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
+    for folder in reversed(complete(root)):
+        try:
+            _marker(folder)
+            return
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            aside = folder.with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            say(f"checkpoint {folder} is damaged ({error}) and put aside; an earlier one is used")
+
+
+def load_latest(root: Path) -> State | None:
+    """Read the newest finished checkpoint, or None.
+
+    Raises:
+        RunFailed: it changed since it was written, or cannot be read.
+    """
     folders = complete(root)
     if not folders:
         return None
     folder = folders[-1]
     try:
-        marker = json.loads((folder / MARKER).read_text())
-        if folder != folder_of(root, marker["step"]):
-            raise ValueError(f"it says that it is of step {marker['step']}")
+        marker = _marker(folder)
         return State(
             step=marker["step"],
             module=load_file(folder / "module.safetensors"),
@@ -119,3 +140,14 @@ def load_latest(root: Path) -> State | None:
             f"checkpoint {folder} is damaged: {reason}",
             fix=f"remove {folder} and run the same command again",
         ) from error
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    """Return the marker after comparing every file with its digest."""
+    marker = read_json(folder / MARKER)
+    if folder != folder_of(folder.parent, marker["step"]):
+        raise ValueError(f"it says that it is of step {marker['step']}")
+    for name, digest in marker["files"].items():
+        if file_sha256(folder / name) != digest:
+            raise ValueError(f"{name} changed since it was written")
+    return marker

@@ -204,7 +204,11 @@ class Driver:
 
     def _resume(self) -> int:
         """Load the newest checkpoint; return the number of finished steps."""
-        state = checkpoint.load_latest(self.folder / "checkpoints")
+        root = self.folder / "checkpoints"
+        if self.parallel.is_main:
+            checkpoint.put_aside_damaged(root, self.progress.say)
+        self.parallel.barrier()
+        state = checkpoint.load_latest(root)
         if state is None:
             self._truncate_logs(0)
             return 0

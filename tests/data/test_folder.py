@@ -148,11 +148,24 @@ def test_only_unreadable_images_is_an_error(folder: Folder, root: Path) -> None:
     assert "none of 6 images can be read; ant/a.bmp: not a PNG" in refused(folder)
 
 
-def test_a_file_that_vanishes_later_fails_the_run(folder: Folder, root: Path) -> None:
+def test_a_file_that_changes_or_vanishes_later_fails_the_run(folder: Folder, root: Path) -> None:
     dataset = folder()
-    (root / "ant" / "a.bmp").unlink()
-    with pytest.raises(RunFailed, match=r"ant/a\.bmp .* no longer is: no such file"):
+    shutil.copyfile(root / "ant" / "b.png", root / "ant" / "a.bmp")
+    with pytest.raises(RunFailed, match=r"ant/a\.bmp .* is not what it was .*: it has other content"):
         dataset.load(0)
+    (root / "ant" / "a.bmp").unlink()
+    with pytest.raises(RunFailed, match=r"ant/a\.bmp .* is not what it was .*: no such file"):
+        dataset.load(0)
+
+
+def test_other_pixels_with_the_time_of_the_old_are_noticed(folder: Folder, root: Path) -> None:
+    """`cp -p`, rsync and archives keep the time of modification."""
+    before, path = folder().digest, root / "ant" / "b.png"
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert folder().digest != before
 
 
 def test_checked_files_are_not_checked_again(folder: Folder, root: Path, tmp_path: Path) -> None:

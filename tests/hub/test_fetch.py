@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, RunFailed, UserError
+from alignbench.files import read_json
 from alignbench.hub import download
 from alignbench.hub.fetch import Fetched, fetch_files
 from alignbench.hub.locate import FOLDER, FileStatus, locate_asset
@@ -163,7 +163,7 @@ def test_the_first_digest_is_recorded_and_compared_with_the_offer(
 ) -> None:
     server.etag = "version-1"
     fetch_files([policy()])
-    record = json.loads((cache / "weights" / "digests.json").read_text())
+    record = read_json(cache / "weights" / "digests.json")
     assert record == {f"someone/model@{COMMIT}/policy.pt": SHA256}
     policy().expected.unlink()
     server.etag = "1" * 64

@@ -227,9 +227,34 @@ def test_identity_follows_the_files(tmp_path: Path) -> None:
     before = open_set(folder).identity
     assert open_set(folder).identity == before
     os.utime(folder / "00001.png", (1, 1))
-    touched = open_set(folder).identity
-    (folder / "00001.png").rename(folder / "00002.png")
-    assert len({before, touched, open_set(folder).identity}) == 3
+    folder.rename(tmp_path / "moved")
+    assert open_set(tmp_path / "moved").identity == before, "names and contents count"
+    (tmp_path / "moved" / "00001.png").rename(tmp_path / "moved" / "00002.png")
+    assert open_set(tmp_path / "moved").identity != before
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_other_pixels_with_name_size_and_time_of_the_old_are_other_images(tmp_path: Path, kind: str) -> None:
+    images = pictures(4, 0, side=SIDE)
+    root, swapped = tmp_path / "set", images[::-1]
+    root.mkdir()
+
+    def write(shown: np.ndarray) -> Path:
+        if kind == "npz":
+            np.savez(root / "set.npz", shown)
+            return root / "set.npz"
+        for number, image in enumerate(shown):
+            Image.fromarray(image).save(root / f"{number}.bmp")  # no compression: equal sizes
+        return root
+
+    before = open_set(write(images)).identity
+    kept = {path: path.stat() for path in root.iterdir()}
+    after = write(swapped)
+    for path, status in kept.items():
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert open_set(after).identity != before
+    assert open_set(write(images)).identity == before
 
 
 def test_numbered_folders_are_classes(tmp_path: Path) -> None:

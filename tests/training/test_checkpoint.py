@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -30,17 +31,35 @@ def test_unfinished_folders_do_not_count(tmp_path: Path) -> None:
     torn.mkdir()
     (torn / "module.safetensors").write_bytes(b"half")
     (tmp_path / "step-000003").mkdir()  # renamed by hand, without a marker
+    checkpoint.put_aside_damaged(tmp_path, pytest.fail)
     loaded = checkpoint.load_latest(tmp_path)
     assert loaded is not None and loaded.step == 1
     assert not torn.exists()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, state(1))
-    (folder / "module.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(RunFailed, match="step-000001 is damaged") as caught:
-        checkpoint.load_latest(tmp_path)
-    assert "remove" in caught.value.fix
+@pytest.mark.parametrize("name", ["module.safetensors", "optimizer.pt", checkpoint.MARKER])
+def test_any_changed_bit_is_found(tmp_path: Path, name: str) -> None:
+    """A flipped bit anywhere would otherwise load as other weights, or as another step."""
+    path = checkpoint.save(tmp_path, state(1)) / name
+    content = path.read_bytes()
+    for bit in random.Random(name).sample(range(8 * len(content)), 60):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(RunFailed, match="step-000001 is damaged"):
+            checkpoint.load_latest(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1))
+    damaged = checkpoint.save(tmp_path, state(2))
+    (damaged / "optimizer.pt").unlink()
+    told: list[str] = []
+    checkpoint.put_aside_damaged(tmp_path, told.append)
+    loaded = checkpoint.load_latest(tmp_path)
+    assert loaded is not None and loaded.step == 1
+    assert (tmp_path / "step-000002.damaged" / "module.safetensors").exists()
+    assert len(told) == 1 and "step-000002 is damaged" in told[0] and "optimizer.pt" in told[0]
 
 
 def test_a_full_disk_keeps_earlier_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
