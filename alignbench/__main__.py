@@ -1,6 +1,34 @@
-"""`python -m alignbench`."""
+"""The program's start: `alignbench` and `python -m alignbench`.
 
-from alignbench.cli.main import main
+Signals are answered from the first moment on, before anything large is imported.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from alignbench.errors import EXIT_PARTIAL
+from alignbench.training.signals import SIGNALS
+
+
+def main() -> None:
+    """Run the command line; a signal ends it in one line with exit status 3, whatever it is doing."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, interrupt)
+    try:
+        from alignbench.cli.main import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:
+        sys.stderr.write("alignbench: interrupted → run the same command again\n")
+        sys.exit(EXIT_PARTIAL)
+
 
 if __name__ == "__main__":
     main()

@@ -131,6 +131,8 @@ class Collected:
     """Image tokens drawn one after another (free-running); 0 for parallel, teacher-forced draws."""
     reward_calls: Mapping[str, int] = field(default_factory=dict)
     """Images scored, by reward name."""
+    reward_failures: Mapping[str, int] = field(default_factory=dict)
+    """How many of them got no valid score, by the same names; 0 where a name is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import os
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -82,12 +84,46 @@ def out_of_memory_as(what: str, fix: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # the CPU's allocator has no exception of its own
-        import torch
-
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
             raise
         raise RunFailed(what, fix=fix) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def failure_of(what: str) -> Iterator[None]:
+    """Turn any exception of exchangeable code inside the block into a failed run that names the code.
+
+    Errors that already have words for people, and a shortage of memory, pass; so does everything while the
+    environment variable `ALIGNBENCH_TRACEBACK` is set.
+
+    Args:
+        what: whose code it is, e.g. `reward 'clip-score'`.
+
+    Raises:
+        RunFailed: the code raised something, or called `sys.exit`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if "ALIGNBENCH_TRACEBACK" in os.environ or _is_out_of_memory(error):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise RunFailed(
+            f"{what} failed: {type(error).__name__}{f': {reason}' if reason else ''} "
+            f"({place.filename}:{place.lineno})",
+            fix="ALIGNBENCH_TRACEBACK=1 shows where it was called from",
+        ) from error
 
 
 def smaller_batch(batch: int) -> str:

@@ -109,6 +109,8 @@ class TrainInfo(JsonTable):
     """Tokens drawn one after another."""
     reward_calls: dict[str, Count]
     """{reward: images scored}."""
+    reward_failures: dict[str, Count] = {}
+    """{reward: images among them without a valid score}; left out where none failed."""
     peak_memory_gib: Amount | None
     """Of the device (CUDA) or the process (CPU), largest over the processes; None if unknown."""
     resumed: Count = 0
@@ -263,6 +265,8 @@ def dumps(record: RunRecord) -> str:
     values = record.model_dump(mode="json", by_alias=True)
     # Records older than these fields keep their bytes.
     _drop_empty(values, "plugins")
+    if values["train"]:
+        _drop_empty(values["train"], "reward_failures")
     for result in values["results"]:
         _drop_empty(result, "intervals", "resampled", "assets")
     del values["sha256"]

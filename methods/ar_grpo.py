@@ -121,7 +121,7 @@ class ArGrpo:
         """Generate G images of each condition, score them, and keep the log-probabilities of their tokens."""
         condition = batch.condition.repeat(self.config.group_size)
         rollout = self._generate(condition, batch.index, step)
-        advantages, valid, metrics = self._score(condition, batch.index, rollout.tokens)
+        advantages, valid, metrics, failures = self._score(condition, batch.index, rollout.tokens)
         logits = self._logits(self.backbone, condition, rollout.tokens)
         logprobs = self._logprobs(logits, rollout.tokens)
         metrics["entropy"] = torch.special.entr((logits / self._temperature).softmax(dim=-1)).sum(-1).mean()
@@ -142,6 +142,7 @@ class ArGrpo:
             sequences=len(rollout.tokens),
             tokens=rollout.tokens.numel(),
             reward_calls={card: times * len(rollout.tokens) for card, times in self.calls.items()},
+            reward_failures=failures,
         )
 
     def loss(self, experience: object) -> api.Loss:
@@ -180,8 +181,8 @@ class ArGrpo:
 
     def _score(
         self, condition: api.Condition, index: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Decode and score [N, T] tokens: (advantages [B, G], valid [B, G], metrics)."""
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Counter[str]]:
+        """Decode and score [N, T] tokens: (advantages [B, G], valid [B, G], metrics, failures by card)."""
         request = api.ScoreRequest(
             images=self._decode(tokens),
             group=index.repeat_interleave(self.config.group_size),
@@ -199,11 +200,14 @@ class ArGrpo:
             "flat_groups": (advantages == 0).all(dim=1).float().mean(),
             "invalid_groups": (~both.any(dim=1)).float().mean(),
         }
+        failures: Counter[str] = Counter()
+        for spec, mask in zip(self.rewards, valid, strict=True):
+            failures[parse_spec(spec).name] += int((~mask).sum())
         for name, value, mask in zip(short_names(list(self.rewards)), values, valid, strict=True):
             mean, std, flat = describe(value, mask)
             metrics |= {f"reward/{name}": mean, f"reward_std/{name}": std, f"flat/{name}": flat}
             metrics[f"invalid/{name}"] = (~mask).float().mean()
-        return advantages, both, metrics
+        return advantages, both, metrics, failures
 
     def _advantages(self, values: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Scores [B, G] of each reward → (advantages [B, G], valid [B, G]: every reward gave a score)."""

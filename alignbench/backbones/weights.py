@@ -61,7 +61,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) ->
         name: what the message calls the weights, e.g. the file.
 
     Raises:
-        UserError: listing missing, unexpected and wrongly shaped keys.
+        UserError: listing missing, unexpected, wrongly shaped and broken keys.
     """
     expected = module.state_dict()
     missing = [key for key in expected if key not in state]
@@ -71,11 +71,10 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) ->
         for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
-    problems = [
-        _listing(what, keys)
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if keys
-    ]
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    lists = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    lists["with values that are not numbers"] = broken
+    problems = [_listing(what, keys) for what, keys in lists.items() if keys]
     if problems:
         raise UserError(
             f"{name} does not fit the model: {'; '.join(problems)}",

@@ -43,6 +43,9 @@ class TrainConfig:
     precision: str = _train("fp32", "bf16: autocast over fp32 master weights.", choices=["fp32", "bf16"])
     recompute: bool = _train(False, "Recompute transformer blocks in the backward pass.")
     updates_per_collect: int = _train(1, "Optimiser steps on each collected batch.", minimum=1)
+    failed_rewards: float = _train(
+        0.1, "Largest share of a step's images that may stay without a score.", minimum=0.0, maximum=1.0
+    )
 
 
 COMMON_OPTIONS: dict[str, dict[str, Option]] = {
@@ -69,7 +72,7 @@ COMMON_OPTIONS: dict[str, dict[str, Option]] = {
     },
 }
 """{namespace: {key: option}} of what does not depend on a card."""
-RARE = {"model.text", "protocol.batch"}
+RARE = {"model.text", "protocol.batch", "train.failed_rewards"}
 """A configuration holds these, and paths of assets, only if they were given."""
 
 

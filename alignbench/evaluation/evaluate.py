@@ -19,7 +19,7 @@ import torch
 
 from alignbench import run_folder
 from alignbench.api import Evaluator, ImageSet, Reference
-from alignbench.errors import UserError
+from alignbench.errors import UserError, failure_of
 from alignbench.evaluation import features
 from alignbench.evaluation.features import FeatureStore, Rank, measure
 from alignbench.files import code_digest, digest_of, read_json, write_json
@@ -70,7 +70,8 @@ def build_evaluators(
         options |= protocol.options.get(name, {})
         files = {asset: assets[asset] for asset in card.assets}
         target = interfaces.load(registry, "evaluators", name)
-        built[name] = target(card, options=options, assets=files, device=device)
+        with failure_of(f"evaluator {name!r}"):
+            built[name] = target(card, options=options, assets=files, device=device)
         interfaces.require(f"evaluator {name!r}", built[name], interfaces.OBJECT_MEMBERS["evaluators"])
     return built
 
@@ -231,9 +232,11 @@ class Evaluation:
         started = time.monotonic()
         try:
             reference = self.references.of(name, evaluator) if self._uses_reference(name) else None
-            metrics = evaluator.score(rows, reference)
+            with failure_of(f"evaluator {name!r}"):
+                metrics = list(evaluator.score(rows, reference))
         except UserError as error:
-            raise UserError(f"{name}, {self.subject} at {setting}: {error.what}", fix=error.fix) from error
+            what = f"{name}, {self.subject} at {setting}: {error.what}"
+            raise UserError(what, fix=error.fix, exit_code=error.exit_code) from error
         seconds = time.monotonic() - started
         score = Score(
             evaluator=name,

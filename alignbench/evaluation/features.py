@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from alignbench.api import PROMPT, Evaluator, ImageSet, Prompt, Rows
-from alignbench.errors import RunFailed, out_of_memory_as
+from alignbench.errors import RunFailed, failure_of, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Stage
 
@@ -186,7 +186,7 @@ def _measure_shard(
     for name, evaluator in evaluators.items():
         started = time.monotonic()
         what = f"evaluator {name!r}: out of memory with shards of {len(batch)} images"
-        with out_of_memory_as(what, "a device with more memory"):
+        with out_of_memory_as(what, "a device with more memory"), failure_of(f"evaluator {name!r}"):
             rows = dict(evaluator.measure(batch))
         _check(name, rows, len(batch))
         if batch.prompts:
@@ -204,6 +204,8 @@ def _check(name: str, rows: Rows, images: int) -> None:
     for column, values in rows.items():
         if len(values) != images:
             raise RunFailed(f"evaluator {name!r}: column {column} has {len(values)} rows for {images} images")
+        if np.issubdtype(np.asarray(values).dtype, np.floating) and not np.isfinite(values).all():
+            raise RunFailed(f"evaluator {name!r}: column {column} holds values that are not numbers")
     if not rows:
         raise RunFailed(f"evaluator {name!r} remembers nothing of an image")
 

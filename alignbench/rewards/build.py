@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from alignbench import api
-from alignbench.errors import UserError
+from alignbench.errors import RunFailed, UserError, failure_of
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.reward_spec import PLACEMENTS, Resolved, is_remote, require_packages, resolve
@@ -178,7 +178,8 @@ def build_raw(resolved: Resolved, device: torch.device) -> Any:
         target = import_target(resolved.card.target)
     except UserError as error:
         raise UserError(f"{what}: {error.what}") from error
-    raw = target(device, **resolved.options)
+    with failure_of(what):
+        raw = target(device, **resolved.options)
     interfaces.require(f"{what} ({resolved.card.target})", raw, interfaces.OBJECT_MEMBERS["rewards"])
     return raw
 
@@ -205,10 +206,13 @@ class BuiltReward:
         """Score a request of any size: transformed, larger is better, NaN where not valid.
 
         Raises:
-            ValueError: images of another form or range.
+            RunFailed: images of another form or range, or the reward fails or returns something else.
             UserError: the request lacks what the reward needs.
         """
-        requests.check(self.resolved.name, request)
+        try:
+            requests.check(self.resolved.name, request)
+        except ValueError as error:
+            raise RunFailed(str(error), fix="check the model's weights, or lower train.lr") from error
         request = self._complete(request)
         size = int(self.resolved.common["batch"])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
@@ -227,8 +231,9 @@ class BuiltReward:
             request = requests.move(request, self.placed.device)
         if not self.differentiable:
             request = replace(request, images=request.images.detach())
-        with self.placed.ready() as raw:
+        with failure_of(f"reward {self.resolved.name!r}"), self.placed.ready() as raw:
             scores = raw.score(request)
+            requests.check_scores(scores, len(request.images))
         return api.Scores(scores.values.float().to(home), scores.valid.to(home))
 
     def _complete(self, request: api.ScoreRequest) -> api.ScoreRequest:
@@ -256,7 +261,7 @@ class BuiltDistance(BuiltReward):
 
     def prepare(self, reference: Tensor) -> Any:
         """See `api.Distance.prepare`."""
-        with self.placed.ready() as raw:
+        with failure_of(f"reward {self.resolved.name!r}"), self.placed.ready() as raw:
             return raw.prepare(reference.to(self.placed.device))  # type: ignore[attr-defined]
 
     def distance(self, images: Tensor, prepared: Any, *, repeats: int) -> Tensor:
@@ -264,14 +269,19 @@ class BuiltDistance(BuiltReward):
 
         Raises:
             UserError: gradients are asked of a chain or a placement that has none.
+            RunFailed: the reward fails, or gives something else than a number for each image.
         """
         if torch.is_grad_enabled() and images.requires_grad and not self.differentiable:
             raise UserError(
                 f"reward {self.resolved.text!r} passes no gradient on",
                 fix="leave out quantise, levels and placement=offload, or choose a differentiable reward",
             )
-        with self.placed.ready() as raw:
+        with failure_of(f"reward {self.resolved.name!r}"), self.placed.ready() as raw:
             distance = raw.distance  # type: ignore[attr-defined]
             values = distance(images.to(self.placed.device), prepared, repeats=repeats)
+            requests.check_values(values, len(images))
+            if not values.detach().isfinite().all():
+                broken = "the decoded images hold" if not images.detach().isfinite().all() else "it returned"
+                raise ValueError(f"{broken} values that are not numbers")
         values = transforms.apply(self.resolved.spec.transforms, values.to(images.device))
         return values if self.resolved.card.direction == "lower" else -values

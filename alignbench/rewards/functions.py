@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alignbench.api import ScoreRequest, Scores
-from alignbench.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -76,11 +75,9 @@ class FunctionReward:
         return self._call(images, originals=prepared.repeat_interleave(repeats, dim=0))
 
     def _call(self, images: Tensor, **offered: Any) -> Tensor:
+        from alignbench.rewards.requests import check_values
+
         chosen = {name: value for name, value in offered.items() if name in self.arguments}
         values = self.function(images, **chosen, **self.options)
-        if values.shape != images.shape[:1]:
-            raise UserError(
-                f"reward {self.function.__name__!r} returned {list(values.shape)} for {len(images)} images",
-                fix="return one number for each image, [N]",
-            )
+        check_values(values, len(images))
         return values

@@ -70,6 +70,25 @@ def check(name: str, request: api.ScoreRequest) -> None:
         raise ValueError(f"reward {name}: {count} images came with {', '.join(wrong)}")
 
 
+def check_scores(scores: object, count: int) -> None:
+    """Raise TypeError or ValueError unless these are `api.Scores` of [count] numbers and [count] bool."""
+    if not isinstance(scores, api.Scores):
+        raise TypeError(f"it returned {type(scores).__name__}, not Scores")
+    check_values(scores.values, count)
+    valid = scores.valid
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool or valid.shape != (count,):
+        raise ValueError(f"`valid` is not [{count}] bool")
+
+
+def check_values(values: object, count: int) -> None:
+    """Raise TypeError or ValueError unless these are [count] floating-point numbers."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"it returned {kind}, not a tensor of floating-point numbers")
+    if values.shape != (count,):
+        raise ValueError(f"it returned {list(values.shape)} for {count} images, not [{count}]")
+
+
 class FromReference:
     """Gives distances (`api.Distance`) the call of a reward: each image against its own reference image."""
 

@@ -36,9 +36,9 @@ from alignbench.registry.protocol import Setting
 from alignbench.runs import environment
 from alignbench.runs.session import devices
 from alignbench.samples.generated import ImageDecoder, Sampler
-from alignbench.training.driver import peak_memory_gib
 from alignbench.training.parallel import choose_threads, local_device
 from alignbench.training.setup import build_model, open_training_data, prepared
+from alignbench.training.totals import peak_memory_gib
 
 WARM_UP_TOKENS = 4
 

@@ -19,7 +19,7 @@ from alignbench.record import (
     TrainInfo,
 )
 from alignbench.runs import environment
-from alignbench.training.driver import Totals
+from alignbench.training.totals import Totals
 
 
 @dataclass

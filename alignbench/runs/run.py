@@ -79,7 +79,7 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> Non
         ready.driver.stop = stop
         try:
             recorder.totals = ready.driver.train()
-            if stop():  # after the last step
+            if parallel.sum({"stop": float(stop())})["stop"]:  # after the last step
                 raise Interrupted(plan.config.train.steps)
         except (Interrupted, RunFailed):
             recorder.totals = ready.driver.totals
@@ -92,6 +92,8 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> Non
 
 def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write trained weights so that the file is whole or absent."""
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise RunFailed(f"training left values that are not numbers in {broken[0]}", fix="lower train.lr")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignbench.errors import RunFailed
+
 
 def channels_first(pixels: np.ndarray) -> Tensor:
     """[n, H, W, 3] array → contiguous [n, 3, H, W] tensor."""
@@ -44,7 +46,15 @@ def to_uint8(images: Tensor, rounding: Rounding = "truncate-128") -> Tensor:
         rounding: `truncate-128`, LlamaGen's and ADM's 127.5·x + 128, which sends 0 to 128 and gives back
             every byte that `from_uint8` made a float of; `truncate-255`, AR-GRPO's and Janus' 255·(x + 1)/2,
             which is darker by half a level on average and white only from x = 1 on.
+
+    Raises:
+        RunFailed: values that are not finite.
     """
+    if not images.isfinite().all():  # they would become black or white like any others
+        raise RunFailed(
+            "the decoded images hold values that are not numbers",
+            fix="the weights are broken or overflow: train again with a lower train.lr, or check the files",
+        )
     scaled = 127.5 * images + 128.0 if rounding == "truncate-128" else (images + 1) / 2 * 255
     return scaled.clamp(0, 255).to(torch.uint8)
 

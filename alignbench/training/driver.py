@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import resource
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -21,13 +19,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from alignbench.api import Batch, Collected, Method
+from alignbench.api import Batch, Collected, Loss, Method
 from alignbench.config.settings import TrainConfig
-from alignbench.errors import RunFailed, out_of_memory_as
+from alignbench.errors import RunFailed, failure_of, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Progress
 from alignbench.training import checkpoint
 from alignbench.training.parallel import Parallel
+from alignbench.training.totals import Totals, costs_of, peak_memory_gib
+
+STOP = "stop"
+"""Name under which ranks tell each other, among a step's numbers, that they were asked to stop."""
 
 
 class BatchStream(Protocol):
@@ -36,20 +38,6 @@ class BatchStream(Protocol):
     def batch(self, step: int, rank: int, world_size: int) -> Batch:
         """Return this rank's share of a step's images; a function of its arguments alone."""
         ...
-
-
-@dataclass
-class Totals:
-    """What training cost so far, over all ranks and all resumptions."""
-
-    seconds: float = 0.0
-    images: int = 0
-    sequences: int = 0
-    tokens: int = 0
-    reward_calls: dict[str, int] = field(default_factory=dict)
-    peak_memory_gib: float = 0.0
-    resumed: int = 0
-    """How often the run was continued."""
 
 
 class Interrupted(Exception):
@@ -93,7 +81,7 @@ class Driver:
         folder: run folder; `metrics.jsonl`, `timing.jsonl` and `checkpoints/` go there.
         progress: where messages go.
         checkpoint_every: steps between two checkpoints; 0: none, unless the run is stopped.
-        stop: asked after every step; True ends the run with a checkpoint.
+        stop: asked after every step; True on any rank ends the run with a checkpoint.
     """
 
     config: TrainConfig
@@ -108,6 +96,7 @@ class Driver:
     checkpoint_every: int
     stop: Callable[[], bool] = lambda: False
     totals: Totals = field(default_factory=Totals, init=False)
+    _stopping: bool = field(default=False, init=False)
 
     def train(self) -> Totals:
         """Train from the last checkpoint to the end.
@@ -125,7 +114,7 @@ class Driver:
                 self.totals.seconds += seconds
                 self._log(step, numbers, seconds)
                 stage.advance(1, {name: numbers[name] for name in ("reward", "loss") if name in numbers})
-                stopping, done, every = self.stop(), step + 1, self.checkpoint_every
+                stopping, done, every = self._stopping, step + 1, self.checkpoint_every
                 if stopping or (every > 0 and (done == self.config.steps or done % every == 0)):
                     self._save(done)
                 if stopping:
@@ -152,18 +141,29 @@ class Driver:
         collected = []
         with torch.no_grad():
             for part in batch.split(config.micro_batch):
-                collected.append(self.method.collect(part, step))
+                collected.append(self._collect(part, step))
+        costs = costs_of(collected, parallel)
+        if failure := costs.too_many_failures(config.failed_rewards):
+            if step:  # nothing that is trained gets lost
+                self._save(step)
+            raise RunFailed(
+                f"step {step + 1}: {failure}",
+                fix="mend the reward and run the same command again; it continues from this step",
+            )
         numbers = self._mean((part.metrics, part.images) for part in collected)
         for _ in range(config.updates_per_collect):
             losses, norm = self._update(collected, step)
-        self._count(collected)
-        return {**parallel.sum({**numbers, **losses}), "grad_norm": norm, "lr": rate}
+        self.totals.add(costs, peak_memory_gib(parallel.device))
+        summed = parallel.sum({**numbers, **losses, STOP: float(self.stop())})
+        # A signal that reaches ranks at different steps must not part them.
+        self._stopping = summed.pop(STOP) > 0
+        return {**summed, "grad_norm": norm, "lr": rate}
 
     def _update(self, collected: list[Collected], step: int) -> tuple[dict[str, float], float]:
         """Take one optimiser step on everything collected; return this rank's numbers and the norm."""
         parts: list[tuple[Mapping[str, Tensor], int]] = []
         for part in collected:
-            loss = self.method.loss(part.experience)
+            loss = self._loss(part.experience)
             self.parallel.backward(loss.value * (part.images / self.config.images_per_step))
             parts.append(({"loss": loss.value.detach(), **loss.metrics}, part.images))
         self.parallel.reduce_gradients(self.module)
@@ -185,20 +185,19 @@ class Driver:
                 sums[name] = sums.get(name, 0.0) + float(value) * images / self.config.images_per_step
         return sums
 
-    def _count(self, collected: list[Collected]) -> None:
-        """Add this step's costs, over all ranks, to the totals."""
-        counts: Counter[str] = Counter()
-        for part in collected:
-            counts.update({"images": part.images, "sequences": part.sequences, "tokens": part.tokens})
-            counts.update({f"reward/{name}": calls for name, calls in part.reward_calls.items()})
-        summed = {name: round(value) for name, value in self.parallel.sum(counts).items()}
-        self.totals.images += summed.pop("images")
-        self.totals.sequences += summed.pop("sequences")
-        self.totals.tokens += summed.pop("tokens")
-        for name, calls in summed.items():
-            reward = name.removeprefix("reward/")
-            self.totals.reward_calls[reward] = self.totals.reward_calls.get(reward, 0) + calls
-        self.totals.peak_memory_gib = max(self.totals.peak_memory_gib, peak_memory_gib(self.parallel.device))
+    def _collect(self, batch: Batch, step: int) -> Collected:
+        with failure_of(f"method {type(self.method).__name__}"):
+            collected = self.method.collect(batch, step)
+            if not isinstance(collected, Collected):
+                raise TypeError(f"collect returned {type(collected).__name__}, not Collected")
+        return collected
+
+    def _loss(self, experience: object) -> Loss:
+        with failure_of(f"method {type(self.method).__name__}"):
+            loss = self.method.loss(experience)
+            if not isinstance(loss, Loss) or loss.value.dim() or not loss.value.requires_grad:
+                raise TypeError("loss returned no Loss whose value is a scalar with a gradient")
+        return loss
 
     # --- folder ---
 
@@ -273,10 +272,3 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, LookupError, TypeError):
         return 0
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Largest device memory allocated so far, or the process's largest resident size on CPU, in GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,15 +1,17 @@
-"""Ctrl-C and SIGTERM while training: finish the step, keep a checkpoint, then stop."""
+"""Signals while training: finish the step, keep a checkpoint, then stop. Elsewhere they stop at once."""
 
 from __future__ import annotations
 
 import signal
 import types
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from alignbench.progress import Progress
+if TYPE_CHECKING:
+    from alignbench.progress import Progress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""What a user and what a scheduler sends."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""What users, closed terminals and schedulers (`sbatch --signal=USR1`) send."""
 
 
 class StopOnSignal:
@@ -23,7 +25,11 @@ class StopOnSignal:
         self._asked = False
 
     def __enter__(self) -> Callable[[], bool]:
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._before = {
+            number: signal.signal(number, self._handle)
+            for number in SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
+        }
         return lambda: self._asked
 
     def __exit__(self, *exception: object) -> None:

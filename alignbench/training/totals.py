@@ -1,0 +1,82 @@
+"""What training costs: images, sequences, tokens, calls of rewards and how many of them failed."""
+
+from __future__ import annotations
+
+import resource
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from alignbench.api import Collected
+from alignbench.training.parallel import Parallel
+
+COUNTED = ("images", "sequences", "tokens")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one step, over all ranks."""
+
+    counted: dict[str, int]
+    """{name in `COUNTED`: number}."""
+    calls: dict[str, int]
+    """{reward: images scored}."""
+    failures: dict[str, int]
+    """{reward: images without a valid score}, by the same names."""
+
+    def too_many_failures(self, limit: float) -> str:
+        """Say which reward failed for more than a share of its images, or for all; empty: none did."""
+        for name, failed in self.failures.items():
+            calls = self.calls[name]
+            if failed and (failed == calls or failed > limit * calls):
+                return f"reward {name!r} gave no valid score for {failed} of {calls} images"
+        return ""
+
+
+@dataclass
+class Totals:
+    """What training cost so far, over all ranks and all resumptions."""
+
+    seconds: float = 0.0
+    images: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    reward_calls: dict[str, int] = field(default_factory=dict)
+    reward_failures: dict[str, int] = field(default_factory=dict)
+    """Images without a valid score; rewards that never failed are left out."""
+    peak_memory_gib: float = 0.0
+    resumed: int = 0
+    """How often the run was continued."""
+
+    def add(self, costs: Costs, peak_memory_gib: float) -> None:
+        """Add a finished step."""
+        for name, value in costs.counted.items():
+            setattr(self, name, getattr(self, name) + value)
+        self.reward_calls = dict(Counter(self.reward_calls) + Counter(costs.calls))
+        self.reward_failures = dict(Counter(self.reward_failures) + Counter(costs.failures))
+        self.peak_memory_gib = max(self.peak_memory_gib, peak_memory_gib)
+
+
+def costs_of(collected: Sequence[Collected], parallel: Parallel) -> Costs:
+    """Add up what was collected on all ranks; every rank must bring the same rewards."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for part in collected:
+        for name in COUNTED:
+            counts["counted", name] += getattr(part, name)
+        for name, calls in part.reward_calls.items():
+            counts["calls", name] += calls
+            counts["failures", name] += part.reward_failures.get(name, 0)
+    summed = parallel.sum({"/".join(key): value for key, value in counts.items()})
+    groups: dict[str, dict[str, int]] = {"counted": {}, "calls": {}, "failures": {}}
+    for (group, name), value in zip(counts, summed.values(), strict=True):
+        groups[group][name] = round(value)
+    return Costs(**groups)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Largest device memory allocated so far, or the process's largest resident size on CPU, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
