@@ -1,31 +1,37 @@
 """A folder of images with one sub-folder a class.
 
-Class ids follow the sorted folder names, as ImageNet's are numbered, unless a list of names says
-otherwise. Neither the order nor the subset depends on the file system.
+Class ids follow the sorted folder names, as ImageNet's are numbered, unless the names are whole numbers (then
+they are the ids) or a list of names says otherwise. Neither order nor subset depends on the file system.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignbench.data.encoded import Source, choose
 from alignbench.data.walk import EXTENSIONS, identity_of, image_names, read_file, refuse_folder
 from alignbench.errors import UserError, suggest
+from alignbench.files import parse_json
 from alignbench.registry.schema import Scalar
 
 WHOLE = "all"
 """Split whose class folders lie directly in the root; other splits are sub-folders of the root."""
 
 _SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "test"})
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+_SYNSET = re.compile(r"n[0-9]{8}\s")
+"""A WordNet id with the names of its class behind it."""
 _SET_ROOT = "--set data.root=PATH"
 
 
 def open_folder(*, split: str, num_classes: int | None, options: Mapping[str, Scalar], **_: object) -> Source:
     """List a folder; arguments as in `open_dataset`.
 
-    Options: `root`; `limit` images at most (0: all) chosen by `subset_seed`; `class_index`, a text file
-    with one class folder's name per line in the order of the model's class ids.
+    Options: `root`; `limit` images at most (0: all) chosen by `subset_seed`; `class_index`, a file with the
+    names of all class folders in the order of the model's class ids: one per line, ImageNet's
+    `LOC_synset_mapping.txt`, or `imagenet_class_index.json`.
 
     Raises:
         UserError: anything about the folder that does not fit, with the remedy.
@@ -97,6 +103,8 @@ def _class_names(
     """Return the folder name of every class id."""
     if class_index:
         return _indexed_names(folders, Path(class_index).expanduser(), num_classes, root)
+    if all(_WHOLE_NUMBER.fullmatch(name) for name in folders):
+        return _numbered_names(folders, num_classes, root)
     if num_classes is None or len(folders) == num_classes:
         return tuple(folders)
     if len(folders) > num_classes:
@@ -111,14 +119,31 @@ def _class_names(
     )
 
 
+def _numbered_names(folders: Sequence[str], num_classes: int | None, root: Path) -> tuple[str, ...]:
+    """Order folders named by class ids; as texts, `10` would come before `2`."""
+    ordered = sorted(folders, key=int)
+    ids = [int(name) for name in ordered]
+    wanted = range(len(ids) if num_classes is None else num_classes)
+    if ids == list(wanted):
+        return tuple(ordered)
+    absent, extra = sorted(set(wanted) - set(ids)), sorted(set(ids) - set(wanted))
+    problems = [f"{number} is there twice" for number in sorted({n for n in ids if ids.count(n) > 1})]
+    problems += [f"{absent[0]} is missing"] if absent else []
+    problems += [f"{extra[0]} is too much"] if extra else []
+    raise UserError(
+        f"{root}: class folders named by numbers must be the class ids 0 … {len(wanted) - 1}, but "
+        f"{' and '.join(problems)}",
+        fix="rename them, or list all folder names in order of id, one per line: --set data.class_index=FILE",
+    )
+
+
 def _indexed_names(
     folders: Sequence[str], path: Path, num_classes: int | None, root: Path
 ) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        names = _listed_names(path)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"data.class_index: {path} cannot be read: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"data.class_index: {path} lists {twice!r} twice")
@@ -134,6 +159,18 @@ def _indexed_names(
             fix=f"add it to the list or remove the folder ({len(unknown)} such)",
         )
     return names
+
+
+def _listed_names(path: Path) -> tuple[str, ...]:
+    """Read a class list in any of its forms; see `open_folder`."""
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".json":
+        entries = {int(number): entry for number, entry in parse_json(text).items()}
+        return tuple(str(entries[number][0]) for number in range(len(entries)))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if all(_SYNSET.match(line) for line in lines):
+        return tuple(line.split(maxsplit=1)[0] for line in lines)
+    return tuple(lines)
 
 
 def _images_of(root: Path, folder: str) -> list[str]:

@@ -1,8 +1,9 @@
 """Captioned images in tar shards, in the form of LAION-COCO and other web data sets.
 
-Files whose names agree up to the first dot of the last part are one sample: an image, and a .txt or .json
-with its caption. A shard is read through once; where its pictures lie is kept, so that any can be read later.
-Shards are not unpacked and must not be compressed.
+Files whose names agree up to the first dot of the last part are one sample, and what follows that dot is the
+ending, as webdataset has it: an image, and a .txt or .json with its caption. Whatever else lies in a shard is
+listed with the reason why it is left out. A shard is read through once; where its pictures lie is kept, so
+that any can be read later. Shards are not unpacked and must not be compressed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -19,14 +21,14 @@ from alignbench.data.decode import UnreadableImage, ordered_map
 from alignbench.data.encoded import read_cache, write_cache
 from alignbench.data.walk import EXTENSIONS, file_state, identity_of, read_file
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 
 class Entry(NamedTuple):
     """A sample of a shard, or damage to the shard; the fields are what the index file holds."""
 
     key: str
-    """Path inside the shard without the extension; empty: the shard itself, which is damaged."""
+    """Path inside the shard without the ending, or what is left out; empty: the shard, which is damaged."""
     offset: int
     """Of the picture's bytes in the shard."""
     size: int
@@ -89,39 +91,58 @@ def _indexed(shard: Path, key: str, cache_dir: Path) -> list[Entry]:
 def _index(shard: Path, key: str) -> list[Entry]:
     """Read a shard through; what stops that becomes an entry of its own."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
-    damage: list[Entry] = []
+    left_out: list[Entry] = []
+    others: Counter[str] = Counter()
     with shard.open("rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    if member.isreg():
-                        _add(samples, member)
+                    if problem := _add(samples, others, member):
+                        name = f"{member.name} at byte {member.offset}"
+                        left_out.append(Entry(name, 0, 0, (), problem))
                 # Where it cannot read on, tarfile mostly just stops.
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("it breaks off, or cannot be read from there on")
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             what = "damaged" if samples else "not an uncompressed tar file"
-            damage.append(Entry("", 0, 0, (), f"{what}: {error}"))
+            left_out.append(Entry("", 0, 0, (), f"{what}: {error}"))
         entries = [_entry(file, name, files, key) for name, files in samples.items() if files]
-    return entries + damage
+    for ending, count in others.items():
+        reason = f"{count} files end so after the first dot: neither an image's ending nor a caption's"
+        left_out.append(Entry(f"*{ending}", 0, 0, (), reason))
+    return entries + left_out
 
 
-def _add(samples: dict[str, dict[str, tuple[int, int]]], member: tarfile.TarInfo) -> None:
+def _add(
+    samples: dict[str, dict[str, tuple[int, int]]], others: Counter[str], member: tarfile.TarInfo
+) -> str:
     """Note under its sample where a file lies, {ending or "image": (offset, size)}.
 
-    What is left out without a word is left out here: names without a stem or an ending, endings that are
-    neither an image's nor a caption's, and of two files of a kind the second.
+    Args:
+        samples: {name: its files}, added to.
+        others: counts endings that mean nothing here.
+        member: of the shard.
+
+    Returns:
+        Why the file is left out; empty: it is not, or is counted under `others`.
     """
+    if member.isdir():
+        return ""
+    if not member.isreg():
+        return "not a regular file"
     folder, _, last = member.name.rpartition("/")
     stem, dot, ending = last.partition(".")
-    if not stem or not dot:
-        return
+    kind = f".{ending.lower()}" if stem and dot else ""
+    role = "image" if kind in EXTENSIONS else kind
+    if role not in ("image", *CAPTION_FILES):
+        others[kind or "no ending"] += 1
+        return ""
     sample = samples.setdefault(f"{folder}/{stem}".lstrip("/"), {})
-    kind = f".{ending.lower()}"
-    kind = "image" if kind in EXTENSIONS else kind
-    if kind == "image" or kind in CAPTION_FILES:
-        sample.setdefault(kind, (member.offset_data, member.size))
+    if role in sample:
+        return f"a second {'image' if role == 'image' else f'{role} file'} of {stem}"
+    sample[role] = (member.offset_data, member.size)
+    return ""
 
 
 def _entry(file: IO[bytes], name: str, files: dict[str, tuple[int, int]], key: str) -> Entry:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from alignbench import api
-from alignbench.errors import RunFailed, UserError, failure_of
+from alignbench.errors import UserError, failure_of
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.reward_spec import PLACEMENTS, Resolved, is_remote, require_packages, resolve
@@ -206,13 +206,11 @@ class BuiltReward:
         """Score a request of any size: transformed, larger is better, NaN where not valid.
 
         Raises:
-            RunFailed: images of another form or range, or the reward fails or returns something else.
+            ValueError: images of another form or range.
+            RunFailed: the reward fails, or returns something else than a score for each image.
             UserError: the request lacks what the reward needs.
         """
-        try:
-            requests.check(self.resolved.name, request)
-        except ValueError as error:
-            raise RunFailed(str(error), fix="check the model's weights, or lower train.lr") from error
+        requests.check(self.resolved.name, request)
         request = self._complete(request)
         size = int(self.resolved.common["batch"])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):

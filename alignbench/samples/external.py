@@ -6,6 +6,7 @@ and none is left out: an image that cannot be read faithfully is an error that n
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -85,13 +86,14 @@ def open_samples(
 
     A folder is read at any depth, in natural order of the relative paths (`2.png` before `10.png`); hidden
     files are left out. Sub-folders named by numbers are class ids. An ADM file holds `arr_0` and perhaps
-    class ids in `arr_1`. A folder in GenEval's layout brings its own prompts.
+    class ids in `arr_1`. A folder in GenEval's layout says which prompt each image is of.
 
     Args:
         path: folder or `.npz` file.
         image_size: side the images must have.
-        prompts: prompts of the images, in order, each used `images_per_prompt` times in a row; checked
-            against those that a GenEval folder brings.
+        prompts: prompts of the images, in order, each used `images_per_prompt` times in a row. Images in
+            GenEval's layout are matched by the text beside them; what is asked of an image is always taken
+            from here.
         images_per_prompt: images of one prompt that follow each other.
         fit: `exact` refuses other sizes; an `.npz` file is never cropped.
         limit: keep a fixed random subset of a folder's images, by their names; 0 keeps all.
@@ -113,10 +115,16 @@ def open_samples(
     if geneval_layout.is_geneval_folder(path):
         layout = geneval_layout.read_layout(path)
         files = [file for file, _ in layout]
-        expanded = [prompt for _, prompt in layout]
-        _check_own_prompts(path, expanded, prompts)
+        expanded = _matched(path, layout, prompts) if prompts else [prompt for _, prompt in layout]
     else:
+        if stray := next(path.glob(f"*/{geneval_layout.METADATA}"), None):
+            raise UserError(
+                f"{stray}: prompts are only read from folders named by numbers",
+                fix="call them 00000, 00001, …",
+            )
         files, notes = list_pictures(path)
+        if prompts:
+            notes.append("images are matched with the prompts by their order")
         names = [relative(file, path) for file in files]
         files = [files[position] for position in choose(names, limit=limit, seed=seed)]
         expanded = _expand(path, len(files), prompts, images_per_prompt)
@@ -164,11 +172,51 @@ def _expand(path: Path, count: int, prompts: Sequence[Prompt], each: int) -> lis
     return [prompt for prompt in prompts for _ in range(each)]
 
 
-def _check_own_prompts(path: Path, own: Sequence[Prompt], wanted: Sequence[Prompt]) -> None:
-    """Refuse a folder that was made from other prompts than the protocol's."""
-    texts = {prompt.text for prompt in wanted}
-    strange = [prompt.text for prompt in own if prompt.text not in texts] if wanted else []
-    missing = texts - {prompt.text for prompt in own}
-    if strange or missing:
-        what = f"{strange[0]!r} is not in" if strange else f"no image of {min(missing)!r}, which is in"
-        raise UserError(f"{path}: {what} the protocol's prompt file", fix="generate from that file's prompts")
+def _matched(path: Path, layout: Sequence[tuple[Path, Prompt]], prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the protocol's prompt of each image, by the text that its folder names.
+
+    Raises:
+        UserError: a folder that says other things of a prompt than the protocol, a prompt of another file,
+            prompts without images, or prompts with more images than others.
+    """
+    by_text: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        by_text[prompt.text].append(prompt)
+    matched = []
+    for file, own in layout:
+        candidates = by_text.get(own.text)
+        if candidates is None:
+            raise UserError(
+                f"{path}: {own.text!r} is not in the protocol's prompt file",
+                fix="generate from that file's prompts",
+            )
+        fitting = [prompt for prompt in candidates if not _differences(own, prompt)]
+        if not fitting:
+            keys = ", ".join(_differences(own, candidates[0]))
+            raise UserError(
+                f"{file}: its {geneval_layout.METADATA} differs from the protocol's prompt file in {keys}",
+                fix="what is asked of an image comes from the protocol: put the file's own line there",
+            )
+        matched.append(fitting[0])
+    counts = Counter(prompt.text for prompt in matched)
+    each = {text: counts[text] / len(same) for text, same in by_text.items()}
+    fewest, most = min(each, key=each.__getitem__), max(each, key=each.__getitem__)
+    if not each[fewest]:
+        raise UserError(
+            f"{path}: no image of {fewest!r}, which is in the protocol's prompt file",
+            fix="generate from that file's prompts",
+        )
+    if each[fewest] != each[most]:
+        raise UserError(
+            f"{path}: {counts[fewest]} images of {fewest!r} and {counts[most]} of {most!r}",
+            fix="give equally many images of every prompt",
+        )
+    return matched
+
+
+def _differences(own: Prompt, wanted: Prompt) -> list[str]:
+    """Return the keys in which what a folder says of its prompt differs; a line may hold the text alone."""
+    if not wanted.metadata:  # a plain list of texts asks nothing
+        return []
+    asked = {"tag": wanted.tag, "prompt": wanted.text, **wanted.metadata}
+    return [key for key, value in own.metadata.items() if asked.get(key) != value]

@@ -1,7 +1,8 @@
 """GenEval's folder layout: `00000/metadata.jsonl` and `00000/samples/0000.png`, a numbered folder per prompt.
 
-Read so that images made for the official evaluator can be scored here, written so that ours can be scored
-there (github.com/djghosh13/geneval, `evaluation/evaluate_images.py`).
+Images may also lie beside the metadata, without `samples/`. Read so that images made for the official
+evaluator can be scored here, written so that ours can be scored there (github.com/djghosh13/geneval,
+`evaluation/evaluate_images.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from PIL import Image
 
 from alignbench.api import ImageBatch, Prompt
 from alignbench.errors import UserError
-from alignbench.files import write_atomic
+from alignbench.files import parse_json, write_atomic
 from alignbench.samples.pixels import channels_last
 
 METADATA = "metadata.jsonl"
@@ -30,10 +31,8 @@ _EXIF_KEYS = (b"Raw profile type exif", b"XML:com.adobe.xmp", b"Raw profile type
 
 
 def is_geneval_folder(path: Path) -> bool:
-    """Whether any numbered folder in it has metadata and samples."""
-    return path.is_dir() and any(
-        (folder / METADATA).is_file() and (folder / SAMPLES).is_dir() for folder in _numbered(path)
-    )
+    """Whether any numbered folder in it has metadata."""
+    return path.is_dir() and any((folder / METADATA).is_file() for folder in _numbered(path))
 
 
 def read_layout(path: Path) -> list[tuple[Path, Prompt]]:
@@ -48,9 +47,10 @@ def read_layout(path: Path) -> list[tuple[Path, Prompt]]:
     layout: list[tuple[Path, Prompt]] = []
     for folder in _numbered(path):
         prompt = _read_prompt(folder / METADATA)
-        files = _pictures(folder / SAMPLES)
+        home = folder / SAMPLES if (folder / SAMPLES).is_dir() else folder
+        files = _pictures(home)
         if not files:
-            raise UserError(f"{folder / SAMPLES}: no image like 0000.png", fix="remove or fill the folder")
+            raise UserError(f"{home}: no image like 0000.png", fix="remove or fill the folder")
         layout += [(file, prompt) for file in files]
     if not layout:
         raise UserError(f"{path}: no numbered folder like 00000", fix=f"each has {METADATA} and {SAMPLES}/")
@@ -125,8 +125,6 @@ def _numbered(path: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
     files = [item for item in folder.iterdir() if _PICTURE.fullmatch(item.name) and item.is_file()]
     return sorted(files, key=lambda file: (int(file.stem), file.name))
 
@@ -138,7 +136,7 @@ def _metadata(prompt: Prompt) -> dict[str, object]:
 
 def _read_prompt(path: Path) -> Prompt:
     try:
-        line = json.loads(path.read_text(encoding="utf-8"))
+        line = parse_json(path.read_text(encoding="utf-8-sig"))
         return Prompt(text=str(line["prompt"]), tag=str(line.get("tag", "")), metadata=line)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error

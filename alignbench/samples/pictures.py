@@ -24,6 +24,8 @@ OTHER_PICTURES = frozenset(
     {".avif", ".gif", ".heic", ".jfif", ".jp2", ".jxl", ".npy", ".pgm", ".ppm", ".tif", ".tiff"}
 )
 """Endings of images that are not read; a file with another ending is taken for a by-product."""
+OVERVIEW = "grid.png"
+"""What this and other programs call the picture of all samples that they put beside them."""
 SHOWN = 3
 """Offending files named in a message."""
 
@@ -144,12 +146,12 @@ def list_pictures(root: Path) -> tuple[list[Path], list[str]]:
     kinds = {path: path.suffix.lower() for path in names}
     unsupported = {names[path]: kind for path, kind in kinds.items() if kind in OTHER_PICTURES}
     refuse(root, {name: f"{kind} files are not read; save it as PNG" for name, kind in unsupported.items()})
-    images = [path for path, kind in kinds.items() if kind in EXTENSIONS]
+    images = [path for path, kind in kinds.items() if kind in EXTENSIONS and path.name != OVERVIEW]
     if not images:
         raise UserError(f"{root}: no images in it", fix=f"give {', '.join(sorted(EXTENSIONS))} files")
-    others = sorted(names[path] for path, kind in kinds.items() if kind not in EXTENSIONS)
+    others = sorted(set(names.values()) - {names[path] for path in images})
     more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-    notes = [f"no images by their names: {', '.join(others[:SHOWN])}{more}"] if others else []
+    notes = [f"left out, no samples by their names: {', '.join(others[:SHOWN])}{more}"] if others else []
     return sorted(images, key=lambda path: natural(names[path])), notes
 
 

@@ -64,6 +64,11 @@ def open_training_data(job: Job, progress: Progress) -> ImageDataset:
         workers=job.workers,
         cache_dir=job.cache / "data",
     )
+    names = dataset.class_names
+    if job.plan.model.condition == "class":
+        shown = [f"{number} = {name}" for number, name in enumerate(names)]
+        gap = ["…"] if len(names) > 3 else []
+        progress.say(f"{len(names)} classes: {', '.join(shown[:2] + gap + shown[2:][-1:])}")
     for skipped in dataset.skipped[:5]:
         progress.say(f"left out {skipped.path}: {skipped.reason}")
     if dataset.skipped:

@@ -93,6 +93,26 @@ def test_tar_shards(images: Opener, tmp_path: Path) -> None:
     assert content(images(root / "00000.tar")) == content(dataset)[:4]
 
 
+def test_what_a_tar_shard_loses_is_listed(images: Opener, tmp_path: Path) -> None:
+    """Names with dots and second files of a kind used to vanish without a word."""
+    files = shard_files(2)
+    picture = files["000000000.jpg"]
+    dotted = {"22.00.png": picture, "22.00.txt": b"words"}
+    others = {"23.01.png": picture, "README": b"", "000000000.png": picture}
+    dataset = images(write_tar(tmp_path / "x.tar", files | dotted | others))
+    assert len(dataset) == 2
+    told = reasons(dataset)
+    kinds = {"x.tar/*.00.png": "1 files end so", "x.tar/*.00.txt": "1 files end so"}
+    kinds |= {"x.tar/*.01.png": "1 files end so", "x.tar/*no ending": "1 files end so"}
+    assert len(told) == 5
+    for name, reason in kinds.items():
+        assert told.pop(name).startswith(reason)
+    (second,) = told.items()
+    assert ".png at byte" in second[0] and second[1].startswith("a second image of ")
+    only = write_tar(tmp_path / "dotted.tar", dotted)
+    assert "none of 2 images can be read" in refused(images, only)
+
+
 def test_tar_groups_by_the_first_dot_and_reads_any_order(images: Opener, tmp_path: Path) -> None:
     pictures = [encoded(image) for image, _ in scenes(3)]
     files = {
@@ -106,7 +126,8 @@ def test_tar_groups_by_the_first_dot_and_reads_any_order(images: Opener, tmp_pat
     }
     shard = write_tar(tmp_path / "x.tar", files)
     dataset = images(shard)
-    assert content(dataset) == [(EXPECTED[0][0], "one"), (EXPECTED[1][0], "two")] and dataset.skipped == ()
+    assert content(dataset) == [(EXPECTED[0][0], "one"), (EXPECTED[1][0], "two")]
+    assert list(reasons(dataset)) == ["x.tar/*.seg.png", "x.tar/*no ending"]
     keyed = images(shard, caption_key="key")
     assert keyed.captions == ("second",)
     assert reasons(keyed) == {"x.tar/a/one": "no caption: no .json file with it"}

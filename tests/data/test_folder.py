@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -64,6 +65,44 @@ def test_images_come_sorted_cropped_and_labelled(folder: Folder, root: Path) -> 
     np.testing.assert_array_equal(dataset.load(2)[0], np.asarray(center_crop_adm(picture(2), 8)))
     plain = folder(workers=0)
     assert content(plain) == content(dataset) and plain.digest == dataset.digest
+
+
+def test_folders_named_by_numbers_are_the_class_ids(folder: Folder, tmp_path: Path) -> None:
+    """Sorted as texts, `10` would come before `2`, and nearly every label would be wrong."""
+    root = tmp_path / "numbered"
+    for number in range(12):
+        (root / str(number)).mkdir(parents=True)
+        picture(number).save(root / str(number) / "image.png")
+    dataset = folder(root=str(root), num_classes=12)
+    assert dataset.class_names == tuple(map(str, range(12)))
+    shown = {
+        label: pixels.tobytes() for pixels, label in (dataset.load(index) for index in range(len(dataset)))
+    }
+    for number in range(12):
+        assert shown[number] == np.asarray(center_crop_adm(picture(number), 8)).tobytes()
+    (root / "0").rename(root / "12")
+    for num_classes in (12, None):
+        told = refused(folder, root=str(root), num_classes=num_classes)
+        assert "must be the class ids 0 … 11, but 0 is missing and 12 is too much" in told
+        assert "data.class_index" in told
+    (root / "12").rename(root / "01")
+    assert "1 is there twice" in refused(folder, root=str(root), num_classes=12)
+
+
+@pytest.mark.parametrize("form", ["lines", "synsets", "json"])
+def test_lists_of_classes_come_in_the_forms_of_imagenet(folder: Folder, tmp_path: Path, form: str) -> None:
+    root, ids = tmp_path / "imagenet", ["n01443537", "n01440764", "n02084071"]
+    for number, name in enumerate(ids):
+        (root / name).mkdir(parents=True)
+        picture(number).save(root / name / "a.png")
+    if form == "json":
+        listed = tmp_path / "imagenet_class_index.json"
+        listed.write_text(json.dumps({str(n): [name, "word"] for n, name in reversed([*enumerate(ids)])}))
+    else:
+        more = " a word, another" if form == "synsets" else ""
+        listed = tmp_path / "list.txt"
+        listed.write_text("".join(f"{name}{more}\n" for name in ids), encoding="utf-8-sig")
+    assert folder(root=str(root), class_index=str(listed)).class_names == tuple(ids)
 
 
 def test_other_splits_are_sub_folders(folder: Folder, root: Path, tmp_path: Path) -> None:

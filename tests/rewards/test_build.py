@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alignbench import api
-from alignbench.errors import UserError
+from alignbench.errors import RunFailed, UserError
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import resolve
 from alignbench.registry.schema import DatasetCard, RewardCard
@@ -239,7 +239,7 @@ def test_offloaded_weights_are_lent_for_the_call_and_come_back_after_errors(tmp_
     there, back = str(reward.placed.device), "cpu"
     reward.score(request(reference=request(seed=1).images))
     assert moves == [there, back]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RunFailed, match="reward 'toy' failed: RuntimeError"):
         reward.distance(torch.zeros(2, 3, 8, 8), torch.zeros(3, 3, 8, 8), repeats=1)
     assert moves == [there, back] * 2
 

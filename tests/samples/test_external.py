@@ -198,7 +198,7 @@ def test_hidden_files_are_passed_over_and_others_mentioned(tmp_path: Path) -> No
     (folder / "prompts.txt").write_text("a cat")
     opened = open_set(folder)
     assert len(opened) == 2
-    assert opened.notes == ("no images by their names: prompts.txt",)
+    assert opened.notes == ("left out, no samples by their names: prompts.txt",)
 
 
 def test_a_loop_of_links_ends(tmp_path: Path) -> None:
@@ -292,6 +292,35 @@ def test_a_geneval_folder_brings_its_prompts(tmp_path: Path) -> None:
         open_set(tmp_path, prompts=[Prompt("a dog")])
     with pytest.raises(UserError, match="no image of 'a hen'"):
         open_set(tmp_path, prompts=[Prompt(t) for t in ("a dog", "two cats", "a hen")])
+
+
+ASKED = [
+    {"prompt": "a dog", "tag": "single_object", "include": [{"class": "dog", "count": 1}]},
+    {"prompt": "two cats", "tag": "counting", "include": [{"class": "cat", "count": 2}], "exclude": []},
+]
+
+
+@pytest.mark.parametrize("layout", ["samples", ""])
+def test_what_is_asked_of_an_image_comes_from_the_protocol(tmp_path: Path, layout: str) -> None:
+    """Folders in another order, or with other questions than the protocol's, would get another score."""
+    prompts = [Prompt(str(line["prompt"]), str(line["tag"]), line) for line in ASKED]
+    for number, line in enumerate(reversed(ASKED)):
+        folder = tmp_path / f"{number:05d}"
+        save_pngs(folder / layout, pictures(2, number, side=SIDE))
+        (folder / "metadata.jsonl").write_text(json.dumps(line), encoding="utf-8-sig")
+    assert list(open_set(tmp_path, prompts=prompts).load(0).prompts) == [prompts[n] for n in (1, 1, 0, 0)]
+    (tmp_path / "00001" / "metadata.jsonl").write_text('{"prompt": "a dog"}')
+    assert list(open_set(tmp_path, prompts=prompts).load(0).prompts) == [prompts[n] for n in (1, 1, 0, 0)]
+    for key, value in (("include", []), ("exclude", [{"class": "cat", "count": 3}]), ("tag", "colors")):
+        (tmp_path / "00000" / "metadata.jsonl").write_text(json.dumps({**ASKED[1], key: value}))
+        told = refused(open_set, tmp_path, prompts=prompts)
+        assert f"differs from the protocol's prompt file in {key}" in told and "00000" in told
+    (tmp_path / "00000" / "metadata.jsonl").write_text(json.dumps(ASKED[1]))
+    sorted((tmp_path / "00000").rglob("*.png"))[0].unlink()
+    assert "1 images of 'two cats' and 2 of 'a dog'" in refused(open_set, tmp_path, prompts=prompts)
+    (tmp_path / "00000").rename(tmp_path / "first")
+    (tmp_path / "00001").rename(tmp_path / "second")
+    assert "only read from folders named by numbers" in refused(open_set, tmp_path, prompts=prompts)
 
 
 def test_a_reference_s_images_are_cropped_as_adm_does(tmp_path: Path) -> None:
