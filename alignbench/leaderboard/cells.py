@@ -79,11 +79,8 @@ def rewarded(table: Table) -> bool:
 
 def criterion(table: Table) -> str:
     """What decides whether two numbers of the table differ."""
-    return (
-        "95 %; Welch over seeds; single sets ‡ by common resamples, else normal"
-        if one_set(table)
-        else "Welch, 95 %"
-    )
+    over_seeds = "95 %; Student over pairs of equal sampling seeds, else Welch"
+    return f"{over_seeds}; single sets ‡ by common resamples, else normal" if one_set(table) else over_seeds
 
 
 def intervals(table: Table, over: str) -> list[str]:

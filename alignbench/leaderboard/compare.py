@@ -203,7 +203,7 @@ def _metric(
         return f"{fact.title} at {setting.title} is blank on a side"
     cells = cell_of([x], column), cell_of([y], column)
     evidence, why = _by_image(a, b, x, y, column) if fact.column else (None, "")
-    evidence = evidence or _by_values(x, y, *cells)
+    evidence = evidence or _by_values(*cells)
     return MetricDifference(
         evidence.difference,
         evidence.evidence,
@@ -240,13 +240,12 @@ def _by_image(
     return Evidence(paired_difference(paired.b, paired.a), kind, detail), ""
 
 
-def _by_values(x: Result, y: Result, a: Cell, b: Cell) -> Evidence:
-    """Compare the recorded values."""
-    if _made_here(x, y) and len(x.seeds) > 1 and x.seeds == y.seeds:
-        change = paired_difference(b.values, a.values)
-        return Evidence(change, "paired sampling seeds", f"{len(a.values)} sampling seeds")
+def _by_values(a: Cell, b: Cell) -> Evidence:
+    """Compare the recorded values, as tables do."""
     change = cell_difference(b, a)
-    if a.pairs_with(b):
+    if a.shares_seeds(b):
+        return Evidence(change, "paired sampling seeds", f"{len(a.values)} sampling seeds")
+    if a.shares_resamples(b):
         return Evidence(change, "paired resamples", f"{len(a.drawn)} resamples of 1 image set")
     sides = [
         f"{len(cell.values)} sampling seeds" if len(cell.values) > 1 else "1 image set" for cell in (a, b)

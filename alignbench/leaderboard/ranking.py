@@ -1,8 +1,9 @@
 """Order rows and say which differences are real: bold cells, ranks with ties; label tables of one protocol.
 
-A row beats another if the interval of their difference excludes 0: Welch's over seeds, and for a single
-value the sampling error of its image set, or of the pair where both were resampled alike. Where a single
-value comes without that error, nothing can be tested and the plain values decide.
+A row beats another if the interval of their difference excludes 0: Student's over pairs of equal sampling
+seeds, Welch's over other seeds, and for a single value the sampling error of its image set, or of the pair
+where both were resampled alike. Where a single value comes without that error, nothing can be tested and the
+plain values decide. No other test of two cells exists.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from alignbench.leaderboard.table import Cell, Column, Row, Table, join, short
-from alignbench.metrics.intervals import Difference, difference, resampled_difference
+from alignbench.metrics.intervals import (
+    Difference,
+    difference,
+    paired_difference,
+    resampled_difference,
+)
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import AssetCard, Setting
 
 
 def cell_difference(a: Cell, b: Cell) -> Difference:
-    """Compare two cells of a column; see `intervals.difference` and `intervals.resampled_difference`."""
-    if a.pairs_with(b):
+    """Compare two cells of a column with the best pairs they share; see `intervals`."""
+    if a.shares_seeds(b):
+        return paired_difference(a.values, b.values)
+    if a.shares_resamples(b):
         return resampled_difference(a.values[0], b.values[0], a.drawn, b.drawn)
     return difference(a.values, b.values, sd_a=a.interval.set_sd, sd_b=b.interval.set_sd)
 

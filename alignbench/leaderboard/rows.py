@@ -133,9 +133,11 @@ def values_of(result: Result, column: Column) -> tuple[float, ...]:
 def cell_of(results: Sequence[Result], column: Column, *, rewarded: bool = False) -> Cell:
     """Return the number of one column from results that all have it, one for each training seed."""
     cell = Cell.of([values_of(x, column) for x in results], rewarded=rewarded)
-    if len(cell.values) > 1:
+    if len(results) > 1:
         return cell
     (result,) = results
+    if len(cell.values) > 1:
+        return replace(cell, seeds=tuple(result.seeds)) if result.subject != "samples" else cell
     bounds = result.intervals.get(column.metric, [None])[0]
     drawn = result.resampled.get(column.metric, [None])[0] if result.subject != "samples" else None
     interval = set_interval(cell.values[0], bounds) if bounds else cell.interval

@@ -78,6 +78,8 @@ class Cell:
     """The metric's network was also a training reward (†)."""
     drawn: tuple[float, ...] = ()
     """The single value on resamples of its images, which were made here; see `api.Metric`."""
+    seeds: tuple[int, ...] = ()
+    """Sampling seeds of the values, where each value is that of one seed and its images were made here."""
 
     @classmethod
     def of(cls, runs: Sequence[Sequence[float]], *, rewarded: bool = False) -> Cell:
@@ -85,9 +87,13 @@ class Cell:
         values, kind = units(runs)
         return cls(mean_interval(values, kind=kind), tuple(values), rewarded=rewarded)
 
-    def pairs_with(self, other: Cell) -> bool:
+    def shares_resamples(self, other: Cell) -> bool:
         """Whether both are known on the same resamples."""
         return len(self.drawn) == len(other.drawn) > 1
+
+    def shares_seeds(self, other: Cell) -> bool:
+        """Whether the values belong together pair by pair: images of equal number and random numbers."""
+        return len(self.seeds) > 1 and self.seeds == other.seeds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,8 +198,8 @@ def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
         f"Made by `{shlex.join(command)}`. ± is a 95 % Student interval over training seeds, or over "
         "sampling seeds where there is one training seed. Bold is the best mean "
         f"{'of its row' if card.choose == 'row' else 'of all'}, = a configuration that it does not beat "
-        "significantly (Welch's t, 95 %, no correction for the number of comparisons; single values are not "
-        "tested).",
+        "significantly (95 %; Student's t over pairs of equal sampling seeds, else Welch's; no correction "
+        "for the number of comparisons; single values are not tested).",
     ]
 
 

@@ -16,8 +16,11 @@ import pytest
 
 from alignbench.errors import UserError
 from alignbench.leaderboard import export, terminal
+from alignbench.leaderboard.board import tables
 from alignbench.leaderboard.compare import Evaluated, MetricDifference, compare, read_evaluated
-from alignbench.record import RunRecord, write
+from alignbench.leaderboard.ranking import cell_difference
+from alignbench.leaderboard.report import report_markdown
+from alignbench.record import RunRecord, read, write
 from alignbench.registry.protocol import MetricFact
 
 DATA = Path(__file__).parents[1] / "golden" / "records"
@@ -89,6 +92,26 @@ def only(a: Path, b: Path, **more: Any) -> MetricDifference:
 
 def bounds(found: MetricDifference) -> tuple[float | None, float | None]:
     return found.difference.low, found.difference.high
+
+
+def test_tables_reports_and_compare_use_one_test(tmp_path: Path) -> None:
+    """A base and one trained model share their sampling seeds: Student's t over the pairs, everywhere."""
+    from scipy import stats
+
+    base, method = [2.0, 2.3, 2.7], [2.1, 2.42, 2.79]
+    folder = run(tmp_path / "run", result("base", {"fd": base}), result("method", {"fd": method}))
+    pairs = stats.ttest_rel(method, base).confidence_interval(0.95)
+    assert not stats.ttest_ind(method, base, equal_var=False).pvalue < 0.05 < pairs.low
+    compared = only(Path(f"{folder}:base"), Path(f"{folder}:method"))
+    assert compared.evidence == "paired sampling seeds" and compared.outcome == "A is better"
+    assert bounds(compared) == pytest.approx((pairs.low, pairs.high))
+    (table,) = tables([read(folder)], FACTS)
+    (column,) = [column for column in table.columns if column.metric == "fd"]
+    cells = {row.kind: row.cells[column.key] for row in table.rows}
+    change = cell_difference(cells["method"], cells["base"])
+    assert (change.low, change.high) == pytest.approx((pairs.low, pairs.high))
+    assert [cells[kind].best for kind in ("base", "method")] == [True, False]
+    assert f"[+{pairs.low:.3f}, +{pairs.high:.3f}]" in report_markdown(read(folder), FACTS)
 
 
 def scored(folder: Path, values: Array, prompts: Array | None = None, **more: Any) -> Path:
