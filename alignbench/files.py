@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -41,6 +42,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Let others read a file as the umask says; safetensors makes files for their owner alone."""
+    probe = path.with_name(f".{path.name}.mode.tmp")
+    probe.touch()
+    try:
+        shutil.copymode(probe, path)
+    finally:
+        probe.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -16,7 +16,7 @@ from alignbench import run_folder
 from alignbench.config import estimate
 from alignbench.config.plan import Job
 from alignbench.errors import RunFailed, UserError
-from alignbench.files import file_sha256
+from alignbench.files import file_sha256, give_usual_mode
 from alignbench.progress import Progress
 from alignbench.record import DataInfo, RunRecord
 from alignbench.runs.evaluate_models import evaluate_models
@@ -102,4 +102,5 @@ def _save_export(state: Mapping[str, torch.Tensor], path: Path) -> None:
         raise RunFailed(
             f"{path} cannot be written: {error}", fix="free some space and run the same command again"
         ) from error
+    give_usual_mode(temporary)
     temporary.replace(path)

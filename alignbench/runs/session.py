@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from alignbench import run_folder
-from alignbench.distributed import is_first
+from alignbench.distributed import is_first, world_size
 from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
 from alignbench.files import write_atomic
 from alignbench.leaderboard import report
@@ -24,6 +26,10 @@ from alignbench.registry.lookup import Registry
 from alignbench.runs.recorder import RunRecorder
 from alignbench.training.driver import Interrupted
 from alignbench.training.parallel import Parallel, choose_threads
+from alignbench.training.process_group import ExchangeBroken
+
+REASON = ".failed-"
+"""Start of the files in a run folder by which processes tell each other why they ended; the rank follows."""
 
 
 @dataclass
@@ -77,6 +83,9 @@ def session(
         RunFailed: broken on the way; a full disk.
     """
     with run_folder.opened(folder, plan) if plan is not None else run_folder.locked(folder):
+        if is_first():
+            for left in folder.glob(f"{REASON}*"):
+                left.unlink(missing_ok=True)
         current = Session(folder, registry, progress, _record_so_far(folder, progress))
         again = "run the same command again"
         try:
@@ -90,10 +99,15 @@ def session(
                 fix=f"{again} to continue",
                 exit_code=EXIT_PARTIAL,
             ) from None
-        except RunFailed:
+        except ExchangeBroken as broken:
+            current.note("failed")
+            raise RunFailed(f"{broken.what}{_reason_of_others(folder)}", fix=broken.fix) from None
+        except RunFailed as error:
+            _tell_others(folder, error)
             current.note("failed")
             raise
         except UserError as error:
+            _tell_others(folder, error)
             if current.recorder is None or current.recorder.totals is None:
                 raise
             current.note("failed")
@@ -105,6 +119,22 @@ def session(
             reason = "no space left" if full else f"{error.strerror.lower()}: {error.filename or ''}"
             fix = f"{'free some' if full else 'mend that'} and {again}; finished work is kept"
             raise RunFailed(f"{folder}: {reason.removesuffix(': ')}", fix=fix) from error
+
+
+def _tell_others(folder: Path, error: UserError) -> None:
+    """Leave word for the other processes why this one ends; theirs break at the next exchange."""
+    if world_size() > 1:
+        with contextlib.suppress(OSError):
+            write_atomic(folder / f"{REASON}{os.environ.get('RANK', '0')}", str(error))
+
+
+def _reason_of_others(folder: Path) -> str:
+    """Return what other processes said before they ended; empty: nothing, as after a kill."""
+    time.sleep(1)  # the one that ended may still be writing
+    reasons = sorted(folder.glob(f"{REASON}*"))
+    return "".join(
+        f"; process {path.name[len(REASON) :]} said: {path.read_text('utf-8')}" for path in reasons[:1]
+    )
 
 
 def _record_so_far(folder: Path, progress: Progress) -> RunRecord | None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from alignbench.errors import RunFailed
-from alignbench.files import file_sha256, read_json, write_json
+from alignbench.files import file_sha256, give_usual_mode, read_json, write_json
 
 MARKER = "DONE.json"
 KEEP = 2
@@ -67,6 +67,7 @@ def save(root: Path, state: State) -> Path:
         temporary.mkdir(parents=True)
         save_file({name: value.cpu().contiguous() for name, value in state.module.items()},
                   temporary / "module.safetensors")  # fmt: skip
+        give_usual_mode(temporary / "module.safetensors")
         torch.save(state.optimizer, temporary / "optimizer.pt")
         digests = {file.name: file_sha256(file) for file in temporary.iterdir()}
         marker = {"step": state.step, "totals": state.totals, "torch": torch.__version__, "files": digests}

@@ -12,11 +12,12 @@ import os
 from collections.abc import Mapping
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from alignbench import distributed
 from alignbench.errors import UserError
+from alignbench.training.process_group import TIMEOUT, exchange, rejoin
 
 BUCKET = 25_000_000
 """Numbers exchanged at once."""
@@ -52,9 +53,13 @@ class Parallel:
 
     def __init__(self, precision: str) -> None:
         try:
-            self._accelerator = Accelerator(
-                cpu=not torch.cuda.is_available(), mixed_precision="bf16" if precision == "bf16" else "no"
-            )
+            with exchange():
+                rejoin()
+                self._accelerator = Accelerator(
+                    cpu=not torch.cuda.is_available(),
+                    mixed_precision="bf16" if precision == "bf16" else "no",
+                    kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+                )
         except ValueError as error:
             raise UserError(
                 f"the devices cannot be set up: {str(error).splitlines()[0]}",
@@ -146,10 +151,12 @@ class Parallel:
         if self.world_size == 1:
             return dict(numbers)
         values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(numbers, self._accelerator.reduce(values, "sum").tolist(), strict=True))
+        with exchange():
+            return dict(zip(numbers, self._accelerator.reduce(values, "sum").tolist(), strict=True))
 
     def barrier(self) -> None:
-        self._accelerator.wait_for_everyone()
+        with exchange():
+            self._accelerator.wait_for_everyone()
 
     def release(self) -> None:
         """Let go of what was wrapped, so that its memory is free for what follows."""
@@ -167,6 +174,7 @@ def _add_over_ranks(gradients: list[Tensor]) -> None:
     if not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
+    with exchange():
+        torch.distributed.all_reduce(flat)
     for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(piece.view_as(gradient))

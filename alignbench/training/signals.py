@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -34,10 +35,18 @@ class StopOnSignal:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._handle:  # else it was changed meanwhile
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
         self._progress.say("stopping after this step; Ctrl-C again stops at once")
+
+
+def ignore_signals() -> None:
+    """Ignore `SIGNALS` from now on: this process is about to end by itself."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)

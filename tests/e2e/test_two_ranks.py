@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -58,3 +59,81 @@ def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     base = [record["results"][0] for record in records]
     assert base[0]["subject"] == base[1]["subject"] == "base" and base[0]["n"] == 1100
     assert base[0]["metrics"] == base[1]["metrics"]
+
+
+# --- one process of two goes wrong ----------------------------------------------------------------
+
+MISHAP = """
+import os, pathlib, signal
+import torch
+import alignbench
+
+CALLS = {"made": 0}
+
+@alignbench.reward
+def mishap(images):
+    \"\"\"Brightness; in the second process, at its second call, what the environment says.\"\"\"
+    CALLS["made"] += 1
+    once = pathlib.Path(os.environ["MISHAP_DONE"])
+    if CALLS["made"] == 2 and os.environ["RANK"] == "1" and not once.exists():
+        once.touch()
+        exec(os.environ["MISHAP"])
+    return images.mean(dim=(1, 2, 3))
+"""
+
+
+def two_ranks(folder: Path, mishap: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+    """Run AR-GRPO on two processes, in the second of which something happens once."""
+    plugin = folder / "mishap.py"
+    plugin.write_text(MISHAP)
+    arguments = [
+        "run", "--method", "ar-grpo", "--model", "llamagen-tiny", "--steps", "3", "--no-eval",
+        "--plugin", str(plugin), "--set", "method.rewards=mishap", "--set", "method.group_size=2",
+        "--set", "train.images_per_step=4", "--out", str(folder / "run"),
+    ]  # fmt: skip
+    return subprocess.run(
+        [*TORCHRUN, *launcher, "-m", "alignbench", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "MISHAP": mishap, "MISHAP_DONE": str(folder / "done")},
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert two_ranks(folder, "pass").returncode == 0
+    return (folder / "run" / "export" / "policy.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path, undisturbed: bytes) -> None:
+    done = two_ranks(tmp_path, "os.kill(os.getpid(), signal.SIGTERM)")
+    assert "interrupted after step 2" in done.stderr and "exitcode  : 3" in done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "partial"
+    assert two_ranks(tmp_path, "pass").returncode == 0
+    assert (tmp_path / "run" / "export" / "policy.safetensors").read_bytes() == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mishap", ["1 / 0", "os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)"])
+def test_a_process_that_ends_takes_the_other_along_in_one_line(
+    tmp_path: Path, undisturbed: bytes, mishap: str
+) -> None:
+    done = two_ranks(tmp_path, mishap)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("alignbench: ")]
+    broken = [line for line in lines if "the exchange with the other processes of this run broke" in line]
+    assert done.returncode != 0 and len(broken) == 1, done.stderr
+    if mishap == "1 / 0":
+        assert "process 1 said: reward 'mishap' failed: ZeroDivisionError" in broken[0]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert two_ranks(tmp_path, "pass").returncode == 0
+    assert (tmp_path / "run" / "export" / "policy.safetensors").read_bytes() == undisturbed
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_by_itself(tmp_path: Path, undisturbed: bytes) -> None:
+    done = two_ranks(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", "--max-restarts", "2")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "export" / "policy.safetensors").read_bytes() == undisturbed

@@ -1,0 +1,70 @@
+"""The process group under torchrun and accelerate launch: starting it, restarting it, and when it breaks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+from torch import distributed as group
+
+from alignbench.errors import RunFailed
+from alignbench.training.signals import ignore_signals
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others in one exchange. Rank 0 decodes a data set before the first."""
+
+
+class ExchangeBroken(RunFailed):
+    """Another process ended, or did not answer in time; what that was is for `runs.session` to find out."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the exchange with the other processes of this run broke: {reason}",
+            fix="see what the process that ended first said, then run the same command again",
+        )
+
+
+def rejoin() -> None:
+    """Start the process group of a repeated attempt of torchrun (`--max-restarts`).
+
+    All attempts share one store, in which the addresses of the first are still written: each gets names of
+    its own. A first attempt is left to accelerate.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or group.is_initialized():
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = group.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=rank == 0 and not hosted,
+        timeout=TIMEOUT,
+    )
+    group.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=group.PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=TIMEOUT,
+    )
+
+
+@contextlib.contextmanager
+def exchange() -> Iterator[None]:
+    """Say in one line that the other processes are gone.
+
+    Raises:
+        ExchangeBroken: a collective inside the block failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed's errors are of this kind
+        # The launcher ends the others with SIGTERM, which must not hide why.
+        ignore_signals()
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExchangeBroken(reason[:200]) from error
