@@ -36,11 +36,11 @@ def open_folder(*, split: str, num_classes: int | None, options: Mapping[str, Sc
     ids = {name: number for number, name in enumerate(class_names)}
     listed = sorted((path, ids[folder]) for folder in folders for path in _images_of(root, folder))
     kept = choose([path for path, _ in listed], limit=int(options["limit"]), seed=int(options["subset_seed"]))
-    names = [listed[position][0] for position in kept]
+    names, labels = zip(*(listed[position] for position in kept), strict=True)
     return Source(
         title=str(root),
         names=names,
-        labels=[listed[position][1] for position in kept],
+        labels=labels,
         class_names=class_names,
         read=lambda position: read_file(root / names[position]),
         identity=identity_of(root, names),

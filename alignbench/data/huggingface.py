@@ -36,9 +36,8 @@ def open_hub(*, split: str, num_classes: int | None, options: Mapping[str, Scala
             classes are not the model's.
     """
     path, table = _open_table(options, split)
-    image_column = _column(table, path, options, "image_column", _is_picture, "images")
-    what = "class ids (ClassLabel or whole numbers)"
-    label_column = _column(table, path, options, "label_column", _is_class, what)
+    image_column = _column(table, path, options, "image_column", "images")
+    label_column = _column(table, path, options, "label_column", "class ids (ClassLabel or whole numbers)")
     labels = _labels(table, path, label_column)
     class_names = _class_names(table.features[label_column], labels, num_classes, path)
     numbers = [str(row) for row in range(len(table))]
@@ -64,8 +63,8 @@ def open_text_hub(*, split: str, options: Mapping[str, Scalar], workers: int, **
         UserError: the package is missing, the data set cannot be loaded, or a column does not fit.
     """
     path, table = _open_table(options, split)
-    image_column = _column(table, path, options, "image_column", _is_picture, "images")
-    caption_column = _column(table, path, options, "caption_column", _is_text, "texts or lists of texts")
+    image_column = _column(table, path, options, "image_column", "images")
+    caption_column = _column(table, path, options, "caption_column", "texts or lists of texts")
     captions = [captions_in(cell) for cell in _cells(table, caption_column)]
     samples = [Sample(f"row {row}", texts, "" if texts else NO_CAPTION) for row, texts in enumerate(captions)]
     identity = _identity(table, range(len(table)), image_column)
@@ -124,21 +123,14 @@ def _load(path: str, config: str, revision: str, split: str) -> Any:
 # --- columns --------------------------------------------------------------------------------------
 
 
-def _column(
-    table: Any,
-    path: str,
-    options: Mapping[str, Scalar],
-    option: str,
-    fits: Callable[[Any], bool],
-    what: str,
-) -> str:
+def _column(table: Any, path: str, options: Mapping[str, Scalar], option: str, what: str) -> str:
     """Return the column that an option names.
 
     Raises:
         UserError: it does not hold what is wanted; names a column that does.
     """
     features, column = table.features, str(options[option])
-    fitting = [name for name, kind in features.items() if fits(kind)]
+    fitting = [name for name, feature in features.items() if _holds(feature, option)]
     if column in fitting:
         return column
     problem = f"does not hold {what}" if column in features else "does not exist"
@@ -148,26 +140,18 @@ def _column(
     )
 
 
-def _is_picture(kind: Any) -> bool:
+def _holds(feature: Any, option: str) -> bool:
+    """Whether a column of this type may be named by an option."""
     import datasets
 
-    return isinstance(kind, datasets.Image)
-
-
-def _is_text(kind: Any) -> bool:
-    import datasets
-
-    if isinstance(kind, datasets.List | datasets.LargeList):
-        kind = kind.feature
-    return isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
-
-
-def _is_class(kind: Any) -> bool:
-    import datasets
-
-    if isinstance(kind, datasets.ClassLabel):
-        return True
-    return isinstance(kind, datasets.Value) and kind.dtype.lstrip("u").startswith("int")
+    if option == "image_column":
+        return isinstance(feature, datasets.Image)
+    if option == "label_column":
+        whole = isinstance(feature, datasets.Value) and feature.dtype.lstrip("u").startswith("int")
+        return whole or isinstance(feature, datasets.ClassLabel)
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
 def _cells(table: Any, column: str) -> list[Any]:

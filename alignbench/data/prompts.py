@@ -80,11 +80,9 @@ def _parse(where: str, text: str) -> Any:
 
 
 def _entry(where: str, entry: Any) -> Prompt:
-    if isinstance(entry, str):
-        return Prompt(_not_blank(where, entry))
-    if not isinstance(entry, dict):
+    if not isinstance(entry, str | dict):
         raise UserError(f"{where}: neither a text nor an object with a prompt")
-    return _from_fields(where, entry)
+    return Prompt(_not_blank(where, entry)) if isinstance(entry, str) else _from_fields(where, entry)
 
 
 def _table(path: Path, text: str) -> Iterator[Prompt]:
@@ -102,14 +100,14 @@ def _table(path: Path, text: str) -> Iterator[Prompt]:
 
 def _from_fields(where: str, fields: Mapping[str, Any]) -> Prompt:
     names = {name.strip().lower(): name for name in fields}
-    found = [names[name] for name in TEXT_NAMES if name in names]
-    if not found:
+    column = next((names[name] for name in TEXT_NAMES if name in names), None)
+    if column is None:
         raise UserError(f"{where}: no field prompt or prompts among {', '.join(fields)}")
-    text = fields[found[0]]
+    text = fields[column]
     if not isinstance(text, str):
-        raise UserError(f"{where}: {found[0]} is not text")
-    tags = [str(fields[names[name]]) for name in TAG_NAMES if name in names]
-    return Prompt(_not_blank(where, text), tag=tags[0] if tags else "", metadata=dict(fields))
+        raise UserError(f"{where}: {column} is not text")
+    tag = next((str(fields[names[name]]) for name in TAG_NAMES if name in names), "")
+    return Prompt(_not_blank(where, text), tag=tag, metadata=dict(fields))
 
 
 def _not_blank(where: str, text: str) -> str:

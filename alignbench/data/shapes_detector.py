@@ -1,8 +1,8 @@
 """Finding the shapes of procedural scenes again: exact on the scenes themselves, tolerant of blur.
 
 A pixel belongs to the colour it lies nearest to, black being the background. The foreground around every
-possible place is compared with every shape, and of all overlapping answers the best one stands. No network,
-no randomness: the same image has the same answer anywhere.
+possible position is compared with every shape, and of all overlapping answers the best one stands. No
+network, no randomness: the same image has the same answer anywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Match:
     shape: int
     """Number of it in SHAPES."""
     match: float
-    """Intersection over union of the shape and the foreground in its place with the margin, 0 to 1."""
+    """Intersection over union of the shape and the foreground there with the margin, 0 to 1."""
     box: tuple[int, int, int, int]
     """Left, top, right, bottom in pixels; right and bottom are one past the last pixel."""
     mask: np.ndarray
@@ -48,7 +48,7 @@ def find(images: np.ndarray) -> list[list[Match]]:
     """
     foreground = nearest_colour(images) > 0
     matches = match_maps(foreground)
-    found: list[list[Match]] = [[] for _ in images]
+    things: list[list[Match]] = [[] for _ in images]
     rows = np.arange(len(images))
     while len(rows):
         best = matches[rows].reshape(len(rows), -1).argmax(axis=1)
@@ -57,17 +57,16 @@ def find(images: np.ndarray) -> list[list[Match]]:
         kept = np.flatnonzero(value >= SMALLEST_MATCH)
         for k in kept:
             row, y, x = rows[k], int(top[k]), int(left[k])
-            found[row].append(_found(foreground[row], int(shape[k]), float(value[k]), y, x))
+            own = np.zeros_like(foreground[row])
+            own[y : y + SIDE, x : x + SIDE] = foreground[row, y : y + SIDE, x : x + SIDE]
+            things[row].append(Match(int(shape[k]), float(value[k]), (x, y, x + SIDE, y + SIDE), own))
             matches[row, :, max(y - SIDE + 1, 0) : y + SIDE, max(x - SIDE + 1, 0) : x + SIDE] = 0
         rows = rows[kept]
-    return found
+    return things
 
 
 def nearest_colour(images: np.ndarray) -> np.ndarray:
-    """Return the nearest colour of each pixel; of equally near ones the first.
-
-    Args:
-        images: [..., 3] uint8 RGB.
+    """Return the nearest colour of each pixel, [..., 3] uint8 RGB; of equally near ones the first.
 
     Returns:
         [...] int64: 0 is the background, otherwise 1 + the number of the colour in COLOURS.
@@ -80,10 +79,7 @@ def nearest_colour(images: np.ndarray) -> np.ndarray:
 
 
 def match_maps(foreground: np.ndarray) -> np.ndarray:
-    """Compare every shape with every place.
-
-    Args:
-        foreground: [N, H, W] bool.
+    """Compare every shape with every position in the foreground, [N, H, W] bool.
 
     Returns:
         [N, shapes, H − 6, W − 6] float64, intersection over union by upper left corner. Beyond the image is
@@ -117,12 +113,4 @@ def colour_of(image: np.ndarray, thing: np.ndarray) -> str:
 @cache
 def _templates() -> np.ndarray:
     """[shapes, 81] float32: each shape with its margin."""
-    masks = [np.pad(mask(name), MARGIN).ravel() for name in SHAPES]
-    return np.stack(masks).astype(np.float32)
-
-
-def _found(foreground: np.ndarray, shape: int, match: float, top: int, left: int) -> Match:
-    own = np.zeros_like(foreground)
-    place = (slice(top, top + SIDE), slice(left, left + SIDE))
-    own[place] = foreground[place]
-    return Match(shape, match, (left, top, left + SIDE, top + SIDE), own)
+    return np.stack([np.pad(mask(name), MARGIN).ravel() for name in SHAPES]).astype(np.float32)

@@ -272,7 +272,7 @@ def test_shards_are_read_through_once(
     write_tar(root / "0.tar", shard_files(2))
     first = images(root)
     with monkeypatch.context() as patch:
-        patch.setattr("alignbench.data.webdataset._index", None)
+        patch.setattr("alignbench.data.captioned_files._index", None)
         assert content(images(root)) == content(first) and images(root).digest == first.digest
     index = next((tmp_path / "cache").glob("shard-*.json"))
     index.write_text('[["a", 1]]')
