@@ -53,7 +53,7 @@ def load(registry: Registry, kind: str, name: str) -> Any:
         UserError: naming card and reason: a failing import; of a method a missing member or a contradiction.
     """
     card: Any = registry.card(kind, name)
-    what = f"{SINGULAR[kind]} {name!r} ({registry.found[kind][name].path})"
+    what = f"{SINGULAR[kind]} {name!r} ({registry.locations[kind][name].path})"
     try:
         target = import_target(card.target)
     except UserError as error:

@@ -109,7 +109,7 @@ def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[C
     """
     code = {file.code.path: file.code for file in registry.files}
     for kind, name in used:
-        location = registry.found[kind].get(name)
+        location = registry.locations[kind].get(name)
         if location is None or location.origin == "built-in" or location.card is not None:
             continue
         card: Any = registry.card(kind, name)

@@ -61,16 +61,16 @@ def show(
         print_json(options) if as_json else _print_options(console, name, COMMON_OPTIONS[name])
         return
     registry = plugins.load_registry(plugin)
-    kinds = [kind for kind, members in registry.found.items() if name in members]
+    kinds = [kind for kind, members in registry.locations.items() if name in members]
     if not kinds:
-        known = [key for members in registry.found.values() for key in members]
+        known = [key for members in registry.locations.values() for key in members]
         raise UserError(f"nothing is named {name!r}.{suggest(name, known)} See: alignbench list")
     for kind in kinds:
         card = registry.card(kind, name)
         if as_json:
             print_json({"kind": kind, "name": name, **card.model_dump(mode="json")})
         else:
-            _print_card(console, kind, name, card, str(registry.found[kind][name].path))
+            _print_card(console, kind, name, card, str(registry.locations[kind][name].path))
 
 
 def _print_card(console: Console, kind: str, name: str, card: Card, path: str) -> None:

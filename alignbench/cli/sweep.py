@@ -64,7 +64,11 @@ def _find(registry: Registry, wanted: str) -> tuple[str, SweepCard]:
     if path.suffix == ".toml":
         return path.stem, cast(SweepCard, read_card(path, "sweeps"))
     tiny = f"{wanted}-{EMBEDDED}"
-    name = tiny if wanted not in registry.found["sweeps"] and tiny in registry.found["sweeps"] else wanted
+    name = (
+        tiny
+        if wanted not in registry.locations["sweeps"] and tiny in registry.locations["sweeps"]
+        else wanted
+    )
     return name, registry.sweep(name)
 
 

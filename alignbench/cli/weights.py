@@ -48,9 +48,9 @@ def _wanted(registry: Registry, name: str) -> list[FileStatus]:
         UserError: nothing that could be downloaded has this name.
     """
     kinds = ("models", "assets", "evaluators", "protocols")
-    meant = [kind for kind in kinds if name in registry.found[kind]]
+    meant = [kind for kind in kinds if name in registry.locations[kind]]
     if not meant:
-        names = [other for kind in kinds for other in registry.found[kind]]
+        names = [other for kind in kinds for other in registry.locations[kind]]
         raise UserError(
             f"no model, asset, evaluator or protocol named {name!r}.{suggest(name, names)} "
             "See: alignbench list"

@@ -72,7 +72,7 @@ def _missing_names(registry: Registry, name: str, protocol: ProtocolCard) -> Ite
     if protocol.reference and protocol.reference.dataset:
         wanted.append(("datasets", protocol.reference.dataset))
     for kind, card in wanted:
-        if card not in registry.found[kind]:
+        if card not in registry.locations[kind]:
             yield Problem(
                 f"protocol {name}",
                 f"{SINGULAR[kind]} {card!r} is not in this version: no card has this name",

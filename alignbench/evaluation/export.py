@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from alignbench.api import ImageBatch, ImageSet
 from alignbench.evaluation.evaluate import Evaluation
-from alignbench.progress import Progress, Stage
+from alignbench.progress import Progress
 from alignbench.run_folder import row_files
 from alignbench.samples import geneval_layout
-from alignbench.samples.writers import write_npz, write_png
+from alignbench.samples.writers import load_all, whole_folder, write_npz, write_png
 
 
 def export_images(evaluation: Evaluation, forms: Sequence[str], progress: Progress) -> None:
@@ -23,7 +21,6 @@ def export_images(evaluation: Evaluation, forms: Sequence[str], progress: Progre
         evaluation: whose sets; scored.
         forms: `npz` for `<setting>-seed-<seed>.npz`; `png` for a folder of the same name, which has GenEval's
             layout where images have prompts.
-        progress: told what happens.
     """
     for form in forms:
         for setting in evaluation.protocol.settings:
@@ -37,24 +34,11 @@ def export_images(evaluation: Evaluation, forms: Sequence[str], progress: Progre
                     if form == "npz":
                         write_npz(path, images, stage)
                     elif evaluation.protocol.prompts:
-                        _write_layout(path, images, stage)
+                        with whole_folder(path) as unfinished:
+                            geneval_layout.write_layout(unfinished, load_all(images, stage))
                         _write_verdicts(path, evaluation, setting, seed)
                     else:
                         write_png(path, images, stage)
-
-
-def _write_layout(path: Path, images: ImageSet, stage: Stage) -> None:
-    """Write GenEval's layout; the folder is whole or absent."""
-
-    def batches() -> Iterator[ImageBatch]:
-        for number in range(len(images.shards())):
-            yield images.load(number)
-            stage.advance()
-
-    unfinished = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of an earlier attempt
-    geneval_layout.write_layout(unfinished, batches())
-    unfinished.rename(path)
 
 
 def _write_verdicts(path: Path, evaluation: Evaluation, setting: str, seed: int) -> None:

@@ -27,13 +27,7 @@ def choose(labels: Sequence[int], *, columns: int = 10, rows: int = 3) -> list[i
 
 
 def write_grid(path: Path, blocks: Sequence[tuple[str, Tensor]], *, columns: int = 10) -> None:
-    """Write captioned blocks of images below each other.
-
-    Args:
-        path: PNG file.
-        blocks: (caption, uint8 [n, 3, H, W]); all of one size.
-        columns: tiles per row.
-    """
+    """Write blocks of images below each other as PNG: (caption, uint8 [n, 3, H, W]), all of one size."""
     side = blocks[0][1].shape[-1]
     factor = max(1, -(-TILE // side))
     step = side * factor + MARGIN

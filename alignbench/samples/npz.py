@@ -214,7 +214,6 @@ def write_archive(
     """Write an uncompressed archive as `numpy.savez` would, columns first; the file is whole or absent.
 
     Args:
-        path: file to write.
         columns: {array name: rows that come piece by piece}; read one after another.
         arrays: returns {array name: array}; called when the columns are done, so it may depend on them.
 

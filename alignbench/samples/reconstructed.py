@@ -40,15 +40,7 @@ class ReconstructedImages:
         weights_digest: str,
         workers: int = 0,
     ) -> None:
-        """Check that data set, tokenizer and protocol fit each other; nothing is computed yet.
-
-        Args:
-            dataset: the originals, opened at the protocol's image size.
-            backbone: its tokenizer is used, as it is, on `device`.
-            protocol: of task `reconstruction`; gives size, batch and rounding.
-            device: where to work.
-            weights_digest: identity of the backbone's weights.
-            workers: threads that decode image files; 0 decodes in the calling thread.
+        """Check that data set, opened at the protocol's image size, tokenizer and protocol fit each other.
 
         Raises:
             UserError: the number of images is not the protocol's, or the tokenizer cannot take its size.
@@ -68,15 +60,8 @@ class ReconstructedImages:
                 f"{len(dataset):,}{left_out}",
                 fix="give the whole split; rows of another number of images could not be compared",
             )
-        self.identity = digest_of(
-            {
-                "reconstruction": 1,
-                "data": dataset.digest,
-                "weights": weights_digest,
-                "protocol": protocol_digest(protocol),
-                "device": device.type,
-            }
-        )
+        made_of = {"data": dataset.digest, "weights": weights_digest, "protocol": protocol_digest(protocol)}
+        self.identity = digest_of({"reconstruction": 1, **made_of, "device": device.type})
 
     def __len__(self) -> int:
         return len(self._originals)

@@ -48,7 +48,7 @@ def given(tmp_path: Path, tiny_clip: Path) -> list[Any]:  # noqa: F811
         for number, seen in enumerate(SEEN)
     ]
     (tmp_path / "found.jsonl").write_text("".join(json.dumps(line) + "\n" for line in detections))
-    card = Registry.default().found["protocols"]["geneval-saved"].path.read_text(encoding="utf-8")
+    card = Registry.default().locations["protocols"]["geneval-saved"].path.read_text(encoding="utf-8")
     small = card.replace("image_size = 512", "image_size = 8").replace("samples = 2212", "samples = 12")
     small = small.replace("images_per_prompt = 4", "images_per_prompt = 2")
     (tmp_path / "cards" / "protocols").mkdir(parents=True)

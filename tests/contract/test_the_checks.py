@@ -43,7 +43,7 @@ def case_of(name: str, folder: Path) -> Case:
     """A method of `broken.py` under the card it derives from, with half of the context noisy."""
     cards = folder / "cards" / "methods"
     cards.mkdir(parents=True)
-    card = BUILT_IN.found["methods"]["ntp"].path.read_text("utf-8")
+    card = BUILT_IN.locations["methods"]["ntp"].path.read_text("utf-8")
     target = "alignbench.methods.ntp:NextToken"
     assert target in card
     (cards / "broken.toml").write_text(card.replace(target, f"tests.helpers.broken_methods:{name}"), "utf-8")

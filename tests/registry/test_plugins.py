@@ -237,7 +237,7 @@ def test_reward_and_data_set_of_a_file_train(tmp_path: Path, alignbench: Command
 
 
 def test_model_and_evaluator_of_a_file_are_used(tmp_path: Path, alignbench: Command) -> None:
-    protocol = Registry.default().found["protocols"]["digits8"].path.read_text(encoding="utf-8")
+    protocol = Registry.default().locations["protocols"]["digits8"].path.read_text(encoding="utf-8")
     protocol = protocol.replace('["distribution-digits"]', '["how-many"]').replace('"fd-digits"', '"count"')
     (tmp_path / "cards" / "protocols").mkdir(parents=True)
     (tmp_path / "cards" / "protocols" / "counted.toml").write_text(protocol, encoding="utf-8")
@@ -362,7 +362,7 @@ def test_an_entry_point_may_name_an_inner_package_or_nothing_any_more(
     (site / "theirs-1.0.dist-info" / "entry_points.txt").write_text(entries)
     (site / "theirs" / "__init__.py").write_text("raise RuntimeError('half installed')")
     monkeypatch.syspath_prepend(str(site))
-    found = Registry.default().found["methods"]["theirs-method"]
+    found = Registry.default().locations["methods"]["theirs-method"]
     assert found.origin == "inner" and found.path.is_relative_to(site / "theirs" / "inner")
 
 

@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from alignbench.api import ImageBatch, Prompt
+from alignbench.api import Prompt
 from alignbench.data.decode import center_crop_adm
 from alignbench.errors import UserError
 from alignbench.progress import Progress, Stage
 from alignbench.samples import npz
 from alignbench.samples.external import open_samples
 from alignbench.samples.pixels import channels_last
-from alignbench.samples.writers import PngWriter, write_npz, write_png
+from alignbench.samples.writers import write_npz, write_png
 from tests.helpers.data_sets import refused
 from tests.helpers.inception_toys import pictures, save_pngs
 
@@ -432,22 +432,14 @@ def test_png_files_hold_the_pixels(tmp_path: Path) -> None:
         assert np.array_equal(found, shown[number, :, :3])
 
 
-def test_what_goes_wrong_in_a_writing_thread_surfaces(tmp_path: Path) -> None:
-    (tmp_path / "out" / "000001.png").mkdir(parents=True)
-    batch = ImageBatch(ids=range(3), images=torch.zeros(3, 3, 2, 2, dtype=torch.uint8))
-    with pytest.raises(OSError), PngWriter(tmp_path / "out") as writer:
-        writer.write(batch)
-    with pytest.raises(KeyError), PngWriter(tmp_path / "other") as writer:
-        writer.write(batch)
-        raise KeyError("the block's own error wins")
+def test_what_goes_wrong_in_a_writing_thread_surfaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Image.Image, path: Path, **_: object) -> None:
+        raise OSError("no space left")
 
-
-def test_memory_of_waiting_images_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignbench.samples.writers.AHEAD", 2)
-    with PngWriter(tmp_path, workers=1) as writer:
-        for start in range(0, 40, 10):
-            writer.write(
-                ImageBatch(ids=range(start, start + 10), images=torch.zeros(10, 3, 2, 2, dtype=torch.uint8))
-            )
-            assert len(writer._pending) <= 2
-    assert len(list(tmp_path.glob("*.png"))) == 40
+    np.savez(tmp_path / "s.npz", np.zeros((3, 3, 3, 3), dtype=np.uint8))
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_png(tmp_path / "out", open_samples(tmp_path / "s.npz", image_size=3), stage())
+    assert not (tmp_path / "out").exists()
