@@ -31,12 +31,7 @@ OBJECT_MEMBERS: dict[str, tuple[str, ...]] = {
 
 
 def require(what: str, thing: object, members: tuple[str, ...]) -> None:
-    """Make sure that a class or an object has some members.
-
-    Args:
-        what: how a message names it.
-        thing: the class or object.
-        members: names.
+    """Make sure that a class or an object has some members; `what` names it in the message.
 
     Raises:
         UserError: naming everything it lacks.

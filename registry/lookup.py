@@ -247,14 +247,12 @@ class Registry:
                 comes from.
         """
         names = []
+        own = ("built-in", self.locations["methods"][method].origin)
         for name in self.names("recipes"):
             try:
                 recipe = self.recipe(name)
             except UserError:
-                if self.locations["recipes"][name].origin in (
-                    "built-in",
-                    self.locations["methods"][method].origin,
-                ):
+                if self.locations["recipes"][name].origin in own:
                     raise  # never the method's defaults instead of a recipe with a slip of the pen
                 continue
             if recipe.default and recipe.method == method and model in recipe.models:

@@ -63,7 +63,7 @@ def read(path: Path) -> PluginFile:
     """
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--plugin {path}: not a Python file, nor a folder of cards")
-    code = CodeFile(path=str(path), sha256=f"sha256:{file_sha256(path)}")
+    code = _code_file(path)
     module = _import(path, code.sha256)
     cards: dict[str, dict[str, Card]] = {}
     for thing in _carriers(module):
@@ -93,9 +93,7 @@ def of_object(thing: Any) -> PluginFile:
     if module is None or not source.is_file():
         raise UserError(f"{name} lies in no file, so a run could not say what it was", fix="save it in one")
     kind, name, card = _card(source, module, thing)
-    return PluginFile(
-        CodeFile(path=str(source), sha256=f"sha256:{file_sha256(source)}"), {kind: {name: card}}
-    )
+    return PluginFile(_code_file(source), {kind: {name: card}})
 
 
 def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[CodeFile, ...]:
@@ -104,7 +102,6 @@ def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[C
     Of an installed plug-in or a folder of cards this is the file a card points at, not what it imports.
 
     Args:
-        registry: where the cards are.
         used: (kind, name) of the cards a run depends on; unknown names are passed over.
     """
     code = {file.code.path: file.code for file in registry.files}
@@ -116,8 +113,12 @@ def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[C
         paths = module_paths(card.target) if card.target else []
         sources = [source for path in paths for source in (path.with_suffix(".py"), path / "__init__.py")]
         for source in [source for source in sources if source.is_file()][:1]:
-            code[str(source)] = CodeFile(path=str(source), sha256=f"sha256:{file_sha256(source)}")
+            code[str(source)] = _code_file(source)
     return tuple(code[path] for path in sorted(code))
+
+
+def _code_file(path: Path) -> CodeFile:
+    return CodeFile(path=str(path), sha256=f"sha256:{file_sha256(path)}")
 
 
 def _import(path: Path, digest: str) -> ModuleType:

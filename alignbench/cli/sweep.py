@@ -64,11 +64,8 @@ def _find(registry: Registry, wanted: str) -> tuple[str, SweepCard]:
     if path.suffix == ".toml":
         return path.stem, cast(SweepCard, read_card(path, "sweeps"))
     tiny = f"{wanted}-{EMBEDDED}"
-    name = (
-        tiny
-        if wanted not in registry.locations["sweeps"] and tiny in registry.locations["sweeps"]
-        else wanted
-    )
+    sweeps = registry.locations["sweeps"]
+    name = tiny if wanted not in sweeps and tiny in sweeps else wanted
     return name, registry.sweep(name)
 
 

@@ -80,35 +80,26 @@ def _store(
     folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device
 ) -> FeatureStore:
     """Rows depend on the images, the evaluator and what computes them."""
-    key = digest_of(
-        {
-            "form": features.FORM,
-            "images": images.identity,
-            "evaluator": evaluator.identity,
-            "alignbench": __version__,
-            "torch": torch.__version__,
-            "device": device.type,
-        }
-    )
-    return FeatureStore(folder / name, key)
+    made_of = {"form": features.FORM, "images": images.identity, "evaluator": evaluator.identity}
+    return FeatureStore(folder / name, digest_of({**made_of, **computed_by(device)}))
+
+
+def computed_by(device: torch.device) -> dict[str, str]:
+    """What a number may depend on besides what it is computed from."""
+    return {"alignbench": __version__, "torch": torch.__version__, "device": device.type}
 
 
 @dataclass(frozen=True)
 class References:
-    """What all image sets of a protocol are compared with.
-
-    Args:
-        digest: identity of images and statistics; None where a protocol has no reference.
-        images: None where only statistics, or nothing, are known.
-        statistics: arrays of a statistics file.
-        folder: where rows of the reference images are kept.
-        device: where evaluators compute.
-    """
+    """What all image sets of a protocol are compared with."""
 
     digest: str | None
+    """Identity of images and statistics; None where a protocol has no reference."""
     images: ImageSet | None
+    """None where only statistics, or nothing, are there."""
     statistics: Mapping[str, np.ndarray]
     folder: Path
+    """Where rows of the reference images are kept."""
     device: torch.device
 
     def measure(self, evaluators: Mapping[str, Evaluator], rank: Rank, progress: Progress) -> None:
@@ -140,36 +131,26 @@ class References:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Evaluates the image sets of one subject under one protocol.
-
-    Args:
-        subject: names the folders.
-        sets: its images.
-        address: whatever decides the images, as plain data; with the evaluator it is a result's address.
-        protocol: settings, seeds and evaluators.
-        evaluators: built evaluators by name.
-        cards: their cards.
-        references: what the images are compared with.
-        device: where evaluators compute.
-        folder: run folder.
-        cache: folder of results shared between runs, or None.
-        rank: which of the processes this is.
-    """
+    """Evaluates the image sets of one subject under one protocol."""
 
     subject: Subject
+    """Names the folders."""
     sets: Sets
     address: Mapping[str, Any]
+    """Whatever decides the images, as plain data; with the evaluator it is a result's address."""
     protocol: ProtocolCard
     evaluators: Mapping[str, Evaluator]
     cards: Mapping[str, EvaluatorCard]
     references: References
     device: torch.device
     folder: Path
+    """Of the run."""
     cache: Path | None
+    """Folder of results shared between runs, or None."""
     rank: Rank
 
     def measure(self, progress: Progress) -> None:
-        """Measure every set whose result is not known yet; this process's share of the shards."""
+        """Measure every set whose result is not there yet; this process's share of the shards."""
         work = []
         for setting, seed in self._addresses():
             pending = {n: e for n, e in self.evaluators.items() if self._stored(n, setting, seed) is None}
@@ -212,10 +193,10 @@ class Evaluation:
         score = self._stored(name, setting, seed) or self._compute(name, setting, seed)
         path, shared = self._path(name, setting, seed), self._shared(name, setting, seed)
         if _read(path) is None:
-            write_atomic(path, _text(score))
+            _write(path, score)
         if shared is not None and _read(shared) is None:
             try:
-                write_atomic(shared, _text(score))
+                _write(shared, score)
             except OSError as error:  # only other runs would have gained from it
                 stage.say(f"{shared} cannot be written: {error.strerror}")
         stage.advance()
@@ -246,7 +227,7 @@ class Evaluation:
             resampled={m.name: list(m.resampled) for m in metrics if m.resampled},
         )
         # The result first: without it the rows would have to be measured again.
-        write_atomic(self._path(name, setting, seed), _text(score))
+        _write(self._path(name, setting, seed), score)
         card = self.cards[name]
         columns = {fact.column for fact in card.metrics.values() if fact.column}
         store.reduce(len(images.shards()), sorted(columns.union(card.keep)))
@@ -266,15 +247,13 @@ class Evaluation:
             "setting": self.protocol.settings[setting].model_dump(mode="json", exclude={"name", "title"}),
             "seed": seed,
             "reference": self.references.digest,
-            "alignbench": __version__,
-            "torch": torch.__version__,
-            "device": self.device.type,
+            **computed_by(self.device),
         }
         return self.cache / f"{digest_of(address)[:32]}.json"
 
 
-def _text(score: Score) -> str:
-    return json.dumps(asdict(score), indent=1) + "\n"
+def _write(path: Path, score: Score) -> None:
+    write_atomic(path, json.dumps(asdict(score), indent=1) + "\n")
 
 
 def _finite(interval: tuple[float, float] | None) -> bool:

@@ -49,15 +49,11 @@ class Rank(Protocol):
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """One evaluator's rows of one image set in a folder.
-
-    Args:
-        folder: holds `shard-00000.npz` and so on.
-        key: identity of images and evaluator; files with another key count as absent.
-    """
+    """One evaluator's rows of one image set in a folder."""
 
     folder: Path
     key: str
+    """Identity of images and evaluator; files with another key count as absent."""
 
     def path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.npz"
@@ -79,13 +75,12 @@ class FeatureStore:
         Raises:
             RunFailed: a shard is missing or damaged.
         """
-        paths, metas = [self.path(number) for number in range(shards)], []
-        for number, path in enumerate(paths):
-            meta = self._meta(number)
-            if meta is None:
-                raise RunFailed(f"{path} is missing or damaged", fix="run the same command again")
-            metas.append(meta)
-        return StoredFeatures(paths, metas)
+        paths = [self.path(number) for number in range(shards)]
+        metas = [self._meta(number) for number in range(shards)]
+        if None in metas:
+            path = paths[metas.index(None)]
+            raise RunFailed(f"{path} is missing or damaged", fix="run the same command again")
+        return StoredFeatures(paths, list(filter(None, metas)))
 
     def reduce(self, shards: int, columns: Sequence[str]) -> None:
         """Keep a few columns, to be compared image by image later; without any, nothing stays."""
@@ -153,12 +148,7 @@ def measure(
 ) -> None:
     """Fill the stores with this process's share of the shards; each shard is decoded once for all evaluators.
 
-    Args:
-        images: what to measure.
-        evaluators: by name.
-        stores: by the same names.
-        rank: shard n belongs to rank n mod world size.
-        stage: advanced once a shard.
+    Shard n belongs to rank n mod world size.
 
     Raises:
         RunFailed: an evaluator returns other than one row per image, or numbers that are not finite, or needs
@@ -177,7 +167,8 @@ def _measure_shard(
 ) -> None:
     started = time.monotonic()
     batch = images.load(number)
-    pixels = np.stack([_hash(image) for image in batch.images.numpy()])
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in batch.images.numpy()]
+    pixels = np.stack([np.frombuffer(digest, dtype=np.uint8) for digest in digests])
     load_seconds = time.monotonic() - started
     for name, evaluator in evaluators.items():
         started = time.monotonic()
@@ -190,10 +181,6 @@ def _measure_shard(
         seconds = time.monotonic() - started
         stores[name].write(number, rows, pixels=pixels, load_seconds=load_seconds, seconds=seconds)
         load_seconds = 0.0  # counted once, however many evaluators look
-
-
-def _hash(image: np.ndarray) -> np.ndarray:
-    return np.frombuffer(hashlib.sha256(image.tobytes()).digest(), dtype=np.uint8)
 
 
 def _check(name: str, rows: Rows, images: int) -> None:

@@ -57,8 +57,6 @@ def read_pairs(
     """Read one column of two evaluations under one protocol from their run folders.
 
     Args:
-        folders: of the runs.
-        results: one of each.
         column: whose mean the metric is, up to a factor such as 100 for per cent.
         recorded: the metric of both, one value per seed.
         same_draws: image i of both was drawn from the same condition with the same random numbers.

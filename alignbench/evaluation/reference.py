@@ -52,7 +52,6 @@ def open_reference(
     """Open a reference file and check that it fits; pixels are read only when they are asked for.
 
     Args:
-        path: the file.
         image_size: side the protocol scores at.
         networks: {asset: SHA-256} of the networks in use; a file that names its own must name one of them.
 
@@ -97,13 +96,10 @@ def _read_statistics(archive: Archive) -> dict[str, np.ndarray]:
     statistics: dict[str, np.ndarray] = {}
     for pair in PAIRS:
         present = [name for name in pair if name in archive.headers]
-        if not present:
-            continue
         if len(present) == 1:
             (absent,) = set(pair) - set(present)
             raise UserError(f"{archive.path}: {present[0]} without {absent}")
-        for name in pair:
-            statistics[name] = _moment(archive, name)
+        statistics |= {name: _moment(archive, name) for name in present}
     return statistics
 
 

@@ -96,15 +96,13 @@ def assets_of(registry: Registry, protocol: ProtocolCard) -> list[str]:
 def locate_asset(name: str, card: AssetCard, override: str = "") -> FileStatus:
     """Find an asset.
 
-    Looked at in this order: the path given by the user, the package if shipped, its folder of the cache, the
+    Looked at in this order: the path that the user names, the package if shipped, its folder of the cache, the
     card's places, the Hugging Face cache. The first file that exists is taken; a wrong size there is
     reported, not skipped. A folder counts as existing once it holds everything the card lists.
 
     Args:
-        name: of the card.
-        card: the card.
-        override: path as given by `--set assets.<name>=PATH`; empty: none. It may have any size but zero, and
-            in place of a network's file it may be a folder in the hub's form.
+        override: path as in `--set assets.<name>=PATH`; empty: none. It may have any size but zero, and in
+            place of a network's file it may be a folder in the hub's form.
     """
     folder = package_file("") if card.shipped else cache_root() / "assets" / name
     status = FileStatus(owner=name, option=f"assets.{name}", card=card, expected=folder / card.file)
@@ -117,13 +115,11 @@ def locate_weights(
     """Find the weight files of a model, as `locate_asset` finds an asset.
 
     Args:
-        model: name of the card.
-        card: the card.
-        overrides: {role: path} as given by `--set model.<role>=PATH`; an empty path counts as not given.
+        overrides: {role: path} as `--set model.<role>=PATH` names them; an empty path counts for nothing.
 
     Returns:
         {role: status}; further files of one role (shards) are keyed `<role>.2`, `<role>.3` and so on. A path
-        given by the user stands for all files of its role.
+        that the user names stands for all files of its role.
     """
     paths = {role: Path(path).expanduser() for role, path in (overrides or {}).items() if path}
     statuses = {}
@@ -208,7 +204,7 @@ def how_to_replace(status: FileStatus) -> str:
 
 
 def _overridden(status: FileStatus, path: Path) -> FileStatus:
-    """Look at a path given by the user."""
+    """Look at a path that the user names."""
     card, wrong = status.card, ""
     if not path.exists():
         wrong = "no such file"
