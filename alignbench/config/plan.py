@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def assets(self) -> dict[str, AssetFile]:
-        """Files that the protocol's evaluators read, by asset name; those that were found."""
+        """Files that the protocol's evaluators read, by asset name; those that are there."""
         return self.requirements.assets
 
     @property
@@ -121,8 +121,6 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     """Work a configuration out.
 
     Args:
-        registry: where the cards are.
-        config: the resolved configuration.
         evaluates: False with `--no-eval`: the protocol need not be runnable.
 
     Raises:

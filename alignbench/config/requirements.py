@@ -24,13 +24,10 @@ from alignbench.registry.schema import MethodCard, ModelCard, Scalar
 def requirements_of(
     registry: Registry, name: str, protocol: ProtocolCard, paths: Mapping[str, Scalar]
 ) -> Requirements:
-    """Find what a protocol needs, and say what this installation lacks.
+    """Find what a protocol as resolved needs, and say what this installation lacks.
 
     Args:
-        registry: where the cards are.
-        name: of the protocol.
-        protocol: as resolved.
-        paths: {asset: path} as given by the user.
+        paths: {asset: path} as the user names them.
     """
     if problems := list(_missing_names(registry, name, protocol)):
         return Requirements(protocol_digest(protocol), protocol, problems=problems)
@@ -137,16 +134,7 @@ def problems_of(
     weights: Mapping[str, FileStatus],
     text_problems: Sequence[Problem],
 ) -> Iterator[Problem]:
-    """Yield what stops a run besides its protocol: model, rewards, weights, data, geometry.
-
-    Args:
-        registry: where the cards are.
-        config: names and values.
-        model: card of the model.
-        method: card of the method, if any.
-        weights: {role: where the file is}.
-        text_problems: of the model's text encoder.
-    """
+    """Yield what stops a run besides its protocol: model, text encoder, rewards, weights, data, geometry."""
     if model.target is None:
         yield Problem(f"model {config.model}", f"this version has no {model.family} backbone")
     if method and model.condition not in method.conditions:

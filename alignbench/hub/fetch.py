@@ -32,7 +32,7 @@ class Fetched:
 
 
 def fetch_files(
-    files: Sequence[FileStatus], *, dry_run: bool = False, say: Log | None = None
+    files: Sequence[FileStatus], *, dry_run: bool = False, say: Log = lambda line: None
 ) -> list[Fetched]:
     """Download files that are not there yet, and check all of them.
 
@@ -51,7 +51,6 @@ def fetch_files(
         UserError: no network, no such file there, a wrong size or digest, not enough room.
         RunFailed: the disk filled up or the connection broke half-way; the part that arrived is kept.
     """
-    say = say or (lambda line: None)
     for file in files:
         say(_describe(file))
     for file in files:

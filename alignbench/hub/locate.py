@@ -96,8 +96,8 @@ def assets_of(registry: Registry, protocol: ProtocolCard) -> list[str]:
 def locate_asset(name: str, card: AssetCard, override: str = "") -> FileStatus:
     """Find an asset.
 
-    Looked at in this order: the path that the user names, the package if shipped, its folder of the cache, the
-    card's places, the Hugging Face cache. The first file that exists is taken; a wrong size there is
+    Looked at in this order: the path that the user names, the package if shipped, its folder of the cache,
+    the card's places, the Hugging Face cache. The first file that exists is taken; a wrong size there is
     reported, not skipped. A folder counts as existing once it holds everything the card lists.
 
     Args:
@@ -236,9 +236,7 @@ def hub_folder(reward: str, repo: str, revision: str, path: str, files: Sequence
     """Return the folder that holds a repository's files for a reward; nothing is downloaded in mid-run.
 
     Args:
-        reward: name, for messages.
-        repo: on the hub, OWNER/NAME.
-        revision: branch, tag or commit.
+        reward: for messages.
         path: folder in the hub's form that the user names instead; empty: look into the hub's cache.
         files: what must be there; `a|b` means any of them.
 
