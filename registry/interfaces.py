@@ -31,11 +31,7 @@ OBJECT_MEMBERS: dict[str, tuple[str, ...]] = {
 
 
 def require(what: str, thing: object, members: tuple[str, ...]) -> None:
-    """Make sure that a class or an object has some members; `what` names it in the message.
-
-    Raises:
-        UserError: naming everything it lacks.
-    """
+    """Raise UserError, naming everything that a class or an object lacks; `what` names it in the message."""
     missing = [name for name in members if not hasattr(thing, name)]
     if missing:
         raise UserError(f"{what} lacks {', '.join(missing)}", fix="docs/plugins.md says what each kind needs")

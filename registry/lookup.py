@@ -57,11 +57,7 @@ SINGULAR = {kind: kind.removesuffix("s") for kind in KINDS} | {"published": "pub
 
 
 def read_card(path: Path, kind: str) -> Card:
-    """Read one card.
-
-    Raises:
-        UserError: naming the file, the key and the reason.
-    """
+    """Read one card, or raise UserError naming the file, the key and the reason."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -73,11 +69,7 @@ def read_card(path: Path, kind: str) -> Card:
 
 
 def import_target(target: str) -> Any:
-    """Import `module:attribute`.
-
-    Raises:
-        UserError: the module fails to import or lacks the attribute, with the reason.
-    """
+    """Import `module:attribute`, or raise UserError with the reason."""
     module_name, _, attribute = target.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -146,11 +138,7 @@ class Registry:
 
     @functools.cached_property
     def locations(self) -> dict[str, dict[str, CardLocation]]:
-        """{kind: {name: where}}.
-
-        Raises:
-            UserError: two cards of one kind and name, naming both files.
-        """
+        """{kind: {name: where}}; two cards of one kind and name are a UserError that names both files."""
         locations: dict[str, dict[str, CardLocation]] = {kind: {} for kind in KINDS}
 
         def add(kind: str, name: str, card: CardLocation, fix: str) -> None:
@@ -174,11 +162,7 @@ class Registry:
         return sorted(self.locations[kind])
 
     def card(self, kind: str, name: str) -> Card:
-        """Read one card by name.
-
-        Raises:
-            UserError: unknown name, with the nearest ones; or a broken card.
-        """
+        """Read one card; raises UserError: it is broken, or an unknown name, with the nearest ones."""
         location = self.locations[kind].get(name)
         if location is not None:
             return location.card or read_card(location.path, kind)

@@ -56,11 +56,7 @@ def load_registry(plugins: Sequence[str | Path | Any] = ()) -> Registry:
 
 
 def read(path: Path) -> PluginFile:
-    """Import a plug-in file and check what it brings.
-
-    Raises:
-        UserError: see `load_registry`.
-    """
+    """Import a plug-in file and check what it brings; raises UserError as `load_registry` does."""
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--plugin {path}: not a Python file, nor a folder of cards")
     code = _code_file(path)

@@ -102,11 +102,7 @@ def _number(text: str) -> float | None:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split at separators outside parentheses and double quotes; pieces are stripped.
-
-    Raises:
-        UserError: parentheses or quotes that do not match.
-    """
+    """Split at separators outside parentheses and quotes, which must match; pieces are stripped."""
     pieces, depth, quoted = [""], 0, False
     for character in text:
         if character == '"':

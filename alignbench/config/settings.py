@@ -120,11 +120,7 @@ class RunConfig:
 def parse_assignments(
     assignments: Sequence[str], options: Mapping[str, Option] | None = None
 ) -> dict[str, str]:
-    """Split `key=value` strings; where options are given, keys without a dot are completed.
-
-    Raises:
-        UserError: a string without `=`.
-    """
+    """Split `key=value`, else UserError; where options are given, keys without a dot are completed."""
     parsed = {}
     for text in assignments:
         key, equals, value = text.partition("=")

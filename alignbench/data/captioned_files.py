@@ -62,11 +62,7 @@ def open_text_images(*, options: Mapping[str, Scalar], workers: int, cache_dir: 
 
 
 def form_of(root: Path) -> str:
-    """Say in which form captioned images lie: `folder`, `jsonl` or `tar`.
-
-    Raises:
-        UserError: a file that is neither a manifest nor a shard.
-    """
+    """Return `folder`, `jsonl` or `tar`; raises UserError: a file that is neither a manifest nor a shard."""
     if root.is_dir():
         if any(root.glob("*.jsonl")):
             return "jsonl"
@@ -78,11 +74,7 @@ def form_of(root: Path) -> str:
 
 
 def list_folder(root: Path, key: str) -> Listing:
-    """List all images at any depth with the captions beside them, sorted by path.
-
-    Raises:
-        UserError: it is no folder, or cannot be read.
-    """
+    """List all images at any depth with the captions beside them, sorted by path, or raise UserError."""
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder", fix=_SET_ROOT)
     names = image_names(root)

@@ -53,11 +53,7 @@ class Captioned(ImageDataset, Protocol):
 
 
 def captions_of(dataset: ImageDataset) -> Sequence[str]:
-    """Return the captions of a data set.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Return the captions of a data set; raises UserError if it has none."""
     if not isinstance(dataset, Captioned):
         raise UserError(
             "this data set has no captions",

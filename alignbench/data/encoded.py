@@ -162,11 +162,7 @@ def read_cache(path: Path) -> Any:
 
 
 def write_cache(path: Path, content: Any, what: str) -> None:
-    """Keep plain data; `what` is how messages call it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Keep plain data, which messages call `what`; raises UserError if it cannot be written."""
     try:
         write_atomic(path, json.dumps(content))
     except OSError as error:

@@ -76,16 +76,11 @@ def open_text_hub(*, split: str, options: Mapping[str, Scalar], workers: int, **
 
 
 def _open_table(options: Mapping[str, Scalar], split: str) -> tuple[str, Any]:
-    """Return (path, table) as the options name them."""
-    path = str(options["path"])
+    """Return the path and the table (`datasets.Dataset`) of one split as the options name them."""
+    path, config, revision = (str(options[key]) for key in ("path", "config", "revision"))
     if not path:
         raise UserError("no data set was named", fix="--set data.path=HUB_ID or a folder")
-    renamed = str(options["split"]) if split == TRAIN and options["split"] else split
-    return path, _load(path, str(options["config"]), str(options["revision"]), renamed)
-
-
-def _load(path: str, config: str, revision: str, split: str) -> Any:
-    """Return the table (`datasets.Dataset`) of one split."""
+    split = str(options["split"]) if split == TRAIN and options["split"] else split
     try:
         import datasets
     except ImportError as error:
@@ -96,7 +91,8 @@ def _load(path: str, config: str, revision: str, split: str) -> Any:
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         if not saved:
-            return datasets.load_dataset(path, config or None, split=split, revision=revision or None)
+            table = datasets.load_dataset(path, config or None, split=split, revision=revision or None)
+            return path, table
         opened = datasets.load_from_disk(str(folder))
     except Exception as error:  # the package raises its own, the hub's, pyarrow's and built-in errors
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -111,24 +107,20 @@ def _load(path: str, config: str, revision: str, split: str) -> Any:
                 f"{suggest(split, opened)}",
                 fix="--set data.split=NAME chooses the one to train on",
             )
-        return opened[split]
+        return path, opened[split]
     if opened.split is not None and str(opened.split) != split:
         raise UserError(
             f"data.path: {path} holds the split {str(opened.split)!r}, not {split!r}",
             fix=f"--set data.split={opened.split}",
         )
-    return opened
+    return path, opened
 
 
 # --- columns --------------------------------------------------------------------------------------
 
 
 def _column(table: Any, path: str, options: Mapping[str, Scalar], option: str, what: str) -> str:
-    """Return the column that an option names.
-
-    Raises:
-        UserError: it does not hold what is wanted; names a column that does.
-    """
+    """Return the column that an option names; if it does not fit, UserError names one that does."""
     features, column = table.features, str(options[option])
     fitting = [name for name, feature in features.items() if _holds(feature, option)]
     if column in fitting:

@@ -38,11 +38,7 @@ class Shapes(ImagesInMemory):
 
 
 def open_shapes(*, split: str, image_size: int, **_: object) -> Shapes:
-    """Open a split; arguments as in `open_dataset`.
-
-    Raises:
-        UserError: the model does not work on 20×20 images.
-    """
+    """Open a split as `open_dataset` says; raises UserError if the model does not work on 20×20 images."""
     if image_size != SIZE:
         raise UserError(
             f"the scenes are {SIZE}×{SIZE} images, the model works at {image_size}×{image_size}",

@@ -61,11 +61,7 @@ def natural(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def read_file(path: Path, *, offset: int = 0, size: int | None = None) -> bytes:
-    """Return an encoded picture: a file, or some bytes of one.
-
-    Raises:
-        UnreadableImage: not a regular file, or too large.
-    """
+    """Return a file, or some bytes of one; raises UnreadableImage: not a regular file, or too large."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a pipe would never end
         raise UnreadableImage("not a regular file")

@@ -70,11 +70,7 @@ class FeatureStore:
         self._save(number, meta, {PIXELS: pixels, **rows})
 
     def rows(self, shards: int) -> StoredFeatures:
-        """Return all rows.
-
-        Raises:
-            RunFailed: a shard is missing or damaged.
-        """
+        """Return all rows; raises RunFailed if a shard is missing or damaged."""
         paths = [self.path(number) for number in range(shards)]
         metas = [self._meta(number) for number in range(shards)]
         if None in metas:
@@ -151,8 +147,7 @@ def measure(
     Shard n belongs to rank n mod world size.
 
     Raises:
-        RunFailed: an evaluator returns other than one row per image, or numbers that are not finite, or needs
-            more memory than there is.
+        RunFailed: an evaluator returns other than one row per image, or needs more memory than there is.
     """
     for number, _ in enumerate(images.shards()):
         if number % rank.world_size == rank.rank:

@@ -115,11 +115,7 @@ def check_room(transfers: Sequence[Transfer]) -> None:
 
 
 def run(transfer: Transfer) -> None:
-    """Append to the partial file until it is whole.
-
-    Raises:
-        RunFailed: the disk filled up or the connection broke; what arrived is kept.
-    """
+    """Append to the partial file until it is whole; raises RunFailed: no room, no connection."""
     from huggingface_hub import file_download
 
     make_folder(transfer.partial.parent)

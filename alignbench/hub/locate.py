@@ -255,11 +255,7 @@ def hub_folder(reward: str, repo: str, revision: str, path: str, files: Sequence
 
 
 def plain_file(reward: str, path: str, name: str, url: str) -> Path:
-    """Return a single file for a reward: the one the user names, or the one of that name in the cache.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """Return a file for a reward: the user's, or the one in the cache; raises UserError if absent."""
     file = Path(path).expanduser() if path else cache_root() / "weights" / reward / name
     if not file.is_file():
         fix = f"curl --create-dirs -fL -o {shlex.quote(str(file))} {shlex.quote(url)}"

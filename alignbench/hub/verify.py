@@ -50,11 +50,7 @@ class Requirements:
 
 
 def verify_asset(status: FileStatus) -> AssetFile:
-    """Return an asset that was found, with its digest; see `verify`.
-
-    Raises:
-        UserError: it is not there, or not the file on the card.
-    """
+    """Return an asset with its digest; raises UserError: it is not there, or not the file on the card."""
     if not status.ok or status.path is None:
         raise UserError(f"asset {status.name!r}: {status.reason}", fix=status.fix)
     return AssetFile(status.name, status.path, verify(status))

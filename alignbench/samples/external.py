@@ -57,11 +57,7 @@ class SampleImages:
         return shards(self.count, SHARD)
 
     def load(self, number: int) -> ImageBatch:
-        """Return one shard.
-
-        Raises:
-            UserError: images that turn out to be damaged, by name.
-        """
+        """Return one shard; raises UserError, by name, for images that turn out to be damaged."""
         return self.take(self.shards()[number])
 
     def take(self, ids: range) -> ImageBatch:

@@ -40,11 +40,7 @@ class PictureFiles:
     """Threads that decode."""
 
     def read(self, ids: range) -> Tensor:
-        """Return images, [n, 3, H, W] uint8.
-
-        Raises:
-            UserError: naming those that cannot be read.
-        """
+        """Return images, [n, 3, H, W] uint8, or raise UserError naming those that cannot be read."""
         return channels_first(np.stack(self._each(ids, lambda path: self.decode(read_file(path)))))
 
     def check_headers(self, image_size: int) -> None:

@@ -20,11 +20,11 @@ from PIL import Image
 from alignbench.api import Prompt
 from alignbench.data.decode import center_crop_adm
 from alignbench.errors import UserError
+from alignbench.evaluation.export import write_npz, write_png
 from alignbench.progress import Progress, Stage
 from alignbench.samples import npz
 from alignbench.samples.external import open_samples
 from alignbench.samples.pixels import channels_last
-from alignbench.samples.writers import write_npz, write_png
 from tests.helpers.data_sets import refused
 from tests.helpers.inception_toys import pictures, save_pngs
 
