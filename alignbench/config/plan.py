@@ -183,11 +183,7 @@ def weights_digest(weights: dict[str, str]) -> str:
 
 
 def starting_weights(plan: Plan) -> dict[str, str]:
-    """Hash the files that a run starts from, those of its text encoder included: {role: digest}.
-
-    Raises:
-        UserError: one is not the file that was meant.
-    """
+    """Hash the files a run starts from, {role: digest}; raises UserError: one is not what was meant."""
     if plan.random_weights:
         return {}
     weights = {role: f"sha256:{verify(status)}" for role, status in plan.weights.items()}

@@ -37,10 +37,7 @@ _SET_ROOT = "--set data.root=PATH"
 
 
 def open_text_images(*, options: Mapping[str, Scalar], workers: int, cache_dir: Path, **_: object) -> Source:
-    """List captioned images; arguments as in `open_dataset`.
-
-    Options: `root`, a folder or a file; `form` of what is there; `caption_key` in JSON; `choice` among
-    several captions of an image; `limit` images at most (0: all) chosen by `subset_seed`.
+    """List captioned images; arguments as in `open_dataset`, options as on the card.
 
     Raises:
         UserError: nothing there can be used, with the remedy.

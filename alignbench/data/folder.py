@@ -22,10 +22,7 @@ _SET_ROOT = "--set data.root=PATH"
 
 
 def open_folder(*, split: str, num_classes: int | None, options: Mapping[str, Scalar], **_: object) -> Source:
-    """List a folder; arguments as in `open_dataset`.
-
-    Options: `root`; `limit` images at most (0: all) chosen by `subset_seed`; `class_index`, a text file
-    with one class folder's name per line in the order of the model's class ids.
+    """List a folder; arguments as in `open_dataset`, options as on the card.
 
     Raises:
         UserError: anything about the folder that does not fit, with the remedy.

@@ -25,11 +25,7 @@ TRAIN = "train"
 
 
 def open_hub(*, split: str, num_classes: int | None, options: Mapping[str, Scalar], **_: object) -> Source:
-    """List a data set; arguments as in `open_dataset`.
-
-    Options: `path` (hub id or folder), `config`, `revision`; `split`, the table that serves as `train`
-    (empty: the one of that name); `image_column`, `label_column`; `limit` images at most (0: all) chosen
-    by `subset_seed`.
+    """List a data set; arguments as in `open_dataset`, options as on the card.
 
     Raises:
         UserError: the package is missing, the data set cannot be loaded, a column does not fit, or the
@@ -54,10 +50,7 @@ def open_hub(*, split: str, num_classes: int | None, options: Mapping[str, Scala
 
 
 def open_text_hub(*, split: str, options: Mapping[str, Scalar], workers: int, **_: object) -> Source:
-    """List a data set of captioned images; arguments as in `open_dataset`.
-
-    Options: those of `open_hub`, with `caption_column` for the classes, a column of texts or of lists of
-    texts; `choice` among several captions of an image.
+    """List a data set of captioned images; arguments as in `open_dataset`, options as on the card.
 
     Raises:
         UserError: the package is missing, the data set cannot be loaded, or a column does not fit.

@@ -31,10 +31,7 @@ class Synthetic(NumberedImages):
 def open_synthetic(
     *, split: str, image_size: int, num_classes: int | None, options: Mapping[str, Scalar], **_: object
 ) -> Synthetic:
-    """Open random images; arguments as in `open_dataset`.
-
-    Options: `count` images; `seed`; `classes`, used where no model says how many there are.
-    """
+    """Open random images; arguments as in `open_dataset`, options as on the card."""
     return Synthetic(
         split=split,
         image_size=image_size,
@@ -66,10 +63,7 @@ class SyntheticText(Synthetic):
 def open_synthetic_text(
     *, split: str, image_size: int, options: Mapping[str, Scalar], **_: object
 ) -> SyntheticText:
-    """Open random images with captions; arguments as in `open_dataset`.
-
-    Options: `count` images; `seed`.
-    """
+    """Open random images with captions; arguments as in `open_dataset`, options as on the card."""
     return SyntheticText(
         split=split, image_size=image_size, count=int(options["count"]), seed=int(options["seed"])
     )

@@ -59,11 +59,7 @@ class Score:
 def build_evaluators(
     registry: Registry, protocol: ProtocolCard, assets: Mapping[str, AssetFile], device: torch.device
 ) -> dict[str, Evaluator]:
-    """Build the evaluators a protocol names, with its options for them.
-
-    Raises:
-        UserError: an evaluator that lacks what the interface needs, or refuses its files.
-    """
+    """Build a protocol's evaluators; raises UserError: one lacks a member, or refuses its files."""
     built: dict[str, Evaluator] = {}
     for name in protocol.evaluators:
         card = registry.evaluator(name)

@@ -12,8 +12,6 @@ import io
 import json
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from alignbench.api import PROMPT, Evaluator, ImageSet, Prompt, Rows
 from alignbench.errors import RunFailed, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Stage
+from alignbench.samples.npz import UNREADABLE
 
 FORM = 2
 """Of the files; counts up when rows of an older alignbench can no longer be read."""
@@ -32,9 +31,6 @@ META = "_meta"
 """Array in each file with JSON text: key, seconds."""
 PIXELS = "_pixels"
 """Column in each file: SHA-256 of each image's bytes, [n, 32]."""
-
-UNREADABLE = (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged file raises."""
 
 
 class Rank(Protocol):

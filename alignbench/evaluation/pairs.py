@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from alignbench.api import PROMPT
-from alignbench.evaluation.features import META, UNREADABLE
+from alignbench.evaluation.features import META
 from alignbench.record import Result
 from alignbench.run_folder import protocol_folder, row_files
+from alignbench.samples.npz import UNREADABLE
 
 TOLERANCE = 1e-5
 """Relative; networks compute in float32 and a metric may be summed in another order."""

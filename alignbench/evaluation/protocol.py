@@ -81,11 +81,7 @@ class ProtocolEvaluation:
 
     @cached_property
     def references(self) -> References:
-        """What image sets are compared with.
-
-        Raises:
-            UserError: a data set or statistics file that does not fit the protocol.
-        """
+        """What image sets are compared with; raises UserError: it does not fit the protocol."""
         spec = self.protocol.reference
         images: ImageSet | None = self.reference_images
         statistics: Mapping[str, Any] = {}

@@ -45,12 +45,7 @@ class Transfer:
 
 
 def ask(files: Sequence[FileStatus]) -> list[Transfer]:
-    """Ask hub or server for size and version of the files of one model or asset.
-
-    Raises:
-        UserError: no network, no such file, a file behind a licence, or a server that does not say how large
-            it is.
-    """
+    """Ask for size and version of the files of a model or asset; raises UserError: no answer, or no size."""
     return [_ask_url(file) if file.card.url else _ask_hub(file, files) for file in files]
 
 

@@ -8,8 +8,6 @@ are kept, not pixels; decoding them again gives the same images.
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt,
 from alignbench.errors import RunFailed, out_of_memory_as, smaller_batch
 from alignbench.files import write_atomic
 from alignbench.registry.protocol import ProtocolCard, Setting
+from alignbench.samples.npz import UNREADABLE
 from alignbench.samples.pixels import resize_bicubic, to_uint8
 from alignbench.samples.real import shards, whole_batches
 
@@ -104,7 +103,7 @@ def _read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path) as shard:
             return shard["tokens"], shard["labels"]
-    except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise RunFailed(f"{path} is damaged", fix="remove it and run the same command again") from error
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from alignbench.errors import UserError
 
-_BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, EOFError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What zipfile and numpy raise on a damaged, encrypted or exotic archive."""
 
 
@@ -63,7 +63,7 @@ class Archive:
                             self.headers[name] = _read_header(file, info)
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist") from error
-        except _BROKEN as error:
+        except UNREADABLE as error:
             raise UserError(f"{path} is not a readable .npz file: {_first_line(error)}") from error
 
     def array(self, name: str) -> np.ndarray:
@@ -71,16 +71,12 @@ class Archive:
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 values: np.ndarray = file[name]
-        except _BROKEN as error:
+        except UNREADABLE as error:
             raise UserError(f"{self.path}: array {name!r} cannot be read: {_first_line(error)}") from error
         return values
 
     def rows(self, name: str) -> NpzArray:
-        """Return a reader of an array's rows.
-
-        Raises:
-            UserError: rows do not lie one after another, or there are fewer than the header says.
-        """
+        """Return a reader of an array's rows; raises UserError: stored by columns, or fewer than it says."""
         header = self.headers[name]
         if header.fortran and len(header.shape) > 1:
             raise UserError(
@@ -112,7 +108,7 @@ class NpzArray:
                 self._file = self._open()
             self._file.seek(self._start + start * row)
             data = _read_exactly(self._file, shape[0] * row)
-        except _BROKEN as error:
+        except UNREADABLE as error:
             raise UserError(f"{self._path}: array {self._name!r} is damaged: {_first_line(error)}") from error
         return np.frombuffer(data, self._header.dtype).reshape(shape)
 

@@ -70,12 +70,7 @@ class ReconstructedImages:
         return self._originals.shards()
 
     def load(self, number: int) -> ImageBatch:
-        """Encode and decode one shard.
-
-        Raises:
-            ValueError: the data set was not opened at the protocol's image size.
-            RunFailed: out of memory.
-        """
+        """Encode and decode one shard; raises ValueError: another image size; RunFailed: out of memory."""
         originals = self._originals.load(number)
         shape, side, batch = originals.images.shape[1:], self._protocol.image_size, self._protocol.batch
         if shape != (3, side, side):
