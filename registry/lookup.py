@@ -227,8 +227,7 @@ class Registry:
         """Return the name of the default recipe for (method, model), or None.
 
         Raises:
-            UserError: more than one recipe claims the pair, or a broken recipe comes from where the method
-                comes from.
+            UserError: several recipes claim the pair, or a broken one comes from where the method comes from.
         """
         names = []
         own = ("built-in", self.locations["methods"][method].origin)

@@ -62,7 +62,11 @@ def read(path: Path) -> PluginFile:
     code = _code_file(path)
     module = _import(path, code.sha256)
     cards: dict[str, dict[str, Card]] = {}
-    for thing in _carriers(module):
+    for thing in list(vars(module).values()):
+        if not inspect.isclass(thing) and not inspect.isfunction(thing):
+            continue
+        if thing.__module__ != module.__name__ or "card" not in vars(thing):
+            continue
         kind, name, card = _card(path, module, thing)
         if name in cards.setdefault(kind, {}):
             raise UserError(f"--plugin {path}: two {SINGULAR[kind]} cards are named {name!r}")
@@ -135,17 +139,6 @@ def _import(path: Path, digest: str) -> ModuleType:
         where = f"{path}, line {lines[-1]}" if lines else str(path)
         raise UserError(f"--plugin {where}: cannot be imported: {type(error).__name__}: {error}") from error
     return module
-
-
-def _carriers(module: ModuleType) -> list[Any]:
-    """Classes and functions of the module itself that carry a card."""
-    return [
-        thing
-        for thing in vars(module).values()
-        if (inspect.isclass(thing) or inspect.isfunction(thing))
-        and thing.__module__ == module.__name__
-        and "card" in vars(thing)
-    ]
 
 
 def _card(path: Path, module: ModuleType, thing: Any) -> tuple[str, str, Card]:

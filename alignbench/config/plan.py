@@ -118,10 +118,7 @@ class Plan:
 
 
 def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) -> Plan:
-    """Work a configuration out.
-
-    Args:
-        evaluates: False with `--no-eval`: the protocol need not be runnable.
+    """Work a configuration out; unless it evaluates (`--no-eval`), the protocol need not be runnable.
 
     Raises:
         UserError: names that do not exist. Everything else is listed in `Plan.problems`.

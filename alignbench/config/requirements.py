@@ -24,11 +24,7 @@ from alignbench.registry.schema import MethodCard, ModelCard, Scalar
 def requirements_of(
     registry: Registry, name: str, protocol: ProtocolCard, paths: Mapping[str, Scalar]
 ) -> Requirements:
-    """Find what a protocol as resolved needs, and say what this installation lacks.
-
-    Args:
-        paths: {asset: path} as the user names them.
-    """
+    """Find what a protocol needs, {asset: path} as the user names them, and say what is lacking here."""
     if problems := list(_missing_names(registry, name, protocol)):
         return Requirements(protocol_digest(protocol), protocol, problems=problems)
     problems = list(_evaluator_problems(registry, protocol))

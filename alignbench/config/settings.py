@@ -233,11 +233,8 @@ def values_of(
 ) -> dict[str, Scalar]:
     """Read `--set` where a few keys have a meaning: {dotted key: value} of those that are there.
 
-    Args:
-        why, fix: why other keys have none, and what to do about them.
-
     Raises:
-        UserError: another key, or a value that its option does not take.
+        UserError: another key, with why it has none and what to do; a value that its option does not take.
     """
     assigned = parse_assignments(assignments, options)
     for key in assigned:

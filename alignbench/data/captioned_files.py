@@ -161,9 +161,7 @@ def find_shards(root: Path) -> list[Path]:
 def list_shards(root: Path, key: str, *, workers: int, cache_dir: Path) -> Listing:
     """List the samples of all shards, in the order of shards and of files inside them.
 
-    Args:
-        key: of the caption in JSON files; empty: the usual ones.
-        workers: threads that read shards which are not indexed yet.
+    Shards that are not indexed yet are read in threads.
     """
     base = root if root.is_dir() else root.parent
     shards = find_shards(root)

@@ -97,16 +97,6 @@ def open_dataset(
     how: dict[str, Any] = {
         "image_size": image_size, "workers": workers, "cache_dir": cache_dir, "progress": progress,
     }  # fmt: skip
-    complete = _complete(card, options)
-    opened = import_target(card.target)(split=split, num_classes=num_classes, options=complete, **how)
-    if isinstance(opened, Source):
-        return open_encoded(opened, **how)
-    require(f"dataset {card.title!r} ({card.target})", opened, OBJECT_MEMBERS["datasets"])
-    return cast(ImageDataset, opened)
-
-
-def _complete(card: DatasetCard, options: Mapping[str, Scalar]) -> dict[str, Any]:
-    """Check the options and add the defaults of the others."""
     values: dict[str, Any] = {key: option.default for key, option in card.options.items()}
     for key, value in options.items():
         if key not in card.options:
@@ -115,4 +105,8 @@ def _complete(card: DatasetCard, options: Mapping[str, Scalar]) -> dict[str, Any
             values[key] = card.options[key].check(value)
         except ValueError as error:
             raise UserError(f"data.{key}: {error}") from error
-    return values
+    opened = import_target(card.target)(split=split, num_classes=num_classes, options=values, **how)
+    if isinstance(opened, Source):
+        return open_encoded(opened, **how)
+    require(f"dataset {card.title!r} ({card.target})", opened, OBJECT_MEMBERS["datasets"])
+    return cast(ImageDataset, opened)

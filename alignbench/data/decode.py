@@ -20,13 +20,10 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Decoders that may run, whatever a file calls itself."""
-
 EXACT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 """Pixel forms that become RGB without a choice being made; CMYK and wide channels do not."""
-
 CROPPED_MODES = (*EXACT_MODES, "CMYK", "YCbCr")
 """Pixel forms with 8 bits or fewer per channel; 16-bit grey and float pixels are refused by name."""
-
 MAX_PIXELS = 89_478_485
 """Largest picture that is cropped, Pillow's own warning limit (256 MiB as RGB)."""
 

@@ -41,11 +41,7 @@ class Match:
 
 
 def find(images: np.ndarray) -> list[list[Match]]:
-    """Return the things of each image, best match first.
-
-    Args:
-        images: [N, H, W, 3] uint8 RGB, sides of at least 7.
-    """
+    """Return the things of each image, [N, H, W, 3] uint8 RGB with sides of at least 7, best match first."""
     foreground = nearest_colour(images) > 0
     matches = match_maps(foreground)
     things: list[list[Match]] = [[] for _ in images]
@@ -95,11 +91,7 @@ def match_maps(foreground: np.ndarray) -> np.ndarray:
 
 
 def colour_of(image: np.ndarray, thing: np.ndarray) -> str:
-    """Return the colour that most of a thing's pixels lie nearest to.
-
-    Args:
-        image: [H, W, 3] uint8 RGB.
-        thing: [H, W] bool, its pixels.
+    """Return the colour nearest to most pixels of a thing, [H, W] bool, in an image, [H, W, 3] uint8.
 
     Returns:
         One of COLOURS; NO_COLOUR if fewer than two thirds of the pixels agree, or there are none.

@@ -219,7 +219,11 @@ class Evaluation:
             samples_digest=rows.digest,
             sample_seconds=rows.load_seconds,
             evaluate_seconds=rows.seconds + seconds,
-            intervals={m.name: list(m.interval) for m in metrics if _finite(m.interval)},  # type: ignore[arg-type]
+            intervals={
+                m.name: list(m.interval)
+                for m in metrics
+                if m.interval is not None and all(map(math.isfinite, m.interval))
+            },
             resampled={m.name: list(m.resampled) for m in metrics if m.resampled},
         )
         # The result first: without it the rows would have to be measured again.
@@ -250,10 +254,6 @@ class Evaluation:
 
 def _write(path: Path, score: Score) -> None:
     write_atomic(path, json.dumps(asdict(score), indent=1) + "\n")
-
-
-def _finite(interval: tuple[float, float] | None) -> bool:
-    return interval is not None and all(map(math.isfinite, interval))
 
 
 def _read(path: Path) -> Score | None:

@@ -22,10 +22,9 @@ from alignbench.samples.pixels import channels_last
 
 
 def export_images(evaluation: Evaluation, forms: Sequence[str], progress: Progress) -> None:
-    """Write every image set of a subject under `images/` in its folder; what is there already stays.
+    """Write every scored image set of a subject under `images/` in its folder; what is there already stays.
 
     Args:
-        evaluation: whose sets; scored.
         forms: `npz` for `<setting>-seed-<seed>.npz`; `png` for a folder of the same name, which has GenEval's
             layout where images have prompts.
     """
@@ -74,10 +73,7 @@ def write_npz(path: Path, images: ImageSet, stage: Stage) -> None:
     """Write the sample file that ADM's evaluator reads.
 
     `arr_0` is uint8 [N, H, W, 3]; `arr_1`, int64 [N] class ids, is there if the images carry them. The file
-    is whole or absent.
-
-    Raises:
-        OSError: the disk is full or the folder is not writable.
+    is whole or absent; raises OSError where it cannot be written.
     """
     batches = load_all(images, stage)
     first = next(batches)
@@ -95,11 +91,7 @@ def write_npz(path: Path, images: ImageSet, stage: Stage) -> None:
 
 
 def write_png(folder: Path, images: ImageSet, stage: Stage) -> None:
-    """Write `000000.png` and so on, named by image id, into a new folder, which is whole or absent.
-
-    Raises:
-        OSError: the disk is full or the folder is not writable.
-    """
+    """Write PNG files named by image id into a new folder, whole or absent; raises OSError if that fails."""
 
     def save(picture: tuple[int, np.ndarray]) -> None:
         Image.fromarray(picture[1]).save(unfinished / f"{picture[0]:06d}.png", format="PNG")

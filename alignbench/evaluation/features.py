@@ -166,20 +166,17 @@ def _measure_shard(
         what = f"evaluator {name!r}: out of memory with shards of {len(batch)} images"
         with out_of_memory_as(what, "a device with more memory"):
             rows = dict(evaluator.measure(batch))
-        _check(name, rows, len(batch))
+        for column, values in rows.items():
+            if len(values) != len(batch):
+                wrong = f"column {column} has {len(values)} rows for {len(batch)} images"
+                raise RunFailed(f"evaluator {name!r}: {wrong}")
+        if not rows:
+            raise RunFailed(f"evaluator {name!r} remembers nothing of an image")
         if batch.prompts:
             rows[PROMPT] = np.array([prompt_key(prompt) for prompt in batch.prompts])
         seconds = time.monotonic() - started
         stores[name].write(number, rows, pixels=pixels, load_seconds=load_seconds, seconds=seconds)
         load_seconds = 0.0  # counted once, however many evaluators look
-
-
-def _check(name: str, rows: Rows, images: int) -> None:
-    for column, values in rows.items():
-        if len(values) != images:
-            raise RunFailed(f"evaluator {name!r}: column {column} has {len(values)} rows for {images} images")
-    if not rows:
-        raise RunFailed(f"evaluator {name!r} remembers nothing of an image")
 
 
 def prompt_key(prompt: Prompt) -> int:

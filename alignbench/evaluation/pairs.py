@@ -63,8 +63,7 @@ def read_pairs(
         same_draws: image i of both was drawn from the same condition with the same random numbers.
 
     Raises:
-        NoPairsError: no features, damaged ones or others than those of the record; other prompts, or images
-            that have nothing in common.
+        NoPairsError: no features of the record, damaged ones, other prompts, nothing in common.
     """
     a, b = (_read(folder, result, column) for folder, result in zip(folders, results, strict=True))
     factor = _factor((a, b), recorded)

@@ -143,11 +143,7 @@ class ProtocolEvaluation:
     def results(
         self, evaluation: Evaluation, progress: Progress, rewards: Sequence[str] = ()
     ) -> list[Result]:
-        """Score what every process has measured its share of: one result per setting and evaluator.
-
-        Args:
-            rewards: networks behind the rewards of the training.
-        """
+        """Score what all processes have measured; `rewards` are the networks behind those of the training."""
         protocol, subject = self.protocol, evaluation.subject
         groups: dict[tuple[str, str], list[Score]] = {}
         for score in evaluation.scores(progress):

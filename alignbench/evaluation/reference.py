@@ -25,9 +25,7 @@ from alignbench.samples.npz import Archive, NpzColumn, write_archive
 
 SHAPES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 """What the moments of this network look like."""
-
 PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))
-
 ASYMMETRY = 1e-6
 """Largest difference between a covariance and its transpose, relative to its largest entry."""
 
@@ -56,8 +54,7 @@ def open_reference(
         networks: {asset: SHA-256} of the networks in use; a file that names its own must name one of them.
 
     Raises:
-        UserError: no such file; images of another size or form; moments of another network or no moments at
-            all.
+        UserError: no such file, images of another size or form, or moments of another network or none.
     """
     archive = Archive(path)
     names = archive.headers.keys()
@@ -67,7 +64,13 @@ def open_reference(
             f"but {', '.join(names) or 'nothing'}"
         )
     _check_origin(archive, image_size, networks or {})
-    statistics = _read_statistics(archive)
+    statistics: dict[str, np.ndarray] = {}
+    for pair in PAIRS:
+        present = [name for name in pair if name in names]
+        if len(present) == 1:
+            (absent,) = set(pair) - set(present)
+            raise UserError(f"{path}: {present[0]} without {absent}")
+        statistics |= {name: _moment(archive, name) for name in present}
     images = open_archive(archive, image_size=image_size) if "arr_0" in names else None
     return ReferenceFile(path, statistics, images)
 
@@ -90,17 +93,6 @@ def _check_origin(archive: Archive, image_size: int, networks: Mapping[str, str]
                 f"{archive.path} was made of {side} px images, the protocol scores {image_size} px",
                 fix=f"make it again: alignbench reference --image-size {image_size}",
             )
-
-
-def _read_statistics(archive: Archive) -> dict[str, np.ndarray]:
-    statistics: dict[str, np.ndarray] = {}
-    for pair in PAIRS:
-        present = [name for name in pair if name in archive.headers]
-        if len(present) == 1:
-            (absent,) = set(pair) - set(present)
-            raise UserError(f"{archive.path}: {present[0]} without {absent}")
-        statistics |= {name: _moment(archive, name) for name in present}
-    return statistics
 
 
 def _moment(archive: Archive, name: str) -> np.ndarray:

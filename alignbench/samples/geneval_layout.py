@@ -57,10 +57,7 @@ def read_layout(path: Path) -> list[tuple[Path, Prompt]]:
 
 
 def write_layout(path: Path, batches: Iterable[ImageBatch]) -> int:
-    """Write images as PNG; consecutive images of one prompt share a folder, so the order is kept.
-
-    Returns:
-        Number of images.
+    """Write images as PNG and return how many; consecutive ones of a prompt share a folder, as order is kept.
 
     Raises:
         UserError: images without prompts, or a folder that already has numbered folders.

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, RunFailed, UserError
-from alignbench.hub import download
-from alignbench.hub.fetch import Fetched, fetch_files
+from alignbench.hub.fetch import Fetched, ask, fetch_files, human_size
 from alignbench.hub.locate import FOLDER, FileStatus, locate_asset
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
@@ -128,7 +127,7 @@ def test_a_broken_transfer_is_continued(
 def test_a_part_is_continued_if_it_is_of_this_version(server: SimpleNamespace, make: Make) -> None:
     file = make()
     put(file.expected.with_name(f"{file.expected.name}.{'0' * 16}.partial"), b"something else")
-    (transfer,) = download.ask([file])
+    (transfer,) = ask([file])
     put(transfer.partial, CONTENT[:100])
     fetch_files([file])
     assert ranges(server) == ["bytes=100-"] and file.expected.read_bytes() == CONTENT
@@ -242,7 +241,7 @@ def test_a_server_that_does_not_say_the_size(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_sizes_read_as_on_the_hub() -> None:
     sizes = [None, 12, 443_736_709, 12_386_725_354]
-    assert [download.human_size(size) for size in sizes] == ["size unknown", "12 bytes", "444 MB", "12.4 GB"]
+    assert [human_size(size) for size in sizes] == ["size unknown", "12 bytes", "444 MB", "12.4 GB"]
 
 
 def test_docs_list_every_asset_as_its_card_says() -> None:
@@ -258,6 +257,6 @@ def table_row(name: str, card: AssetCard) -> str:
         source = f"<{card.url}>"
     first = [names.split("|")[0] for names in card.files]
     file = f"`{card.file}`" if card.file != FOLDER else f"folder: {', '.join(first)}"
-    size = download.human_size(card.size) if card.size else "–"
+    size = human_size(card.size) if card.size else "–"
     cells = (f"`{name}`", card.what, file, size, "yes" if card.sha256 else "no", card.licence, source)
     return f"| {' | '.join(cells)} |"
