@@ -38,11 +38,7 @@ def require(what: str, thing: object, members: tuple[str, ...]) -> None:
 
 
 def load(registry: Registry, kind: str, name: str) -> Any:
-    """Import the target of a method, reward, evaluator, model or dataset card.
-
-    Raises:
-        UserError: naming card and reason: a failing import; of a method a missing member or a contradiction.
-    """
+    """Import the target of a card; UserError names the card and why: no import, or an unfit method."""
     card: Any = registry.card(kind, name)
     what = f"{SINGULAR[kind]} {name!r} ({registry.locations[kind][name].path})"
     try:
@@ -55,11 +51,7 @@ def load(registry: Registry, kind: str, name: str) -> Any:
 
 
 def check_method(what: str, target: Any, card: MethodCard) -> None:
-    """Make sure that a method's class has what the driver calls and takes the options of its card.
-
-    Raises:
-        UserError: naming what is missing or contradicts.
-    """
+    """Raise UserError unless a method's class has what the driver calls and takes its card's options."""
     require(what, target, CLASS_MEMBERS["methods"])
     if target.updates != card.updates:
         raise UserError(f"{what}: the class updates {target.updates!r}, its card says {card.updates!r}")

@@ -121,9 +121,7 @@ class Registry:
         """Built-in cards, then plug-ins (entry-point group `alignbench`), then `ALIGNBENCH_PATH`.
 
         Modules that lie in a folder of `ALIGNBENCH_PATH` can be imported afterwards; they shadow nothing.
-
-        Raises:
-            UserError: `ALIGNBENCH_PATH` names something that is no folder.
+        Raises UserError if it names something that is no folder.
         """
         roots = [("built-in", Path(__file__).parent)]
         for point in sorted(entry_points(group="alignbench"), key=lambda point: point.name):
@@ -172,10 +170,7 @@ class Registry:
     def usable(self, kind: str) -> tuple[dict[str, Card], list[str]]:
         """Return all cards of a kind that can be read, and why others cannot.
 
-        A broken card of a plug-in must not break what does not need it; a built-in one is our own mistake.
-
-        Raises:
-            UserError: a broken built-in card.
+        A broken card of a plug-in must not break what does not need it; a built-in one raises its UserError.
         """
         cards, problems = {}, []
         for name in self.names(kind):
@@ -206,11 +201,7 @@ class Registry:
         return {name: self.asset(name) for name in self.names("assets")}
 
     def metric_facts(self) -> dict[str, MetricFact]:
-        """Return {metric: how it is shown} over all evaluator cards, in the order of the columns.
-
-        Raises:
-            UserError: two evaluators define one metric name.
-        """
+        """Return {metric: how it is shown} in order of the columns; a name on two cards is a UserError."""
         facts: dict[str, MetricFact] = {}
         owner: dict[str, str] = {}
         for name, card in self.usable("evaluators")[0].items():

@@ -80,11 +80,7 @@ def read(path: Path) -> PluginFile:
 
 
 def of_object(thing: Any) -> PluginFile:
-    """Register a class or function of this process that carries a card; its source file stands for it.
-
-    Raises:
-        UserError: it carries no card, lacks a member, or lies in no file.
-    """
+    """Register a class or function of this process by card and source file; UserError: it lacks one."""
     name = getattr(thing, "__name__", repr(thing))
     if "card" not in getattr(thing, "__dict__", {}):
         raise UserError(f"{name} carries no card", fix="decorate it, e.g. with @alignbench.reward")

@@ -45,11 +45,7 @@ _LATER_FIELDS = ("task", "rounding", "prompts", "images_per_prompt", "options")
 
 
 def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCard:
-    """Apply `protocol.samples`, `protocol.seeds`, `protocol.settings` and, if it is there, `protocol.batch`.
-
-    Raises:
-        UserError: a setting the protocol lacks, or seeds that are no whole numbers.
-    """
+    """Apply `protocol.*`; raises UserError: a setting it lacks, or seeds that are no whole numbers."""
     changes: dict[str, Any] = {key: options[key] for key in ("samples", "batch") if options.get(key)}
     if options["seeds"]:
         where = f"protocol.seeds: {options['seeds']!r}"

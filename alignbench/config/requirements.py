@@ -28,11 +28,10 @@ def requirements_of(
     if problems := list(_missing_names(registry, name, protocol)):
         return Requirements(protocol_digest(protocol), protocol, problems=problems)
     problems = list(_evaluator_problems(registry, protocol))
-    files, unofficial = {}, {}
+    files: dict[str, AssetFile] = {}
     wanted = assets_of(registry, protocol)
     for asset in wanted:
-        card = registry.asset(asset)
-        status = locate_asset(asset, card, str(paths.get(asset, "")))
+        status = locate_asset(asset, registry.asset(asset), str(paths.get(asset, "")))
         if not status.ok:
             problems.append(Problem(f"assets/{asset}", status.reason, status.fix))
             continue
@@ -40,9 +39,8 @@ def requirements_of(
             files[asset] = verify_asset(status)
         except UserError as error:
             problems.append(Problem(f"assets/{asset}", error.what, error.fix))
-            continue
-        if files[asset].sha256 != card.sha256:
-            unofficial[asset] = files[asset].sha256
+    digests = {asset: file.sha256 for asset, file in files.items()}
+    unofficial = {asset: sha for asset, sha in digests.items() if sha != registry.asset(asset).sha256}
     unread = [asset for asset, path in paths.items() if path and asset not in wanted]
     why = f"protocol {name} does not read it"
     problems += [Problem(f"assets.{asset}", why, "leave it out") for asset in unread]

@@ -37,11 +37,7 @@ _SET_ROOT = "--set data.root=PATH"
 
 
 def open_text_images(*, options: Mapping[str, Scalar], workers: int, cache_dir: Path, **_: object) -> Source:
-    """List captioned images; arguments as in `open_dataset`, options as on the card.
-
-    Raises:
-        UserError: nothing there can be used, with the remedy.
-    """
+    """List captioned images as `open_dataset` says; the options are on the card. Raises UserError."""
     if not options["root"]:
         raise UserError("no captioned images were given", fix=_SET_ROOT)
     root = Path(str(options["root"])).expanduser()

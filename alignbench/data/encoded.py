@@ -98,11 +98,7 @@ class EncodedImages(NumberedImages):
 def open_encoded(
     source: Source, *, image_size: int, workers: int, cache_dir: Path, progress: ProgressCallback | None
 ) -> EncodedImages:
-    """Check every image of a source and open the readable ones; the outcome is kept in the cache folder.
-
-    Raises:
-        UserError: no image can be read, or the cache cannot be written.
-    """
+    """Check every image and open the readable ones; raises UserError: none is, or no cache can be written."""
     if not source.names:
         raise UserError(f"{source.title}: no images in it")
 

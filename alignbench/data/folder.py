@@ -22,11 +22,7 @@ _SET_ROOT = "--set data.root=PATH"
 
 
 def open_folder(*, split: str, num_classes: int | None, options: Mapping[str, Scalar], **_: object) -> Source:
-    """List a folder; arguments as in `open_dataset`, options as on the card.
-
-    Raises:
-        UserError: anything about the folder that does not fit, with the remedy.
-    """
+    """List a folder as `open_dataset` says; the options are on the card. Raises UserError."""
     root = _root(str(options["root"]), split)
     folders = _class_folders(root)
     class_names = _class_names(folders, str(options["class_index"]), num_classes, root)

@@ -20,11 +20,7 @@ MAX_BYTES = 1 << 28
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yield all files at any depth but hidden ones; links to folders are followed, each folder once.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
+    """Yield all files at any depth but hidden ones, linked folders once; unreadable ones are a UserError."""
     visited: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
         status = Path(parent).stat()

@@ -83,11 +83,7 @@ class FileStatus:
 
 
 def assets_of(registry: Registry, protocol: ProtocolCard) -> list[str]:
-    """Return the names of all assets a protocol reads: its evaluators', its statistics, its prompts.
-
-    Raises:
-        UserError: an evaluator that does not exist.
-    """
+    """Name a protocol's assets: its evaluators', statistics, prompts; raises UserError: unknown evaluator."""
     names = [asset for name in protocol.evaluators for asset in registry.evaluator(name).assets]
     names += [protocol.reference.statistics] if protocol.reference else []
     return list(dict.fromkeys(filter(None, [*names, protocol.prompts])))

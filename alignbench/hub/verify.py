@@ -60,10 +60,7 @@ def verify(status: FileStatus) -> str:
     """Return the SHA-256 of a file that was found after comparing it with the promised one.
 
     Of a folder it covers names and digests of its files, of an index of sharded weights (`….index.json`) that
-    the user names the files it lists. What the user names may be any file.
-
-    Raises:
-        UserError: it is not the file that was meant.
+    the user names the files it lists. What the user names may be any file; another one is a UserError.
     """
     path = status.path
     assert path is not None, f"{status.option} was not found"
@@ -90,10 +87,8 @@ def promised(status: FileStatus) -> str | None:
 def check_digest(status: FileStatus, path: Path, digest: str, offered: str | None = None) -> None:
     """Compare the digest of `path` with the promised one, else with the one its server offers.
 
-    That of weights from the hub without a digest on their card is recorded at the first call.
-
-    Raises:
-        UserError: the digests differ.
+    That of weights from the hub without a digest on their card is recorded at the first call. Raises
+    UserError if the digests differ.
     """
     card, before = status.card, promised(status)
     wanted = before or offered

@@ -135,11 +135,7 @@ def open_samples(
 def open_archive(
     archive: Archive, *, image_size: int, prompts: Sequence[Prompt] = (), images_per_prompt: int = 1
 ) -> SampleImages:
-    """Open the images of an ADM sample or reference file: pixels in `arr_0`, perhaps class ids in `arr_1`.
-
-    Raises:
-        UserError: `arr_0` or `arr_1` does not fit.
-    """
+    """Open an ADM file: pixels in `arr_0`, perhaps class ids in `arr_1`; raises UserError: they misfit."""
     pixels = _pixels_of(archive, image_size)
     return SampleImages(
         title=str(archive.path),

@@ -40,11 +40,7 @@ class ReconstructedImages:
         weights_digest: str,
         workers: int = 0,
     ) -> None:
-        """Check that data set, opened at the protocol's image size, tokenizer and protocol fit each other.
-
-        Raises:
-            UserError: the number of images is not the protocol's, or the tokenizer cannot take its size.
-        """
+        """Check that data set, tokenizer and protocol fit; raises UserError: number or size of the images."""
         self._originals = DatasetImages(dataset, batch=whole_batches(protocol.batch), workers=workers)
         self._tokenizer, self._protocol, self._device = backbone.tokenizer, protocol, device
         self._side, rest = divmod(protocol.image_size, self._tokenizer.downsample)
