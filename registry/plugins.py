@@ -31,10 +31,8 @@ KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 
 
 def load_registry(plugins: Sequence[str | Path | Any] = ()) -> Registry:
-    """Return the default registry with what `--plugin` gave.
-
-    Args:
-        plugins: Python files and folders of cards; in Python also classes and functions that carry a card.
+    """Return the default registry with what `--plugin` gave: Python files and folders of cards; in Python
+    also classes and functions that carry a card.
 
     Raises:
         UserError: a file that is missing, fails to import, holds nothing, or lacks a required member; the
@@ -96,9 +94,7 @@ def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[C
     """Return the plug-in files of this process, and the modules behind cards that are not built in.
 
     Of an installed plug-in or a folder of cards this is the file a card points at, not what it imports.
-
-    Args:
-        used: (kind, name) of the cards a run depends on; unknown names are passed over.
+    Unknown (kind, name) of the cards that a run depends on are passed over.
     """
     code = {file.code.path: file.code for file in registry.files}
     for kind, name in used:

@@ -64,13 +64,10 @@ def reason_of(error: Exception) -> str:
 
 
 def decode_cropped(data: bytes, size: int) -> np.ndarray:
-    """Decode, convert to RGB and crop as ADM does.
+    """Decode, convert to RGB and crop as ADM does, to [size, size, 3] uint8.
 
     As in ADM, transparency is dropped (not composited on a colour) and CMYK is converted by Pillow's plain
     formula. Colour with 16 bits per channel loses its lower 8.
-
-    Returns:
-        [size, size, 3] uint8.
 
     Raises:
         UnreadableImage: too large, too narrow, or pixels that have no faithful 8-bit form.
@@ -89,13 +86,10 @@ def decode_cropped(data: bytes, size: int) -> np.ndarray:
 
 
 def decode_exact(data: bytes, size: int) -> np.ndarray:
-    """Decode a picture that must have a size.
+    """Decode a picture of [size, size, 3] uint8 as it is.
 
     Grey and palette pictures become RGB. Transparency is accepted only where every pixel is opaque, since any
     background would be a choice.
-
-    Returns:
-        [size, size, 3] uint8.
 
     Raises:
         UnreadableImage: as in `open_exact`, or a pixel that is not opaque.
@@ -140,13 +134,9 @@ MAX_CROP_FRACTION = 1.0
 
 
 def center_crop_adm(image: Image.Image, size: int) -> Image.Image:
-    """Crop the centre square; an odd margin leaves the extra row or column at the end.
+    """Crop the centre square, [size, size] of the same mode; an odd margin is larger at the end.
 
-    Args:
-        image: any size and mode; convert it to RGB first to average colours rather than palette entries.
-
-    Returns:
-        [size, size] image of the same mode.
+    Convert it to RGB first to average colours rather than palette entries.
     """
     image = _resize_shorter_side(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2

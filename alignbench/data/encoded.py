@@ -28,14 +28,10 @@ CACHE_VERSION = 1
 
 
 def choose(names: Sequence[str], *, limit: int, seed: int) -> list[int]:
-    """Return the positions of a fixed subset, ascending.
+    """Return the positions of a fixed subset of unique names, ascending; a limit of 0 keeps all.
 
-    The `limit` names with the smallest hash are kept, so the choice depends on the names alone, and a
-    smaller subset lies inside a larger one.
-
-    Args:
-        names: unique; their order decides nothing but the positions.
-        limit: 0 keeps all.
+    The `limit` names with the smallest hash are kept, so the choice depends on the names alone, not on their
+    order, and a smaller subset lies inside a larger one.
     """
     if limit == 0 or limit >= len(names):
         return list(range(len(names)))

@@ -36,12 +36,7 @@ class NumberedImages:
 
 
 class ImagesInMemory(NumberedImages):
-    """Images that are held in memory.
-
-    Args:
-        pixels: [N, H, W, 3] uint8; made read-only.
-        content: what the digest covers beside the pixels.
-    """
+    """Images in memory: pixels [N, H, W, 3] uint8, made read-only; the digest covers them and `content`."""
 
     def __init__(
         self,

@@ -64,8 +64,7 @@ def find(images: np.ndarray) -> list[list[Match]]:
 def nearest_colour(images: np.ndarray) -> np.ndarray:
     """Return the nearest colour of each pixel, [..., 3] uint8 RGB; of equally near ones the first.
 
-    Returns:
-        [...] int64: 0 is the background, otherwise 1 + the number of the colour in COLOURS.
+    [...] int64: 0 is the background, otherwise 1 + the number of the colour in COLOURS.
     """
     palette = np.array([(0, 0, 0), *COLOURS.values()], dtype=np.int64)
     # ‖p − c‖² without its ‖p‖², which is the same for every colour; whole numbers, so ties are ties.
@@ -75,11 +74,9 @@ def nearest_colour(images: np.ndarray) -> np.ndarray:
 
 
 def match_maps(foreground: np.ndarray) -> np.ndarray:
-    """Compare every shape with every position in the foreground, [N, H, W] bool.
+    """Compare every shape with every position in the foreground, [N, H, W] bool; around it is background.
 
-    Returns:
-        [N, shapes, H − 6, W − 6] float64, intersection over union by upper left corner. Beyond the image is
-        background.
+    [N, shapes, H − 6, W − 6] float64, intersection over union by upper left corner.
     """
     side = SIDE + 2 * MARGIN
     padded = np.pad(foreground, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
@@ -93,8 +90,7 @@ def match_maps(foreground: np.ndarray) -> np.ndarray:
 def colour_of(image: np.ndarray, thing: np.ndarray) -> str:
     """Return the colour nearest to most pixels of a thing, [H, W] bool, in an image, [H, W, 3] uint8.
 
-    Returns:
-        One of COLOURS; NO_COLOUR if fewer than two thirds of the pixels agree, or there are none.
+    NO_COLOUR if fewer than two thirds of the pixels agree, or there are none.
     """
     counts = np.bincount(nearest_colour(image[thing]), minlength=1 + len(COLOURS))[1:]
     winner = int(counts.argmax())

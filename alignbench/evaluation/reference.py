@@ -50,7 +50,6 @@ def open_reference(
     """Open a reference file and check that it fits; pixels are read only when they are asked for.
 
     Args:
-        image_size: side the protocol scores at.
         networks: {asset: SHA-256} of the networks in use; a file that names its own must name one of them.
 
     Raises:

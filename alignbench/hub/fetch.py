@@ -40,15 +40,12 @@ def fetch_files(
     """Download files that are not there yet, and check all of them.
 
     Calling again continues a broken transfer where it stopped. A file gets its final name only after its size
-    and digest were checked.
+    and digest were checked. Files that cannot be downloaded are reported, not an error.
 
     Args:
         files: as they were located, those of one model or asset together.
         dry_run: say what would be done; needs no network and hashes nothing.
         say: called with one line at a time; licences and sizes come before the first byte.
-
-    Returns:
-        One entry a file. Those that cannot be downloaded are reported, not an error.
 
     Raises:
         UserError: no network, no such file there, a wrong size or digest, not enough room.
