@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 
-from alignbench.cli.common import PLUGIN_HELP
+from alignbench.cli.common import leave, put
+from alignbench.cli.options import Plugins, changes
 from alignbench.config import estimate
 from alignbench.config.plan import default_workers
 from alignbench.errors import EXIT_FAILED, UserError, problem_lines
@@ -23,14 +23,13 @@ EMBEDDED = "llamagen-tiny"
 
 
 def sweep(
+    *,
     sweep: str = typer.Argument(help="Name of a sweep, or a TOML file; see: list sweeps."),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Change one value of every run; repeatable."
-    ),
+    assignments: Annotated[list[str], changes("Change one value of every run; repeatable.")],
     out: Path | None = typer.Option(
         None, "--out", help="Folder of the runs and the table; default: sweeps/NAME."
     ),
-    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
+    plugin: Plugins,
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the runs with their commands and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ) -> None:
@@ -49,10 +48,7 @@ def sweep(
     disk = estimate.disk_problem(folder, sum(r.plan.estimate.disk_gib for r in planned.runs if not r.done))
     problems = [*planned.problems, *filter(None, [disk])]
     if dry_run:
-        console = Console(soft_wrap=True)
-        for line in [*product_lines(planned), *run_lines(planned), *problem_lines(problems)]:
-            console.print(line, highlight=False, markup=False)
-        raise typer.Exit(2 if problems else 0)
+        leave([*product_lines(planned), *run_lines(planned)], problems)
     if problems:
         raise UserError(f"sweep {name} cannot run: " + "\n".join(problem_lines(problems)))
     _run(planned, registry, as_json=as_json)
@@ -84,9 +80,7 @@ def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
     )
     sweep_table.write(planned, facts, failures)
     name = "sweep.json" if as_json else "sweep.md"
-    Console().print(
-        (planned.out / name).read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True
-    )
+    put((planned.out / name).read_text(encoding="utf-8"))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(planned.runs)} runs failed; the table is in {planned.out / 'sweep.md'}",
