@@ -55,7 +55,8 @@ def carry_out(
         return
     from alignbench.leaderboard import board, terminal
 
-    for table in board.tables([record], registry.metric_facts(), assets=registry.asset_cards()):
+    cards = registry.metric_facts(), registry.asset_cards()
+    for table in board.build([record], cards[0], assets=cards[1], sift=False).tables:
         Console().print(terminal.rich_table(table))
     files = [folder / name for name in ("report.md", "samples.png", "run.json")]
     put(" · ".join(str(file) for file in files if file.exists()))

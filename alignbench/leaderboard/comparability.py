@@ -17,14 +17,7 @@ def evaluator_name(result: Result) -> str:
 
 
 def obstacle(a: RunRecord, x: Result, b: RunRecord, y: Result) -> str:
-    """Say why two results must not be compared; empty if they may be.
-
-    Args:
-        a: the record of x.
-        x: a result.
-        b: the record of y.
-        y: a result of the same evaluator.
-    """
+    """Say why two results of one evaluator, x of a and y of b, must not be compared; empty: they may."""
     if x.protocol.digest != y.protocol.digest:
         return _different_protocols(a, x, b, y)
     if x.reference != y.reference:

@@ -46,9 +46,8 @@ class Session:
         """Write report and record of a complete run, on the first rank; return the record."""
         if is_first():
             # The report comes first: where the record says complete, nothing is missing.
-            assets = self.registry.asset_cards()
-            text = report.report_markdown(record, self.registry.metric_facts(), assets=assets)
-            write_atomic(self.folder / "report.md", text)
+            cards = self.registry.metric_facts(), self.registry.asset_cards()
+            write_atomic(self.folder / "report.md", report.report_markdown(record, *cards))
             write(record, self.folder)
         return record
 
