@@ -32,7 +32,6 @@ class Stage:
         )
 
     def say(self, text: str) -> None:
-        """Write one line beside the bar."""
         self._progress.say(text)
 
     def advance(self, count: int = 1, numbers: Mapping[str, float] | None = None) -> None:
@@ -67,7 +66,6 @@ class Progress:
         self.bar: RichProgress | None = None
 
     def say(self, text: str) -> None:
-        """Write one line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager

@@ -28,21 +28,13 @@ def put(*lines: object) -> None:
 
 
 def carry_out(
-    lines: Iterable[str],
-    work: Callable[..., RunRecord],
-    registry: Registry,
-    folder: Path,
-    *,
-    as_json: bool,
+    lines: Iterable[str], work: Callable[..., RunRecord], registry: Registry, folder: Path, *, as_json: bool
 ) -> None:
     """Say what will be done, do it, and print the before/after table, or the record itself.
 
     Args:
         lines: what the plan is.
         work: takes `progress`.
-        registry: where the cards are.
-        folder: where `work` writes.
-        as_json: print the record.
     """
     progress = default_progress()
     for line in lines:

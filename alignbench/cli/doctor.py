@@ -56,7 +56,6 @@ def doctor(
 
 
 def gather(method: str) -> dict[str, Any]:
-    """Collect everything `doctor` says."""
     registry = Registry.default()
     registry.method(method)  # a wrong name is no property of the models
     versions = {"alignbench": __version__, "python": platform.python_version()}

@@ -55,13 +55,6 @@ def reference(
         progress.say(note)
     with progress.stage("measure", len(source)) as stage:
         write_reference(
-            source,
-            out,
-            net=net,
-            network=file.sha256,
-            images=kept,
-            seed=seed,
-            batch=batch,
-            stage=stage,
+            source, out, net=net, network=file.sha256, images=kept, seed=seed, batch=batch, stage=stage
         )
     put(f"{out}: moments of {len(source):,} images, {min(kept, len(source)):,} of them inside")

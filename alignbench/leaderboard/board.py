@@ -145,11 +145,7 @@ def _assets(record: RunRecord, protocol: str) -> dict[str, str]:
 
 
 def _table(
-    entries: Sequence[Entry],
-    facts: Mapping[str, MetricFact],
-    cards: Mapping[str, AssetCard],
-    *,
-    detail: bool,
+    entries: Sequence[Entry], facts: Mapping[str, MetricFact], cards: Mapping[str, AssetCard], *, detail: bool
 ) -> tuple[Table, list[Unranked]]:
     first, result = entries[0]
     given = first.kind == "samples"

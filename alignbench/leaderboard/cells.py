@@ -94,7 +94,6 @@ def intervals(table: Table, over: str) -> list[str]:
 
 
 def footnotes(table: Table) -> list[str]:
-    """How to read one table of a leaderboard."""
     notes = intervals(
         table,
         "the values named under n: over training seeds, each counted once by its mean over sampling seeds, "

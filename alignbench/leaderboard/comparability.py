@@ -12,7 +12,6 @@ UNCOUNTED = {"protocol.seeds", "protocol.settings"}
 
 
 def evaluator_name(result: Result) -> str:
-    """Name of a result's evaluator, without its version."""
     return result.evaluator.partition("@")[0]
 
 
@@ -67,7 +66,6 @@ def _differing_assets(x: Result, y: Result) -> list[str]:
 
 
 def _differing_values(a: RunRecord, b: RunRecord) -> list[str]:
-    """Configuration keys of the protocol that differ."""
     x, y = (values if isinstance(values := r.config.get("values"), dict) else {} for r in (a, b))
     return [
         f"{key} {x.get(key) or 'as on the card'} against {y.get(key) or 'as on the card'}"

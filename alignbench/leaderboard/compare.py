@@ -41,7 +41,6 @@ class Evaluated:
 
     @property
     def title(self) -> str:
-        """What it is, for people."""
         record = self.record
         if record.kind == "samples":
             return record.model.title
@@ -51,7 +50,6 @@ class Evaluated:
         return f"{record.method.title} on {record.model.title}{seed}"
 
     def results(self) -> list[Result]:
-        """Results of the chosen subject."""
         return [result for result in self.record.results if result.subject == self.subject]
 
 
@@ -224,7 +222,6 @@ def _by_image(
 
 
 def _by_values(x: Result, y: Result, a: Cell, b: Cell) -> Evidence:
-    """Compare the recorded values."""
     if _made_here(x, y) and len(x.seeds) > 1 and x.seeds == y.seeds:
         change = paired_difference(b.values, a.values)
         return Evidence(change, "paired sampling seeds", f"{len(a.values)} sampling seeds")

@@ -28,7 +28,6 @@ class Leaderboard:
         return "\n".join(lines)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one flat dict a number."""
         return [row for table in self.tables for row in to_rows(table)]
 
     def csv(self) -> str:

@@ -42,7 +42,6 @@ def section(title: str, body: Sequence[str], *, level: int = 2) -> list[str]:
 
 
 def text_of(lines: Sequence[str]) -> str:
-    """Join lines to the text of a file."""
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -108,7 +107,6 @@ def provenance(table: Table) -> str:
 
 
 def table_lines(table: Table) -> list[str]:
-    """Return the lines of the ranked table."""
     metrics = cells.heads(table.columns)
     header = ["rank", "row", "setting", *metrics, "n", *cells.COST_HEADERS]
     right = {"rank", *metrics, *cells.COST_HEADERS} - {"device"}

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def report_markdown(
-    record: RunRecord,
-    facts: Mapping[str, MetricFact],
-    assets: Mapping[str, AssetCard] = MappingProxyType({}),
+    record: RunRecord, facts: Mapping[str, MetricFact], assets: Mapping[str, AssetCard] = MappingProxyType({})
 ) -> str:
     """Return the text of `report.md`; the arguments are those of `board.build`."""
     title = f"{record.method.title} on {record.model.title}" if record.method else record.model.title
@@ -88,7 +86,6 @@ def _metric(row: Row, other: Row | None, column: Column) -> str:
 
 
 def _notes(table: Table, *, trained: bool) -> list[str]:
-    """How to read the numbers."""
     notes = cells.intervals(
         table, "the sampling seeds of this one run; it holds no difference between training seeds"
     )
@@ -117,10 +114,7 @@ def _cost(train: TrainInfo, record: RunRecord) -> list[str]:
         ["tokens drawn one by one", f"{train.tokens:,}"],
         ["images scored by rewards", calls or "none"],
         ["peak memory", "unknown" if peak is None else f"{number(peak, 2)} GiB"],
-        [
-            "trained parameters",
-            f"{model.trainable_parameters:,} (policy: {model.parameters:,})",
-        ],
+        ["trained parameters", f"{model.trainable_parameters:,} (policy: {model.parameters:,})"],
     ]
     return grid(["what", "how much"], rows)
 

@@ -108,7 +108,6 @@ def settings_of(entries: Sequence[Entry]) -> list[Setting]:
 
 
 def _at(entries: Sequence[Entry], subject: str, setting: Setting) -> list[Entry]:
-    """Results of one subject at one setting."""
     wanted = subject, setting.identity
     return [(record, x) for record, x in entries if (x.subject, x.setting.identity) == wanted]
 

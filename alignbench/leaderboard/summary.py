@@ -47,7 +47,6 @@ def outcome(change: Difference, column: Column) -> str:
 
 
 def _against_base(row: Row, base: Row, column: Column, table: Table) -> str:
-    """Say how a method row stands against the base at the same setting."""
     before, after = base.cells[column.key], row.cells[column.key]
     change = cell_difference(after, before)
     span = column.span(change)
@@ -66,7 +65,6 @@ def _against_base(row: Row, base: Row, column: Column, table: Table) -> str:
 
 
 def _other_metrics(row: Row, base: Row, ranking: Column, table: Table) -> str:
-    """The other metrics, by outcome."""
     results: list[tuple[str, str]] = []
     for column in table.columns:
         if column.key == ranking.key or column.fact.detail:

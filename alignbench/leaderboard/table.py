@@ -39,7 +39,6 @@ class Column:
         return "↑" if self.fact.direction == "higher" else "↓"
 
     def text(self, value: float) -> str:
-        """Format a value of this metric; never `-0.0`."""
         return number(value, self.fact.digits)
 
     def shown(self, interval: Interval) -> str:

@@ -41,7 +41,6 @@ def rich_table(table: Table) -> RenderableType:
 
 
 def _caption(table: Table) -> str:
-    """What ± was taken over."""
     units = {cells.unit(row) for row in table.rows if any(cell.interval.n > 1 for cell in row.cells.values())}
     texts = [f"± is half of a 95 % interval over {' or '.join(sorted(units))}"] if units else []
     if cells.one_set(table):

@@ -99,9 +99,6 @@ def time_training(plan: Plan, registry: Registry, *, workers: int, progress: Pro
 
     Args:
         plan: of a method, with two steps or more.
-        registry: where the cards are.
-        workers: threads that decode images.
-        progress: told what happens.
 
     Raises:
         UserError: the plan cannot be carried out.
@@ -151,9 +148,7 @@ def time_sampling(plan: Plan, registry: Registry, *, repeats: int, progress: Pro
 
     Args:
         plan: of a model, without a method.
-        registry: where the cards are.
         repeats: batches of each setting, after a short warm-up.
-        progress: told what happens.
 
     Raises:
         UserError: the model does not fit its files.

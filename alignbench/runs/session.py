@@ -65,9 +65,6 @@ def session(
     """Hold a run folder while the block works in it, and say what went wrong in words of the run.
 
     Args:
-        folder: made if need be.
-        registry: where the cards are.
-        progress: where messages go.
         plan: what the folder must be of; None for a finished run, whatever it is of.
 
     Raises:
