@@ -51,8 +51,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def missing_packages(names: Iterable[str], extra: str = "") -> tuple[list[str], str]:
     """Return the modules that are not installed, without importing any, and the command that brings them.
 
-    Args:
-        extra: the extra of alignbench that has them; empty: each is installed by its own name.
+    `extra` is the extra of alignbench that has them; empty: each is installed by its own name.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     return missing, f"pip install 'alignbench[{extra}]'" if extra else f"pip install {' '.join(missing)}"

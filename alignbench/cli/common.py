@@ -30,12 +30,7 @@ def put(*lines: object) -> None:
 def carry_out(
     lines: Iterable[str], work: Callable[..., RunRecord], registry: Registry, folder: Path, *, as_json: bool
 ) -> None:
-    """Say what will be done, do it, and print the before/after table, or the record itself.
-
-    Args:
-        lines: what the plan is.
-        work: takes `progress`.
-    """
+    """Say in lines what will be done, do it, and print the before/after table, or the record itself."""
     progress = default_progress()
     for line in lines:
         progress.say(line)

@@ -49,20 +49,23 @@ def evaluate(
             f"{' and '.join(named) or 'nothing'} given to evaluate",
             fix="name one of --model NAME, --run DIR and --samples PATH",
         )
-    choices: jobs.Choices = {"options": assignments, "workers": workers, "plugins": plugin, "out": out}
+    choices = jobs.Choices(protocol=protocol, options=assignments, workers=workers, plugins=plugin, out=out)
     exports = tuple(kind for kind, wanted in {"npz": write_npz, "png": write_png}.items() if wanted)
     if samples is not None:
         if reconstruction or exports:
             raise UserError("--reconstruction and --write-… need a model", fix="name it with --model")
-        _evaluate_samples(samples, protocol, name, choices, dry_run=dry_run, as_json=as_json)
+        _evaluate_samples(samples, name, choices, dry_run=dry_run, as_json=as_json)
     elif name:
         raise UserError("--name names images that are given", fix="leave it out")
     elif run is not None:
-        _evaluate_run(run, protocol, reconstruction, choices, as_json=as_json)
+        if dry_run or exports:  # or the record would gain results that nobody wanted yet
+            raise UserError("--run takes neither --dry-run nor --write-…", fix="leave them out")
+        _evaluate_run(run, reconstruction, choices, as_json=as_json)
     elif model is not None:
         if reconstruction:
-            protocol = protocol or _reconstruction_protocol(plugins.load_registry(plugin), model)
-        job = jobs.plan_evaluation(model, protocol=protocol, exports=exports, **choices)
+            choices["protocol"] = protocol or _reconstruction_protocol(plugins.load_registry(plugin), model)
+        choices["exports"] = exports
+        job = jobs.plan_evaluation(model, **choices)
         if dry_run:
             leave(plan_lines(job.plan), job.plan.problems, plan=job.plan if as_json else None)
         refuse(job.plan.id, job.plan.problems)
@@ -79,11 +82,11 @@ def _reconstruction_protocol(registry: Registry, model: str) -> str:
 
 
 def _evaluate_samples(
-    samples: Path, protocol: str | None, name: str, choices: jobs.Choices, *, dry_run: bool, as_json: bool
+    samples: Path, name: str, choices: jobs.Choices, *, dry_run: bool, as_json: bool
 ) -> None:
-    if protocol is None:
+    if choices["protocol"] is None:
         raise UserError("--samples needs --protocol", fix="see: alignbench list protocols")
-    job = jobs.plan_samples(samples, name=name, protocol=protocol, **choices)
+    job = jobs.plan_samples(samples, name=name, **choices)
     made = job.plan
     lines = [
         f"plan {made.id}",
@@ -97,21 +100,18 @@ def _evaluate_samples(
     carry_out(lines, partial(jobs.score_samples, job), job.registry, job.out, as_json=as_json)
 
 
-def _evaluate_run(
-    run: Path, protocol: str | None, reconstruction: bool, choices: jobs.Choices, *, as_json: bool
-) -> None:
+def _evaluate_run(run: Path, reconstruction: bool, choices: jobs.Choices, *, as_json: bool) -> None:
     if choices.pop("out", None) is not None:
         raise UserError(
             "--out changes nothing here: the results go into the run's folder", fix="leave it out"
         )
-    if (protocol is None) == (not reconstruction):
+    if (choices["protocol"] is None) == (not reconstruction):
         raise UserError(
             "--run needs one of --protocol NAME and --reconstruction", fix="see: alignbench list protocols"
         )
     from alignbench.record import read
 
     registry = plugins.load_registry(choices["plugins"])
-    protocol = protocol or _reconstruction_protocol(registry, read(run).model.name)
-    carry_out(
-        [], partial(jobs.evaluate, run=run, protocol=protocol, **choices), registry, run, as_json=as_json
-    )
+    if reconstruction:
+        choices["protocol"] = _reconstruction_protocol(registry, read(run).model.name)
+    carry_out([], partial(jobs.evaluate, run=run, **choices), registry, run, as_json=as_json)

@@ -38,12 +38,8 @@ if TYPE_CHECKING:
 def collect(paths: Iterable[Path]) -> list[RunRecord]:
     """Read records from run folders, record files and folders that hold either.
 
-    Args:
-        paths: a run folder, a `run.json`, a folder of run folders, or a folder of record files.
-            Sub-folders without a `run.json` (unfinished runs) are passed over.
-
-    Returns:
-        One record per id, by id; of two with one id the later finished.
+    Sub-folders without a `run.json` (unfinished runs) are passed over. There is one record per id, by id; of
+    two with one id the later finished.
 
     Raises:
         UserError: a path that holds no record, or a broken record.

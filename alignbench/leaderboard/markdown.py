@@ -17,17 +17,12 @@ MARKER = "<!-- Made by `alignbench leaderboard` from records/*.json; do not edit
 
 
 def grid(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ()) -> list[str]:
-    """Return the lines of a pipe table.
-
-    Args:
-        header: titles of the columns.
-        rows: texts; `|` is escaped and line breaks are spaces.
-        right: titles of columns that are aligned right.
-    """
+    """Return the lines of a pipe table; the columns titled in `right` are aligned right."""
     return [_line(texts) for texts in (header, ["--:" if name in right else ":--" for name in header], *rows)]
 
 
 def _line(texts: Sequence[str]) -> str:
+    # A line break would end the row, a bar the cell.
     escaped = [text.replace("|", "\\|").replace("\n", " ") for text in texts]
     return f"| {' | '.join(escaped)} |"
 
