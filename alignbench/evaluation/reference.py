@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from alignbench import __version__, randomness
-from alignbench.data.decode import ProgressCallback
 from alignbench.errors import UserError
 from alignbench.metrics.moments import Moments
 from alignbench.nets.inception import POOL, SPATIAL, Inception
+from alignbench.progress import Stage
 from alignbench.samples.external import SampleImages, open_archive
 from alignbench.samples.npz import Archive, NpzColumn, write_archive
 
@@ -127,7 +127,7 @@ def write_reference(
     images: int,
     seed: int,
     batch: int,
-    progress: ProgressCallback | None = None,
+    stage: Stage | None = None,
 ) -> None:
     """Write a reference file: moments of all images, and some of the images themselves.
 
@@ -139,7 +139,7 @@ def write_reference(
         images: how many to keep in `arr_0`, drawn without replacement; 0 keeps none.
         seed: of the draw.
         batch: images the network sees at once.
-        progress: told how many images are done.
+        stage: told of images that are done.
 
     Raises:
         UserError: fewer than two images, or images that cannot be read.
@@ -162,24 +162,17 @@ def write_reference(
             pixels.update(loaded.images.contiguous().numpy().tobytes())
             inside = kept[(kept >= ids.start) & (kept < ids.stop)] - ids.start
             yield loaded.images[inside].permute(0, 2, 3, 1).numpy()
-            if progress is not None:
-                progress(ids.stop, len(source))
+            if stage is not None:
+                stage.advance(len(ids))
 
     shown = NpzColumn((len(kept), size, size, 3), np.dtype(np.uint8), pieces())
-    about = {
-        "network": np.array(network),
-        "image_size": np.array(size),
-        "count": np.array(len(source)),
-        "alignbench": np.array(__version__),
-    }
 
     def arrays() -> dict[str, np.ndarray]:
         pool, spatial = moments["pool"], moments["spatial"]
         values = (pool.mean, pool.covariance, spatial.mean, spatial.covariance)
-        return {
-            **dict(zip(SHAPES, values, strict=True)),
-            **about,
-            "source": np.array(f"sha256:{pixels.hexdigest()}"),
-        }
+        about = {"network": network, "image_size": size, "count": len(source), "alignbench": __version__}
+        about["source"] = f"sha256:{pixels.hexdigest()}"
+        named = {name: np.array(value) for name, value in about.items()}
+        return {**dict(zip(SHAPES, values, strict=True)), **named}
 
     write_archive(path, {"arr_0": shown}, arrays)

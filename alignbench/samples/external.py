@@ -93,7 +93,6 @@ def open_samples(
         fit: `exact` refuses other sizes; an `.npz` file is never cropped.
         limit: keep a fixed random subset of a folder's images, by their names; 0 keeps all.
         seed: another seed, another subset.
-        workers: threads that decode.
 
     Raises:
         UserError: naming the files that do not fit and why; unreadable pixels may show up only in `load`.
@@ -101,9 +100,7 @@ def open_samples(
     if path.is_file():
         if limit:
             raise UserError(f"{path}: a subset can be taken of a folder only", fix="leave the limit out")
-        return open_archive(
-            Archive(path), image_size=image_size, prompts=prompts, images_per_prompt=images_per_prompt
-        )
+        return open_archive(Archive(path), image_size, prompts, images_per_prompt)
     if not path.is_dir():
         raise UserError(f"{path} does not exist", fix="give a folder of images or an .npz file")
     notes: list[str] = []
@@ -133,7 +130,7 @@ def open_samples(
 
 
 def open_archive(
-    archive: Archive, *, image_size: int, prompts: Sequence[Prompt] = (), images_per_prompt: int = 1
+    archive: Archive, image_size: int, prompts: Sequence[Prompt] = (), images_per_prompt: int = 1
 ) -> SampleImages:
     """Open an ADM file: pixels in `arr_0`, perhaps class ids in `arr_1`; raises UserError: they misfit."""
     pixels = _pixels_of(archive, image_size)

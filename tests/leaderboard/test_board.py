@@ -10,9 +10,8 @@ import pytest
 
 from alignbench.errors import UserError
 from alignbench.leaderboard import markdown
-from alignbench.leaderboard.board import build, check, collect, latest, read_board, tables, write
+from alignbench.leaderboard.board import build, check, collect, latest, write
 from alignbench.record import read
-from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import PublishedCard
 from tests.leaderboard.records import (
     CARDS,
@@ -107,11 +106,6 @@ def test_what_is_not_ranked_and_why() -> None:
         "zz-plugin": "no evaluator card describes beauty (other metrics are shown)",
     }
     assert row(only(board), "VA-π", "t1").training_seeds == (0, 1, 2, 7)
-
-
-def test_tables_of_run_folders_as_objects() -> None:
-    (table,) = read_board([DATA], Registry.default()).tables
-    assert [x.title for x in table.rows] == ["base", "base", "VA-π", "VA-π", "AR-GRPO"]
 
 
 # --- what stands in one table ---------------------------------------------------------------------
@@ -217,7 +211,7 @@ def test_official_own_and_another_own_stand_apart() -> None:
 def test_detail_is_only_in_a_runs_own_tables() -> None:
     record = detailed(one_seed(2.2, 0.1))
     assert [column.metric for column in table_of(record).columns] == ["fd-digits"]
-    (own,) = tables([record], FACTS)
+    own = only(build([record], FACTS, sift=False))
     assert [column.metric for column in own.columns] == ["fd-digits", "colour"]
     ranked = table_of(detailed(record, rank_by="colour"))
     assert ranked.rank_column is not None and ranked.rank_column.metric == "colour"

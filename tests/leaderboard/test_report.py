@@ -41,6 +41,6 @@ def test_the_report_of_single_sets() -> None:
     assert "### Details" in inside and "| T=1 | base | 0.25 |" in inside
     assert "| **2.200 ± 0.100‡** |" in report_markdown(one_seed(2.20, 0.10), FACTS)
     assert "| 2.200 |" in report_markdown(one_seed(2.20, None), FACTS), "untested: not bold"
-    images = report_markdown(given("mine", 1.5, 0.05), FACTS, samples=None)
+    images = report_markdown(given("mine", 1.5, 0.05), FACTS)
     assert images.startswith("# Mine\n") and "| images | Mine, given |" in images
-    assert "1.500 ± 0.050‡" in images and "Bold" not in images
+    assert "1.500 ± 0.050‡" in images and "Bold" not in images and "samples.png" not in images

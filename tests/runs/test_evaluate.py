@@ -147,6 +147,7 @@ def test_a_full_disk_is_told_alike(
         (["--model", "llamagen-tiny", "--name", "x"], "--name names images that are given"),
         (["--model", "llamagen-tiny", "--set", "assets.inception-2015-12-05=x"], "does not read it"),
         (["--run", "/nowhere", "--reconstruction"], "--out changes nothing here"),
+        (["--run", "/nowhere", "--reconstruction", "--dry-run"], "--run takes neither --dry-run nor"),
         (["--model", "llamagen-tiny", "--protocol", "geneval"], "is for text-conditioned models"),
     ],
 )
