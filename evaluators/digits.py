@@ -82,10 +82,6 @@ class DigitsDistribution:
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
         """Return all metrics of the card; `class-accuracy` only if all samples carry labels.
 
-        Args:
-            samples: rows of the generated images.
-            reference: must have the rows of the real images.
-
         Raises:
             UserError: no real images, or too few images for an estimate.
         """

@@ -83,10 +83,7 @@ class InceptionDistribution:
         """Take a loaded network.
 
         Args:
-            net: the feature network.
-            options: how to score.
             weights: SHA-256 of the network's weights.
-            device: where matrices are decomposed, in float64.
         """
         self.options = options
         self.identity = digest_of({"version": VERSION, "weights": weights, **asdict(options)})
@@ -112,7 +109,6 @@ class InceptionDistribution:
         """Return all metrics of the card; those that the reference does not allow are NaN.
 
         Args:
-            samples: rows of the generated images.
             reference: moments, rows of real images, or both. Moments go first where there are any; precision,
                 recall and KID need rows.
 

@@ -31,10 +31,7 @@ class PromptMatch:
     Args:
         card: names one asset, the network, and the metrics: one for the mean, and the same with `-truncated`.
         architecture: open_clip's name of the network.
-        prepare: makes the preparation of images of a model.
         options: of the card: prefix, scale, batch and whatever decides the network.
-        assets: the file of the network.
-        device: where it computes.
 
     Raises:
         UserError: open_clip is not installed, or the file does not fit the architecture.

@@ -79,11 +79,7 @@ class LpipsComparison:
         """Take a loaded distance.
 
         Args:
-            metrics: of the card.
-            distance: on `device`.
-            weights: SHA-256 of the trunk's file.
             batch: images that go through the network at once; bounds memory.
-            device: where to compute.
         """
         self.identity = digest_of(
             {

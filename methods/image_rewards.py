@@ -40,10 +40,6 @@ def parts_of(options: ImageOptions) -> Parts:
 class ImageDistances:
     """The distances of some parts.
 
-    Args:
-        parts: see `Parts`.
-        reward: gives the reward object of a specification.
-
     Raises:
         UserError: one of the rewards is not a distance to a reference image.
     """
@@ -61,11 +57,6 @@ class ImageDistances:
 
 class Reconstruction(ImageDistances):
     """Minus the weighted sum of distances as the reward of decoded sequences.
-
-    Args:
-        parts: see `Parts`.
-        reward: gives the reward object of a specification.
-        decode_batch: sequences decoded and scored at once.
 
     Raises:
         UserError: one of the rewards is not a distance to a reference image.
@@ -117,10 +108,6 @@ def weighted_reward(distances: Mapping[str, Tensor], weights: Mapping[str, float
 
 class ImageLoss(ImageDistances):
     """The weighted sum of differentiable distances, averaged over images.
-
-    Args:
-        parts: see `Parts`.
-        reward: gives the reward object of a specification.
 
     Raises:
         UserError: every weight is 0, a part of some weight names no reward, or its reward is not a distance.
@@ -181,7 +168,6 @@ def combine_raw(values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequ
     Args:
         values: [B, G] for each term.
         valid: [B, G] bool for each term.
-        weights: one for each term.
     """
     all_valid = torch.stack(list(valid)).all(dim=0)
     parts = [weight * part for weight, part in zip(weights, values, strict=True)]

@@ -70,7 +70,6 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
     Args:
         logits: [B, T, V] float.
         tokens: [B, G, T] int64.
-        temperature: above 0.
 
     Returns:
         [B, G, T], float32 or better.
@@ -100,8 +99,6 @@ def clipped_surrogate(
         new: [..., T] log-probabilities under the present policy.
         old: [..., T] log-probabilities when the tokens were drawn; treated as constant.
         advantages: [...] one for each sequence, clamped here to ±`advantage_clip`.
-        clip_range: ε.
-        advantage_clip: largest size of an advantage.
         keep_mask: [..., T] bool; tokens that count. A sequence that keeps none keeps its first token.
     """
     advantage = advantages.to(new.dtype).clamp(-advantage_clip, advantage_clip).unsqueeze(-1)

@@ -15,9 +15,7 @@ class CachedBackbone:
     """An `api.Backbone` but for `text_condition`.
 
     Args:
-        tokenizer: pixels to codes and back, frozen; a module.
         policy: a `generate.CachedPolicy` with an attribute `recompute`.
-        grid: (rows, columns) of the token grid.
     """
 
     def __init__(self, tokenizer: Tokenizer, policy: nn.Module, grid: tuple[int, int]) -> None:

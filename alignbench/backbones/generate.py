@@ -68,7 +68,6 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
 
     Args:
         logits: [..., V] float.
-        sampling: how to draw.
 
     Returns:
         [..., V]; removed codes are -inf. The input is not changed.
@@ -103,11 +102,8 @@ def sampled_logits(
     the edge of the top-k or top-p set: its log-probability is finite.
 
     Args:
-        policy: `(condition, context) → logits`.
-        condition: N rows.
         null: N null conditions; only used with guidance.
         tokens: [N, T] int64.
-        sampling: how they were drawn.
 
     Returns:
         [N, T, V] after guidance, temperature and filters; removed codes are -inf.
@@ -132,9 +128,7 @@ def generate(gpt: CachedPolicy, condition: Condition, uniforms: Tensor, sampling
     """Draw sequences token by token; no gradient, dropout off.
 
     Args:
-        condition: N rows.
         uniforms: [N, L] float in [0, 1), L ≤ T; the number of columns is the number of tokens drawn.
-        sampling: how to draw.
 
     Returns:
         [N, L] tokens with their log-probabilities under the filtered distribution (also when greedy).
@@ -156,9 +150,7 @@ def generate_steps(
     """Draw sequences and optionally keep the logits or follow given tokens.
 
     Args:
-        condition: N rows.
         uniforms: [N, L] float in [0, 1).
-        sampling: how to draw.
         forced: [N, L] tokens to follow instead of drawing.
         keep_logits: whether to return the guided logits, N·L·V floats.
     """

@@ -31,12 +31,7 @@ def load_backbone(
     """Build the model of a card.
 
     Args:
-        name: of the card, for messages.
-        card: what to build.
         files: {role: path} of its weight files; None: random weights.
-        text_encoder: of text-conditional models whose card names one.
-        options: values of the card's options.
-        device: where it goes.
 
     Raises:
         UserError: a file does not fit, or a plug-in's backbone lacks a member.
@@ -54,9 +49,7 @@ def load_text_encoder(card: ModelCard, file: tuple[Path, str] | None, device: to
     """Build the text encoder that a model's card names, behind the cache of features.
 
     Args:
-        card: of the model.
         file: path and SHA-256 of the encoder's weights; None: random features, which go with random weights.
-        device: where it goes.
 
     Raises:
         UserError: the file does not fit, or the card gives no width.

@@ -34,7 +34,6 @@ def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> di
     code saved, are left out.
 
     Args:
-        path: `.safetensors`, or anything `torch.save` wrote.
         containers: keys to look under, first match wins; a file without any is taken as a bare state dict.
 
     Raises:
@@ -56,9 +55,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) ->
     Values are converted to the module's dtype and device.
 
     Args:
-        module: what to fill.
         state: exactly the module's keys with exactly its shapes.
-        name: what the message calls the weights, e.g. the file.
 
     Raises:
         UserError: listing missing, unexpected and wrongly shaped keys.

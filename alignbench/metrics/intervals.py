@@ -97,12 +97,7 @@ def mean_interval(values: Sequence[float], *, kind: Unit = "sampling seeds") -> 
 
 
 def set_interval(value: float, bounds: Sequence[float]) -> Interval:
-    """Return the interval that an evaluator gave to the single value of one image set.
-
-    Args:
-        value: the metric.
-        bounds: lower and upper end of its 95 % interval.
-    """
+    """Return the interval that an evaluator gave to the single value of one image set."""
     low, high = bounds
     return Interval(_mean([value]), low, high, 1, "images of one set")
 
@@ -121,10 +116,7 @@ def difference(
     "not significant" where sharing makes them move together.
 
     Args:
-        a: independent values.
-        b: independent values.
         sd_a: sampling error of a's value if a has only one; None: unknown, nothing can be tested.
-        sd_b: the same of b.
     """
     mean = _mean(a) - _mean(b)
     (variance_a, degrees_a), (variance_b, degrees_b) = _error_of_mean(a, sd_a), _error_of_mean(b, sd_b)
@@ -167,10 +159,7 @@ def resampled_difference(
     alike cancels as well. It is Student's t with one degree of freedom less than there are resamples.
 
     Args:
-        a: metric of one set.
-        b: metric of the other.
         drawn_a: a of each resample, two or more.
-        drawn_b: b of the same resamples.
 
     Raises:
         ValueError: other numbers of resamples.

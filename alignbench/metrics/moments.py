@@ -60,7 +60,6 @@ def moments_of(shards: Iterable[np.ndarray], device: Device = None) -> Moments:
 
     Args:
         shards: [n, D] arrays, read one at a time; empty ones are skipped. Memory: one shard and two D × D.
-        device: where sums and products are taken.
 
     Raises:
         ValueError: shards of different widths.

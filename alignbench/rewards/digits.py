@@ -10,11 +10,7 @@ from alignbench.rewards.requests import all_valid
 
 
 class ClassLogprob:
-    """Log-probability of the requested class under a frozen digit classifier, in nats; at most 0.
-
-    Args:
-        net: classifier, frozen and in eval mode.
-    """
+    """Log-probability of the requested class under a frozen digit classifier, in nats; at most 0."""
 
     def __init__(self, net: digits.DigitsNet) -> None:
         self.net = net

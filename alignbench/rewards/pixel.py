@@ -18,8 +18,6 @@ def pixel_distance(images: Tensor, reference: Tensor, loss: PixelLoss, *, repeat
     Args:
         images: [B·repeats, C, H, W] float, image-major, not clamped.
         reference: [B, C, H, W].
-        loss: `mse` or `l1`.
-        repeats: images for each reference.
 
     Returns:
         [B·repeats] in the dtype of the images.

@@ -46,11 +46,7 @@ class RemoteReward:
     images are masked, and a warning says why. Scores carry no gradient.
 
     Args:
-        url: http://HOST:PORT.
-        name: reward it should serve.
         timeout: seconds an attempt may take in all.
-        retries: attempts after the first.
-        sleep: waits between attempts.
     """
 
     def __init__(
@@ -96,11 +92,7 @@ def connect(
     """Return a client after asking the server what it serves.
 
     Args:
-        url: http://HOST:PORT.
-        name: reward it should serve.
         options: of the card, which the server must agree with; empty texts (paths) are its own business.
-        timeout: see `RemoteReward`.
-        retries: see `RemoteReward`.
 
     Raises:
         UserError: nobody answers there, or with another reward or other options.

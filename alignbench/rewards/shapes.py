@@ -76,9 +76,7 @@ def share(image: np.ndarray, found: Sequence[Match], request: Request) -> float:
     Number, colour and place of each clause, and each exclusion, are a demand of the same weight.
 
     Args:
-        image: [H, W, 3] uint8 RGB.
         found: its things, best first.
-        request: what was asked for.
     """
     smallest = COUNTING_MATCH if request.tag == "counting" else 0.0
     # Compared in float32, as the rules compare detections.

@@ -32,7 +32,6 @@ class VlmJudge:
 
     Args:
         model: an image-text-to-text model of transformers, frozen and in eval mode.
-        processor: its processor, with a chat template.
         question: asked about each picture; `{}` stands for the picture's text.
         min_mass: probability that yes and no together must have.
     """

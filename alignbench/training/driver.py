@@ -84,14 +84,7 @@ class Driver:
     """Trains one module with one method.
 
     Args:
-        config: `train.*`.
-        method: what is collected and what is the loss.
-        module: what is trained, already wrapped by `parallel`.
-        optimizer: its AdamW, already wrapped.
-        stream: where images come from.
-        parallel: the devices.
         folder: run folder; `metrics.jsonl`, `timing.jsonl` and `checkpoints/` go there.
-        progress: where messages go.
         checkpoint_every: steps between two checkpoints; 0: none, unless the run is stopped.
         stop: asked after every step; True ends the run with a checkpoint.
     """

@@ -34,13 +34,7 @@ BACKGROUND = 0x99
 
 
 class ClipColours:
-    """Takes the colour whose text lies nearest to the picture; a `detectors.Colours`.
-
-    Args:
-        model: a CLIP model with its tokenizer.
-        identity: digest of the weights and the architecture.
-        device: where it computes.
-    """
+    """Takes the colour whose text lies nearest to the picture; a `detectors.Colours`."""
 
     # Deviation: float32, and OpenAI's QuickGELU as in the open_clip 2.20 that the official script pins. That
     # script runs under autocast, in half precision; only colours that are nearly tied can differ.
@@ -80,7 +74,6 @@ def cut_out(image: np.ndarray, item: Detection) -> Tensor:
 
     Args:
         image: [H, W, 3] uint8 RGB.
-        item: a detection in it.
 
     Returns:
         [1, 3, h, w] uint8; black where the box leaves the image.

@@ -70,12 +70,10 @@ class Colours(Protocol):
     """Every colour it can say."""
 
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
-        """Return the colour of each object.
+        """Return the colour of each of at least one object.
 
         Args:
             image: [H, W, 3] uint8 RGB.
-            objects: detections in that image, at least one.
-            class_name: what they are.
         """
         ...
 
@@ -99,13 +97,7 @@ class SavedImage:
 
 
 class SavedDetector:
-    """Looks detections up by image id; a `Detector`.
-
-    Args:
-        images: {id: what was found}.
-        title: how messages name the file.
-        identity: digest of the file.
-    """
+    """Looks detections up by image id; a `Detector`."""
 
     class_names = CLASS_NAMES
     batch = 64

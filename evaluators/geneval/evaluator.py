@@ -38,13 +38,7 @@ NAMES = tuple(tag.replace("_", "-") for tag in (OVERALL, *TASKS, IMAGES))
 
 
 class GenEval:
-    """Judges images against their prompts.
-
-    Args:
-        detector: finds objects.
-        colours: names their colours.
-        prefix: of the metric names, e.g. `geneval-`.
-    """
+    """Judges images against their prompts."""
 
     def __init__(self, detector: Detector, colours: Colours, *, prefix: str) -> None:
         self.identity = digest_of(

@@ -37,10 +37,6 @@ class Mask2FormerDetector:
 
     Args:
         network: a `transformers.Mask2FormerForUniversalSegmentation` for as many classes as there are names.
-        identity: digest of the weights.
-        batch: images at once.
-        device: where it computes, in float32.
-        class_names: name of each label.
     """
 
     def __init__(

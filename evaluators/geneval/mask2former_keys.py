@@ -110,7 +110,6 @@ def convert(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
     """Make a transformers state dict out of an mmdetection checkpoint.
 
     Args:
-        state: the checkpoint's `state_dict`.
         wanted: the model's own `state_dict`; names and shapes count. What no image passes through stays.
 
     Raises:

@@ -105,8 +105,6 @@ def demand_of(
 
     Args:
         metadata: `tag`, `include`, perhaps `exclude`; other keys of the line are ignored.
-        class_names: what the detector can find.
-        colour_names: what the colour classifier can say.
 
     Raises:
         UserError: something that no image could satisfy or that has no meaning, naming the prompt.
@@ -169,11 +167,6 @@ def select(
 
     Equal scores go last first, as in the official script. Its suppression of overlapping boxes is switched
     off by its default, so there is none here.
-
-    Args:
-        detections: all of one image.
-        class_names: name of each label.
-        threshold: a score must be above it.
     """
     scores = np.array([item.score for item in detections], dtype=np.float32)
     kept: dict[str, list[Detection]] = {}
@@ -224,8 +217,6 @@ def judge(objects: Mapping[str, Sequence[Detection]], demand: Demand, colours: C
     others do not matter. A relation must hold between each taken object and each taken object of its target.
 
     Args:
-        objects: what `select` returned.
-        demand: what the prompt asks for.
         colours: asked only where a colour is demanded and enough objects are there.
     """
     failures: list[str] = []

@@ -88,7 +88,6 @@ def take_apart(state: Mapping[str, Tensor], *, name: str) -> Parts:
 
     Args:
         state: in the released form, in that of transformers, or a policy or tokenizer exported by a run.
-        name: what the message calls it.
 
     Raises:
         UserError: tensors that are part of no Janus-Pro.

@@ -44,7 +44,6 @@ class JanusPolicy(nn.Module):
     """The policy: `(condition, context) → logits`.
 
     Args:
-        config: a `JanusConfig`.
         pad: id of the padding token, which unconditional prompts are made of.
         fidelity: how `forward` aligns; see there. Generation is the same for both.
         trains: parts that `requires_grad_(True)` switches on, see `PARTS`; the others stay frozen.
@@ -142,7 +141,6 @@ class JanusPolicy(nn.Module):
         as released.
 
         Args:
-            condition: N `PromptTokens`.
             context: [N, L] int64, L ≤ T-1; up to T with `as_released`.
 
         Returns:

@@ -87,7 +87,6 @@ class PromptTokenizer:
     """Captions to `PromptTokens`.
 
     Args:
-        tokenizer: of the language model.
         folder: where it was read from; None for the stand-in.
 
     Raises:

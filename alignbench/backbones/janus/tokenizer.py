@@ -18,11 +18,7 @@ from alignbench.backbones.llamagen.vq import ConvTokenizer
 
 
 class JanusTokenizer(ConvTokenizer):
-    """An `api.Tokenizer` under the keys of `JanusVQVAE`; always computed in float32 or better.
-
-    Args:
-        vqmodel: a `JanusVQVAE`; its networks are taken over.
-    """
+    """An `api.Tokenizer` under the keys of `JanusVQVAE`; always computed in float32 or better."""
 
     def __init__(self, vqmodel: Any) -> None:
         super().__init__()

@@ -24,13 +24,7 @@ USAGE_KEY = "quantize.codebook_used"
 
 
 class LlamaGen(CachedBackbone):
-    """A `GPT` over the codes of a frozen `VQModel`; implements `api.Backbone`.
-
-    Args:
-        tokenizer: pixels to codes and back.
-        policy: the transformer.
-        encoder: of captions; only for text-conditioned models.
-    """
+    """A `GPT` over the codes of a frozen `VQModel`; implements `api.Backbone`."""
 
     def __init__(self, tokenizer: VQModel, policy: GPT, encoder: TextEncoder | None = None) -> None:
         super().__init__(tokenizer, policy, policy.config.grid)
@@ -64,7 +58,6 @@ def gpt_config(card: ModelCard, *, image_size: int | None = None) -> GPTConfig:
     """Return the policy's geometry.
 
     Args:
-        card: the model.
         image_size: side in pixels if not the card's; the weights of one model serve every resolution.
 
     Raises:
@@ -129,13 +122,10 @@ def build(
     """Build a model in eval mode with a frozen tokenizer.
 
     Args:
-        card: the model.
         files: {"policy": file, "tokenizer": file}, or None for random weights. Random weights include a
             random output head (the recipe's head starts at zero), so that logits are informative.
-        seed: of the random weights.
         device: where to build; on "meta" no weights are drawn.
         dtype: of the policy; the tokenizer stays float32, as LlamaGen samples.
-        image_size: side in pixels if not the card's.
         encoder: of captions, with its features on `device`.
 
     Raises:

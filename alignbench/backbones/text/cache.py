@@ -27,9 +27,7 @@ class CachedText:
     What is remembered is returned bit for bit. A folder that cannot be written costs time, not the run.
 
     Args:
-        encoder: asked for what is not there.
         folder: shared by all encoders; their entries are kept apart by `identity`.
-        device: of the features that are returned.
     """
 
     def __init__(self, encoder: TextEncoder, folder: Path, *, device: torch.device) -> None:

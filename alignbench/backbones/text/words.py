@@ -49,7 +49,6 @@ class WordEncoder(nn.Module):
     """Captions of known words to left-padded features; an `api.TextEncoder` once it is trained.
 
     Args:
-        config: geometry and word list.
         digest: of the file it was read from; part of `identity`.
     """
 
