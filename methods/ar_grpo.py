@@ -127,13 +127,12 @@ class ArGrpo:
         metrics["entropy"] = torch.special.entr((logits / self._temperature).softmax(dim=-1)).sum(-1).mean()
         metrics["rollout_gap"] = (logprobs - rollout.logprobs).abs().mean()
         del logits  # of the size of the reference's, which are next
+        reference = None
+        if self.reference is not None:
+            logits = self._logits(self.reference, condition, rollout.tokens)
+            reference = self._logprobs(logits, rollout.tokens)
         experience = Experience(
-            condition,
-            rollout.tokens,
-            logprobs,
-            self._reference_logprobs(condition, rollout.tokens),
-            advantages.flatten(),
-            valid.flatten(),
+            condition, rollout.tokens, logprobs, reference, advantages.flatten(), valid.flatten()
         )
         return api.Collected(
             experience,
@@ -243,11 +242,6 @@ class ArGrpo:
     def _logprobs(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """[N, T, V] logits and [N, T] tokens → [N, T]."""
         return policy_gradient.token_logprobs(logits, tokens.unsqueeze(1), self._temperature).squeeze(1)
-
-    def _reference_logprobs(self, condition: api.Condition, tokens: Tensor) -> Tensor | None:
-        if self.reference is None:
-            return None
-        return self._logprobs(self._logits(self.reference, condition, tokens), tokens)
 
 
 def _is_plain(sampling: api.Sampling) -> bool:

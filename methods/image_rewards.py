@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +17,14 @@ Parts = Mapping[str, tuple[str, float]]
 """{part: (reward specification, weight)}. Parts of weight 0 are neither loaded nor computed."""
 
 
-class ImageOptions(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
     """Options of the methods that compare with the original image."""
 
-    @property
-    def pixel_loss(self) -> str: ...
-    @property
-    def pixel_weight(self) -> float: ...
-    @property
-    def perceptual(self) -> str: ...
-    @property
-    def perceptual_weight(self) -> float: ...
+    pixel_weight: float
+    pixel_loss: Literal["mse", "l1"]
+    perceptual_weight: float
+    perceptual: str
 
 
 def parts_of(options: ImageOptions) -> Parts:
@@ -41,10 +39,16 @@ class ImageDistances:
     """The distances of some parts.
 
     Raises:
-        UserError: one of the rewards is not a distance to a reference image.
+        UserError: a part of some weight names no reward, or its reward is not a distance.
     """
 
     def __init__(self, parts: Parts, reward: Callable[[str], api.Reward]) -> None:
+        for part, (card, weight) in parts.items():
+            if weight and card == "none":
+                raise UserError(
+                    f"method.{part} is 'none' but method.{part}_weight is not 0",
+                    fix=f"set method.{part}_weight=0 or name a reward: alignbench list rewards",
+                )
         used = {part: value for part, value in parts.items() if value[1]}
         self.cards = {part: card for part, (card, _) in used.items()}
         self.weights = {part: weight for part, (_, weight) in used.items()}
@@ -56,11 +60,7 @@ class ImageDistances:
 
 
 class Reconstruction(ImageDistances):
-    """Minus the weighted sum of distances as the reward of decoded sequences.
-
-    Raises:
-        UserError: one of the rewards is not a distance to a reference image.
-    """
+    """Minus the weighted sum of distances as the reward of decoded sequences; errors as above."""
 
     def __init__(self, parts: Parts, reward: Callable[[str], api.Reward], *, decode_batch: int) -> None:
         super().__init__(parts, reward)
@@ -119,12 +119,6 @@ class ImageLoss(ImageDistances):
                 f"the weights of {' and '.join(parts)} are both 0: decoded images would teach nothing",
                 fix="set method.pixel_weight or method.perceptual_weight above 0",
             )
-        for part, (card, weight) in parts.items():
-            if weight and card == "none":
-                raise UserError(
-                    f"method.{part} is 'none' but method.{part}_weight is not 0",
-                    fix=f"set method.{part}_weight=0 or name a reward: alignbench list rewards",
-                )
         super().__init__(parts, reward)
 
     def __call__(self, decoded: Tensor, originals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -74,7 +74,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
     Returns:
         [B, G, T], float32 or better.
     """
-    scaled = _at_least_float32(logits)
+    scaled = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     if temperature != 1.0:
         scaled = scaled / temperature
     chosen = scaled.gather(-1, tokens.transpose(1, 2))
@@ -163,10 +163,6 @@ def corrupt(
     if kernel == "exclusive":
         replacement = replacement + (replacement >= tokens).long()  # step over the true token
     return torch.where(flip_uniforms < rate, replacement, tokens)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 @dataclass(frozen=True)
