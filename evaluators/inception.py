@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import digest_of
+from alignbench.hub.verify import AssetFile
 from alignbench.metrics.bootstrap import (
     WeightedFrechet,
     frechet_at_infinity,
@@ -31,12 +32,8 @@ from alignbench.metrics.moments import moments_of
 from alignbench.metrics.precision_recall import precision_recall
 from alignbench.nets import inception
 from alignbench.nets.inception import Inception
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.protocol import EvaluatorCard
-    from alignbench.registry.schema import Scalar
-
+from alignbench.registry.protocol import EvaluatorCard
+from alignbench.registry.schema import Scalar
 
 WEIGHTS = "inception-2015-12-05"
 VERSION = 1

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,15 +15,13 @@ from torch import Tensor
 from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import digest_of
+from alignbench.hub.verify import AssetFile
 from alignbench.metrics import image_quality
 from alignbench.metrics.intervals import Z95
 from alignbench.nets import lpips
 from alignbench.nets.precision import full_precision
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.protocol import EvaluatorCard, MetricFact
-    from alignbench.registry.schema import Scalar
+from alignbench.registry.protocol import EvaluatorCard, MetricFact
+from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of the arithmetic below: rows of another version are not used."""
@@ -144,13 +141,7 @@ def _means(samples: Measured, metrics: Mapping[str, MetricFact]) -> list[Metric]
     return means
 
 
-def build_pixels(
-    card: EvaluatorCard,
-    *,
-    options: Mapping[str, Scalar],
-    assets: Mapping[str, AssetFile],
-    device: torch.device,
-) -> PixelComparison:
+def build_pixels(card: EvaluatorCard, *, device: torch.device, **unused: object) -> PixelComparison:
     """Build the evaluator of `reconstruction-pixels`."""
     return PixelComparison(card.metrics, device)
 

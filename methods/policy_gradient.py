@@ -31,9 +31,9 @@ class Surrogate(NamedTuple):
     token_loss: Tensor
     """[..., T], to be minimised."""
     sequence_loss: Tensor
-    """[...], mean over the (kept) tokens."""
+    """[...], mean over the tokens."""
     clip_fraction: Tensor
-    """Scalar: share of (kept) tokens whose ratio is off 1 by more than the clip range."""
+    """Scalar: share of tokens whose ratio is off 1 by more than the clip range."""
 
 
 def group_advantages(rewards: Tensor, *, valid: Tensor | None = None, epsilon: float = STD_EPSILON) -> Tensor:
@@ -87,8 +87,6 @@ def clipped_surrogate(
     advantages: Tensor,
     clip_range: float,
     advantage_clip: float,
-    *,
-    keep_mask: Tensor | None = None,
 ) -> Surrogate:
     """The PPO loss of each token, −min(ρ·A, clip(ρ, 1±ε)·A), averaged over the tokens of a sequence.
 
@@ -99,7 +97,6 @@ def clipped_surrogate(
         new: [..., T] log-probabilities under the present policy.
         old: [..., T] log-probabilities when the tokens were drawn; treated as constant.
         advantages: [...] one for each sequence, clamped here to ±`advantage_clip`.
-        keep_mask: [..., T] bool; tokens that count. A sequence that keeps none keeps its first token.
     """
     advantage = advantages.to(new.dtype).clamp(-advantage_clip, advantage_clip).unsqueeze(-1)
     ratio = (new - old.detach()).exp()
@@ -107,9 +104,7 @@ def clipped_surrogate(
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantage
     token_loss = -torch.minimum(plain, clipped)
     outside = ((ratio.detach() - 1).abs() > clip_range).to(new.dtype)
-    return Surrogate(
-        ratio, token_loss, token_mean(token_loss, keep_mask), token_mean(outside, keep_mask).mean()
-    )
+    return Surrogate(ratio, token_loss, token_loss.mean(dim=-1), outside.mean(dim=-1).mean())
 
 
 def token_mean(values: Tensor, keep_mask: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from alignbench.api import Condition, Rollout, Sampling, Tokenizer
-from alignbench.backbones.generate import generate, sampled_logits
+from alignbench.backbones.generate import generate_steps, sampled_logits
 
 
 class CachedBackbone:
@@ -34,7 +34,7 @@ class CachedBackbone:
 
     def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
         """See `api.Backbone.generate`."""
-        return generate(unwrap(self.policy), condition, uniforms, sampling)
+        return generate_steps(unwrap(self.policy), condition, uniforms, sampling)
 
     def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
         """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].

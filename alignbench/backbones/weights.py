@@ -21,7 +21,7 @@ from alignbench.errors import UserError
 
 CONTAINERS = ("model", "module", "state_dict", "ema")
 """Where a torch file may hold the weights, in LlamaGen's order of lookup; a bare state dict works too."""
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
 """Left behind by DistributedDataParallel and torch.compile."""
 LISTED = 8
 """How many keys an error message spells out."""
@@ -45,8 +45,8 @@ def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> di
         state = _read_safetensors(path)
     else:
         state = _unwrap(_read_torch(path), path, containers)
-    cleaned = {_strip(key): tensor for key, tensor in state.items()}
-    return {key: tensor for key, tensor in cleaned.items() if not _is_stray(key)}
+    cleaned = {PREFIXES.sub("", key): tensor for key, tensor in state.items()}
+    return {key: value for key, value in cleaned.items() if key != "freqs_cis" and ".kv_cache." not in key}
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
@@ -135,17 +135,6 @@ def _is_state_dict(content: Any) -> bool:
         and len(content) > 0
         and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
     )
-
-
-def _strip(key: str) -> str:
-    for prefix in PREFIXES:
-        if key.startswith(prefix):
-            return _strip(key.removeprefix(prefix))
-    return key
-
-
-def _is_stray(key: str) -> bool:
-    return key == "freqs_cis" or ".kv_cache." in key
 
 
 def _listing(what: str, keys: Sequence[str]) -> str:

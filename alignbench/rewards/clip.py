@@ -83,7 +83,6 @@ class TextMatch:
         self.clip, self.scaled = clip, scaled
 
     def to(self, device: torch.device) -> None:
-        """Move the weights."""
         self.clip.model.to(device)
 
     def score(self, request: api.ScoreRequest) -> api.Scores:
@@ -104,7 +103,6 @@ class Aesthetic:
         self.clip, self.head = clip, head
 
     def to(self, device: torch.device) -> None:
-        """Move the weights."""
         self.clip.model.to(device)
         self.head.to(device)
 

@@ -16,7 +16,6 @@ class ClassLogprob:
         self.net = net
 
     def to(self, device: torch.device) -> None:
-        """Move the weights."""
         self.net.to(device)
 
     def score(self, request: api.ScoreRequest) -> api.Scores:

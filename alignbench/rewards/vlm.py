@@ -41,7 +41,6 @@ class VlmJudge:
         self.yes, self.no = (_first_tokens(processor.tokenizer, word) for word in ("yes", "no"))
 
     def to(self, device: torch.device) -> None:
-        """Move the weights."""
         self.model.to(device)
 
     @torch.no_grad()

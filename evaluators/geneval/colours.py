@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +12,10 @@ from torch.nn import functional as F
 
 from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
+from alignbench.hub.verify import AssetFile
 from alignbench.nets import clip
 from alignbench.nets.precision import full_precision
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.schema import Scalar
+from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of this file's arithmetic; part of the identity."""

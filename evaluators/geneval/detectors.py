@@ -12,20 +12,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from alignbench.errors import UserError, suggest
 from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.schema import Scalar
-
+from alignbench.hub.verify import AssetFile
 
 _NAMES = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, "
@@ -135,9 +130,7 @@ class SavedDetector:
         return saved.detections
 
 
-def build(
-    *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
-) -> SavedDetector:
+def build(*, assets: Mapping[str, AssetFile], **unused: object) -> SavedDetector:
     """Read the file; options and device have no part in it.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,13 +17,11 @@ from alignbench.errors import UserError
 from alignbench.evaluators.geneval.detectors import Colours, Detector
 from alignbench.evaluators.geneval.rules import ColourFunction, Demand, Verdict, demand_of, judge, select
 from alignbench.files import digest_of
+from alignbench.hub.verify import AssetFile
 from alignbench.metrics.clusters import interval_of_mean, share_interval
 from alignbench.registry.lookup import import_target
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.protocol import EvaluatorCard
-    from alignbench.registry.schema import Scalar
+from alignbench.registry.protocol import EvaluatorCard
+from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of the rules; part of the identity."""

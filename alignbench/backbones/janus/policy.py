@@ -52,9 +52,6 @@ class JanusPolicy(nn.Module):
         UserError: an unknown part or fidelity, or nothing to train.
     """
 
-    shard_classes = ("LlamaDecoderLayer",)
-    """Classes to wrap one by one under FSDP. `forward` does all the work, so this module can be the root."""
-
     def __init__(
         self,
         config: Any,
@@ -96,10 +93,6 @@ class JanusPolicy(nn.Module):
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, INIT_STD)
-
-    def blocks(self) -> list[nn.Module]:
-        """Return the modules to shard or compile one by one."""
-        return list(self.language_model.layers)
 
     def requires_grad_(self, requires_grad: bool = True) -> JanusPolicy:
         """Switch gradients of the parts that train on or off; the others are off either way."""

@@ -157,10 +157,6 @@ class GPT(nn.Module):
             self.cls_embedding.uncond_embedding.normal_(0.0, std)
         self.output.weight.normal_(0.0, head_std)
 
-    def blocks(self) -> list[nn.Module]:
-        """Return the modules to shard or compile one by one."""
-        return list(self.layers)
-
     def forward(self, condition: Condition, context: Tensor) -> Tensor:
         """Teacher-forced logits of every next token.
 
@@ -197,13 +193,9 @@ class GPT(nn.Module):
             return ClassLabels(torch.full_like(condition.ids, self.config.num_classes))
         raise TypeError(f"no null condition for {type(condition).__name__}")
 
-    def new_cache(self, length: int) -> list[LayerCache]:
-        """Return an empty cache for `length` positions, one entry a layer."""
-        return [LayerCache(length) for _ in self.layers]
-
     def cache_for(self, condition: Condition, count: int) -> list[LayerCache]:
         """Return an empty cache for drawing `count` tokens; every condition has the same length."""
-        return self.new_cache(self.config.condition_tokens + count - 1)
+        return [LayerCache(self.config.condition_tokens + count - 1) for _ in self.layers]
 
     def prefill(self, condition: Condition, cache: list[LayerCache]) -> Tensor:
         """Run the condition through the network and fill the cache; returns logits of token 0, [N, V]."""
