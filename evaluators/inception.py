@@ -77,11 +77,7 @@ class InceptionDistribution:
     """Scores a set of generated images against real ones."""
 
     def __init__(self, net: Inception, options: Options, *, weights: str, device: torch.device) -> None:
-        """Take a loaded network.
-
-        Args:
-            weights: SHA-256 of the network's weights.
-        """
+        """Take a loaded network and the SHA-256 of its weights."""
         self.options = options
         self.identity = digest_of({"version": VERSION, "weights": weights, **asdict(options)})
         self._net = net

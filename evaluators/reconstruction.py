@@ -73,11 +73,7 @@ class LpipsComparison:
         batch: int,
         device: torch.device,
     ) -> None:
-        """Take a loaded distance.
-
-        Args:
-            batch: images that go through the network at once; bounds memory.
-        """
+        """Take a loaded distance; `batch` images go through the network at once, which bounds memory."""
         self.identity = digest_of(
             {
                 "evaluator": "reconstruction-lpips",

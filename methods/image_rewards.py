@@ -155,13 +155,9 @@ class Mixed(NamedTuple):
 
 
 def combine_raw(values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]) -> Mixed:
-    """Weighted sum of the scores as they come (AR-GRPO, arXiv:2508.06924, where all weights are 1).
+    """Weighted sum of the scores [B, G] of each term (AR-GRPO, arXiv:2508.06924, where all weights are 1).
 
     Terms of large spread dominate. A sum is valid only where all of its terms are.
-
-    Args:
-        values: [B, G] for each term.
-        valid: [B, G] bool for each term.
     """
     all_valid = torch.stack(list(valid)).all(dim=0)
     parts = [weight * part for weight, part in zip(weights, values, strict=True)]

@@ -133,21 +133,14 @@ def straight_through(
 ) -> tuple[Tensor, Tensor]:
     """Embed the hardest token of each position so that gradients reach its logits.
 
-    Forward: codebook[argmax(logits)]. Backward: as if the embedding were softmax(logits / τ) @ codebook,
-    i.e. (1/τ)·y∘(g − ⟨y, g⟩) with g = codebook @ gradient. No one-hot tensor is made; the backward pass
-    recomputes the softmax instead of keeping it.
+    Logits [B, T, V] float and codebook [V, D], of one dtype and treated as constant, → (embeddings [B, T,
+    D], tokens [B, T] int64); τ above 0. Forward: codebook[argmax(logits)]. Backward: as if the embedding
+    were softmax(logits / τ) @ codebook, i.e. (1/τ)·y∘(g − ⟨y, g⟩) with g = codebook @ gradient. No one-hot
+    tensor is made; the backward pass recomputes the softmax instead of keeping it.
 
-    Deviation: the released STE program draws a random token (`gumbel_noise` given); the paper (VA-π App.
-    C.1) takes the most likely one (`gumbel_noise` None).
-
-    Args:
-        logits: [B, T, V] float.
-        codebook: [V, D] rows as the decoder sees them, of the dtype of `logits`; treated as constant.
-        temperature: τ, above 0.
-        gumbel_noise: [B, T, V] standard Gumbel numbers added to the logits before both argmax and softmax.
-
-    Returns:
-        (embeddings [B, T, D], tokens [B, T] int64).
+    Deviation: the released STE program draws a random token (standard Gumbel noise, [B, T, V], is added
+    before both argmax and softmax); the paper (VA-π App. C.1) takes the most likely one (`gumbel_noise`
+    None).
     """
     scores = logits if gumbel_noise is None else logits + gumbel_noise
     tokens = scores.detach().argmax(dim=-1)

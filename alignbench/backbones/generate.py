@@ -62,15 +62,9 @@ class Trace(Rollout):
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Apply temperature, top-k and top-p.
+    """Apply temperature, top-k and top-p to [..., V] logits, out of place; removed codes become -inf.
 
     Codes tied with the k-th are kept, as is the code whose mass crosses p; the best code always stays.
-
-    Args:
-        logits: [..., V] float.
-
-    Returns:
-        [..., V]; removed codes are -inf. The input is not changed.
     """
     logits = logits / max(sampling.temperature, MIN_TEMPERATURE)
     if sampling.top_k > 0:
@@ -96,17 +90,11 @@ def sampled_logits(
     tokens: Tensor,
     sampling: Sampling,
 ) -> Tensor:
-    """Teacher-forced logits of the distributions that `generate_steps` drew tokens from; differentiable.
+    """Teacher-forced logits, [N, T, V], of the distributions that `generate_steps` drew tokens [N, T] from.
 
-    A code that was drawn stays in its distribution even if rounding, or an update since, has moved it over
-    the edge of the top-k or top-p set: its log-probability is finite.
-
-    Args:
-        null: N null conditions; only used with guidance.
-        tokens: [N, T] int64.
-
-    Returns:
-        [N, T, V] after guidance, temperature and filters; removed codes are -inf.
+    After guidance, temperature and filters; removed codes are -inf. Differentiable. A code that was drawn
+    stays in its distribution even if rounding, or an update since, has moved it over the edge of the top-k
+    or top-p set: its log-probability is finite. The null conditions are used with guidance only.
     """
     context = tokens[:, :-1]
     if sampling.cfg_scale > 1.0:

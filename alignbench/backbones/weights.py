@@ -42,7 +42,10 @@ def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> di
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist", fix="check the path or fetch the model again")
     if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from error
     else:
         state = _unwrap(_read_torch(path), path, containers)
     cleaned = {PREFIXES.sub("", key): tensor for key, tensor in state.items()}
@@ -52,10 +55,7 @@ def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> di
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
     """Copy a state dict into a module, or refuse and leave the module as it was.
 
-    Values are converted to the module's dtype and device.
-
-    Args:
-        state: exactly the module's keys with exactly its shapes.
+    Keys and shapes must be exactly the module's; values are converted to its dtype and device.
 
     Raises:
         UserError: listing missing, unexpected and wrongly shaped keys.
@@ -79,13 +79,6 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) ->
             fix="use the weights that belong to this model, or the model that these weights belong to",
         )
     module.load_state_dict(dict(state))
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
 
 
 def _read_torch(path: Path) -> Any:

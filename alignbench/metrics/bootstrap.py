@@ -98,11 +98,7 @@ class WeightedFrechet:
         return len(self._rows)
 
     def distance(self, weights: np.ndarray) -> float:
-        """Return the distance of the rows, row i taken `weights[i]` times.
-
-        Args:
-            weights: [N] whole numbers ≥ 0 with a sum of at least 2.
-        """
+        """Return the distance of the rows, row i taken `weights[i]` times: [N] whole numbers ≥ 0, sum ≥ 2."""
         w = torch.from_numpy(np.asarray(weights, dtype=np.float64)).to(self._rows.device)
         total = w.sum()
         shift = (w @ self._rows) / total

@@ -19,9 +19,7 @@ def resampled_interval(
 
     Whole groups, because drawing single images would take four images of one prompt for four independent
     ones and make the interval too narrow. Plain percentiles, because a mean is not biased by resampling.
-
-    Returns:
-        (low, high), or None for a single group, of which nothing can be known.
+    None for a single group, of which nothing can be said.
     """
     sums, sizes = _by_group(values, groups)
     count = len(sums)
@@ -39,13 +37,10 @@ def resampled_interval(
 def share_interval(correct: np.ndarray, groups: np.ndarray) -> tuple[float, float] | None:
     """Return Wilson's interval of a share of [N] bool, with the number of independent images in place of all.
 
-    That number follows from the variance between the groups' sums (the cluster-robust variance of the share).
-    It is taken as at least the number of groups, images of a group being at most the same, and at most the
-    number of images. Wilson's form, because some tasks have shares near 0, where a share ± 1.96·sd is too
-    short and leaves [0, 1].
-
-    Returns:
-        (low, high), or None with fewer than two groups.
+    That number follows from the variance between the groups' sums (the cluster-robust variance of the
+    share). It is taken as at least the number of groups, images of a group being at most the same, and at
+    most the number of images. Wilson's form, because some tasks have shares near 0, where a share ± 1.96·sd
+    is too short and leaves [0, 1]. None with fewer than two groups.
     """
     sums, sizes = _by_group(correct, groups)
     count, images = len(sums), float(sizes.sum())
@@ -68,13 +63,10 @@ def _by_group(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.nd
 def interval_of_mean(
     values: Sequence[float], intervals: Sequence[tuple[float, float] | None]
 ) -> tuple[float, float] | None:
-    """Return the interval of the plain mean of independent numbers from theirs.
+    """Return the interval of the plain mean of independent numbers from theirs; None if one is missing.
 
     Distances to the lower ends add in quadrature, and so do those to the upper ends (Zou & Donner 2008), so
     that lopsided intervals give a lopsided one.
-
-    Args:
-        intervals: of each; one that is missing leaves the mean without one.
     """
     present = [interval for interval in intervals if interval is not None]
     if len(present) < len(values):

@@ -72,13 +72,10 @@ class Difference:
 
 
 def units(runs: Sequence[Sequence[float]]) -> tuple[list[float], Unit]:
-    """Return the independent values of nested data.
+    """Return the independent values of nested data: for each training seed, one value per sampling seed.
 
     Values of one trained model share its training luck, so with several training seeds each run counts
     once, by its mean over sampling seeds. A single run leaves only its sampling seeds.
-
-    Args:
-        runs: one sequence of values per training seed, one value per sampling seed.
     """
     if not runs or not all(runs):
         raise ValueError("every run needs at least one value")
@@ -152,14 +149,11 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 def resampled_difference(
     a: float, b: float, drawn_a: Sequence[float], drawn_b: Sequence[float]
 ) -> Difference:
-    """Compare two metrics of one image set each by what resampling does to their difference.
+    """Compare two metrics of one image set each by what resampling, at least twice, does to their difference.
 
-    Resample k of both sets holds the same image numbers, so what images of a pair have in common cancels. The
-    interval is what the difference would be in other draws of as many pairs; a bias that both metrics have
-    alike cancels as well. It is Student's t with one degree of freedom less than there are resamples.
-
-    Args:
-        drawn_a: a of each resample, two or more.
+    Resample k of both sets holds the same image numbers, so what images of a pair have in common cancels.
+    The interval is what the difference would be in other draws of as many pairs; a bias that both metrics
+    have alike cancels as well. It is Student's t with one degree of freedom less than there are resamples.
 
     Raises:
         ValueError: other numbers of resamples.

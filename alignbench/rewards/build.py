@@ -249,7 +249,6 @@ class BuiltDistance(BuiltReward):
     """A `BuiltReward` that compares with references and can look at each of them once."""
 
     def prepare(self, reference: Tensor) -> Any:
-        """See `api.Distance.prepare`."""
         with self.placed.ready() as raw:
             return raw.prepare(reference.to(self.placed.device))  # type: ignore[attr-defined]
 

@@ -95,8 +95,7 @@ class TextMatch:
 class Aesthetic:
     """A chain of linear layers on the unit-length picture embedding; about 1 to 10.
 
-    Args:
-        head: the layers; dropout between them acts in training only and is left out.
+    Dropout between the layers acts in training only and is left out.
     """
 
     def __init__(self, clip: Clip, head: nn.Sequential) -> None:

@@ -42,11 +42,8 @@ class Refused(Exception):
 class RemoteReward:
     """The client: an `api.Reward` whose scores come from a server.
 
-    A request that fails, hangs, or is answered with rubbish is tried again; when all attempts are spent its
-    images are masked, and a warning says why. Scores carry no gradient.
-
-    Args:
-        timeout: seconds an attempt may take in all.
+    A request that fails, takes longer than `timeout` seconds, or is answered with rubbish is tried again;
+    when all attempts are spent its images are masked, and a warning says why. Scores carry no gradient.
     """
 
     def __init__(

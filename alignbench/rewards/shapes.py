@@ -25,11 +25,7 @@ Form = Literal["share", "verdict"]
 
 
 class ShapesReward:
-    """GenEval's verdict on a scene, or the share of a caption's demands that it meets.
-
-    Args:
-        form: `verdict` is 1 where everything is as asked, else 0; `share` also gives credit for parts.
-    """
+    """GenEval's `verdict` on a scene, 1 or 0, or the `share` of a caption's demands that it meets."""
 
     def __init__(self, form: Form) -> None:
         self.form = form
@@ -73,10 +69,8 @@ def asked_by(text: str) -> Request:
 def share(image: np.ndarray, matches: Sequence[Match], request: Request) -> float:
     """Return the share of demands that are met, 0 to 1; 1 exactly where GenEval's verdict is right.
 
-    Number, colour and place of each clause, and each exclusion, are a demand of the same weight.
-
-    Args:
-        matches: its things, best first.
+    Number, colour and place of each clause, and each exclusion, are a demand of the same weight. The
+    matches in the image, [H, W, 3] uint8 RGB, come best first.
     """
     smallest = COUNTING_MATCH if request.tag == "counting" else 0.0
     # Compared in float32, as the rules compare detections.

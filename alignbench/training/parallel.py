@@ -37,10 +37,7 @@ def local_device() -> torch.device:
 
 
 class Parallel:
-    """This process's place among the devices of a run.
-
-    Args:
-        precision: `fp32`, or `bf16` for autocast over fp32 master weights.
+    """This process's rank and device in a run; precision `fp32`, or `bf16` for autocast over fp32 weights.
 
     Raises:
         UserError: the launcher started more processes than torch's process group sees.

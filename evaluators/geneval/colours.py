@@ -65,15 +65,10 @@ class ClipColours:
 
 
 def cut_out(image: np.ndarray, item: Detection) -> Tensor:
-    """Return the object on grey, cropped to its box.
+    """Return the object on grey, cropped to its box, of an image [H, W, 3] uint8 RGB: [1, 3, h, w] uint8.
 
-    Without a mask the whole box is returned, as the official script does for detectors that give boxes only.
-
-    Args:
-        image: [H, W, 3] uint8 RGB.
-
-    Returns:
-        [1, 3, h, w] uint8; black where the box leaves the image.
+    Black where the box leaves the image. Without a mask the whole box is returned, as the official script
+    does for detectors that give boxes only.
     """
     pixels = image if item.mask is None else np.where(item.mask[..., None], image, np.uint8(BACKGROUND))
     crop = np.array(Image.fromarray(np.ascontiguousarray(pixels)).crop(item.box))

@@ -47,11 +47,9 @@ class Detector(Protocol):
     """Images it is given at once; bounds memory, must not change answers beyond rounding."""
 
     def detect(self, images: Tensor, ids: Sequence[int]) -> list[list[Detection]]:
-        """Find the objects of each image, in any order and at any score.
+        """Find the objects of each image, [n, 3, H, W] uint8 RGB on the CPU, in any order and at any score.
 
-        Args:
-            images: [n, 3, H, W] uint8 RGB on the CPU.
-            ids: position of each image in its set; for detectors that look answers up.
+        The ids are the positions of the images in their set, for detectors that look answers up.
         """
         ...
 
@@ -65,11 +63,7 @@ class Colours(Protocol):
     """Every colour it can say."""
 
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
-        """Return the colour of each of at least one object.
-
-        Args:
-            image: [H, W, 3] uint8 RGB.
-        """
+        """Return the colour of each object, at least one, in an image [H, W, 3] uint8 RGB."""
         ...
 
 
@@ -196,14 +190,9 @@ def _whole(value: Any) -> int:
 
 
 def decode_mask(mask: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
-    """Decode COCO's uncompressed run lengths.
+    """Decode COCO's uncompressed run lengths: [height, width] bool of the given shape.
 
-    Args:
-        mask: `size` [height, width] and `counts`, lengths of runs of zeros and ones in turn, down columns.
-        shape: (height, width) it must have.
-
-    Returns:
-        [height, width] bool.
+    `size` is [height, width], `counts` are lengths of runs of zeros and ones in turn, down columns.
 
     Raises:
         ValueError: another size, compressed counts, or runs that do not fill the image.

@@ -31,10 +31,10 @@ HUB = "mask2former-swin-small-hub"
 
 
 class Mask2FormerDetector:
-    """Finds COCO objects and their masks; a `detectors.Detector`.
+    """Finds COCO objects and their masks in float32; a `detectors.Detector`.
 
-    Args:
-        network: a `transformers.Mask2FormerForUniversalSegmentation` for as many classes as there are names.
+    The network is a `transformers.Mask2FormerForUniversalSegmentation` for as many classes as there are
+    names.
     """
 
     def __init__(

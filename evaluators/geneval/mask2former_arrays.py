@@ -39,14 +39,9 @@ def detector_size(height: int, width: int) -> tuple[int, int]:
 
 
 def resize_bytes(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize as OpenCV's `INTER_LINEAR` does with bytes: fixed point, no antialias.
+    """Resize [..., H, W] uint8 to (height, width) as OpenCV's `INTER_LINEAR` does, equal in every byte.
 
-    Args:
-        images: [..., H, W] uint8.
-        size: (height, width).
-
-    Returns:
-        [..., height, width] uint8, equal to OpenCV's in every byte.
+    Fixed point, no antialias.
     """
     height, width = images.shape[-2:]
     if (height, width) == size:
@@ -83,13 +78,9 @@ def _weights(
 
 
 def prepare(images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Make the network's input.
+    """Make the network's input of [n, 3, H, W] uint8 RGB.
 
-    Args:
-        images: [n, 3, H, W] uint8 RGB.
-
-    Returns:
-        [n, 3, h, w] float32, sides multiples of 32; and (height, width) of the picture in its corner.
+    Returns [n, 3, h, w] float32, sides multiples of 32; and (height, width) of the picture in its corner.
     """
     size = detector_size(*images.shape[-2:])
     below, beside = (-side % DIVISOR for side in size)

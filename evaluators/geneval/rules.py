@@ -186,14 +186,11 @@ Box = tuple[float, float, float, float]
 
 
 def relations(box: Box, target: Box) -> frozenset[str]:
-    """Say where the first box is relative to the second; y grows downwards.
+    """Say where the first box (left, top, right, bottom) is relative to the second; y grows downwards.
 
     The offset of the centres is shortened along each axis by a tenth of the summed extents, not below 0.
     A direction holds if more than half of the unshortened distance remains along its axis, so two directions
     can hold at once, and none.
-
-    Args:
-        box, target: left, top, right, bottom.
     """
     boxes = np.array([box, target], dtype=np.float32).reshape(2, 2, 2)
     centres = boxes.mean(axis=1)
@@ -211,13 +208,10 @@ def relations(box: Box, target: Box) -> frozenset[str]:
 
 
 def judge(objects: Mapping[str, Sequence[Detection]], demand: Demand, colours: ColourFunction) -> Verdict:
-    """Hold what was found against what was asked for.
+    """Hold what was found against what was asked for; colours are asked only where a clause demands one.
 
     Of each class the `count` best detections are taken, and only they are looked at: colour and place of the
     others do not matter. A relation must hold between each taken object and each taken object of its target.
-
-    Args:
-        colours: asked only where a colour is demanded and enough objects are there.
     """
     failures: list[str] = []
     taken: list[Sequence[Detection] | None] = []

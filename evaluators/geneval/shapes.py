@@ -53,7 +53,6 @@ class ShapesColours:
         self.identity = digest_of({"colours": "shapes", "version": shapes_detector.VERSION})
 
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
-        """See `Colours.classify`."""
         colours = []
         for item in objects:
             assert item.mask is not None, "the detector gives masks"

@@ -109,25 +109,17 @@ def build(
     return model
 
 
-def load(
-    folder: Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    fidelity: Fidelity = "exact",
-    trains: str | Sequence[str] = DEFAULT_TRAINS,
-) -> Janus:
+def load(folder: Path, **options: Any) -> Janus:
     """Read a model of any size from a folder in the hub's form, as `Janus.save` writes it.
 
-    Args:
-        folder: weights, `config.json` and `tokenizer.json`.
+    Options as of `build`.
 
     Raises:
         UserError: something is missing or does not fit.
     """
     require_transformers()
     prompts = read_prompt_tokenizer(folder / PROMPT_FILE)
-    model = _networks(read_config(folder), prompts, device, dtype, fidelity, trains)
+    model = _networks(read_config(folder), prompts, **options)
     _load(model, {"policy": folder})
     return model
 
@@ -135,10 +127,10 @@ def load(
 def _networks(
     config: Any,
     prompts: PromptTokenizer,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    fidelity: Fidelity,
-    trains: str | Sequence[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fidelity: Fidelity = "exact",
+    trains: str | Sequence[str] = DEFAULT_TRAINS,
 ) -> Janus:
     """Return a model on a device whose networks are still empty."""
     from transformers.models.janus.modeling_janus import JanusVQVAE

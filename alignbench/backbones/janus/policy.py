@@ -223,7 +223,6 @@ class JanusPolicy(nn.Module):
         return FixedPrompts(filled, position, positions)
 
     def fixed_step(self, tokens: Tensor, state: FixedPrompts) -> Tensor:
-        """See `cuda_graphs.FixedPolicy`."""
         embedded = self._embed_image(tokens[:, None])
         bias = state.position.bias(embedded.dtype)
         logits = self._advance(embedded, bias, state.positions, state.cache)

@@ -31,7 +31,6 @@ class LlamaGen(CachedBackbone):
         self.encoder = encoder
 
     def text_condition(self, texts: Sequence[str]) -> Condition:
-        """See `api.Backbone.text_condition`."""
         if unwrap(self.policy).config.condition == "class":
             raise UserError(
                 "this model is class-conditional: it reads no text",

@@ -200,11 +200,9 @@ class VQModel(ConvTokenizer):
         self.quantize.initialise()
 
     def codebook(self) -> Tensor:
-        """See `ConvTokenizer.codebook`."""
         return self.quantize.codebook()
 
     def tokens_of(self, latent: Tensor) -> Tensor:
-        """See `ConvTokenizer.tokens_of`."""
         quantised: Quantised = self.quantize(latent)
         return quantised.tokens
 

@@ -48,8 +48,7 @@ class WordConfig:
 class WordEncoder(nn.Module):
     """Captions of known words to left-padded features; an `api.TextEncoder` once it is trained.
 
-    Args:
-        digest: of the file it was read from; part of `identity`.
+    Its identity has the digest of the file it was read from.
     """
 
     def __init__(self, config: WordConfig, *, digest: str = "") -> None:
