@@ -30,7 +30,26 @@ LPIPS_MIN_SIDE = 16
 """VGG-16 halves four times before its last layer."""
 
 
-class PixelComparison:
+class _Comparison:
+    _metrics: Mapping[str, MetricFact]
+
+    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
+        """Return the means over independent images; the reference is not looked at.
+
+        The interval is that of the central limit theorem, where values differ.
+        """
+        means = []
+        for name, fact in self._metrics.items():
+            values = samples.column(fact.column).astype(np.float64)
+            mean, interval = float(values.mean()), None
+            if (values != values[0]).any():
+                half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+                interval = (mean - half, mean + half)
+            means.append(Metric(name, mean, len(values), interval))
+        return means
+
+
+class PixelComparison(_Comparison):
     """PSNR, SSIM and squared error; no network."""
 
     def __init__(self, metrics: Mapping[str, MetricFact], device: torch.device) -> None:
@@ -56,12 +75,8 @@ class PixelComparison:
         }
         return {name: values.cpu().numpy() for name, values in columns.items()}
 
-    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
-        """Return the means; the reference is not looked at."""
-        return _means(samples, self._metrics)
 
-
-class LpipsComparison:
+class LpipsComparison(_Comparison):
     """LPIPS v0.1 on VGG-16."""
 
     def __init__(
@@ -102,10 +117,6 @@ class LpipsComparison:
             raise RunFailed(f"image {first}: its LPIPS is not finite", fix=f"check the file of {TRUNK}")
         return {"lpips": values}
 
-    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
-        """Return the mean; the reference is not looked at."""
-        return _means(samples, self._metrics)
-
     def _apart(self, images: Tensor, originals: Tensor) -> Tensor:
         prepared = self._distance.prepare(originals.float() / 127.5 - 1)
         return self._distance.distance(images.float() / 127.5 - 1, prepared, repeats=1)
@@ -122,19 +133,6 @@ def _pair(batch: ImageBatch, min_side: int, device: torch.device) -> tuple[Tenso
     if side < min_side:
         raise UserError(f"images of {side} px are too small to compare: at least {min_side} px are needed")
     return batch.images.to(device), batch.originals.to(device)
-
-
-def _means(samples: Measured, metrics: Mapping[str, MetricFact]) -> list[Metric]:
-    """Means over independent images, with the interval of the central limit theorem where values differ."""
-    means = []
-    for name, fact in metrics.items():
-        values = samples.column(fact.column).astype(np.float64)
-        mean, interval = float(values.mean()), None
-        if (values != values[0]).any():
-            half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
-            interval = (mean - half, mean + half)
-        means.append(Metric(name, mean, len(values), interval))
-    return means
 
 
 def build_pixels(card: EvaluatorCard, *, device: torch.device, **unused: object) -> PixelComparison:

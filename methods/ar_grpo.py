@@ -120,7 +120,10 @@ class ArGrpo:
     def collect(self, batch: api.Batch, step: int) -> api.Collected:
         """Generate G images of each condition, score them, and keep the log-probabilities of their tokens."""
         condition = batch.condition.repeat(self.config.group_size)
-        rollout = self._generate(condition, batch.index, step)
+        shape = (self.config.group_size, self.backbone.num_tokens)
+        numbers = randomness.uniforms(self.seed, "ar-grpo-token", step, batch.index.tolist(), shape)
+        uniforms = torch.from_numpy(numbers).flatten(0, 1).to(batch.index.device)
+        rollout = self.backbone.generate(condition, uniforms, self.sampling)
         advantages, valid, metrics = self._score(condition, batch.index, rollout.tokens)
         logits = self._logits(self.backbone, condition, rollout.tokens)
         logprobs = self._logprobs(logits, rollout.tokens)
@@ -168,14 +171,6 @@ class ArGrpo:
         return api.Loss(value, {name: metric.detach() for name, metric in metrics.items()})
 
     # --- sampling and scoring ---
-
-    def _generate(self, condition: api.Condition, index: Tensor, step: int) -> api.Rollout:
-        """Draw G sequences for each of B samples: N = B·G rows, image-major."""
-        shape = (self.config.group_size, self.backbone.num_tokens)
-        uniforms = randomness.uniforms(self.seed, "ar-grpo-token", step, index.tolist(), shape)
-        return self.backbone.generate(
-            condition, torch.from_numpy(uniforms).flatten(0, 1).to(index.device), self.sampling
-        )
 
     def _score(
         self, condition: api.Condition, index: Tensor, tokens: Tensor

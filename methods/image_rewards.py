@@ -60,7 +60,7 @@ class ImageDistances:
 
 
 class Reconstruction(ImageDistances):
-    """Minus the weighted sum of distances as the reward of decoded sequences; errors as above."""
+    """Distances of decoded sequences, whose `weighted_reward` is their reward; errors as above."""
 
     def __init__(self, parts: Parts, reward: Callable[[str], api.Reward], *, decode_batch: int) -> None:
         super().__init__(parts, reward)
@@ -82,10 +82,6 @@ class Reconstruction(ImageDistances):
                     measured[part][rows, samples] = values.view(piece.shape[:2])
         return measured
 
-    def reward(self, measured: Mapping[str, Tensor]) -> Tensor:
-        """Combine what `measure` returned: [B, G], larger is better (VA-π Eq. 10)."""
-        return weighted_reward(measured, self.weights)
-
 
 def as_distance(spec: str, reward: api.Reward) -> api.Distance:
     """Return the reward if it compares with a reference image here and now.
@@ -102,7 +98,7 @@ def as_distance(spec: str, reward: api.Reward) -> api.Distance:
 
 
 def weighted_reward(distances: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Minus the weighted sum of distances of one shape."""
+    """Minus the weighted sum of distances of one shape; larger is better (VA-π Eq. 10)."""
     return -torch.stack([weights[part] * values for part, values in distances.items()]).sum(dim=0)
 
 

@@ -8,7 +8,7 @@ policy a language model of clean tokens. This file gathers experience and states
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -17,7 +17,13 @@ from torch import Tensor
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
-from alignbench.methods.image_rewards import ImageOptions, Reconstruction, describe, parts_of
+from alignbench.methods.image_rewards import (
+    ImageOptions,
+    Reconstruction,
+    describe,
+    parts_of,
+    weighted_reward,
+)
 from alignbench.methods.logits import Experience, eval_logits, mode, teacher_forced
 from alignbench.methods.policy_gradient import Draws, Objective
 
@@ -52,13 +58,7 @@ class VaPi:
     ) -> None:
         _check(config)
         self.config, self.backbone, self.seed = config, backbone, seed
-        self.objective = Objective(
-            policy_weight=config.policy_weight,
-            prior_weight=config.prior_weight,
-            clip_range=config.clip_range,
-            advantage_clip=config.advantage_clip,
-            temperature=config.temperature,
-        )
+        self.objective = Objective(**{part.name: getattr(config, part.name) for part in fields(Objective)})
         self.reconstruction = Reconstruction(
             parts_of(config) if config.policy_weight else {}, reward, decode_batch=config.decode_batch
         )
@@ -78,7 +78,7 @@ class VaPi:
         tokens, entropy = self._draw(logits, step, experience.index)
         logprobs = policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
         distances = self.reconstruction.measure(self.backbone, tokens, batch.images)
-        rewards = self.reconstruction.reward(distances)
+        rewards = weighted_reward(distances, self.reconstruction.weights)
         advantages = policy_gradient.group_advantages(rewards)
         reference = None
         if self.reference is not None:
