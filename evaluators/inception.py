@@ -19,12 +19,7 @@ from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import digest_of
 from alignbench.hub.verify import AssetFile
-from alignbench.metrics.bootstrap import (
-    WeightedFrechet,
-    frechet_at_infinity,
-    frechet_bootstrap,
-    resamples,
-)
+from alignbench.metrics.bootstrap import WeightedFrechet, frechet_at_infinity, frechet_bootstrap, resamples
 from alignbench.metrics.frechet import frechet_distance
 from alignbench.metrics.inception_score import inception_score
 from alignbench.metrics.intervals import LEVEL, t_critical, wilson

@@ -96,10 +96,7 @@ class ArGrpo:
     ) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
         self.sampling = api.Sampling(
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            cfg_scale=config.cfg_scale,
+            temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, cfg_scale=config.cfg_scale
         )
         # The log-probabilities that count; without guidance and filters both presets have the same.
         self.scored = (

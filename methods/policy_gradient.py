@@ -70,11 +70,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
 
 
 def clipped_surrogate(
-    new: Tensor,
-    old: Tensor,
-    advantages: Tensor,
-    clip_range: float,
-    advantage_clip: float,
+    new: Tensor, old: Tensor, advantages: Tensor, clip_range: float, advantage_clip: float
 ) -> Surrogate:
     """The PPO loss of each token, −min(ρ·A, clip(ρ, 1±ε)·A), averaged over the tokens of a sequence.
 

@@ -17,13 +17,7 @@ from torch import Tensor
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
-from alignbench.methods.image_rewards import (
-    ImageOptions,
-    Reconstruction,
-    describe,
-    parts_of,
-    weighted_reward,
-)
+from alignbench.methods.image_rewards import ImageOptions, Reconstruction, describe, parts_of, weighted_reward
 from alignbench.methods.logits import Experience, eval_logits, mode, teacher_forced
 from alignbench.methods.policy_gradient import Draws, Objective
 

@@ -10,12 +10,7 @@ from alignbench.metrics.arrays import Device, as_moments
 
 
 def frechet_distance(
-    mean_a: np.ndarray,
-    cov_a: np.ndarray,
-    mean_b: np.ndarray,
-    cov_b: np.ndarray,
-    *,
-    device: Device = None,
+    mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray, *, device: Device = None
 ) -> float:
     """Return |μa − μb|² + tr Σa + tr Σb − 2 tr (Σa Σb)^½ of means [D] and symmetric covariances [D, D].
 

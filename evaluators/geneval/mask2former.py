@@ -38,13 +38,7 @@ class Mask2FormerDetector:
     """
 
     def __init__(
-        self,
-        network: Any,
-        *,
-        identity: str,
-        batch: int,
-        device: torch.device,
-        class_names: Sequence[str],
+        self, network: Any, *, identity: str, batch: int, device: torch.device, class_names: Sequence[str]
     ) -> None:
         classes = network.config.num_labels
         if classes != len(class_names):

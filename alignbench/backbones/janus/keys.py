@@ -20,12 +20,7 @@ from alignbench.errors import UserError
 RELEASED_MARK = ("gen_embed.", "gen_vision_model.", "language_model.model.")
 HUB_PREFIX = "model."
 VQ_PREFIX = "vqmodel."
-POLICY_PREFIXES = (
-    "language_model.",
-    "generation_embeddings.",
-    "generation_aligner.",
-    "generation_head.",
-)
+POLICY_PREFIXES = ("language_model.", "generation_embeddings.", "generation_aligner.", "generation_head.")
 REST_PREFIXES = ("vision_model.", "aligner.", "lm_head.")
 TOKENIZER_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 

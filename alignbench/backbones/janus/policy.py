@@ -161,10 +161,7 @@ class JanusPolicy(nn.Module):
         mask = F.pad(prompts.mask, (0, context.shape[1]), value=True)
         with self._recomputing():
             out = self.language_model(
-                inputs_embeds=embeddings,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                use_cache=False,
+                inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, use_cache=False
             )
         states: Tensor = out.last_hidden_state
         return states

@@ -211,11 +211,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self,
-        x: Tensor,
-        table: Tensor,
-        mask: Tensor | None,
-        cache: LayerCache | FixedLayer | None = None,
+        self, x: Tensor, table: Tensor, mask: Tensor | None, cache: LayerCache | FixedLayer | None = None
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), table, mask, cache)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
