@@ -7,7 +7,7 @@ six. The rules are in `rules`; detector and colour classifier are parts that the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from alignbench.errors import UserError
 from alignbench.evaluators.geneval.detectors import Colours, Detector
 from alignbench.evaluators.geneval.rules import ColourFunction, Demand, Verdict, demand_of, judge, select
 from alignbench.files import digest_of
-from alignbench.hub.verify import AssetFile
 from alignbench.metrics.clusters import interval_of_mean, share_interval
 from alignbench.registry.lookup import import_target
 from alignbench.registry.protocol import EvaluatorCard
-from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of the rules; part of the identity."""
@@ -107,23 +105,14 @@ class GenEval:
         return lambda name, objects: self._colours.classify(image, objects, name)
 
 
-def build(
-    card: EvaluatorCard,
-    *,
-    options: Mapping[str, Scalar],
-    assets: Mapping[str, AssetFile],
-    device: torch.device,
-) -> GenEval:
+def build(card: EvaluatorCard, **common: Any) -> GenEval:
     """Build the evaluator with the parts its card names.
 
     Raises:
         UserError: a part that cannot be imported or refuses its files.
     """
-    parts = {
-        name: import_target(card.parts[name])(options=options, assets=assets, device=device)
-        for name in ("detector", "colours")
-    }
-    return GenEval(parts["detector"], parts["colours"], prefix=prefix_of(card))
+    detector, colours = (import_target(card.parts[name])(**common) for name in ("detector", "colours"))
+    return GenEval(detector, colours, prefix=prefix_of(card))
 
 
 def _share(correct: np.ndarray, prompt: np.ndarray) -> tuple[float, int, tuple[float, float] | None]:
