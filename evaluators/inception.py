@@ -96,9 +96,8 @@ class InceptionDistribution:
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
         """Return all metrics of the card; those that the reference does not allow are NaN.
 
-        Args:
-            reference: moments, rows of real images, or both. Moments go first where there are any; precision,
-                recall and KID need rows.
+        Of a reference the moments go first where there are any; precision, recall and KID need rows of real
+        images.
 
         Raises:
             UserError: no reference, too few images for what the options ask, or moments of another network.

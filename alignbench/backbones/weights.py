@@ -31,10 +31,8 @@ def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> di
     """Read the weights in a safetensors or torch file, on the CPU, without running code from it.
 
     Wrapper prefixes are stripped. Position tables and key/value caches, which some versions of the released
-    code saved, are left out.
-
-    Args:
-        containers: keys to look under, first match wins; a file without any is taken as a bare state dict.
+    code saved, are left out. Of the containers the first match wins; a file without any is a bare state
+    dict.
 
     Raises:
         UserError: the file is missing, truncated, not a weights file, or holds no tensors.

@@ -88,8 +88,7 @@ def connect(
 ) -> RemoteReward:
     """Return a client after asking the server what it serves.
 
-    Args:
-        options: of the card, which the server must agree with; empty texts (paths) are its own business.
+    It must agree with the options of the card; empty texts (paths) are its own business.
 
     Raises:
         UserError: nobody answers there, or with another reward or other options.

@@ -46,9 +46,8 @@ class GenEval:
     def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
         """Apply the rules to every image.
 
-        Returns:
-            `correct` [n] bool; `reason` [n] text, one line per clause that failed; `task` [n] int8, index
-            into TASKS.
+        Returns `correct` [n] bool; `reason` [n] text, one line per clause that failed; `task` [n] int8,
+        index into TASKS.
 
         Raises:
             UserError: images without prompts, or a prompt that is not GenEval's.

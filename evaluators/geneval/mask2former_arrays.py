@@ -100,18 +100,12 @@ def instances(
     resized: tuple[int, int],
     original: tuple[int, int],
 ) -> list[Detection]:
-    """Turn one image's queries into detections.
+    """Turn one image's queries, class logits [Q, C + 1] and mask logits [Q, h, w], into detections.
 
-    The best 100 pairs of query and class are kept. Mask logits are brought to the padded size, cut to the
-    picture, brought to the original size and only then thresholded at 0. The score is the class probability
-    times the mean mask probability inside the mask; the box is the mask's, its end one past the last pixel.
-
-    Args:
-        class_logits: [Q, C + 1], the last one means no object.
-        mask_logits: [Q, h, w].
-        padded: (height, width) of the network's input.
-        resized: of the picture in it.
-        original: of the image as it came.
+    The last class means no object. The best 100 pairs of query and class are kept. Mask logits are brought
+    to the (height, width) of the padded input, cut to the resized picture in it, brought to the image's
+    original size and only then thresholded at 0. The score is the class probability times the mean mask
+    probability inside the mask; the box is the mask's, its end one past the last pixel.
     """
     scores = class_logits.softmax(dim=-1)[:, :-1]
     classes = scores.shape[1]

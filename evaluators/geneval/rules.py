@@ -101,10 +101,7 @@ class Verdict:
 def demand_of(
     metadata: Mapping[str, Any], *, class_names: Sequence[str], colour_names: Sequence[str]
 ) -> Demand:
-    """Read one line of a GenEval prompt file.
-
-    Args:
-        metadata: `tag`, `include`, perhaps `exclude`; other keys of the line are ignored.
+    """Read one line of a GenEval prompt file: `tag`, `include`, perhaps `exclude`; other keys are ignored.
 
     Raises:
         UserError: something that no image could satisfy or that has no meaning, naming the prompt.

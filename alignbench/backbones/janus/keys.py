@@ -79,10 +79,7 @@ class Parts:
 
 
 def take_apart(state: Mapping[str, Tensor], *, name: str) -> Parts:
-    """Sort the tensors of a checkpoint.
-
-    Args:
-        state: in the released form, in that of transformers, or a policy or tokenizer exported by a run.
+    """Sort the tensors of a checkpoint: released, transformers' or one that a run exported.
 
     Raises:
         UserError: tensors that are part of no Janus-Pro.

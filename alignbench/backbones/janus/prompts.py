@@ -84,10 +84,7 @@ def template(caption: str) -> str:
 
 
 class PromptTokenizer:
-    """Captions to `PromptTokens`.
-
-    Args:
-        folder: where it was read from; None for the stand-in.
+    """Captions to `PromptTokens`; the folder is where the tokenizer was read from, None for the stand-in.
 
     Raises:
         UserError: it lacks a special token, or loses spaces.

@@ -54,10 +54,7 @@ class LlamaGen(CachedBackbone):
 
 
 def gpt_config(card: ModelCard, *, image_size: int | None = None) -> GPTConfig:
-    """Return the policy's geometry.
-
-    Args:
-        image_size: side in pixels if not the card's; the weights of one model serve every resolution.
+    """Return the policy's geometry; the weights of one model serve every image size, in pixels.
 
     Raises:
         UserError: the size is not a multiple of the tokenizer's ratio.
