@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from alignbench import randomness
 from alignbench.api import Sampling, TextFeatures
-from alignbench.backbones.generate import generate
+from alignbench.backbones.generate import generate_steps
 from alignbench.backbones.llamagen.gpt import GPT, token_loss
 from alignbench.backbones.llamagen.model import gpt_config
 from alignbench.backbones.llamagen.vq import VQModel
@@ -103,7 +103,7 @@ def validate_policy(
     uniforms = randomness.uniforms(
         seed, f"pretrain/{POLICY}/samples", 0, range(len(tokens)), tokens.shape[1:]
     )
-    drawn = generate(model.policy, features, torch.from_numpy(uniforms), Sampling())
+    drawn = generate_steps(model.policy, features, torch.from_numpy(uniforms), Sampling())
     images = tokenizer.decode(drawn.tokens, model.policy.config.grid)
     return {"cross_entropy": token_loss(logits, tokens).item(), "right": share_right(images, captions)}
 

@@ -70,14 +70,8 @@ def check(name: str, request: api.ScoreRequest) -> None:
         raise ValueError(f"reward {name}: {count} images came with {', '.join(wrong)}")
 
 
-class FromReference:
-    """Gives distances (`api.Distance`) the call of a reward: each image against its own reference image."""
-
-    def prepare(self, reference: Tensor) -> Any:
-        raise NotImplementedError
-
-    def distance(self, images: Tensor, prepared: Any, *, repeats: int) -> Tensor:
-        raise NotImplementedError
+class FromReference(api.Distance):
+    """Gives distances the call of a reward: each image against its own reference image."""
 
     def score(self, request: api.ScoreRequest) -> api.Scores:
         """Raw distances in [-1, 1] units, smaller is better; the request must have reference images."""

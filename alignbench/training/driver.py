@@ -16,26 +16,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignbench.api import Batch, Collected, Method
+from alignbench.api import Collected, Method
 from alignbench.config.settings import TrainConfig
+from alignbench.data.stream import Stream
 from alignbench.errors import RunFailed, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Progress
 from alignbench.training import checkpoint
 from alignbench.training.parallel import Parallel
-
-
-class BatchStream(Protocol):
-    """Where training images come from."""
-
-    def batch(self, step: int, rank: int, world_size: int) -> Batch:
-        """Return this rank's share of a step's images; a function of its arguments alone."""
-        ...
 
 
 @dataclass
@@ -84,14 +77,7 @@ class Driver:
     """Trains one module with one method.
 
     Args:
-        config: `train.*`.
-        method: what is collected and what is the loss.
-        module: what is trained, already wrapped by `parallel`.
-        optimizer: its AdamW, already wrapped.
-        stream: where images come from.
-        parallel: the devices.
         folder: run folder; `metrics.jsonl`, `timing.jsonl` and `checkpoints/` go there.
-        progress: where messages go.
         checkpoint_every: steps between two checkpoints; 0: none, unless the run is stopped.
         stop: asked after every step; True ends the run with a checkpoint.
     """
@@ -101,7 +87,7 @@ class Driver:
     method: Method
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    stream: BatchStream
+    stream: Stream
     parallel: Parallel
     folder: Path
     progress: Progress
@@ -149,10 +135,8 @@ class Driver:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.stream.batch(step, parallel.rank, parallel.world_size).to(parallel.device)
-        collected = []
         with torch.no_grad():
-            for part in batch.split(config.micro_batch):
-                collected.append(self.method.collect(part, step))
+            collected = [self.method.collect(part, step) for part in batch.split(config.micro_batch)]
         numbers = self._mean((part.metrics, part.images) for part in collected)
         for _ in range(config.updates_per_collect):
             losses, norm = self._update(collected, step)

@@ -185,7 +185,6 @@ def test_null_caption_is_a_saved_buffer_that_is_not_trained():
     gpt = make(TEXT_CONFIG)
     assert "cls_embedding.uncond_embedding" in gpt.state_dict()
     assert "cls_embedding.uncond_embedding" not in dict(gpt.named_parameters())
-    assert len(gpt.blocks()) == 2
 
 
 def test_float64_model_gives_float64_logits():

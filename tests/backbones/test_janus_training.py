@@ -55,7 +55,7 @@ def test_recomputing_gives_the_same_gradients_in_eval_mode() -> None:
     model = build(janus_toys.card(), None)
     model.policy.requires_grad_(True)
     calls: list[int] = []
-    layer: Any = unwrap(model.policy).blocks()[0]
+    layer: Any = unwrap(model.policy).language_model.layers[0]
     layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
     kept = gradients(model)
     assert len(calls) == 1
