@@ -19,7 +19,7 @@ from alignbench.samples.pixels import to_uint8
 from alignbench.verify.golden import verify
 from alignbench.verify.golden_files import ROUNDING_LIMIT, Alternative, GoldenFile
 from alignbench.verify.llamagen import FILES, check
-from alignbench.verify.llamagen_networks import _grid
+from alignbench.verify.llamagen_networks import grid_of
 from alignbench.verify.llamagen_rounding import Evaluations
 from alignbench.verify.report import Check, CheckReport
 
@@ -174,7 +174,7 @@ def test_grid_that_is_not_square_is_read_off_the_rotation_table(tmp_path: Path):
     path = tmp_path / "c2i_io.safetensors"
     save_file({"rope_table": rope_table((2, 6), 16, 1)}, path)
     config = {"block_size": 12, "dim": 32, "n_head": 2, "cls_token_num": 1, "rope_base": 10000}
-    assert _grid(config, GoldenFile(path, CheckReport())) == (2, 6)
+    assert grid_of(config, GoldenFile(path, CheckReport())) == (2, 6)
 
 
 # --- where float32 rounding decides ----------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_grid_that_is_not_square_is_read_off_the_rotation_table(tmp_path: Path):
 def judged(folder: Path, expected: torch.Tensor, actual: torch.Tensor, other: Alternative) -> Check:
     save_file({"x": expected}, folder / "x.safetensors")
     report = CheckReport()
-    GoldenFile(folder / "x.safetensors", report).close("x", actual, otherwise=lambda: other)
+    GoldenFile(folder / "x.safetensors", report).compare("x", actual, otherwise=lambda: other)
     (row,) = report.checks
     return row
 
