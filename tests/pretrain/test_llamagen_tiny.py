@@ -16,7 +16,7 @@ from alignbench.backbones.llamagen import model as llamagen
 from alignbench.data import digits as data
 from alignbench.nets import digits
 from alignbench.pretrain import common, llamagen_tiny
-from alignbench.pretrain.common import GREY_STEP, Budget, augment
+from alignbench.pretrain.common import GREY_STEP, Budget, Trainer, augment
 from alignbench.registry.lookup import Registry
 
 SHORT = {stage: Budget(steps=2, batch=32, lr=1e-3, warmup=1) for stage in llamagen_tiny.BUDGETS}
@@ -46,7 +46,7 @@ def test_shipped_weights_load_and_reach_the_recorded_validation_numbers() -> Non
     card = Registry.default().model("llamagen-tiny")
     model = llamagen.build(card, {role: shipped(f"{role}.safetensors") for role in ("policy", "tokenizer")})
     listed = digits.manifest()["files"]
-    validation = llamagen_tiny._split(llamagen_tiny._open("validation"))
+    validation = llamagen_tiny.Split.of(llamagen_tiny.open_split("validation"))
     found = {
         "policy": llamagen_tiny.validate_policy(model.policy, model.tokenizer, validation),
         "tokenizer": llamagen_tiny.validate_tokenizer(model.tokenizer, validation),
@@ -67,7 +67,7 @@ def test_manifest_says_how_the_shipped_files_were_made() -> None:
         entry = manifest["files"][f"{name}.safetensors"]
         assert (entry["budget"]["steps"], entry["budget"]["lr"]) == (budget.steps, budget.lr)
     for split, facts in manifest["data"].items():
-        assert facts["digest"] == llamagen_tiny._open(split).digest
+        assert facts["digest"] == llamagen_tiny.open_split(split).digest
     assert set(manifest["data"]) == {"train", "validation"}
 
 
@@ -94,26 +94,9 @@ def test_pretrain_writes_what_its_manifest_says(tmp_path: Path) -> None:
         assert shapes[0] == shapes[1]
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
-    hashes = []
-    for run, seed in enumerate((0, 0, 1)):
-        torch.rand(run + 1)  # the state of torch's generator must not matter
-        files = llamagen_tiny.pretrain(tmp_path / str(run), seed=seed, progress=silent, budgets=SHORT)[
-            "files"
-        ]
-        hashes.append({name: facts["sha256"] for name, facts in files.items()})
-    assert hashes[0] == hashes[1]
-    assert all(hashes[0][name] != hashes[2][name] for name in hashes[0])
-
-
-def test_pretrain_leaves_the_callers_generator_and_threads_alone(tmp_path: Path) -> None:
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    llamagen_tiny.pretrain(tmp_path, progress=silent, budgets=SHORT)
-    assert torch.get_num_threads() == threads
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_test_split_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretraining_is_a_function_of_the_seed_and_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
 
     def watched(*, split: str, **rest: object) -> data.Digits:
@@ -121,8 +104,16 @@ def test_test_split_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return data.open_digits(split=split, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(llamagen_tiny, "open_digits", watched)
-    llamagen_tiny.pretrain(tmp_path, progress=silent, budgets=SHORT)
-    assert sorted(opened) == ["train", "validation"]
+    hashes = []
+    for run, seed in enumerate((0, 0, 1)):
+        torch.rand(run + 1)  # the state of torch's generator must not matter
+        threads, state = torch.get_num_threads(), torch.get_rng_state()
+        made = llamagen_tiny.pretrain(tmp_path / str(run), seed=seed, progress=silent, budgets=SHORT)
+        assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+        hashes.append({name: facts["sha256"] for name, facts in made["files"].items()})
+    assert hashes[0] == hashes[1]
+    assert all(hashes[0][name] != hashes[2][name] for name in hashes[0])
+    assert set(opened) == {"train", "validation"}, "the test split is never opened"
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -157,30 +148,23 @@ def test_fit_solves_a_regression_and_reports_the_tail() -> None:
         return {"loss": error, "root": error.sqrt()}
 
     budget = Budget(steps=300, batch=16, lr=0.1)
-    tail = common.fit(net, losses_of, size=64, budget=budget, seed=0, stage="x", progress=silent)
+    tail = Trainer({"x": budget}, 0, silent).fit("x", net, losses_of, size=64).training
     assert tail["loss"] < 1e-3 and set(tail) == {"loss", "root"}
     assert not net.training
 
 
 def test_fit_stops_on_a_gradient_that_is_not_finite() -> None:
     net = nn.Linear(1, 1)
+    trainer = Trainer({"x": Budget(steps=1, batch=2, lr=0.1)}, 0, silent)
     with pytest.raises(RuntimeError, match="non-finite"):
-        common.fit(
-            net,
-            lambda rows: {"loss": net.weight.sum() * math.inf},
-            size=4,
-            budget=Budget(steps=1, batch=2, lr=0.1),
-            seed=0,
-            stage="x",
-            progress=silent,
-        )
+        trainer.fit("x", net, lambda rows: {"loss": net.weight.sum() * math.inf}, size=4)
 
 
 # --- augmentation ---------------------------------------------------------------------------------
 
 
 def test_augmentation_is_small_random_and_the_same_in_all_channels() -> None:
-    images = llamagen_tiny._split(llamagen_tiny._open("train")).images[:64]
+    images = llamagen_tiny.Split.of(llamagen_tiny.open_split("train")).images[:64]
     torch.manual_seed(0)
     first, second = augment(images), augment(images)
     assert first.shape == images.shape and first.dtype == images.dtype

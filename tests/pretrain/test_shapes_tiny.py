@@ -67,7 +67,7 @@ def test_manifest_says_how_they_were_made() -> None:
 
 
 def test_shipped_weights_reach_the_recorded_validation_numbers(model: LlamaGen) -> None:
-    scenes = shapes_tiny._open("validation")
+    scenes = shapes_tiny.open_split("validation")
     images, files = pixels_of(scenes), MANIFEST["files"]
     found = shapes_tokenizer.validate(model.tokenizer, images, scenes.captions)
     assert found == pytest.approx(files["tokenizer.safetensors"]["validation"], rel=2e-2)
