@@ -102,11 +102,6 @@ def learning_rate(step: int, budget: Budget) -> float:
     return budget.lr * 0.5 * (1 + math.cos(math.pi * past))
 
 
-def safetensors_of(net: nn.Module) -> bytes:
-    """Return a network's file."""
-    return to_safetensors({key: tensor.contiguous() for key, tensor in net.state_dict().items()})
-
-
 NetT = TypeVar("NetT", bound=nn.Module)
 
 
@@ -120,8 +115,8 @@ class Made(Generic[NetT]):
     training: Mapping[str, float] = field(default_factory=dict)
     """Losses averaged over the last steps."""
     validation: Mapping[str, float] = field(default_factory=dict)
-    content: Callable[[NetT], bytes] = safetensors_of
-    """Makes the file."""
+    metadata: Mapping[str, str] | None = None
+    """Goes into the file beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +198,8 @@ def write(
 
 
 def _write_one(folder: Path, name: str, made: Made[Any]) -> dict[str, Any]:
-    content = made.content(made.net)
+    state = {key: tensor.contiguous() for key, tensor in made.net.state_dict().items()}
+    content = to_safetensors(state, metadata=made.metadata)
     write_atomic(folder / f"{name}.safetensors", content)
     return {
         "sha256": hashlib.sha256(content).hexdigest(),

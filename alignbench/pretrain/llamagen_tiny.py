@@ -127,14 +127,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train everything and write four safetensors files and `manifest.json`.
 
-    Args:
-        out_dir: folder of the files; made if absent, files of the same names are replaced.
-        seed: of all initial weights, orders and dropout.
-        progress: called as (stage, steps done, steps in all, note) after every step.
-        budgets: steps, batch and rates of each stage.
-
-    Returns:
-        The manifest: for each file its sha256, bytes, steps, seconds, training losses, validation numbers.
+    Files of the same names are replaced. Returns the manifest.
 
     Raises:
         OSError: the folder cannot be written.

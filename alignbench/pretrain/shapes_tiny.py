@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from alignbench import randomness
@@ -105,14 +104,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train everything and write three safetensors files, `manifest.json` and the two prompt files.
 
-    Args:
-        out_dir: folder of the files; made if absent, files of the same names are replaced.
-        seed: of all initial weights, orders and dropout.
-        progress: called as (stage, steps done, steps in all, note) after every step.
-        budgets: steps, batch and rates of each stage.
-
-    Returns:
-        The manifest: for each file its sha256, bytes, steps, seconds, training losses, validation numbers.
+    Files of the same names are replaced. Returns the manifest.
 
     Raises:
         OSError: the folder cannot be written.
@@ -127,11 +119,12 @@ def pretrain(
         tokens, held_out = (_tokens(vq, scenes) for scenes in (train, validation))
         reader = train_policy(trainer, card, tokens, train.captions)
         found = validate_policy(reader.net, vq, held_out, validation.captions, seed=seed)
+    config = json.dumps(asdict(reader.net.text.config))
     made: dict[str, Made[Any]] = {
         TOKENIZER: replace(tokenizer, validation=right),
         POLICY: Made(reader.net.policy, reader.budget, reader.seconds, reader.training, found),
-        # Trained together with the policy: its time and losses are there.
-        TEXT: Made(reader.net.text, reader.budget, content=_text_file),
+        # Trained together with the policy: its time and losses are there. As `WordEncoder.save` writes it.
+        TEXT: Made(reader.net.text, reader.budget, metadata={METADATA: config}),
     }
     for split, name in PROMPT_FILES.items():
         write_atomic(out_dir / name, prompt_file(split))
@@ -149,9 +142,3 @@ def open_split(split: str) -> Shapes:
 @torch.no_grad()
 def _tokens(vq: VQModel, scenes: Shapes) -> Tensor:
     return torch.cat([vq.encode(images) for images in pixels_of(scenes).split(ENCODE_BATCH)])
-
-
-def _text_file(net: WordEncoder) -> bytes:
-    """What `WordEncoder.save` writes."""
-    state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    return to_safetensors(state, metadata={METADATA: json.dumps(asdict(net.config))})

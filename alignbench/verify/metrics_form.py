@@ -53,17 +53,15 @@ class MetricNumbers(Golden):
         """Compare a number or an array, if the folder has it.
 
         Args:
-            name: of the number or array.
-            actual: our result.
             tolerance: largest absolute difference of any entry; 0: equal.
             needed: a case without it is not complete.
             also: the same by another way, held to the same tolerance.
         """
-        if name not in self.values and not needed:
+        if name not in self.values:
+            if needed:
+                self.report.add("MISSING", self.row(name))
             return
         row, expected = self.row(name), self.take(name)
-        if name not in self.values:
-            return
         try:
             wanted = np.atleast_1d(np.asarray(expected, dtype=np.float64))
         except (TypeError, ValueError):
@@ -72,10 +70,8 @@ class MetricNumbers(Golden):
         error = 0.0
         for value in (actual, actual if also is None else also):
             found = np.atleast_1d(np.asarray(value, dtype=np.float64))
-            if found.shape != wanted.shape:
-                return self.report.add(
-                    "MISS", row, f"shape {list(found.shape)}, expected {list(wanted.shape)}"
-                )
+            if not self.report.same_shape(row, found, wanted):
+                return
             error = float(np.abs(found - wanted).max(initial=error))
         self.report.judge(row, error, tolerance)
 

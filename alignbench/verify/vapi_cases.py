@@ -6,7 +6,6 @@ All arithmetic is that of the functions training uses, in float64; nothing is im
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -203,10 +202,6 @@ def _gradient(loss: Tensor, inputs: Tensor) -> Tensor:
     return torch.autograd.grad(loss, inputs, retain_graph=True)[0]
 
 
-def _names(prefix: str, names: Iterable[str]) -> str:
-    return f"{prefix}/(?:{'|'.join(names)})"
-
-
 _NUMBER = r"\d+(?:\.\d+)?"
 _CONTEXTS = ("clean", "noisy_inclusive", "noisy_exclusive")
 _TRIPWIRE = "tripwire_shifted_alignment_loss_f64"
@@ -238,21 +233,19 @@ SECTIONS = {
 
 INPUTS = re.compile(
     "|".join(
-        [
-            r"advantage/g\d+/rewards",
-            _names("policy", ["new_logp", "old_logp", "advantage", "keep_mask_in"]),
-            _names("kl", ["current_logits", "reference_logits", "tokens"]),
-            _names("noise", ["clean_tokens", "flip_mask", "replacement_inclusive", "exclusion_offset"]),
-            _names("ce", ["bigram_table", "position_bias", "class_ids"]),
-            rf"logprob/(?:logits|temp{_NUMBER}/tokens)",
-            _names(
-                "objective", ["logits", "old_logits_offpolicy", "rewards", "sampled_tokens", "target_tokens"]
-            ),
-            _names("ste", ["codebook", "logits", "decoder_weight", "decoder_bias", "target"]),
-            rf"ste/tau{_NUMBER}/gumbel_noise",
-            _names("reward", ["reference_images", "decoded_images", "perceptual_distance"]),
-            r"lpips/layer\d+/(?:features_a|features_b|channel_weights)",
-        ]
+        f"{group}/(?:{names})"
+        for group, names in {
+            r"advantage/g\d+": "rewards",
+            "policy": "new_logp|old_logp|advantage|keep_mask_in",
+            "kl": "current_logits|reference_logits|tokens",
+            "noise": "clean_tokens|flip_mask|replacement_inclusive|exclusion_offset",
+            "ce": "bigram_table|position_bias|class_ids",
+            "logprob": rf"logits|temp{_NUMBER}/tokens",
+            "objective": "logits|old_logits_offpolicy|rewards|sampled_tokens|target_tokens",
+            "ste": rf"codebook|logits|decoder_weight|decoder_bias|target|tau{_NUMBER}/gumbel_noise",
+            "reward": "reference_images|decoded_images|perceptual_distance",
+            r"lpips/layer\d+": "features_a|features_b|channel_weights",
+        }.items()
     )
 )
 """Tensors that results are computed from."""
