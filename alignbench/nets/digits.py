@@ -94,7 +94,8 @@ class DigitsNet(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in [-1, 1] → [N, 10]."""
-        return self(images)[1]
+        logits: Tensor = self(images)[1]
+        return logits
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[N, 3, H, W] in [-1, 1] → (penultimate [N, D], logits [N, 10]) from one pass."""

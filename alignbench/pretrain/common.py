@@ -115,7 +115,7 @@ class Made(Generic[NetT]):
     training: Mapping[str, float] = field(default_factory=dict)
     """Losses averaged over the last steps."""
     validation: Mapping[str, float] = field(default_factory=dict)
-    metadata: Mapping[str, str] | None = None
+    metadata: dict[str, str] | None = None
     """Goes into the file beside the weights."""
 
 

@@ -176,12 +176,14 @@ def _check_generation(
     for match in expected.matching(rf"cached_logits(?:_{SCALE})?"):
         sampling = Sampling(cfg_scale=_scale(match))
         trace = run(condition=conditions[""], sampling=sampling, forced=tokens)
+        assert trace.logits is not None
         expected.compare(match.string, trace.logits)
     form = rf"greedy_(?:nocfg|{SCALE})(?P<interval>_interval)?(?P<condition>_nomask)?(?P<logits>_logits)?"
     for match in expected.matching(form):
         interval = golden.config["cfg_interval"] if match["interval"] else -1
         sampling = Sampling(greedy=True, cfg_scale=_scale(match), cfg_interval=interval)
         trace = run(condition=conditions[match["condition"] or ""], sampling=sampling)
+        assert trace.logits is not None
         expected.compare(match.string, trace.logits if match["logits"] else trace.tokens)
 
 

@@ -98,7 +98,8 @@ def _toy_logits(golden: VapiFile, context: str) -> Tensor:
     clean = context == "clean"
     prefix = golden["noise/clean_tokens"][:, :-1] if clean else golden[f"noise/noisy_prefix_{context[6:]}"]
     start = golden["ce/class_ids"].unsqueeze(1) + bias.shape[1]
-    return (table[torch.cat([start, prefix], dim=1)] + bias).double()
+    logits: Tensor = (table[torch.cat([start, prefix], dim=1)] + bias).double()
+    return logits
 
 
 def _cross_entropy(golden: VapiFile, case: re.Match[str]) -> Results:

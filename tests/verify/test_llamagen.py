@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_damage_is_noticed_where_it_is(folder: Path, part: str) -> None:
     expected = {**dict.fromkeys(changed, "MISS"), **dict.fromkeys(new, "UNKNOWN")}
     assert bad(lambda tensors: tensors.update(changed | new)) == expected
     for name in GONE[part]:
-        assert bad(lambda tensors, name=name: tensors.pop(name))[name] == "MISSING"
+        assert bad(methodcaller("pop", name))[name] == "MISSING"
 
 
 def test_missing_and_unreadable_files_become_rows(folder: Path):
