@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch_fidelity
+from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
 from alignbench.api import ImageBatch, Metric, Reference
 from alignbench.errors import RunFailed, UserError
@@ -59,8 +61,6 @@ def values(metrics: list[Metric]) -> dict[str, float]:
 
 def test_metrics_agree_with_torch_fidelity(sets: dict[str, Memory], tmp_path: Path) -> None:
     """Its whole path: PNG files, its own decoding, network pass and formulas."""
-    import torch_fidelity
-
     built = scorer(is_splits=3, kid_subset_size=8, kid_subsets=20, bootstrap=0)
     found = values(built.score(sets["generated"], against(sets["real"])))
     official = torch_fidelity.calculate_metrics(
@@ -81,8 +81,6 @@ def test_metrics_agree_with_torch_fidelity(sets: dict[str, Memory], tmp_path: Pa
 
 
 def test_formulas_agree_with_torch_fidelity_where_covariances_have_full_rank() -> None:
-    from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
-
     rng = np.random.default_rng(0)
     mixing = {name: rng.standard_normal((12, 12)) for name in ("pool", "spatial", "logits")}
     ours, real = (

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from alignbench.errors import UserError
@@ -41,8 +42,6 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def tiny_config() -> Any:
-    import transformers
-
     library: Any = transformers
     backbone = library.SwinConfig(
         embed_dim=4,
@@ -74,8 +73,6 @@ def weights(golden: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def network(golden: dict[str, np.ndarray]) -> Any:
-    import transformers
-
     model: Any = transformers.Mask2FormerForUniversalSegmentation(tiny_config())
     model.load_state_dict(convert(weights(golden), model.state_dict()))
     return model.eval()
@@ -183,8 +180,6 @@ def head_shapes() -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def swin_s() -> dict[str, Tensor]:
-    import transformers
-
     with torch.device("meta"):
         model: Any = transformers.Mask2FormerForUniversalSegmentation(mask2former.swin_s_config())
     return dict(model.state_dict())

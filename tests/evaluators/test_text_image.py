@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms import functional as tv
 
-from alignbench.api import Evaluator, ImageBatch, Metric, Prompt
+from alignbench.api import Evaluator, ImageBatch, Metric, Prompt, ScoreRequest
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import build_evaluators
 from alignbench.evaluation.features import FeatureStore, StoredFeatures, measure
@@ -26,6 +28,7 @@ from alignbench.hub.verify import AssetFile, verify_asset
 from alignbench.progress import Progress, Stage
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
+from alignbench.rewards.build import build
 from tests.helpers.tiny_open_clip import make_config, make_model, save_folder
 from tests.helpers.toys import Rank
 
@@ -96,8 +99,6 @@ def rows_of(evaluator: Evaluator, batch: ImageBatch, folder: Path, shard: int = 
 
 def oracle(path: Path, images: Tensor, texts: Sequence[str] = PROMPTS) -> Tensor:
     """100 × cosine by open_clip alone, from PIL images one by one, [n] float64."""
-    import open_clip
-
     model, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{path}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{path}")
     cosines = []
@@ -200,9 +201,6 @@ def test_scores_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> N
 
 def hps_oracle(path: Path, images: Tensor) -> Tensor:
     """100 × cosine by open_clip and torchvision, prepared as the official program does."""
-    import open_clip
-    from torchvision.transforms import functional as tv
-
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{path}")
     ready = []
     for image in images:
@@ -232,8 +230,6 @@ def test_hps_is_what_open_clip_says_after_padding(folder: Path, shape: tuple[int
 def test_hps_checkpoint_file_and_its_versions(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import open_clip
-
     (tmp_path / "tiny-test.json").write_text(json.dumps(make_config(quick_gelu=False)))
     open_clip.add_model_config(tmp_path / "tiny-test.json")
     state = make_model(make_config(quick_gelu=False)).state_dict()
@@ -249,9 +245,6 @@ def test_hps_checkpoint_file_and_its_versions(
 
 
 def test_hps_evaluator_agrees_with_the_reward(folder: Path, tmp_path: Path) -> None:
-    from alignbench.api import ScoreRequest
-    from alignbench.rewards.build import build
-
     copied = Path(shutil.copytree(folder / "plain", tmp_path / "copy"))
     (copied / "open_clip_pytorch_model.bin").rename(copied / "HPS_v2.1_compressed.pt")
     reward = build(f"hpsv2.1(path={copied})", REGISTRY, CPU, image_size=40)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from scipy import optimize, stats
 
 from alignbench.metrics.intervals import (
     Z95,
@@ -24,8 +25,6 @@ B = [2.40, 2.51, 2.13]
 
 @pytest.mark.parametrize("level", [0.5, 0.95])
 def test_t_critical_has_the_closed_forms(level: float) -> None:
-    from scipy import stats
-
     assert t_critical(level, 1) == pytest.approx(math.tan(math.pi / 2 * level), rel=1e-12)
     assert t_critical(level, 2) == pytest.approx(level * math.sqrt(2 / (1 - level**2)), rel=1e-12)
     normal = t_critical(level, math.inf)
@@ -37,8 +36,6 @@ def test_t_critical_has_the_closed_forms(level: float) -> None:
 
 
 def test_mean_interval_is_students() -> None:
-    from scipy import stats
-
     found = mean_interval(A)
     low, high = stats.t.interval(0.95, len(A) - 1, loc=sum(A) / len(A), scale=stats.sem(A))
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
@@ -73,8 +70,6 @@ def test_what_has_no_interval_is_refused() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [(A, B), (B, A), (A, [1.6, 1.8]), ([1.0, 1.1], [1.0, 9.0, 2.0])])
 def test_difference_is_welchs(a: list[float], b: list[float]) -> None:
-    from scipy import stats
-
     found = difference(a, b)
     expected = stats.ttest_ind(a, b, equal_var=False)
     interval = expected.confidence_interval(0.95)
@@ -85,8 +80,6 @@ def test_difference_is_welchs(a: list[float], b: list[float]) -> None:
 
 
 def test_what_cannot_be_tested_and_exact_constants() -> None:
-    from scipy import stats
-
     found = difference([1.0], [2.0, 2.1])
     assert found.mean == pytest.approx(-1.05)
     assert (found.low, found.high, found.significant, found.tested) == (None, None, False, False)
@@ -114,8 +107,6 @@ def test_an_interval_of_one_set_gives_its_standard_deviation() -> None:
 
 
 def test_two_single_sets_are_compared_by_the_normal_distribution() -> None:
-    from scipy import stats
-
     sd = math.hypot(0.3, 0.4)
     low, high = stats.norm.interval(0.95, loc=1.0, scale=sd)
     found = difference([3.0], [2.0], sd_a=0.3, sd_b=0.4)
@@ -131,8 +122,6 @@ def test_seeds_against_a_single_set_are_welchs_with_one_known_variance(
     value: float, sd: float, differs: bool
 ) -> None:
     # A sample of 10^9 values with the same error of the mean is as good as a known variance.
-    from scipy import optimize, stats
-
     count = 10**9
     mean, spread = sum(A) / len(A), math.sqrt(sum((x - sum(A) / 4) ** 2 for x in A) / 3)
     expected = stats.ttest_ind_from_stats(
@@ -156,8 +145,6 @@ def test_seeds_against_a_single_set_are_welchs_with_one_known_variance(
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_paired_difference_is_scipys(shift: float) -> None:
-    from scipy import stats
-
     a, b = [2.40, 2.51, 2.13, 2.90, 2.2], [2.30 - shift, 2.49 - shift, 2.2 - shift, 2.7 - shift, 2.1 - shift]
     expected = stats.ttest_rel(a, b)
     interval = expected.confidence_interval(0.95)
@@ -176,8 +163,6 @@ def test_pairs_see_what_welch_cannot() -> None:
 
 
 def test_resampled_difference_by_hand() -> None:
-    from scipy import stats
-
     found = resampled_difference(1.0, 3.0, [1.1, 0.9, 1.3], [3.0, 3.0, 3.0])
     half = float(stats.t.ppf(0.975, 2)) * 0.2  # standard deviation of -1.9, -2.1, -1.7
     assert found.mean == -2.0 and (found.low, found.high) == pytest.approx((-2 - half, -2 + half))

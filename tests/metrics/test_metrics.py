@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
+from sklearn.neighbors import NearestNeighbors
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from alignbench.errors import UserError
 from alignbench.metrics import precision_recall as manifold
@@ -75,9 +80,6 @@ def test_input_is_not_changed() -> None:
 
 @pytest.mark.parametrize(("count", "other"), [(300, 200), (90, 900)])
 def test_frechet_distance_is_torch_fidelitys_and_scipys(count: int, other: int) -> None:
-    from scipy.linalg import sqrtm
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
     a, b = rows(count, 24, 0), rows(other, 24, 1) * 1.2
     theirs = fid_statistics_to_metric(
         *(fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)), verbose=False
@@ -96,8 +98,6 @@ def test_frechet_distance_of_one_dimension_is_the_closed_form() -> None:
 
 @pytest.mark.parametrize(("count", "other"), [(9, 7), (9, 400)])
 def test_fewer_images_than_features_lose_no_digits(count: int, other: int) -> None:
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
     a, b = rows(count, 32, 0), rows(other, 32, 1)
     # Singular values of the product of two tall factors: no covariance is ever formed.
     x, y = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (a, b))
@@ -119,8 +119,6 @@ def test_constant_features_have_no_spread() -> None:
 
 @pytest.mark.parametrize(("count", "order", "shuffle"), [(200, "in-order", False), (207, "shuffled", True)])
 def test_inception_score_is_torch_fidelitys(count: int, order: str, shuffle: bool) -> None:
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
     logits = 3 * rows(count, 11, 3)
     theirs = isc_features_to_metric(torch.from_numpy(logits), splits=10, shuffle=shuffle, rng_seed=2020)
     expected = (theirs["inception_score_mean"], theirs["inception_score_std"])
@@ -155,9 +153,6 @@ def test_impossible_classes_count_as_nothing() -> None:
 
 @pytest.mark.parametrize(("k", "block"), [(1, 2048), (3, 7), (9, 64)])
 def test_manifolds_are_torch_fidelitys_and_scikit_learns(k: int, block: int) -> None:
-    from sklearn.neighbors import NearestNeighbors
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
     generated, real = rows(110, 6, 5), rows(80, 6, 6)
     found = precision_recall(generated, real, k=k, block=block)
     theirs = prc_features_to_metric(
