@@ -71,40 +71,27 @@ def test_ranks_share_a_step_in_blocks_and_threads_and_history_change_nothing() -
             assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
 
 
-class Watched:
-    """A data set that notes which thread loads what."""
+def test_background_threads_load_each_image_once_and_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, plain = noise(100), noise(10)
+    load, loads, threads = type(dataset).load, Counter[int](), set()
 
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-        self.loads: Counter[int] = Counter()
-        self.threads: set[str] = set()
+    def watched(self: ImageDataset, index: int) -> tuple[np.ndarray, int]:
+        loads[index] += 1
+        threads.add(threading.current_thread().name)
+        return load(self, index)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def load(self, index: int) -> tuple[np.ndarray, int]:
-        self.loads[index] += 1
-        self.threads.add(threading.current_thread().name)
-        return self.dataset.load(index)
-
-
-def test_background_threads_load_each_image_once_and_ahead() -> None:
-    dataset = Watched(noise(100))
-    stream = Stream(dataset, seed=0, images_per_step=5, workers=2)  # type: ignore[arg-type]
-    for step in range(4):
-        stream.batch(step, 0, 1)
-    stream.close()
-    assert threading.current_thread().name not in dataset.threads
-    assert set(dataset.loads.values()) == {1}
+    monkeypatch.setattr(type(dataset), "load", watched)
+    with Stream(dataset, seed=0, images_per_step=5, workers=2) as stream:
+        for step in range(4):
+            stream.batch(step, 0, 1)
+    assert threading.current_thread().name not in threads
+    assert set(loads.values()) == {1}
     used = {int(index) for step in range(4) for index in stream.indices(step)}
     ahead = {int(index) for step in (4, 5) for index in stream.indices(step)}
-    assert used <= set(dataset.loads) <= used | ahead
-    plain = Watched(noise(10))
-    Stream(plain, seed=0, images_per_step=5, workers=0).batch(0, 0, 1)  # type: ignore[arg-type]
-    assert plain.threads == {threading.current_thread().name}
+    assert used <= set(loads) <= used | ahead
+    threads.clear()
+    Stream(plain, seed=0, images_per_step=5, workers=0).batch(0, 0, 1)
+    assert threads == {threading.current_thread().name}
 
 
 def test_ordered_map_keeps_order_and_reads_only_what_it_needs() -> None:

@@ -82,7 +82,6 @@ FIVE = [want("dog", 5)]
 
 CASES = {
     "presence and the threshold of 0.3": [
-        Case("one wanted, one there", [want("car")], [Seen("car")], True),
         Case("nothing detected", [want("car")], [], False, "car: 1 wanted, 0 found"),
         Case("0.3 is not above 0.3", [want("car")], [Seen("car", 0.3)], False, "0 found"),
         Case("0.3 in float32 is not above 0.3", [want("car")], [Seen("car", float(np.float32(0.3)))], False),
@@ -99,20 +98,16 @@ CASES = {
         Case("a tv does not count for both", [want("tv"), want("tv remote")], [Seen("tv")], False, "tv remote: 1"),
     ],
     "counting: threshold 0.9, exclude makes the number exact": [
-        Case("two wanted, two there", [want("dog", 2)], times(2, Seen("dog")), True, tag="counting", exclude=[want("dog", 3)]),
         Case("two wanted, one there", [want("dog", 2)], [Seen("dog")], False, "2 wanted, 1 found", "counting", [want("dog", 3)]),
         Case("two wanted, three there", [want("dog", 2)], times(3, Seen("dog")), False, "fewer than 3 wanted, 3 found", "counting", [want("dog", 3)]),
         Case("counting: 0.9 is not above 0.9", [want("dog")], [Seen("dog", 0.9)], False, "0 found", "counting"),
-        Case("counting: 0.5 does not count", [want("dog", 2)], [Seen("dog"), Seen("dog", 0.5)], False, "1 found", "counting"),
         Case("counting: a third at 0.9 is not too many", [want("dog", 2)], [*times(2, Seen("dog")), Seen("dog", 0.9)], True, tag="counting", exclude=[want("dog", 3)]),
         Case("exclude alone fails", [want("car")], [Seen("car"), Seen("dog")], False, "dog: fewer than 1 wanted, 1 found", exclude=[want("dog")]),
-        Case("exclude ignores what is below the threshold", [want("car")], [Seen("car"), Seen("dog", 0.2)], True, exclude=[want("dog")]),
         Case("any exclude that fails is enough", [want("car")], [Seen("car"), Seen("bear")], False, "bear", exclude=[want("dog"), want("bear")]),
     ],
     "sixteen per class": [
         Case("17 wanted can never be found: 16 are kept", [want("dog", 17)], times(20, Seen("dog")), False, "17 wanted, 16 found"),
         Case("16 wanted of 20", [want("dog", 16)], times(20, Seen("dog")), True),
-        Case("fewer than 17 holds with 20 there", [want("dog")], times(20, Seen("dog")), True, exclude=[want("dog", 17)]),
         Case("the cap is per class", [want("dog", 16), want("car")], [*times(20, Seen("dog")), Seen("car", 0.31)], True),
     ],
     "colours": [
@@ -139,7 +134,6 @@ CASES = {
         Case("target of the wrong colour counts as missing", [want("car", color="red"), want("dog", position=["left of", 0])], [Seen("car", colour="blue"), Seen("dog", box=moved(-100, 0))], False, "nothing to be left of"),
         Case("wrong colour: the place is not asked for", [want("car"), want("dog", color="blue", position=["left of", 0])], [Seen("car"), Seen("dog", box=moved(100, 0))], False, "dog: 1 blue wanted, found red"),
         Case("every taken object has to be left: one is right", TWO_DOGS_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0)), Seen("dog", box=moved(100, 0))], False, "is right of"),
-        Case("every taken object is left", TWO_DOGS_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0)), Seen("dog", box=moved(-300, 0))], True),
         Case("left of every taken target: one is further left", [want("car", 2), want("dog", position=["left of", 0])], [Seen("car"), Seen("car", box=moved(-300, 0)), Seen("dog", box=moved(-100, 0))], False, "is right of"),
         Case("a target that is not taken does not matter", DOG_LEFT, [Seen("car", 0.9), Seen("car", 0.5, moved(-300, 0)), Seen("dog", box=moved(-100, 0))], True),
         Case("an object that is not taken does not matter", DOG_LEFT, [Seen("car"), Seen("dog", 0.9, moved(100, 0)), Seen("dog", 0.8, moved(-100, 0))], False, "is right of"),

@@ -7,7 +7,6 @@ smaller widths and random weights, its logits for an input, and what `inference_
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from alignbench.evaluators.geneval.mask2former_arrays import (
     resize_bytes,
     tight_boxes,
 )
-from alignbench.evaluators.geneval.mask2former_keys import by_pixel, convert
+from alignbench.evaluators.geneval.mask2former_keys import convert
 from alignbench.hub.verify import AssetFile
 from tests.helpers.data_sets import refused
 
@@ -171,31 +170,6 @@ def test_every_parameter_of_swin_s_comes_from_the_checkpoint(swin_s: dict[str, T
     learned = sum(own.numel() for name, own in swin_s.items() if name not in kept)
     indices = sum(value.numel() for name, value in state.items() if name.endswith("_index"))
     assert learned == sum(value.numel() for value in state.values()) - indices == 68_739_547
-
-
-def test_every_stored_number_is_used_once(golden: dict[str, np.ndarray], network: Any) -> None:
-    state = weights(golden)
-    sizes = np.cumsum([0, *(value.numel() for value in state.values())])
-    numbered = {
-        name: torch.arange(start, start + value.numel()).view(value.shape).double()
-        for (name, value), start in zip(state.items(), sizes, strict=False)
-    }
-    wanted = {name: own.double() for name, own in network.state_dict().items()}
-    converted = convert(numbered, wanted)
-    used = Counter(
-        torch.cat([v.flatten() for n, v in converted.items() if v is not wanted[n]]).long().tolist()
-    )
-    indices = [numbered[name] for name in state if name.endswith("relative_position_index")]
-    left_out = {int(value) for values in indices for value in values.flatten()}
-    assert max(used.values()) == 1
-    assert set(used) | left_out == set(range(int(sizes[-1])))
-
-
-def test_patch_merging_channels_are_reordered_from_unfold() -> None:
-    image = torch.randn(1, 3, 2, 2)
-    ours = torch.cat([image[0, :, row, column] for column in range(2) for row in range(2)])
-    unfolded = torch.nn.functional.unfold(image, 2, stride=2)[0, :, 0]
-    assert torch.equal(by_pixel(unfolded), ours)
 
 
 def test_parts_that_do_not_fit_are_named(golden: dict[str, np.ndarray], network: Any) -> None:

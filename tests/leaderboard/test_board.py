@@ -36,22 +36,17 @@ from tests.leaderboard.records import (
 )  # fmt: skip
 
 VAPI = load("vapi-0")
+ROWS = [
+    {"method": "base", "model": "XXL", "values": {"fid": 14.36, "is": 86.5}},
+    {"method": "ste", "model": "XXL", "values": {"fid": 11.4}, "note": "a | b"},
+]
+SETTING = {"cfg": 1.0, "samples": 50000}
 PUBLISHED = {
     "paper": PublishedCard.model_validate(
         {
             "title": "A paper",
             "paper": "arXiv:0000.00000",
-            "tables": [
-                {
-                    "id": "T2",
-                    "caption": "class-conditional",
-                    "setting": {"cfg": 1.0, "samples": 50000},
-                    "rows": [
-                        {"method": "base", "model": "XXL", "values": {"fid": 14.36, "is": 86.5}},
-                        {"method": "ste", "model": "XXL", "values": {"fid": 11.4}, "note": "a | b"},
-                    ],
-                }
-            ],
+            "tables": [{"id": "T2", "caption": "class-conditional", "setting": SETTING, "rows": ROWS}],
             "inconsistencies": [{"what": "precision", "values": ["0.71 (T2)", "0.68 (T4)"]}],
         }
     )

@@ -67,22 +67,6 @@ def run(folder: Path, *results: dict[str, Any], kind: str = "method", values: An
     return folder
 
 
-def keep_rows(
-    folder: Path, subject: str, values: Array, prompts: Array | None = None, *, shard: int = 3, key: str = "k"
-) -> None:
-    """Write rows as evaluations keep them: [seeds, images], in shards."""
-    setting = "given" if subject == "samples" else "t1"
-    for seed, column in enumerate(values):
-        place = folder / "rows" / subject / setting / f"seed-{seed}" / EVALUATOR
-        place.mkdir(parents=True, exist_ok=True)
-        for number, start in enumerate(range(0, len(column), shard)):
-            part = slice(start, start + shard)
-            rows: dict[str, Any] = {"_meta": np.array(json.dumps({"key": key})), "value": column[part]}
-            if prompts is not None:
-                rows["prompt"] = prompts[part]
-            np.savez(place / f"shard-{number:05d}.npz", **rows)
-
-
 def only(a: Path, b: Path, **more: Any) -> MetricDifference:
     (found,) = compare(read_evaluated(str(a)), read_evaluated(str(b)), FACTS, **more).metrics
     return found
@@ -93,16 +77,23 @@ def check(found: MetricDifference, evidence: str, detail: str, interval: Sequenc
     assert (found.difference.low, found.difference.high) == pytest.approx(tuple(interval))
 
 
-def scored(folder: Path, values: Array, prompts: Array | None = None, **more: Any) -> Path:
-    """A run whose one metric is the mean of the rows it keeps."""
-    subject = more.pop("subject", "method")
-    times = more.pop("times", 1.0)
-    means = [float(times * column.mean()) for column in values]
-    made = run(folder, result(subject, {"score": means}), kind=more.pop("kind", "method"))
-    keep_rows(folder, subject, values, prompts, **more)
-    return made
+def scored(
+    folder: Path, values: Array, prompts: Array | None = None, *, subject: str = "method", times: float = 1.0
+) -> Path:
+    """A run whose one metric is the mean of the rows [seeds, images] that it keeps, as evaluations do."""
+    run(folder, result(subject, {"score": [float(times * column.mean()) for column in values]}), kind=subject)
+    setting = "given" if subject == "samples" else "t1"
+    for seed, column in enumerate(values):
+        place = folder / "rows" / subject / setting / f"seed-{seed}" / EVALUATOR
+        place.mkdir(parents=True)
+        for number, start in enumerate(range(0, len(column), 3)):
+            part = slice(start, start + 3)
+            prompt = {} if prompts is None else {"prompt": prompts[part]}
+            np.savez(place / f"shard-{number:05d}.npz", **META, value=column[part], **prompt)
+    return folder
 
 
+META = {"_meta": np.array(json.dumps({"key": "k"}))}
 GENERATOR = np.random.default_rng(0)
 LUCK = GENERATOR.normal(size=(1, 8))
 A_ROWS = LUCK + 0.05 * GENERATOR.normal(size=(1, 8))
@@ -157,15 +148,15 @@ def test_per_cent_of_a_boolean_column(tmp_path: Path) -> None:
 
 
 def test_given_images_are_paired_by_prompt_only(tmp_path: Path) -> None:
-    mine = scored(tmp_path / "a", A_ROWS, PROMPTS, subject="samples", kind="samples")
+    mine = scored(tmp_path / "a", A_ROWS, PROMPTS, subject="samples")
     assert only(mine, scored(tmp_path / "b", B_ROWS, PROMPTS)).evidence == "paired prompts"
-    bare = scored(tmp_path / "c", A_ROWS, subject="samples", kind="samples")
+    bare = scored(tmp_path / "c", A_ROWS, subject="samples")
     found = only(bare, scored(tmp_path / "d", B_ROWS))
     assert found.evidence == "not tested" and "nothing to do with" in found.why
 
 
 def rewrite(shard: Path, **changes: Any) -> None:
-    np.savez(shard, **({"_meta": np.array(json.dumps({"key": "k"})), "value": B_ROWS[0, 6:]} | changes))
+    np.savez(shard, **(META | {"value": B_ROWS[0, 6:]} | changes))
 
 
 SPOILED: dict[str, Callable[[Path], object]] = {
