@@ -104,9 +104,7 @@ RGB = Image.fromarray(one())
 CLEAR = RGB.convert("RGBA")
 CLEAR.putpixel((3, 3), (1, 2, 3, 254))
 REFUSED: list[tuple[Callable[[Path], object], str, bool]] = [
-    (lambda path: png16(path, "RGB"), "16 bits per channel", True),
-    (lambda path: png16(path, "RGBA"), "16 bits per channel", True),
-    (lambda path: png16(path, "L"), "16 bits per channel", True),
+    *((partial(png16, mode=mode), "16 bits per channel", True) for mode in ("RGB", "RGBA", "L")),
     (lambda path: RGB.convert("CMYK").save(path, "JPEG"), "CMYK pixels have no faithful RGB bytes", True),
     (lambda path: RGB.crop((0, 0, SIDE - 1, SIDE)).save(path), "23×24 where 24×24 is scored", True),
     (lambda path: path.write_bytes(b""), "an empty file", True),
@@ -279,7 +277,7 @@ def test_npz_files_that_are_no_samples(tmp_path: Path) -> None:
         assert reason in refused(open_samples, tmp_path / "s.npz", image_size=8)
 
 
-def test_files_that_are_no_npz(tmp_path: Path) -> None:
+def test_files_that_are_no_npz_or_damaged(tmp_path: Path) -> None:
     whole = tmp_path / "whole.npz"
     np.savez(whole, np.zeros((9, 8, 8, 3), np.uint8))
     (tmp_path / "text.npz").write_text("hello")
@@ -292,10 +290,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "new.npz", "w") as archive, archive.open("arr_0.npy", "w") as member:
         np.lib.format.write_array(member, array, version=(3, 0))
     assert "version 3.0 of the array format" in refused(open_samples, tmp_path / "new.npz", image_size=8)
-
-
-def test_a_damaged_compressed_file_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "s.npz"
+    path = tmp_path / "damaged.npz"
     np.savez_compressed(path, np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     data = bytearray(path.read_bytes())
     data[3000:3040] = bytes(40)
