@@ -29,11 +29,7 @@ from tests.helpers.memory import Memory
 pytestmark = pytest.mark.gpu
 REGISTRY = Registry.default()
 DEVICES = ("cpu", "cuda")
-MODELS = {
-    "llamagen-tiny": (),
-    "shapes-tiny": (),
-    "janus-tiny": ("model.weights=random",),
-}
+MODELS = {"llamagen-tiny": (), "shapes-tiny": (), "janus-tiny": ("model.weights=random",)}
 PLAIN = {"perceptual": "none", "perceptual_weight": "0", "rewards": "shapes-detector"}
 """Options of methods on models without networks of their own for rewards."""
 

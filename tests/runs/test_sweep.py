@@ -304,8 +304,7 @@ def switches(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("figure", "large"),
-    [("table4", "llamagen-xxl"), ("fig4", "llamagen-xxl"), ("table5", "llamagen-xl-t2i")],
+    ("figure", "large"), [("table4", "llamagen-xxl"), ("fig4", "llamagen-xxl"), ("table5", "llamagen-xl-t2i")]
 )
 def test_both_variants_switch_the_same(figure: str, large: str) -> None:
     assert switches(f"{figure}-llamagen-tiny") == switches(f"{figure}-{large}")
