@@ -19,13 +19,13 @@ from alignbench.rewards import perceptual
 from alignbench.rewards.perceptual import PerceptualDistance, require_trunk
 from alignbench.rewards.pixel import PixelDistance, PixelLoss, pixel_distance
 from tests.helpers.lpips_trunks import random_trunk
+from tests.helpers.reward_toys import BUILT_IN, request
 
-REGISTRY = Registry([("built-in", Path(__file__).parents[2] / "registry")])
+REGISTRY = Registry([("built-in", BUILT_IN)])
 
 
 def images(count: int, side: int = 8, seed: int = 0) -> Tensor:
-    numbers = torch.Generator().manual_seed(seed)
-    return torch.rand(count, 3, side, side, generator=numbers) * 2.4 - 1.2
+    return request(count, side, seed=seed).images * 2.4 - 1.2
 
 
 def apart(distance: api.Distance, decoded: Tensor, reference: Tensor) -> Tensor:
@@ -89,13 +89,8 @@ def test_cards_of_distances_build_what_they_promise() -> None:
         distance = import_target(card.target)(torch.device("cpu"))
         side = max(8, card.min_size)
         assert torch.equal(apart(distance, images(1, side), images(1, side)), torch.zeros(1))
-    for name in ("lpips-vgg", "lpips-alex"):
-        assert callable(import_target(REGISTRY.reward(name).target))
-
-
-def test_digits_reward_and_digits_evaluator_use_different_networks() -> None:
-    networks = REGISTRY.reward("perceptual-digits").networks
-    assert networks == ["digits-features-b"]
+    # Not the network of the digits evaluator.
+    assert REGISTRY.reward("perceptual-digits").networks == ["digits-features-b"]
 
 
 # --- LPIPS ----------------------------------------------------------------------------------------
@@ -109,10 +104,10 @@ def test_lpips_is_the_feature_distance_of_the_trunk_with_the_package_s_heads(
     monkeypatch.setattr(perceptual, "require_trunk", lambda name: path)
     decoded, reference = images(2, side=48), images(2, side=48, seed=1)
     reward = import_target(REGISTRY.reward(f"lpips-{net}").target)(torch.device("cpu"))
-    request = api.ScoreRequest(images=(decoded + 1) / 2, group=torch.arange(2), reference=(reference + 1) / 2)
+    given = request(2, images=(decoded + 1) / 2, reference=(reference + 1) / 2)
     expected = apart(lpips.FeatureDistance(lpips.load_trunk(net, path), lpips.heads(net)), decoded, reference)
     assert expected.min().item() > 1e-4
-    assert torch.allclose(reward.score(request).values, expected, rtol=1e-5, atol=0)
+    assert torch.allclose(reward.score(given).values, expected, rtol=1e-5, atol=0)
 
 
 def test_dead_pixels_pass_finite_gradients() -> None:
@@ -152,8 +147,5 @@ def test_a_damaged_trunk_is_refused_and_a_whole_one_accepted(
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(UserError, match=r"damaged: 6,999 bytes"):
         require_trunk(name)
-
-
-def test_trunk_names_carry_the_start_of_a_digest() -> None:
-    for name in perceptual.TRUNKS.values():
+    for name in perceptual.TRUNKS.values():  # the start of a digest is in each
         assert int(Path(name).stem.rpartition("-")[2], 16) > 0
