@@ -30,22 +30,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers like the hub: HEAD with size and version, GET with ranges; /moved sends elsewhere."""
 
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
     def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
         state: Any = self.server.state  # type: ignore[attr-defined]
         part, token = self.headers.get("Range"), self.headers.get("Authorization")
         state.requests.append(SimpleNamespace(method=self.command, path=self.path, range=part, token=token))
         start = int(part.removeprefix("bytes=").partition("-")[0]) if part else 0
-        headers = {
-            "Content-Length": str(len(CONTENT) - start),
-            "ETag": f'"{state.etag}"',
-            "X-Repo-Commit": COMMIT,
-        }
+        headers = {"Content-Length": str(len(CONTENT) - start), "X-Repo-Commit": COMMIT}
+        headers |= {"ETag": f'"{state.etag}"'}
         if part:
             headers["Content-Range"] = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
         status = 206 if part else 200
@@ -58,8 +49,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if body and status < 300:
+        if self.command == "GET" and status < 300:
             self.wfile.write(CONTENT[start:])
+
+    do_HEAD = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""

@@ -9,7 +9,7 @@ from typing import Any
 from alignbench.hub.locate import FileStatus, locate_asset, locate_weights
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
-from alignbench.registry.schema import ModelCard, WeightFile
+from alignbench.registry.schema import WeightFile
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -17,8 +17,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def asset_card(**changes: Any) -> AssetCard:
-    values: dict[str, Any] = {"title": "Net", "licence": "MIT", "what": "network", "file": "net.pt"}
-    return AssetCard(**values | changes)
+    values = {"title": "Net", "licence": "MIT", "what": "network", "file": "net.pt"}
+    return AssetCard.model_validate(values | changes)
 
 
 def folder_card(**changes: Any) -> AssetCard:
@@ -28,22 +28,14 @@ def folder_card(**changes: Any) -> AssetCard:
 
 
 def weight_file(**changes: Any) -> WeightFile:
-    values: dict[str, Any] = {
-        "role": "policy",
-        "repo": "someone/model",
-        "revision": COMMIT,
-        "path": "policy.pt",
-    }
-    return WeightFile(**values | changes)
-
-
-def model_card(*files: WeightFile) -> ModelCard:
-    return Registry.default().model("llamagen-b").model_copy(update={"files": list(files)})
+    values = {"role": "policy", "repo": "someone/model", "revision": COMMIT, "path": "policy.pt"}
+    return WeightFile.model_validate(values | changes)
 
 
 def weights(*files: WeightFile, **overrides: str) -> dict[str, FileStatus]:
     """Locate weight files of a model named `mine`."""
-    return locate_weights("mine", model_card(*files), overrides)
+    card = Registry.default().model("llamagen-b").model_copy(update={"files": list(files)})
+    return locate_weights("mine", card, overrides)
 
 
 def policy(**changes: Any) -> FileStatus:

@@ -396,5 +396,6 @@ def test_a_folder_brings_cards_and_their_modules(
     module = file(place, METHOD, "in_a_folder.py")
     if how == "ALIGNBENCH_PATH":
         monkeypatch.setenv(how, str(place))
+        assert Registry.default().found["methods"]["folded"].origin == how
     record = trained("folded", tmp_path, *([how, place] if how == "--plugin" else []))
     assert [one.path for one in record.plugins] == [str(module)]

@@ -1,10 +1,9 @@
-"""Distances against plain loops and against the lpips package."""
+"""Distances against plain loops and the lpips package; `tests/contract` has what every distance promises."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.nets import digits, lpips
+from alignbench.nets import lpips
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.rewards import perceptual
 from alignbench.rewards.perceptual import PerceptualDistance, require_trunk
@@ -31,12 +30,6 @@ def images(count: int, side: int = 8, seed: int = 0) -> Tensor:
 def apart(distance: api.Distance, decoded: Tensor, reference: Tensor) -> Tensor:
     """Distance of each image to its own reference."""
     return distance.distance(decoded, distance.prepare(reference), repeats=1)
-
-
-def digits_distance() -> PerceptualDistance:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return PerceptualDistance(digits.build("digits-features-b").eval().requires_grad_(False).features)
 
 
 # --- pixels ---------------------------------------------------------------------------------------
@@ -59,37 +52,7 @@ def test_pixel_distance_is_differentiable() -> None:
     assert decoded.grad is not None and torch.allclose(decoded.grad, expected)
 
 
-# --- what all distances share ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("distance", [PixelDistance("mse"), PixelDistance("l1"), digits_distance()])
-class TestEveryDistance:
-    def test_identical_images_score_zero_and_others_more(self, distance: Any) -> None:
-        batch = images(3)
-        assert torch.equal(apart(distance, batch, batch), torch.zeros(3))
-        assert (apart(distance, batch, images(3, seed=1)) > 0.01).all()
-
-    def test_prepared_references_give_the_same_as_repeated_ones(self, distance: Any) -> None:
-        decoded, reference = images(6), images(2, seed=1)
-        shared = distance.distance(decoded, distance.prepare(reference), repeats=3)
-        plain = apart(distance, decoded, reference.repeat_interleave(3, dim=0))
-        assert shared.shape == (6,) and shared.dtype == torch.float32
-        assert torch.allclose(shared, plain, rtol=0, atol=1e-6)
-
-    def test_a_score_does_not_depend_on_the_rest_of_the_batch(self, distance: Any) -> None:
-        decoded, reference = images(4), images(4, seed=1)
-        alone = torch.cat([apart(distance, decoded[i : i + 1], reference[i : i + 1]) for i in range(4)])
-        assert torch.allclose(apart(distance, decoded, reference), alone, rtol=0, atol=1e-6)
-
-
-def test_cards_of_distances_build_what_they_promise() -> None:
-    for name in ("pixel-mse", "pixel-l1", "perceptual-digits"):
-        card = REGISTRY.reward(name)
-        assert (card.direction, card.scope, card.differentiable) == ("lower", "distance", True)
-        distance = import_target(card.target)(torch.device("cpu"))
-        side = max(8, card.min_size)
-        assert torch.equal(apart(distance, images(1, side), images(1, side)), torch.zeros(1))
-    # Not the network of the digits evaluator.
+def test_the_digits_reward_is_not_the_network_of_the_digits_evaluator() -> None:
     assert REGISTRY.reward("perceptual-digits").networks == ["digits-features-b"]
 
 
