@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -35,6 +34,7 @@ from alignbench.samples import generated
 from alignbench.training import checkpoint, driver, setup
 from alignbench.training.signals import StopOnSignal
 from tests.helpers.command import alignbench
+from tests.helpers.inception_toys import save_pngs
 
 SHIPPED = package_file("weights/llamagen-tiny")
 FEW = ["--set", "protocol.samples=60", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1"]
@@ -184,26 +184,24 @@ def test_weights_that_change_while_a_run_is_unfinished(tmp_path: Path) -> None:
 def make_images(root: Path) -> Path:
     numbers = np.random.default_rng(0)
     for label in range(10):
-        (root / str(label)).mkdir(parents=True)
-        for count in range(2):
-            pixels = numbers.integers(0, 256, (9, 10, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / str(label) / f"{count}.png")
+        save_pngs(root / str(label), numbers.integers(0, 256, (2, 9, 10, 3), dtype=np.uint8))
     return root
 
 
 def test_unreadable_images_are_listed_and_left_out(tmp_path: Path) -> None:
     root, folder = make_images(tmp_path / "images"), tmp_path / "run"
     (root / "0" / "text.png").write_text("no picture")
-    (root / "1" / "0.png").write_bytes((root / "1" / "0.png").read_bytes()[:60])
+    cut = root / "1" / "00000.png"
+    cut.write_bytes(cut.read_bytes()[:60])
     (root / "2" / "gone.png").symlink_to("nowhere")
     command = [*TINY, folder, "--no-eval", "--data", "folder", "--set", f"data.root={root}"]
     assert "left out 3 unreadable images in all" in ends(0, *command)
     listed = [line.split(":")[0] for line in (folder / "left-out.txt").read_text().splitlines()]
-    assert listed == ["0/text.png", "1/0.png", "2/gone.png"]
+    assert listed == ["0/text.png", "1/00000.png", "2/gone.png"]
     data = record.read(folder).data
     assert data is not None and (data.count, data.skipped) == (19, 3)
     (folder / "run.json").unlink()
-    shutil.copy(root / "3" / "0.png", root / "1" / "0.png")  # mended in the middle of a run
+    shutil.copy(root / "3" / "00000.png", cut)  # mended in the middle of a run
     assert "data set folder changed since the run" in complaint(2, *command)
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from alignbench.registry.lookup import Registry
-from alignbench.runs.bench import Clock
 from alignbench.runs.bench_evaluators import MadeRows
 from tests.helpers.command import alignbench
 
@@ -140,11 +139,3 @@ def test_made_rows_are_of_full_rank_and_always_the_same() -> None:
     assert np.linalg.matrix_rank(np.cov(rows.column("x"), rowvar=False)) == 12
     np.testing.assert_array_equal(rows.column("x"), MadeRows(seen, 5000, jitter=True).column("x"))
     assert np.linalg.matrix_rank(np.cov(MadeRows(seen, 5000, jitter=False).column("x"), rowvar=False)) == 3
-
-
-def test_a_clock_counts_laps() -> None:
-    clock = Clock(torch.device("cpu"))
-    for _ in range(3):
-        with clock.lap():
-            pass
-    assert len(clock.laps) == 3 and min(clock.laps) >= 0
