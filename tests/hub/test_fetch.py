@@ -19,8 +19,7 @@ from alignbench.hub.fetch import Fetched, fetch_files
 from alignbench.hub.locate import FOLDER, FileStatus, locate_asset
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
-from tests.hub import examples
-from tests.hub.examples import COMMIT, CONTENT, SHA256, folder_card, net, policy, put, weight_file
+from tests.hub.conftest import COMMIT, CONTENT, SHA256, folder_card, net, policy, put, weight_file, weights
 
 Make = Callable[..., FileStatus]
 
@@ -77,7 +76,7 @@ def test_data_sets_and_folders_of_the_hub(server: SimpleNamespace, cache: Path) 
 
 
 def test_files_without_a_public_source_are_reported(server: SimpleNamespace) -> None:
-    files = examples.weights(weight_file(repo="", path="own.pt"), weight_file(role="tokenizer", path="vq.pt"))
+    files = weights(weight_file(repo="", path="own.pt"), weight_file(role="tokenizer", path="vq.pt"))
     lines = list[str]()
     done = fetch_files([*files.values(), net(licence="")], say=lines.append)
     assert [item.name for item in done] == ["policy", "tokenizer", "net"]
@@ -191,7 +190,7 @@ def test_without_a_network_one_line_says_how_to_get_the_files(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda *_, **__: "http://127.0.0.1:9/nothing")
-    files = examples.weights(weight_file(), weight_file(role="tokenizer", path="vq.pt"))
+    files = weights(weight_file(), weight_file(role="tokenizer", path="vq.pt"))
     file = net(url="http://127.0.0.1:9/net.pt")
     hub, plain = refused(*files.values()), refused(file)
     assert hub.what.startswith("cannot reach the hub for someone/model/policy.pt, someone/model/vq.pt (")

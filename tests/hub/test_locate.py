@@ -18,7 +18,7 @@ from alignbench.hub.locate import FOLDER, assets_of, locate_asset
 from alignbench.hub.verify import AssetFile, verify, verify_asset
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
-from tests.hub.examples import (
+from tests.hub.conftest import (
     COMMIT,
     CONTENT,
     SHA256,
