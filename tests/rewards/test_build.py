@@ -86,7 +86,6 @@ def test_distances_keep_their_sign_and_scores_turn_it() -> None:
     reward = built("pixel-mse|scale(10)")
     assert isinstance(reward, BuiltDistance)
     both = request(reference=request(seed=1).images)
-    assert both.reference is not None
     expected = 10 * (2 * both.images - 2 * both.reference).square().mean(dim=(1, 2, 3))
     prepared = reward.prepare(2 * both.reference - 1)
     assert torch.allclose(reward.distance(2 * both.images - 1, prepared, repeats=1), expected)
@@ -119,7 +118,7 @@ def test_failed_and_infinite_scores_are_masked_and_never_zero(tmp_path: Path, ch
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        (torch.zeros(3, 8, 8), r"\[N, 3, H, W\]"),
+        (torch.zeros(2, 8, 8, 3), r"\[N, 3, H, W\]"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.float64), "float32 in"),
         (torch.full((2, 3, 8, 8), 255.0), "these span 255"),
         (torch.full((2, 3, 8, 8), -1.0), "these span -1"),

@@ -63,7 +63,6 @@ def test_prompts_and_labels_are_filled_by_name() -> None:
 
     assert reader.card["needs"] == ["label", "text"] and reader.card["title"] == "Reader"
     given = request(3, texts=("a", "bb", "ccc"))
-    assert given.labels is not None
     assert torch.equal(reader(CPU).score(given).values, given.labels + torch.tensor([1.0, 2.0, 3.0]))
 
 

@@ -210,7 +210,7 @@ def test_a_refused_request_is_an_error_and_not_tried_again() -> None:
 
 def test_the_server_refuses_what_is_no_request_and_survives_a_failing_reward() -> None:
     outside = request(1, images=torch.full((1, 3, 8, 8), 7.0))
-    with served(None) as url:  # which cannot score
+    with served(object()) as url:  # which cannot score
         for data, error, reason in (
             (b"rubbish", remote.Refused, r"not an \.npz archive"),
             (wire.dump_request(outside), remote.Refused, "these span 7"),
