@@ -45,15 +45,6 @@ def test_a_broken_card_names_file_key_and_reason(tmp_path: Path) -> None:
         Registry([("here", tmp_path)]).reward("bad")
 
 
-def test_a_method_from_a_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Registry.default().locations["methods"]["vapi"].path
-    (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "mine.toml").write_text(source.read_text())
-    monkeypatch.setenv("ALIGNBENCH_PATH", str(tmp_path))
-    found = Registry.default().locations["methods"]["mine"]
-    assert found.origin == "ALIGNBENCH_PATH"
-
-
 def test_settings_are_named_by_their_keys_and_sample_plainly_where_they_say_nothing() -> None:
     content = Registry.default().protocol("digits8").model_dump()
     setting = ProtocolCard.model_validate(
