@@ -42,7 +42,7 @@ def captions() -> tuple[Any, Condition]:
 
 
 def prompts() -> tuple[Any, Condition]:
-    model = logits_matter(build(janus_toys.card(), None, seed=1))
+    model = logits_matter(build(janus_toys.CARD, None, seed=1))
     return unwrap(model.policy), model.text_condition(CAPTIONS)
 
 

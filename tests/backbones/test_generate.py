@@ -9,7 +9,7 @@ import torch
 from alignbench.api import ClassLabels, Condition, Sampling
 from alignbench.backbones.generate import filter_logits, generate, generate_steps
 from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
-from tests.helpers.small_gpt import CLASS_CONFIG, TEXT_CONFIG, caption, make, tokens_of
+from tests.backbones.test_gpt import CLASS_CONFIG, TEXT_CONFIG, caption, make, tokens_of
 
 BOTH = pytest.mark.parametrize("config", [CLASS_CONFIG, TEXT_CONFIG], ids=["class", "text"])
 

@@ -13,10 +13,35 @@ from safetensors.torch import load_file
 from alignbench.api import ClassLabels, TextFeatures
 from alignbench.backbones.llamagen.gpt import GPT, GPTConfig, ffn_hidden, token_loss
 from alignbench.backbones.llamagen.transformer import rope_table, rotate, text_mask
-from tests.helpers.small_gpt import CLASS_CONFIG, TEXT_CONFIG, caption, make, tokens_of
 
 DATA = Path(__file__).parents[1] / "golden" / "llamagen"
 NOISE = ("token_dropout", "residual_dropout", "ffn_dropout", "condition_dropout")
+CLASS_CONFIG = GPTConfig(
+    dim=24, layers=2, heads=2, ffn_hidden=32, vocab_size=11, grid=(2, 3), num_classes=4, condition_dropout=0.5
+)
+TEXT_CONFIG = replace(
+    CLASS_CONFIG, condition="text", caption_dim=5, condition_tokens=4, condition_dropout=0.1
+)
+
+
+def make(config: GPTConfig, seed: int = 0) -> GPT:
+    torch.manual_seed(seed)
+    gpt = GPT(config)
+    gpt.initialise(head_std=0.5)
+    return gpt.eval()
+
+
+def tokens_of(gpt: GPT, rows: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(gpt.config.vocab_size, (rows, gpt.config.num_tokens), generator=generator)
+
+
+def caption(rows: int, config: GPTConfig = TEXT_CONFIG) -> TextFeatures:
+    """Left-padded features with 1, 2, … real tokens."""
+    features = torch.randn(rows, config.condition_tokens, config.caption_dim)
+    count = torch.arange(1, rows + 1)[:, None]
+    mask = torch.arange(config.condition_tokens) >= config.condition_tokens - count
+    return TextFeatures(features * mask[..., None], mask)
 
 
 def test_teacher_forced_logits_match_the_official_ones():

@@ -30,12 +30,12 @@ def logits_matter(model: Janus) -> Janus:
 
 @pytest.fixture(scope="module")
 def model() -> Janus:
-    return logits_matter(build(janus_toys.card(), None, seed=1))
+    return logits_matter(build(janus_toys.CARD, None, seed=1))
 
 
 @pytest.fixture(scope="module")
 def released() -> Janus:
-    return logits_matter(build(janus_toys.card(), None, seed=1, fidelity="as_released"))
+    return logits_matter(build(janus_toys.CARD, None, seed=1, fidelity="as_released"))
 
 
 def drawn(rows: int, model: Janus, seed: int = 0) -> Tensor:

@@ -125,9 +125,9 @@ def test_released_names_look_like_the_released_ones(released: dict[str, Path]) -
 
 
 def test_released_weights_are_those_of_the_hub(hub: Path, released: dict[str, Path]) -> None:
-    same(build(janus_toys.hub_card(), released), load(hub))
-    same(build(janus_toys.hub_card(), {"policy": hub}), load(hub))
-    same(build(janus_toys.hub_card(), {"policy": hub / "model.safetensors"}), load(hub))
+    same(build(janus_toys.CARD, released), load(hub))
+    same(build(janus_toys.CARD, {"policy": hub}), load(hub))
+    same(build(janus_toys.CARD, {"policy": hub / "model.safetensors"}), load(hub))
 
 
 def test_a_run_s_policy_goes_with_the_tokenizer_of_a_whole_model(hub: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_run_s_policy_goes_with_the_tokenizer_of_a_whole_model(hub: Path, tmp_
     for role, state in trained.export().items():
         files[role] = tmp_path / f"{role}.safetensors"
         save_file({key: value.contiguous() for key, value in state.items()}, files[role])
-    card = janus_toys.hub_card()
+    card = janus_toys.CARD
     both = build(card, {**files, "text": hub / "tokenizer.json"})
     mixed = build(card, {"policy": files["policy"], "tokenizer": hub})
     for model in (both, mixed):
@@ -172,7 +172,7 @@ def test_saved_in_shards_and_read_by_us_and_by_transformers(hub: Path, tmp_path:
     prompts = again.text_condition(texts)
     assert torch.equal(talk["input_ids"], prompts.ids)
     drawn = theirs.generate(**talk, generation_mode="image", do_sample=False, guidance_scale=4.0)
-    ours = again.generate(prompts, torch.zeros(2, 16), Sampling(greedy=True, cfg_scale=4.0))
+    ours = again.generate(prompts, torch.zeros(2, 25), Sampling(greedy=True, cfg_scale=4.0))
     assert torch.equal(drawn, ours.tokens)
 
 
@@ -217,7 +217,7 @@ def test_weights_that_do_not_fit_are_refused(what: str, hub: Path, tmp_path: Pat
 
 def test_a_missing_shard_is_noticed(released: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="missing"):
-        build(janus_toys.hub_card(), {"policy": released["policy"]})
+        build(janus_toys.CARD, {"policy": released["policy"]})
 
 
 def test_the_released_configuration_is_refused(released: dict[str, Path]) -> None:
@@ -229,20 +229,20 @@ def test_the_released_configuration_is_refused(released: dict[str, Path]) -> Non
 def test_other_mistakes_are_named(hub: Path, tmp_path: Path) -> None:
     shutil.copyfile(hub / "model.safetensors", tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"no tokenizer\.json beside"):
-        build(janus_toys.hub_card(), {"policy": tmp_path / "model.safetensors"})
+        build(janus_toys.CARD, {"policy": tmp_path / "model.safetensors"})
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no weights"):
-        build(janus_toys.hub_card(), {"policy": tmp_path / "empty", "text": hub / "tokenizer.json"})
+        build(janus_toys.CARD, {"policy": tmp_path / "empty", "text": hub / "tokenizer.json"})
     with pytest.raises(UserError, match="no weights file for policy"):
-        build(janus_toys.hub_card(), {"tokenizer": hub})
+        build(janus_toys.CARD, {"tokenizer": hub})
     with pytest.raises(UserError, match="264 ids, the model knows 100"):
-        shape = janus_toys.hub_card().policy.model_copy(update={"text_vocab": 100})
-        build(janus_toys.hub_card().model_copy(update={"policy": shape}), {"policy": hub})
+        shape = janus_toys.CARD.policy.model_copy(update={"text_vocab": 100})
+        build(janus_toys.CARD.model_copy(update={"policy": shape}), {"policy": hub})
     with pytest.raises(UserError, match="text_vocab"):
-        shape = janus_toys.hub_card().policy.model_copy(update={"text_vocab": None})
-        build(janus_toys.hub_card().model_copy(update={"policy": shape}), None)
+        shape = janus_toys.CARD.policy.model_copy(update={"text_vocab": None})
+        build(janus_toys.CARD.model_copy(update={"policy": shape}), None)
     with pytest.raises(UserError, match="only understanding needs"):
-        build(janus_toys.card(), None).save(tmp_path / "saved")
+        build(janus_toys.CARD, None).save(tmp_path / "saved")
 
 
 def test_unwrap_finds_the_policy_inside_wrappers(hub: Path) -> None:
@@ -254,6 +254,6 @@ def test_unwrap_finds_the_policy_inside_wrappers(hub: Path) -> None:
 
 def test_without_transformers_the_extra_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for attempt in (lambda: load(hub), lambda: build(janus_toys.card(), None)):
+    for attempt in (lambda: load(hub), lambda: build(janus_toys.CARD, None)):
         with pytest.raises(UserError, match=r"needs transformers.*pip install"):
             attempt()

@@ -84,7 +84,7 @@ def steps(model: Janus, method: api.Method, count: int) -> list[float]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_it(name: str) -> None:
-    model = build(janus_toys.card(), None, seed=2)
+    model = build(janus_toys.CARD, None, seed=2)
     method = method_on(model, name)
     policy = {key: value.clone() for key, value in model.policy.state_dict().items()}
     codes = {key: value.clone() for key, value in model.tokenizer.state_dict().items()}
@@ -103,7 +103,7 @@ def test_a_step_in_micro_batches_is_the_step(name: str) -> None:
     """Prompts of a piece keep the padding of the batch; alone they would have less. Neither may matter."""
     gradients = []
     for size in (4, 1):
-        model = build(janus_toys.card(), None, seed=2)
+        model = build(janus_toys.CARD, None, seed=2)
         method = method_on(model, name)
         setup.trained_module(model, method.updates)
         for piece in batch(model).split(size):
@@ -122,7 +122,7 @@ def test_random_codes_cannot_be_predicted_unless_they_leak() -> None:
     numbers, found = torch.Generator().manual_seed(0), {}
     alignments: tuple[Fidelity, ...] = ("exact", "as_released")
     for fidelity in alignments:
-        model = build(janus_toys.card(), None, seed=2, fidelity=fidelity)
+        model = build(janus_toys.CARD, None, seed=2, fidelity=fidelity)
         model.policy.requires_grad_(True).get_parameter("generation_embeddings.weight").data.mul_(50)
         prompts = model.text_condition(["a cat", "a dog"] * 4)
         optimizer = torch.optim.Adam(model.policy.parameters(), lr=1e-2)
@@ -139,7 +139,7 @@ def test_random_codes_cannot_be_predicted_unless_they_leak() -> None:
 
 
 def test_parts_left_out_do_not_move() -> None:
-    model = build(janus_toys.card(), None, seed=2, trains=("aligner", "head"))
+    model = build(janus_toys.CARD, None, seed=2, trains=("aligner", "head"))
     method = method_on(model, "ntp")
     before = {key: value.clone() for key, value in model.policy.state_dict().items()}
     steps(model, method, 1)

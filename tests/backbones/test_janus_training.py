@@ -21,7 +21,7 @@ CAPTIONS = ["a cat", "two red cubes on a table", "x"]
 
 @pytest.fixture
 def model() -> Janus:
-    return build(janus_toys.card(), None, seed=1)
+    return build(janus_toys.CARD, None, seed=1)
 
 
 def drawn(rows: int, model: Janus) -> Tensor:
@@ -52,7 +52,7 @@ def gradients(model: Janus) -> dict[str, Tensor]:
 
 
 def test_recomputing_gives_the_same_gradients_in_eval_mode() -> None:
-    model = build(janus_toys.card(), None)
+    model = build(janus_toys.CARD, None)
     model.policy.requires_grad_(True)
     calls: list[int] = []
     layer: Any = unwrap(model.policy).blocks()[0]
@@ -71,7 +71,7 @@ def test_recomputing_gives_the_same_gradients_in_eval_mode() -> None:
 
 
 def test_all_of_the_policy_trains_by_default() -> None:
-    model = build(janus_toys.card(), None)
+    model = build(janus_toys.CARD, None)
     model.policy.requires_grad_(True)
     found = gradients(model)
     assert found.keys() == {name for name, _ in model.policy.named_parameters()}
@@ -80,7 +80,7 @@ def test_all_of_the_policy_trains_by_default() -> None:
 
 def test_the_row_of_padding_trains() -> None:
     """transformers keeps it fixed if there is a padding id; unconditional rows consist of it."""
-    model = build(janus_toys.card(), None)
+    model = build(janus_toys.CARD, None)
     model.policy.requires_grad_(True)
     null = unwrap(model.policy).null(model.text_condition(["a cat"]))
     model.logits(null, drawn(1, model)[:, :-1]).square().mean().backward()
@@ -90,7 +90,7 @@ def test_the_row_of_padding_trains() -> None:
 
 @pytest.mark.parametrize("parts", [("head",), "aligner, generation_embedding", ("language_model",)])
 def test_gradients_only_where_asked(parts: str | tuple[str, ...]) -> None:
-    model = build(janus_toys.card(), None, trains=parts)
+    model = build(janus_toys.CARD, None, trains=parts)
     model.policy.requires_grad_(True)
     found = gradients(model)
     names = parts.split(", ") if isinstance(parts, str) else parts
@@ -110,13 +110,13 @@ def test_parts_cover_the_policy_once(model: Janus) -> None:
 @pytest.mark.parametrize("parts", [("heads",), (), "head,neck", ""])
 def test_parts_that_do_not_exist_are_refused(parts: str | tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="part"):
-        build(janus_toys.card(), None, trains=parts)
+        build(janus_toys.CARD, None, trains=parts)
 
 
 def test_an_unknown_fidelity_is_refused() -> None:
     wrong: Any = "released"
     with pytest.raises(UserError, match="fidelity 'released' is not one of exact, as_released"):
-        build(janus_toys.card(), None, fidelity=wrong)
+        build(janus_toys.CARD, None, fidelity=wrong)
 
 
 def test_a_reference_is_a_frozen_copy(model: Janus) -> None:
