@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from alignbench import api
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
 from alignbench.methods.ntp import Experience, NextToken
 from alignbench.registry.lookup import Registry
 from tests.methods import test_vapi
-from tests.methods.test_vapi import ToyBackbone, batch, rewards
+from tests.methods.test_vapi import ToyBackbone, batch, gradients, rewards
 
 REGISTRY = Registry.default()
 
@@ -28,11 +27,6 @@ def make(backbone: ToyBackbone, **changes: Any) -> NextToken:
     return NextToken(config, backbone=backbone, reward=rewards, seed=0)
 
 
-def gradients(backbone: ToyBackbone, loss: api.Loss) -> Tensor:
-    found = torch.autograd.grad(loss.value, list(backbone.policy.parameters()))
-    return torch.cat([part.flatten() for part in found])
-
-
 def test_clean_context_is_the_prior_of_vapi() -> None:
     backbone = ToyBackbone()
     method = make(backbone)
@@ -42,7 +36,7 @@ def test_clean_context_is_the_prior_of_vapi() -> None:
     vapi = test_vapi.make(backbone, policy_weight=0.0, prior_weight=1.0)
     prior = vapi.loss(vapi.collect(batch(), step=0).experience)
     assert (loss.value - prior.value).abs().item() < 1e-14
-    assert (gradients(backbone, loss) - gradients(backbone, prior)).abs().max().item() < 1e-14
+    assert (gradients(method, loss) - gradients(vapi, prior)).abs().max().item() < 1e-14
 
 
 @pytest.mark.parametrize("kernel", ["exclusive", "inclusive"])

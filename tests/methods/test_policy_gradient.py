@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +174,10 @@ def test_prior_equals_torch_cross_entropy() -> None:
 
 # --- the whole objective --------------------------------------------------------------------------
 
+OBJECTIVE = Objective(
+    policy_weight=1.0, prior_weight=0.0, clip_range=0.2, advantage_clip=5.0, temperature=1.0
+)
+
 
 def closed_form_gradient(
     logits: Tensor, targets: Tensor, draws: Draws, clip_range: float, beta: float
@@ -198,9 +204,7 @@ def test_gradient_of_the_objective_in_closed_form(scatter: float, beta: float) -
     logits, targets, tokens = randn(3, 6, 11), randint(11, 3, 6), randint(11, 3, 8, 6, seed=1)
     old = token_logprobs(logits + scatter * randn(3, 6, 11, seed=2), tokens, 1.0)
     draws = Draws(tokens, old, group_advantages(randn(3, 8, seed=3)))
-    objective = Objective(
-        policy_weight=1.0, prior_weight=beta, clip_range=0.2, advantage_clip=5.0, temperature=1.0
-    )
+    objective = replace(OBJECTIVE, prior_weight=beta)
     leaf = logits.clone().requires_grad_()
     loss = objective(leaf, targets, draws)
     (gradient,) = torch.autograd.grad(loss.value, leaf)
@@ -214,10 +218,7 @@ def test_on_policy_gradient_is_zero_where_all_samples_agree() -> None:
     tokens = randint(11, 1, 8, 4)
     tokens[:, :, 2] = 5
     old = token_logprobs(logits.detach(), tokens, 1.0)
-    objective = Objective(
-        policy_weight=1.0, prior_weight=0.0, clip_range=0.2, advantage_clip=5.0, temperature=1.0
-    )
-    loss = objective(logits, randint(11, 1, 4), Draws(tokens, old, group_advantages(randn(1, 8))))
+    loss = OBJECTIVE(logits, randint(11, 1, 4), Draws(tokens, old, group_advantages(randn(1, 8))))
     (gradient,) = torch.autograd.grad(loss.value, logits)
     assert gradient[0, 2].abs().max().item() < 1e-16
     assert gradient[0, 1].abs().max().item() > 1e-3
@@ -226,15 +227,10 @@ def test_on_policy_gradient_is_zero_where_all_samples_agree() -> None:
 # --- noise ----------------------------------------------------------------------------------------
 
 
-def noisy(tokens: Tensor, rate: float, kernel: str, num_codes: int, seed: int = 0) -> Tensor:
-    numbers = torch.from_numpy(np.random.default_rng(seed).random((2, *tokens.shape)))
+def noisy(tokens: Tensor, rate: float, kernel: Any, num_codes: int, seed: int = 0) -> Tensor:
+    flips, replacements = torch.from_numpy(np.random.default_rng(seed).random((2, *tokens.shape)))
     return corrupt(
-        tokens,
-        rate,
-        kernel,  # type: ignore[arg-type]
-        num_codes=num_codes,
-        flip_uniforms=numbers[0],
-        replacement_uniforms=numbers[1],
+        tokens, rate, kernel, num_codes=num_codes, flip_uniforms=flips, replacement_uniforms=replacements
     )
 
 
@@ -264,19 +260,13 @@ def test_replacements_are_uniform_over_the_allowed_codes(kernel: str) -> None:
     assert (counts[3] == 0) == (kernel == "exclusive")
 
 
-def test_largest_uniform_still_gives_a_code() -> None:
+@pytest.mark.parametrize("kernel", ["exclusive", "inclusive"])
+def test_largest_uniform_still_gives_a_code(kernel: Any) -> None:
     top = torch.full((1, 1), np.nextafter(1.0, 0.0), dtype=torch.float64)
+    numbers = {"flip_uniforms": torch.zeros(1, 1), "replacement_uniforms": top}
     for num_codes in (2, 3, 24, 128, 16384):
-        for kernel in ("exclusive", "inclusive"):
-            code = corrupt(
-                torch.zeros(1, 1, dtype=torch.int64),
-                1.0,
-                kernel,  # type: ignore[arg-type]
-                num_codes=num_codes,
-                flip_uniforms=torch.zeros(1, 1),
-                replacement_uniforms=top,
-            )
-            assert code.item() == num_codes - 1
+        code = corrupt(torch.zeros(1, 1, dtype=torch.int64), 1.0, kernel, num_codes=num_codes, **numbers)
+        assert code.item() == num_codes - 1
 
 
 # --- straight-through -----------------------------------------------------------------------------

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from scipy.special import softmax
+from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods.ste import Experience, StraightThrough
 from alignbench.registry.lookup import Registry
+from alignbench.rewards.pixel import PixelDistance
 from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, rewards
 
 OPTIONS = Registry.default().method("ste").options
@@ -46,11 +48,6 @@ class FrozenToy(ToyBackbone):
 def make(backbone: FrozenToy, seed: int = 0, **changes: Any) -> StraightThrough:
     options = {**DEFAULTS, "perceptual_weight": 0.0, "prior_weight": 0.0, **changes}
     return StraightThrough(StraightThrough.Config(**options), backbone=backbone, reward=rewards, seed=seed)
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    weights = np.exp(scores - scores.max())
-    return np.asarray(weights / weights.sum())
 
 
 def gumbel(seed: int, step: int, index: int) -> np.ndarray:
@@ -192,14 +189,11 @@ def test_descent_lowers_the_pixel_loss() -> None:
     assert min(history[-5:]) < 0.8 * history[0]
 
 
-class Blind(nn.Module):
+class Blind(PixelDistance):
     """A distance without a gradient."""
 
-    def prepare(self, reference: Tensor) -> Tensor:
-        return reference
-
     def distance(self, images: Tensor, prepared: Tensor, *, repeats: int) -> Tensor:
-        return (images.detach() - prepared).square().mean(dim=(1, 2, 3))
+        return super().distance(images.detach(), prepared, repeats=repeats)
 
 
 def test_what_cannot_work_is_refused() -> None:
@@ -211,7 +205,7 @@ def test_what_cannot_work_is_refused() -> None:
     config = StraightThrough.Config(**{**DEFAULTS, "perceptual": "judge", "pixel_weight": 0.0})
     with pytest.raises(UserError, match="'judge'"):
         StraightThrough(config, backbone=FrozenToy(), reward=lambda spec: object(), seed=0)  # type: ignore[arg-type, return-value]
-    blind = StraightThrough(config, backbone=FrozenToy(), reward=lambda spec: Blind(), seed=0)  # type: ignore[arg-type, return-value]
+    blind = StraightThrough(config, backbone=FrozenToy(), reward=lambda spec: Blind("mse"), seed=0)  # type: ignore[arg-type, return-value]
     with pytest.raises(UserError, match="not differentiable"):
         blind.loss(blind.collect(batch(), 0).experience)
     backbone = FrozenToy()
@@ -226,13 +220,7 @@ def test_raw_codebook_of_llamagen_is_the_stored_one() -> None:
     backbone = build(Registry.default().model("llamagen-tiny"), None)
     with torch.no_grad():
         backbone.tokenizer.quantize.embedding.weight.mul_(3.0)
-    config = {**DEFAULTS, "perceptual_weight": 0.0}
     for codebook, length in (("raw", 3.0), ("normalised", 1.0)):
-        method = StraightThrough(
-            StraightThrough.Config(**{**config, "codebook": codebook}),
-            backbone=backbone,
-            reward=rewards,
-            seed=0,
-        )
+        method = make(backbone, codebook=codebook)
         lengths = torch.linalg.vector_norm(method.codebook, dim=1)
         assert torch.allclose(lengths, torch.full_like(lengths, length), atol=1e-5)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignbench import api
 from alignbench.backbones.llamagen.model import build
@@ -21,22 +19,18 @@ from alignbench.files import package_file
 from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder
 from alignbench.registry.lookup import Registry
 from alignbench.training import setup
-from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, ToyTokenizer, batch, rewards
+from tests.helpers.command import alignbench
+from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, rewards
 
 REGISTRY = Registry.default()
 OPTIONS = REGISTRY.method("tokenizer-decoder").options
 DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
 
 
-class TrainableToy(ToyTokenizer):
-    def trainable_decoder(self) -> nn.Module:
-        return self.decoder
-
-
-def toy() -> ToyBackbone:
-    backbone = ToyBackbone()
-    backbone.tokenizer = TrainableToy()
-    setup.trained_module(backbone, "decoder")  # type: ignore[arg-type]
+def toy() -> Any:
+    backbone: Any = ToyBackbone()
+    backbone.tokenizer.trainable_decoder = lambda: backbone.tokenizer.decoder
+    setup.trained_module(backbone, "decoder")
     return backbone
 
 
@@ -56,7 +50,7 @@ def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
     data = api.Batch(
         torch.arange(size), one.condition.repeat(size), one.images.expand(size, -1, -1, -1).contiguous()
     )
-    collected = make(backbone, temperature=0.5).collect(data, step=0)  # type: ignore[arg-type]
+    collected = make(backbone, temperature=0.5).collect(data, step=0)
     assert (collected.images, collected.sequences, collected.tokens) == (size, size, 0)
     assert collected.reward_calls == {"pixel-mse": size}
     tokens = experience_of(collected).tokens
@@ -71,7 +65,7 @@ def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
 
 def test_samples_belong_to_seed_step_and_sample() -> None:
     def tokens(*, seed: int = 0, step: int = 0, size: int = 3) -> Tensor:
-        method = make(toy(), seed)  # type: ignore[arg-type]
+        method = make(toy(), seed)
         return torch.cat([experience_of(method.collect(part, step)).tokens for part in batch(12).split(size)])
 
     assert torch.equal(tokens(), tokens(size=12))
@@ -82,7 +76,7 @@ def test_samples_belong_to_seed_step_and_sample() -> None:
 def test_gradient_is_the_closed_form() -> None:
     """The toy decodes a code vector c to W·c + b on a patch: dL/dW = Σ 2(W·c + b − x)·cᵀ / values."""
     backbone, data = toy(), batch()
-    method = make(backbone, pixel_weight=0.7)  # type: ignore[arg-type]
+    method = make(backbone, pixel_weight=0.7)
     collected = method.collect(data, step=0)
     loss = method.loss(collected.experience)
     loss.value.backward()  # type: ignore[no-untyped-call]
@@ -150,7 +144,7 @@ def test_only_what_trains_has_gradients_switched_on() -> None:
 
 def test_nothing_to_train_on_is_refused() -> None:
     with pytest.raises(UserError, match="both 0"):
-        make(toy(), pixel_weight=0.0)  # type: ignore[arg-type]
+        make(toy(), pixel_weight=0.0)
 
 
 def test_recipes_short_by_default_and_long_by_name() -> None:
@@ -168,23 +162,12 @@ def test_recipes_short_by_default_and_long_by_name() -> None:
 # --- the whole run --------------------------------------------------------------------------------
 
 
-def run(out: Path) -> subprocess.CompletedProcess[str]:
-    arguments = [
-        "--method", "tokenizer-decoder", "--model", "llamagen-tiny",
-        "--steps", "4", "--checkpoint-every", "2",
-        "--set", "protocol.samples=60", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
-    ]  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-m", "alignbench", "run", "--out", str(out), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_run_trains_exports_and_evaluates_the_tokenizer(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = run(out)
+    done = alignbench(
+        "run", "--out", out, "--method", "tokenizer-decoder", "--model", "llamagen-tiny", "--steps", "4",
+        "--set", "protocol.samples=60", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "complete" and list(record["exports"]) == ["tokenizer"]
@@ -207,21 +190,8 @@ def test_run_trains_exports_and_evaluates_the_tokenizer(tmp_path: Path) -> None:
     scores = {result["subject"]: result["metrics"] for result in record["results"]}
     assert scores["base"]["fd-pixels"] != scores["method"]["fd-pixels"]
 
-    # As if killed after the second step: the same bytes again.
-    again = tmp_path / "again"
-    shutil.copytree(out, again)
-    for name in ("checkpoints/step-000004", "export", "samples", "metrics"):
-        shutil.rmtree(again / name)
-    (again / "run.json").unlink()
-    done = run(again)
-    assert done.returncode == 0 and "resuming at step 2" in done.stderr, done.stderr
-    for name in ("export/tokenizer.safetensors", "metrics.jsonl"):
-        assert (out / name).read_bytes() == (again / name).read_bytes(), name
-
 
 def sample_tokens(out: Path, subject: str) -> Tensor:
-    import numpy as np
-
     files = sorted((out / "samples" / subject / "t1" / "seed-0").glob("*.npz"))
     assert files
     return torch.cat([torch.from_numpy(np.load(file)["tokens"].astype("int64")) for file in files])

@@ -18,7 +18,6 @@ from alignbench.methods.policy_gradient import Draws, corrupt, group_advantages
 from alignbench.methods.vapi import Experience, VaPi
 from alignbench.registry.lookup import Registry
 from alignbench.rewards.pixel import PixelDistance
-from alignbench.rewards.requests import FromReference
 
 ROOT = Path(__file__).parents[2]
 CLASSES, CODES, TOKENS, WIDTH = 3, 7, 4, 8
@@ -89,26 +88,10 @@ class ToyBackbone:
         out: Tensor = self.policy(condition, context)
         return out
 
-    def generate(self, condition: api.Condition, uniforms: Tensor, sampling: api.Sampling) -> api.Rollout:
-        raise NotImplementedError
-
     def reference(self) -> ToyBackbone:
         twin = ToyBackbone()
         twin.policy = copy.deepcopy(self.policy).requires_grad_(False)
         return twin
-
-    def export(self) -> dict[str, dict[str, Tensor]]:
-        raise NotImplementedError
-
-
-class PlainL1(FromReference):
-    """A distance that repeats each reference."""
-
-    def prepare(self, reference: Tensor) -> Tensor:
-        return reference
-
-    def distance(self, images: Tensor, prepared: Tensor, *, repeats: int) -> Tensor:
-        return (images - prepared.repeat_interleave(repeats, dim=0)).abs().mean(dim=(1, 2, 3))
 
 
 class CountingMSE(PixelDistance):
@@ -124,7 +107,7 @@ class CountingMSE(PixelDistance):
 
 
 def rewards(name: str) -> api.Reward:
-    return {"pixel-mse": PixelDistance("mse"), "pixel-l1": PixelDistance("l1"), "plain": PlainL1()}[name]
+    return PixelDistance("mse" if name == "pixel-mse" else "l1")
 
 
 def make(
@@ -134,7 +117,7 @@ def make(
     seed: int = 0,
     **changes: Any,
 ) -> VaPi:
-    options = {**DEFAULTS, "perceptual": "plain", **changes}
+    options = {**DEFAULTS, "perceptual": "pixel-l1", **changes}
     return VaPi(VaPi.Config(**options), backbone=backbone or ToyBackbone(), reward=reward, seed=seed)
 
 
@@ -163,33 +146,12 @@ def gradients(method: VaPi, loss: api.Loss) -> Tensor:
 # --- card -----------------------------------------------------------------------------------------
 
 
-def test_card_and_config_have_the_same_options_and_types() -> None:
-    fields = {field.name: field for field in dataclasses.fields(VaPi.Config)}
-    assert fields.keys() == CARD.options.keys()
-    assert all(field.default is dataclasses.MISSING for field in fields.values())
-    plain = {"int": int, "float": float, "str": str}
-    for name, field in fields.items():
-        assert type(CARD.options[name].default) is plain.get(str(field.type), str), name
-    assert CARD.updates == VaPi.updates
-
-
 def test_card_defaults_are_those_of_the_paper() -> None:
     expected = {
-        "group_size": 8,
-        "prior_weight": 0.1,
-        "prior": "ce",
-        "noise": 0.0,
-        "noise_kernel": "exclusive",
-        "clip_range": 0.2,
-        "advantage_clip": 5.0,
-        "temperature": 1.0,
-        "pixel_loss": "mse",
-        "pixel_weight": 1.0,
-        "perceptual": "lpips-vgg",
-        "perceptual_weight": 1.0,
-        "policy_weight": 1.0,
-        "fidelity": "exact",
-    }
+        "group_size": 8, "clip_range": 0.2, "advantage_clip": 5.0, "temperature": 1.0, "fidelity": "exact",
+        "prior": "ce", "prior_weight": 0.1, "noise": 0.0, "noise_kernel": "exclusive", "policy_weight": 1.0,
+        "pixel_loss": "mse", "pixel_weight": 1.0, "perceptual": "lpips-vgg", "perceptual_weight": 1.0,
+    }  # fmt: skip
     assert {name: DEFAULTS[name] for name in expected} == expected
 
 
@@ -210,20 +172,12 @@ def test_settings_that_train_on_nothing_are_refused(changes: dict[str, Any], cul
 # --- collect --------------------------------------------------------------------------------------
 
 
-def test_collect_counts_and_shapes() -> None:
-    backbone = ToyBackbone()
-    collected = make(backbone).collect(batch(), step=0)
-    draws = draws_of(collected)
-    assert draws.tokens.shape == draws.logprobs.shape == (3, 8, TOKENS)
-    assert draws.advantages.shape == (3, 8)
-    assert (collected.images, collected.sequences, collected.tokens) == (3, 24, 0)
-    assert collected.reward_calls == {"pixel-mse": 24, "plain": 24}
-    assert backbone.rows == [3]  # one forward row an image, whatever the group size
-
-
 def test_collect_scores_the_decoded_samples_against_the_original_images() -> None:
     backbone, data = ToyBackbone(), batch()
     collected = make(backbone, perceptual_weight=0.5, pixel_weight=2.0).collect(data, step=0)
+    assert (collected.images, collected.sequences, collected.tokens) == (3, 24, 0)
+    assert collected.reward_calls == {"pixel-mse": 24, "pixel-l1": 24}
+    assert backbone.rows == [3], "one forward row an image, whatever the group size"
     draws = draws_of(collected)
     scores = torch.empty(3, 8, dtype=torch.float64)
     pixel = perceptual = 0.0
@@ -267,36 +221,12 @@ def test_samples_follow_the_policy() -> None:
         assert (share - expected[place]).abs().max().item() < 0.035
 
 
-def test_collect_builds_no_graph_and_leaves_the_tokenizer_alone() -> None:
-    method = make(noise=0.5, prior="kl")
-    with torch.enable_grad():
-        collected = method.collect(batch(), step=0)
-    draws = draws_of(collected)
-    tensors = [draws.logprobs, draws.advantages, draws.reference_logprobs, *collected.metrics.values()]
-    assert all(tensor is not None and not tensor.requires_grad for tensor in tensors)
-    method.loss(collected.experience).value.backward()
-    assert all(part.grad is not None for part in method.backbone.policy.parameters())
-    assert all(part.grad is None for part in method.backbone.tokenizer.decoder.parameters())
-
-
-def test_results_do_not_depend_on_how_the_batch_is_cut() -> None:
-    method, data = make(noise=0.5), batch()
-    whole = experience_of(method.collect(data, step=4))
-    parts = [experience_of(method.collect(part, step=4)) for part in data.split(2)]
-    assert whole.draws is not None and all(part.draws is not None for part in parts)
-    assert torch.equal(whole.context, torch.cat([part.context for part in parts]))
-    for name in ("tokens", "logprobs", "advantages"):
-        joined = torch.cat([getattr(part.draws, name) for part in parts])
-        assert torch.allclose(getattr(whole.draws, name), joined, rtol=0, atol=1e-12), name
-
-
-def test_noise_and_samples_depend_on_seed_step_and_sample_number_only() -> None:
-    def tokens(seed: int, step: int) -> Tensor:
-        return draws_of(make(seed=seed, noise=0.5).collect(batch(), step=step)).tokens
-
-    assert torch.equal(tokens(0, 0), tokens(0, 0))
-    assert not torch.equal(tokens(0, 0), tokens(0, 1))
-    assert not torch.equal(tokens(0, 0), tokens(1, 0))
+def test_noise_and_samples_depend_on_seed_and_step() -> None:
+    tokens = [
+        draws_of(make(seed=seed, noise=0.5).collect(batch(), step=step)).tokens
+        for seed, step in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
 
 
 @pytest.mark.parametrize("decode_batch", [1, 3, 8, 20, 100])
@@ -318,14 +248,10 @@ def test_decode_batch_bounds_the_decoder_and_changes_nothing(decode_batch: int) 
 
 def test_parts_of_weight_zero_are_neither_loaded_nor_logged() -> None:
     asked: list[str] = []
-
-    def reward(name: str) -> api.Reward:
-        asked.append(name)
-        return rewards(name)
-
-    collected = make(reward=reward, perceptual="none", perceptual_weight=0.0, pixel_loss="l1").collect(
-        batch(), step=0
-    )
+    collected = make(
+        reward=lambda name: asked.append(name) or rewards(name),  # type: ignore[func-returns-value]
+        perceptual="none", perceptual_weight=0.0, pixel_loss="l1",
+    ).collect(batch(), step=0)  # fmt: skip
     assert asked == ["pixel-l1"]
     assert "perceptual" not in collected.metrics
 
@@ -529,12 +455,6 @@ def test_ascent_raises_the_reward() -> None:
 def test_noise_of_the_method_is_that_of_the_shared_function() -> None:
     experience = experience_of(make(noise=0.6, noise_kernel="inclusive", seed=3).collect(batch(), step=7))
     numbers = torch.from_numpy(randomness.uniforms(3, "vapi-noise", 7, experience.index, (2, TOKENS - 1)))
-    expected = corrupt(
-        experience.targets[:, :-1],
-        0.6,
-        "inclusive",
-        num_codes=CODES,
-        flip_uniforms=numbers[:, 0],
-        replacement_uniforms=numbers[:, 1],
-    )
+    flips = {"flip_uniforms": numbers[:, 0], "replacement_uniforms": numbers[:, 1]}
+    expected = corrupt(experience.targets[:, :-1], 0.6, "inclusive", num_codes=CODES, **flips)
     assert torch.equal(experience.context, expected)
