@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignbench.api import Sampling
-from alignbench.backbones.base import unwrap
 from alignbench.backbones.janus.model import Janus, build, load
 from alignbench.backbones.janus.prompts import template
 from alignbench.errors import UserError
@@ -192,15 +191,6 @@ def test_models_read_from_a_community_configuration_are_untied(hub: Path, tmp_pa
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def broken(hub: Path, folder: Path, change: Any) -> Path:
-    """The hub's folder with other tensors."""
-    shutil.copytree(hub, folder)
-    state = load_file(folder / "model.safetensors")
-    change(state)
-    save_file(state, folder / "model.safetensors")
-    return folder
-
-
 CHANGES = {
     "missing": lambda state: state.pop("model.generation_head.vision_head.bias"),
     "unexpected": lambda state: state.update({"model.generation_head.extra": torch.zeros(1)}),
@@ -211,18 +201,19 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_weights_that_do_not_fit_are_refused(what: str, hub: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(hub, tmp_path / "hub"))
+    state = load_file(folder / "model.safetensors")
+    CHANGES[what](state)
+    save_file(state, folder / "model.safetensors")
     with pytest.raises(UserError, match=what):
-        load(broken(hub, tmp_path / "hub", CHANGES[what]))
+        load(folder)
 
 
-def test_a_missing_shard_is_noticed(released: dict[str, Path]) -> None:
+def test_released_files_that_do_not_do_are_refused(released: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="missing"):
         build(janus_toys.CARD, {"policy": released["policy"]})
-
-
-def test_the_released_configuration_is_refused(released: dict[str, Path]) -> None:
-    """transformers reads it as a wrong default: 32 layers of width 4096."""
     with pytest.raises(UserError, match="not that of a Janus model"):
+        # transformers reads the configuration as a wrong default: 32 layers of width 4096.
         load(released["policy"].parent)
 
 
@@ -235,21 +226,15 @@ def test_other_mistakes_are_named(hub: Path, tmp_path: Path) -> None:
         build(janus_toys.CARD, {"policy": tmp_path / "empty", "text": hub / "tokenizer.json"})
     with pytest.raises(UserError, match="no weights file for policy"):
         build(janus_toys.CARD, {"tokenizer": hub})
-    with pytest.raises(UserError, match="264 ids, the model knows 100"):
-        shape = janus_toys.CARD.policy.model_copy(update={"text_vocab": 100})
-        build(janus_toys.CARD.model_copy(update={"policy": shape}), {"policy": hub})
-    with pytest.raises(UserError, match="text_vocab"):
-        shape = janus_toys.CARD.policy.model_copy(update={"text_vocab": None})
-        build(janus_toys.CARD.model_copy(update={"policy": shape}), None)
+    for vocabulary, message, files in (
+        (100, "264 ids, the model knows 100", {"policy": hub}),
+        (None, "text_vocab", None),
+    ):
+        shape = janus_toys.CARD.policy.model_copy(update={"text_vocab": vocabulary})
+        with pytest.raises(UserError, match=message):
+            build(janus_toys.CARD.model_copy(update={"policy": shape}), files)
     with pytest.raises(UserError, match="only understanding needs"):
         build(janus_toys.CARD, None).save(tmp_path / "saved")
-
-
-def test_unwrap_finds_the_policy_inside_wrappers(hub: Path) -> None:
-    model = load(hub)
-    inner = model.policy
-    model.policy = torch.nn.parallel.DataParallel(torch.nn.parallel.DataParallel(inner))
-    assert unwrap(model.policy) is inner
 
 
 def test_without_transformers_the_extra_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

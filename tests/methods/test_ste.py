@@ -145,20 +145,16 @@ def test_gumbel_tokens_follow_the_policy() -> None:
 
 
 @pytest.mark.parametrize("options", [{"dropout": True}, {"estimator": "gumbel"}])
-def test_random_numbers_belong_to_seed_step_and_sample(options: dict[str, Any]) -> None:
-    def value(data: api.Batch, *, step: int = 0, seed: int = 0) -> float:
+def test_random_numbers_belong_to_seed_and_step(options: dict[str, Any]) -> None:
+    values = []
+    for seed, step in ((0, 0), (0, 1), (1, 0)):
         method = make(FrozenToy(), seed=seed, **options)
-        parts = [method.loss(method.collect(part, step).experience).value.item() for part in data.split(1)]
-        return sum(parts) / len(parts)
-
-    torch.manual_seed(1)
+        parts = [method.loss(method.collect(part, step).experience).value for part in batch().split(1)]
+        values.append(torch.stack(parts).mean().item())
     method = make(FrozenToy(), **options)
-    state = torch.get_rng_state()
     whole = method.loss(method.collect(batch(), 0).experience).value.item()
-    assert torch.equal(state, torch.get_rng_state())
-    assert value(batch()) == pytest.approx(whole, abs=1e-12)
-    assert value(batch(), step=1) != pytest.approx(whole, abs=1e-6)
-    assert value(batch(), seed=1) != pytest.approx(whole, abs=1e-6)
+    assert values[0] == pytest.approx(whole, abs=1e-12)
+    assert all(value != pytest.approx(whole, abs=1e-6) for value in values[1:])
 
 
 def test_dropout_is_on_only_if_asked_for_and_the_mode_is_put_back() -> None:
@@ -173,20 +169,6 @@ def test_dropout_is_on_only_if_asked_for_and_the_mode_is_put_back() -> None:
     assert values[False] != values[True]
     plain = make(FrozenToy(dropout=0.0), dropout=True)
     assert plain.loss(plain.collect(batch(), 0).experience).value.item() == pytest.approx(values[False])
-
-
-def test_descent_lowers_the_pixel_loss() -> None:
-    backbone = FrozenToy(dropout=0.0)
-    method = make(backbone)
-    optimizer = torch.optim.Adam(backbone.policy.parameters(), lr=0.02)
-    history = []
-    for step in range(40):
-        loss = method.loss(method.collect(batch(), step).experience)
-        history.append(loss.metrics["pixel"].item())
-        optimizer.zero_grad()
-        loss.value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    assert min(history[-5:]) < 0.8 * history[0]
 
 
 class Blind(PixelDistance):
