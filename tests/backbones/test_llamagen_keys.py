@@ -18,7 +18,6 @@ from alignbench.backbones.llamagen.vq import VQConfig, VQModel
 from alignbench.backbones.text.captions import clean_caption, left_pad
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Registry
-from alignbench.samples.pixels import resize_bicubic, to_uint8
 
 LISTED = json.loads((Path(__file__).parents[1] / "golden" / "llamagen_state_dict_keys.json").read_text())
 CARD = Registry.default().model("llamagen-tiny")
@@ -175,15 +174,3 @@ def test_left_padding_keeps_the_order_and_drops_garbage():
 def test_captions_that_look_like_files_raise_no_warning(recwarn: pytest.WarningsRecorder):
     assert clean_caption("/home/cat/pictures") == "home cat pictures"
     assert not recwarn.list
-
-
-def test_pixels_are_cut_not_rounded():
-    values = torch.tensor([-2.0, -1.0, 0.0, 0.0117, 0.0118, 1.0, 2.0])
-    assert to_uint8(values).tolist() == [0, 0, 128, 129, 129, 255, 255]
-
-
-def test_resize_overshoots_because_it_comes_before_clamping():
-    edge = torch.tensor([-1.0, -1, -1, 1, 1, 1]).expand(1, 3, 6, 6)
-    resized = resize_bicubic(edge, 4)
-    assert resized.shape == (1, 3, 4, 4) and float(resized.max()) > 1.0
-    assert resize_bicubic(edge, (2, 4)).shape == (1, 3, 2, 4)

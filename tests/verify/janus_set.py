@@ -83,7 +83,7 @@ def write_golden(folder: Path, model: Any) -> Path:
     expected: dict[str, Tensor] = {
         "vq_latent": latent, "vq_ids": codes, "vq_code_vectors": vectors,
         "vq_ids_unnormalised": vq.encode(image).image_tokens.view(codes.shape),
-        "recon_pixels": vq.decode(codes), **_gradients(vq, latent, codes, vectors, image),
+        "recon_pixels": vq.decode(codes), **_gradients(vq, latent, vectors, image),
     }  # fmt: skip
     for name, tokens in {"clean": codes, "corrupt": corrupted}.items():
         pairs = list(zip(rows, tokens, strict=True))
@@ -112,7 +112,7 @@ def write_golden(folder: Path, model: Any) -> Path:
     return folder
 
 
-def _gradients(vq: Any, latent: Tensor, codes: Tensor, vectors: Tensor, image: Tensor) -> dict[str, Tensor]:
+def _gradients(vq: Any, latent: Tensor, vectors: Tensor, image: Tensor) -> dict[str, Tensor]:
     """Of the mean squared error, by transformers' decoder; the straight-through one by the chain rule."""
     leaf = vectors.clone().requires_grad_()
     loss = F.mse_loss(vq.decoder(vq.post_quant_conv(leaf)), image)
