@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,18 +16,17 @@ from alignbench.backbones.base import unwrap
 from alignbench.backbones.generate import filter_logits
 from alignbench.backbones.llamagen.model import LlamaGen, build
 from alignbench.errors import UserError
+from alignbench.files import package_file
 from alignbench.methods.ar_grpo import ArGrpo, Experience
 from alignbench.methods.image_rewards import describe
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.rewards import transforms
+from tests.methods.test_vapi import built
 
-ROOT = Path(__file__).parents[2]
-REGISTRY = Registry([("built-in", ROOT / "registry")])
-CARD = REGISTRY.method("ar-grpo")
+REGISTRY = Registry.default()
 MODEL = REGISTRY.model("llamagen-tiny")
-FILES = {file.role: ROOT / "alignbench" / file.path for file in MODEL.files}
-DEFAULTS: dict[str, Any] = {name: option.default for name, option in CARD.options.items()}
+FILES = {file.role: package_file(file.path) for file in MODEL.files}
 GROUP = 4
 FILTERED = {"cfg_scale": 2.0, "temperature": 0.8, "top_k": 20, "top_p": 0.9}
 
@@ -65,25 +63,15 @@ def backbone(dtype: torch.dtype = torch.float32) -> LlamaGen:
     return build(MODEL, FILES, dtype=dtype)
 
 
-def make(
-    model: api.Backbone | None = None,
-    *,
-    reward: Callable[[str], api.Reward] = rewards,
-    seed: int = 0,
-    **changes: Any,
-) -> ArGrpo:
-    options = {**DEFAULTS, "rewards": "bright", "group_size": GROUP, **changes}
-    return ArGrpo(ArGrpo.Config(**options), backbone=model or backbone(), reward=reward, seed=seed)
+def make(model: Any = None, **changes: Any) -> ArGrpo:
+    options = {"rewards": "bright", "group_size": GROUP, "reward": rewards, **changes}
+    method: ArGrpo = built("ar-grpo", model or backbone(), **options)
+    return method
 
 
 def batch(size: int = 3) -> api.Batch:
     labels = api.ClassLabels((torch.arange(size) * 3) % 10)
     return api.Batch(torch.arange(size) + 100, labels, torch.zeros(size, 3, 8, 8))
-
-
-def experience_of(collected: api.Collected) -> Experience:
-    assert isinstance(collected.experience, Experience)
-    return collected.experience
 
 
 def guided_table(model: LlamaGen, experience: Experience, sampling: api.Sampling) -> Tensor:
@@ -117,7 +105,7 @@ def test_rollout_and_teacher_forced_logprobs_agree(changes: dict[str, Any]) -> N
     model, data = backbone(), batch(6)
     method = make(model, **changes)
     collected = method.collect(data, step=0)
-    experience = experience_of(collected)
+    experience = collected.experience
     uniforms = randomness.uniforms(0, "ar-grpo-token", 0, data.index.tolist(), (GROUP, 16))
     rollout = model.generate(
         data.condition.repeat(GROUP), torch.from_numpy(uniforms).view(-1, 16), method.sampling
@@ -142,13 +130,13 @@ def test_faithful_reads_the_conditional_model_although_it_sampled_with_guidance(
     model = backbone()
     method = make(model, preset="faithful", cfg_scale=2.0, top_k=20)
     collected = method.collect(batch(), step=0)
-    experience = experience_of(collected)
+    experience = collected.experience
     conditional = of_tokens(guided_table(model, experience, api.Sampling()), experience.tokens)
     assert gap(conditional, experience.logprobs) < 1e-5
     assert collected.metrics["rollout_gap"].item() > 0.05
     fixed = make(model, preset="fixed", cfg_scale=2.0, top_k=20)
     guided = fixed.collect(batch(), step=0)
-    assert torch.equal(experience_of(guided).tokens, experience.tokens)
+    assert torch.equal(guided.experience.tokens, experience.tokens)
     loss = method.loss(experience)
     assert loss.metrics["ratio_deviation"].item() < 1e-5
     assert null_row_gradient(model, loss) == 0.0, "faithful does not train the unconditional branch"
@@ -172,7 +160,7 @@ def test_first_update_is_on_policy_in_train_mode_too(preset: str, changes: dict[
 def test_a_token_that_left_the_top_k_set_keeps_a_finite_ratio() -> None:
     model = backbone()
     method = make(model, preset="fixed", top_k=2)
-    experience = experience_of(method.collect(batch(), step=0))
+    experience = method.collect(batch(), step=0).experience
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -214,7 +202,7 @@ def output_gradient(model: LlamaGen, loss: api.Loss) -> Tensor:
 def test_on_policy_gradient_is_reinforce(scale: float, temperature: float) -> None:
     model = backbone(torch.float64)
     method = make(model, cfg_scale=scale, temperature=temperature, kl_weight=0.5)
-    experience = experience_of(method.collect(batch(), step=0))
+    experience = method.collect(batch(), step=0).experience
     advantages = experience.advantages.double()
     weights = (-advantages[:, None] / experience.tokens.numel()).expand(-1, 16)
     expected = head_gradient(model, experience, weights, scale=scale, temperature=temperature)
@@ -230,7 +218,7 @@ def test_kl_gradient_leads_back_to_the_reference() -> None:
         for parameter in model.policy.parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
             parameter.add_(0.02 * noise)
-    experience = experience_of(method.collect(batch(), step=0))
+    experience = method.collect(batch(), step=0).experience
     assert experience.advantages.abs().max().item() == 0.0
     assert experience.reference_logprobs is not None
     loss = method.loss(experience)
@@ -250,7 +238,7 @@ def test_kl_gradient_leads_back_to_the_reference() -> None:
 @pytest.mark.parametrize("preset", ["fixed", "faithful"])
 def test_kl_is_exactly_zero_before_the_first_update_and_equal_rewards_pull_nowhere(preset: str) -> None:
     collected = make(preset=preset, rewards="same").collect(batch(), step=0)
-    experience = experience_of(collected)
+    experience = collected.experience
     assert experience.reference_logprobs is not None
     assert torch.equal(experience.reference_logprobs, experience.logprobs)
     assert experience.advantages.count_nonzero().item() == 0
@@ -264,7 +252,7 @@ def test_kl_is_exactly_zero_before_the_first_update_and_equal_rewards_pull_nowhe
 def test_clip_takes_the_gradient_of_tokens_that_moved_too_far() -> None:
     model = backbone()
     method = make(model, kl_weight=0.0)
-    experience = experience_of(method.collect(batch(), step=0))
+    experience = method.collect(batch(), step=0).experience
     moved = dataclasses.replace(experience, logprobs=experience.logprobs - 1.0)  # every ratio is e
     loss = method.loss(moved)
     assert loss.metrics["clip_fraction"].item() == 1.0
@@ -296,7 +284,7 @@ def test_faithful_advantages_by_hand() -> None:
     collected = make(preset="faithful", rewards="a@2, b", reward=tables(a=A, b=B)).collect(batch(2), step=0)
     total = [2 * a + b for a, b in zip(A, B, strict=True)]
     expected = z(total[:4], 1e-4) + z(total[4:], 1e-4)
-    assert experience_of(collected).advantages.tolist() == pytest.approx(expected, abs=1e-6)
+    assert collected.experience.advantages.tolist() == pytest.approx(expected, abs=1e-6)
     assert collected.metrics["reward"].item() == pytest.approx(sum(total) / 8, rel=1e-6)
 
 
@@ -305,7 +293,7 @@ def test_fixed_advantages_by_hand() -> None:
     left, right = z(A[:4], 1e-8), z(B[:4], 1e-8)
     expected = [2 * a + b for a, b in zip(left, right, strict=True)]
     expected += [2 * a for a in z(A[4:], 1e-8)]  # b has no spread there
-    assert experience_of(collected).advantages.tolist() == pytest.approx(expected, abs=1e-6)
+    assert collected.experience.advantages.tolist() == pytest.approx(expected, abs=1e-6)
     numbers = {name: value.item() for name, value in collected.metrics.items()}
     total = [2 * a + b for a, b in zip(A, B, strict=True)]
     assert numbers["reward"] == pytest.approx(sum(total) / 8, rel=1e-6)  # raw, in the rewards' own units
@@ -321,7 +309,7 @@ def test_a_failed_score_is_ignored_in_its_group(preset: str) -> None:
     model = backbone()
     method = make(model, preset=preset, rewards="a", reward=tables(a=values), kl_weight=0.0)
     collected = method.collect(batch(2), step=0)
-    experience = experience_of(collected)
+    experience = collected.experience
     epsilon = 1e-8 if preset == "fixed" else 1e-4
     three = z([1.0, 4.0, 5.0], epsilon)
     expected = [three[0], 0.0, *three[1:], *z(values[4:], epsilon)]
@@ -373,7 +361,7 @@ def test_rewards_see_decoded_images_with_their_labels_and_groups() -> None:
     stub = Stub(brightness)
     collected = make(model, reward=lambda _: stub, decode_batch=5).collect(data, step=0)
     (request,) = stub.requests
-    tokens = experience_of(collected).tokens
+    tokens = collected.experience.tokens
     expected = (model.tokenizer.decode(tokens, (4, 4)) + 1) / 2
     assert gap(request.images, expected) < 1e-5
     assert request.labels is not None and request.labels.tolist() == [0] * 4 + [3] * 4 + [6] * 4
@@ -403,7 +391,7 @@ def test_statistics_by_hand() -> None:
 def test_samples_depend_on_seed_step_and_sample_number() -> None:
     model = backbone()
     tokens = [
-        experience_of(make(model, seed=seed).collect(batch(), step)).tokens
+        make(model, seed=seed).collect(batch(), step).experience.tokens
         for seed, step in ((0, 0), (0, 1), (1, 0))
     ]
     assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])

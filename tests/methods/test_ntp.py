@@ -10,10 +10,10 @@ from torch import nn
 
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
-from alignbench.methods.ntp import Experience, NextToken
+from alignbench.methods.ntp import NextToken
 from alignbench.registry.lookup import Registry
 from tests.methods import test_vapi
-from tests.methods.test_vapi import ToyBackbone, batch, gradients, rewards
+from tests.methods.test_vapi import ToyBackbone, batch, built, gradients
 
 REGISTRY = Registry.default()
 
@@ -23,8 +23,8 @@ def defaults(method: str) -> dict[str, Any]:
 
 
 def make(backbone: ToyBackbone, **changes: Any) -> NextToken:
-    config = NextToken.Config(**{**defaults("ntp"), **changes})
-    return NextToken(config, backbone=backbone, reward=rewards, seed=0)
+    method: NextToken = built("ntp", backbone, **changes)
+    return method
 
 
 def test_clean_context_is_the_prior_of_vapi() -> None:
@@ -44,7 +44,6 @@ def test_noise_reaches_the_context_and_never_the_targets(kernel: str) -> None:
     backbone, data = ToyBackbone(), batch(400)
     collected = make(backbone, noise=0.5, noise_kernel=kernel).collect(data, step=0)
     experience = collected.experience
-    assert isinstance(experience, Experience)
     clean = backbone.tokenizer.encode(data.images)
     assert torch.equal(experience.targets, clean)
     changed = (experience.context != clean[:, :-1]).double().mean().item()
@@ -57,7 +56,6 @@ def test_loss_is_the_cross_entropy_of_the_clean_tokens() -> None:
     backbone = ToyBackbone()
     method = make(backbone, noise=0.7)
     experience = method.collect(batch(), step=0).experience
-    assert isinstance(experience, Experience)
     backbone.policy.eval()
     logits = backbone.logits(experience.condition, experience.context)
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), experience.targets.flatten())

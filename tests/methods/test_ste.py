@@ -13,13 +13,11 @@ from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods.ste import Experience, StraightThrough
+from alignbench.methods.ste import StraightThrough
 from alignbench.registry.lookup import Registry
 from alignbench.rewards.pixel import PixelDistance
-from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, rewards
+from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, built
 
-OPTIONS = Registry.default().method("ste").options
-DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
 STORED = torch.linspace(-2.0, 3.0, CODES * 3, dtype=torch.float64).view(CODES, 3).flip(0)
 """The codebook as the toy's file has it; what its decoder sees is the palette."""
 
@@ -45,9 +43,11 @@ class FrozenToy(ToyBackbone):
         return {"policy": {}, "tokenizer": {"quantize.embedding.weight": STORED}}
 
 
-def make(backbone: FrozenToy, seed: int = 0, **changes: Any) -> StraightThrough:
-    options = {**DEFAULTS, "perceptual_weight": 0.0, "prior_weight": 0.0, **changes}
-    return StraightThrough(StraightThrough.Config(**options), backbone=backbone, reward=rewards, seed=seed)
+def make(backbone: FrozenToy, **changes: Any) -> StraightThrough:
+    method: StraightThrough = built(
+        "ste", backbone, **{"perceptual_weight": 0.0, "prior_weight": 0.0, **changes}
+    )
+    return method
 
 
 def gumbel(seed: int, step: int, index: int) -> np.ndarray:
@@ -94,9 +94,8 @@ def test_gradient_is_the_closed_form(estimator: str, codebook: str, temperature:
     method = make(backbone, pixel_weight=0.7, prior_weight=prior, **options)
     collected = method.collect(data, step=5)
     loss = method.loss(collected.experience)
-    loss.value.backward()  # type: ignore[no-untyped-call]
+    loss.value.backward()
     experience = collected.experience
-    assert isinstance(experience, Experience)
     expected, value = expected_gradient(
         method, backbone, data.images.numpy(), experience.targets.numpy(), data.index.tolist()
     )
@@ -135,7 +134,6 @@ def test_gumbel_tokens_follow_the_policy() -> None:
     )
     method = make(backbone, estimator="gumbel")
     experience = method.collect(data, step=0).experience
-    assert isinstance(experience, Experience)
     logits = backbone.logits(data.condition, experience.targets[:, :-1])
     scores = logits + method._noise(experience, logits)
     expected = logits[0].softmax(-1)
@@ -184,14 +182,14 @@ def test_what_cannot_work_is_refused() -> None:
     assert "method.pixel_weight" in caught.value.fix
     with pytest.raises(UserError, match="'none'"):
         make(FrozenToy(), perceptual_weight=1.0, perceptual="none")
-    config = StraightThrough.Config(**{**DEFAULTS, "perceptual": "judge", "pixel_weight": 0.0})
+    judged = {"perceptual": "judge", "perceptual_weight": 1.0, "pixel_weight": 0.0}
     with pytest.raises(UserError, match="'judge'"):
-        StraightThrough(config, backbone=FrozenToy(), reward=lambda spec: object(), seed=0)  # type: ignore[arg-type, return-value]
-    blind = StraightThrough(config, backbone=FrozenToy(), reward=lambda spec: Blind("mse"), seed=0)  # type: ignore[arg-type, return-value]
+        make(FrozenToy(), reward=lambda spec: object(), **judged)
+    blind = make(FrozenToy(), reward=lambda spec: Blind("mse"), **judged)
     with pytest.raises(UserError, match="not differentiable"):
         blind.loss(blind.collect(batch(), 0).experience)
     backbone = FrozenToy()
-    backbone.export = lambda: {"tokenizer": {}}  # type: ignore[method-assign]
+    backbone.export = lambda: {"tokenizer": {}}
     with pytest.raises(UserError, match=r"quantize\.embedding\.weight"):
         make(backbone, codebook="raw")
 

@@ -16,15 +16,13 @@ from alignbench import api
 from alignbench.backbones.llamagen.model import build
 from alignbench.errors import UserError
 from alignbench.files import package_file
-from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder
+from alignbench.methods.tokenizer_decoder import TokenizerDecoder
 from alignbench.registry.lookup import Registry
 from alignbench.training import setup
 from tests.helpers.command import alignbench
-from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, rewards
+from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, built
 
 REGISTRY = Registry.default()
-OPTIONS = REGISTRY.method("tokenizer-decoder").options
-DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
 
 
 def toy() -> Any:
@@ -34,14 +32,9 @@ def toy() -> Any:
     return backbone
 
 
-def make(backbone: api.Backbone, seed: int = 0, **changes: Any) -> TokenizerDecoder:
-    options = {**DEFAULTS, "perceptual_weight": 0.0, **changes}
-    return TokenizerDecoder(TokenizerDecoder.Config(**options), backbone=backbone, reward=rewards, seed=seed)
-
-
-def experience_of(collected: api.Collected) -> Experience:
-    assert isinstance(collected.experience, Experience)
-    return collected.experience
+def make(backbone: Any, **changes: Any) -> TokenizerDecoder:
+    method: TokenizerDecoder = built("tokenizer-decoder", backbone, **{"perceptual_weight": 0.0, **changes})
+    return method
 
 
 def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
@@ -53,7 +46,7 @@ def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
     collected = make(backbone, temperature=0.5).collect(data, step=0)
     assert (collected.images, collected.sequences, collected.tokens) == (size, size, 0)
     assert collected.reward_calls == {"pixel-mse": size}
-    tokens = experience_of(collected).tokens
+    tokens = collected.experience.tokens
     assert tokens.shape == (size, TOKENS)
     backbone.policy.eval()
     clean = backbone.tokenizer.encode(one.images)
@@ -65,7 +58,7 @@ def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
 
 def test_samples_belong_to_seed_and_step() -> None:
     tokens = [
-        experience_of(make(toy(), seed).collect(batch(12), step)).tokens
+        make(toy(), seed=seed).collect(batch(12), step).experience.tokens
         for seed, step in ((0, 0), (0, 1), (1, 0))
     ]
     assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
@@ -78,8 +71,8 @@ def test_gradient_is_the_closed_form(perceptual: float) -> None:
     method = make(backbone, pixel_weight=0.7, perceptual_weight=perceptual, perceptual="pixel-mse")
     collected = method.collect(data, step=0)
     loss = method.loss(collected.experience)
-    loss.value.backward()  # type: ignore[no-untyped-call]
-    decoder, tokens = backbone.tokenizer.decoder, experience_of(collected).tokens
+    loss.value.backward()
+    decoder, tokens = backbone.tokenizer.decoder, collected.experience.tokens
     weight, bias = torch.zeros(3, 3).double(), torch.zeros(3).double()
     for row in range(len(data)):
         for place in range(TOKENS):
