@@ -127,12 +127,22 @@ def test_resolution_can_differ_from_the_card(tmp_path: Path):
         build(CARD, None, image_size=9)
 
 
+class Wrapper(nn.Module):
+    """Like DistributedDataParallel: keeps the model as `.module`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: object) -> torch.Tensor:
+        return self.module(*inputs)
+
+
 def test_logits_go_through_a_wrapper_and_the_rest_goes_around_it():
-    """As with DistributedDataParallel, which keeps the model as `.module`."""
     model = build(CARD, None)
     labels, context = ClassLabels(torch.tensor([1])), torch.zeros(1, 15, dtype=torch.int64)
     plain, keys = model.logits(labels, context), list(model.export()["policy"])
-    model.policy = nn.DataParallel(nn.DataParallel(unwrap(model.policy)))
+    model.policy = Wrapper(Wrapper(unwrap(model.policy)))
     calls: list[int] = []
     model.policy.register_forward_hook(lambda *_: calls.append(1))
     assert torch.equal(model.logits(labels, context), plain) and calls == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from statistics import mean, stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,12 +32,12 @@ GROUP = 4
 FILTERED = {"cfg_scale": 2.0, "temperature": 0.8, "top_k": 20, "top_p": 0.9}
 
 
+@dataclasses.dataclass
 class Stub:
     """Any function of the request as a reward; where it gives NaN, scoring failed."""
 
-    def __init__(self, score: Callable[[api.ScoreRequest], Tensor]) -> None:
-        self.function = score
-        self.requests: list[api.ScoreRequest] = []
+    function: Callable[[api.ScoreRequest], Tensor]
+    requests: list[api.ScoreRequest] = dataclasses.field(default_factory=list)
 
     def score(self, request: api.ScoreRequest) -> api.Scores:
         self.requests.append(request)
@@ -65,8 +66,7 @@ def backbone(dtype: torch.dtype = torch.float32) -> LlamaGen:
 
 def make(model: Any = None, **changes: Any) -> ArGrpo:
     options = {"rewards": "bright", "group_size": GROUP, "reward": rewards, **changes}
-    method: ArGrpo = built("ar-grpo", model or backbone(), **options)
-    return method
+    return built("ar-grpo", model or backbone(), **options)
 
 
 def batch(size: int = 3) -> api.Batch:
@@ -265,9 +265,7 @@ def test_clip_takes_the_gradient_of_tokens_that_moved_too_far() -> None:
 
 
 def z(values: list[float], epsilon: float) -> list[float]:
-    mean = sum(values) / len(values)
-    std = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return [(value - mean) / (std + epsilon) for value in values]
+    return [(value - mean(values)) / (stdev(values) + epsilon) for value in values]
 
 
 def tables(**named: list[float]) -> Callable[[str], api.Reward]:
@@ -280,27 +278,23 @@ A = [1.0, 2.0, 4.0, 5.0, 0.1, 0.2, 0.3, 0.9]
 B = [30.0, -10.0, 20.0, 0.0, 1.0, 1.0, 1.0, 1.0]
 
 
-def test_faithful_advantages_by_hand() -> None:
-    collected = make(preset="faithful", rewards="a@2, b", reward=tables(a=A, b=B)).collect(batch(2), step=0)
-    total = [2 * a + b for a, b in zip(A, B, strict=True)]
-    expected = z(total[:4], 1e-4) + z(total[4:], 1e-4)
-    assert collected.experience.advantages.tolist() == pytest.approx(expected, abs=1e-6)
-    assert collected.metrics["reward"].item() == pytest.approx(sum(total) / 8, rel=1e-6)
-
-
-def test_fixed_advantages_by_hand() -> None:
-    collected = make(preset="fixed", rewards="a@2, b", reward=tables(a=A, b=B)).collect(batch(2), step=0)
+def test_advantages_by_hand() -> None:
+    totals = [2 * a + b for a, b in zip(A, B, strict=True)]
     left, right = z(A[:4], 1e-8), z(B[:4], 1e-8)
-    expected = [2 * a + b for a, b in zip(left, right, strict=True)]
-    expected += [2 * a for a in z(A[4:], 1e-8)]  # b has no spread there
-    assert collected.experience.advantages.tolist() == pytest.approx(expected, abs=1e-6)
-    numbers = {name: value.item() for name, value in collected.metrics.items()}
-    total = [2 * a + b for a, b in zip(A, B, strict=True)]
-    assert numbers["reward"] == pytest.approx(sum(total) / 8, rel=1e-6)  # raw, in the rewards' own units
+    expected = {
+        "faithful": z(totals[:4], 1e-4) + z(totals[4:], 1e-4),
+        # b has no spread in the second group.
+        "fixed": [2 * a + b for a, b in zip(left, right, strict=True)] + [2 * a for a in z(A[4:], 1e-8)],
+    }
+    for preset, advantages in expected.items():
+        method = make(preset=preset, rewards="a@2, b", reward=tables(a=A, b=B))
+        collected = method.collect(batch(2), step=0)
+        assert collected.experience.advantages.tolist() == pytest.approx(advantages, abs=1e-6)
+        numbers = {name: value.item() for name, value in collected.metrics.items()}
+        assert numbers["reward"] == pytest.approx(mean(totals), rel=1e-6), "in the rewards' own units"
     assert (numbers["flat/a"], numbers["flat/b"], numbers["flat_groups"]) == (0.0, 0.5, 0.0)
-    assert numbers["reward/a"] == pytest.approx(sum(A) / 8, rel=1e-6)
-    deviations = [torch.tensor(B[:4]).std().item(), 0.0]
-    assert numbers["reward_std/b"] == pytest.approx(sum(deviations) / 2, rel=1e-6)
+    assert numbers["reward/a"] == pytest.approx(mean(A), rel=1e-6)
+    assert numbers["reward_std/b"] == pytest.approx(stdev(B[:4]) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("preset", ["fixed", "faithful"])
@@ -382,8 +376,8 @@ def test_a_card_used_twice_is_called_twice_and_logged_apart() -> None:
 
 def test_statistics_by_hand() -> None:
     values = torch.tensor([[1.0, 2.0, 6.0], [5.0, NAN, NAN], [4.0, 4.0, NAN]])
-    mean, std, flat = (number.item() for number in describe(values, ~values.isnan()))
-    assert mean == pytest.approx(22 / 6)
+    centre, std, flat = (number.item() for number in describe(values, ~values.isnan()))
+    assert centre == pytest.approx(22 / 6)
     assert std == pytest.approx((7**0.5 + 0.0) / 2)
     assert flat == pytest.approx(2 / 3)
 

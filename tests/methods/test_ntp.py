@@ -23,8 +23,7 @@ def defaults(method: str) -> dict[str, Any]:
 
 
 def make(backbone: ToyBackbone, **changes: Any) -> NextToken:
-    method: NextToken = built("ntp", backbone, **changes)
-    return method
+    return built("ntp", backbone, **changes)
 
 
 def test_clean_context_is_the_prior_of_vapi() -> None:

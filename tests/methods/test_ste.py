@@ -44,10 +44,7 @@ class FrozenToy(ToyBackbone):
 
 
 def make(backbone: FrozenToy, **changes: Any) -> StraightThrough:
-    method: StraightThrough = built(
-        "ste", backbone, **{"perceptual_weight": 0.0, "prior_weight": 0.0, **changes}
-    )
-    return method
+    return built("ste", backbone, **{"perceptual_weight": 0.0, "prior_weight": 0.0, **changes})
 
 
 def gumbel(seed: int, step: int, index: int) -> np.ndarray:

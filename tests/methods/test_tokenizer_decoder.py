@@ -33,8 +33,7 @@ def toy() -> Any:
 
 
 def make(backbone: Any, **changes: Any) -> TokenizerDecoder:
-    method: TokenizerDecoder = built("tokenizer-decoder", backbone, **{"perceptual_weight": 0.0, **changes})
-    return method
+    return built("tokenizer-decoder", backbone, **{"perceptual_weight": 0.0, **changes})
 
 
 def test_samples_come_from_the_clean_context_one_for_each_image() -> None:

@@ -118,8 +118,7 @@ def built(
 
 
 def make(backbone: ToyBackbone | None = None, **changes: Any) -> VaPi:
-    vapi: VaPi = built("vapi", backbone or ToyBackbone(), **{"perceptual": "pixel-l1", **changes})
-    return vapi
+    return built("vapi", backbone or ToyBackbone(), **{"perceptual": "pixel-l1", **changes})
 
 
 def batch(size: int = 3) -> api.Batch:
