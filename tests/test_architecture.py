@@ -36,8 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     },
 }  # fmt: skip
 """{package or module: what it may import beside the ground and itself}; in words: `docs/architecture.md`."""
-PRODUCT_LINES, TEST_LINES, HELPER_LINES = 29_250, 22_450, 1_720
-"""These may only fall: the goals are 26,000, 18,500 and 1,000."""
+PRODUCT_LINES, TEST_LINES, HELPER_LINES = 29_250, 22_450, 1_000
+"""These may only fall: the goals of the first two are 26,000 and 18,500."""
 LONGER = {"alignbench/api.py", "alignbench/record.py", "registry/schema.py", "registry/lookup.py"}
 """Files that may have 400 lines; the others 300."""
 ONE_DEFINITION = (

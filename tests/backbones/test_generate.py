@@ -9,7 +9,7 @@ import torch
 from alignbench.api import ClassLabels, Condition, Sampling
 from alignbench.backbones.generate import filter_logits, generate_steps
 from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
-from tests.helpers.small_gpt import CLASS_CONFIG, TEXT_CONFIG, caption, make, tokens_of
+from tests.backbones.test_gpt import CLASS_CONFIG, TEXT_CONFIG, caption, make, tokens_of
 
 BOTH = pytest.mark.parametrize("config", [CLASS_CONFIG, TEXT_CONFIG], ids=["class", "text"])
 
@@ -55,14 +55,19 @@ def test_guidance_mixes_both_halves_until_the_interval_ends(config: GPTConfig):
         torch.testing.assert_close(trace.logits, expected, rtol=0, atol=2e-5)
 
 
-def test_the_null_half_is_not_computed_after_the_interval():
-    gpt = make(CLASS_CONFIG)
-    batches = []
+@pytest.mark.parametrize(
+    ("sampling", "rows"),
+    [
+        (Sampling(cfg_scale=2.0, cfg_interval=1), [6, 6, 6, 3, 3, 3]),
+        (Sampling(cfg_scale=1.0), [3] * 6),
+    ],
+    ids=["after the interval", "without guidance"],
+)
+def test_the_null_half_is_computed_where_it_counts(sampling: Sampling, rows: list[int]):
+    gpt, batches = make(CLASS_CONFIG), []
     gpt.layers[0].register_forward_hook(lambda _module, inputs, _out: batches.append(inputs[0].shape[0]))
-    generate_steps(
-        gpt, condition_for(CLASS_CONFIG, 3), uniforms_for(gpt, 3), Sampling(cfg_scale=2.0, cfg_interval=1)
-    )
-    assert batches == [6, 6, 6, 3, 3, 3]
+    generate_steps(gpt, condition_for(CLASS_CONFIG, 3), uniforms_for(gpt, 3), sampling)
+    assert batches == rows
 
 
 @BOTH
@@ -184,12 +189,3 @@ def test_filter_matches_its_definition(sampling: Sampling):
 def test_codes_tied_with_the_kth_survive():
     kept = filter_logits(torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0]]), Sampling(top_k=2)).isfinite()
     assert kept.tolist() == [[True, False, True, True, True]]
-
-
-def test_without_guidance_the_null_half_is_not_computed():
-    gpt = make(CLASS_CONFIG)
-    labels, uniforms = condition_for(CLASS_CONFIG, 2), uniforms_for(gpt, 2)
-    batches = []
-    gpt.layers[0].register_forward_hook(lambda _module, inputs, _out: batches.append(inputs[0].shape[0]))
-    generate_steps(gpt, labels, uniforms, Sampling(cfg_scale=1.0))
-    assert set(batches) == {2}

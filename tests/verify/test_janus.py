@@ -21,6 +21,7 @@ from alignbench.verify import golden
 from alignbench.verify.janus import check
 from alignbench.verify.report import CheckReport
 from tests.helpers import janus_toys
+from tests.verify import janus_set
 from tests.verify.test_llamagen import edit
 
 FED = ("vq_ids", "greedy_ids_cfg5")
@@ -29,7 +30,7 @@ FED = ("vq_ids", "greedy_ids_cfg5")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return janus_toys.write_golden(tmp_path_factory.mktemp("golden"), janus_toys.hub_model(seed=5))
+    return janus_set.write_golden(tmp_path_factory.mktemp("golden"), janus_toys.hub_model(seed=5))
 
 
 @pytest.fixture
