@@ -11,14 +11,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignbench import api
+from alignbench import api, randomness
 from alignbench.methods.ntp import Experience, NextToken
 from alignbench.registry.lookup import Registry
 from alignbench.testing import Case, MethodCheck
 from tests.helpers import method_checks as checks
 
 
-class OwnGenerator(NextToken):
+class OtherContext(NextToken):
+    """Puts another context in place of the right one."""
+
+    def collect(self, batch: api.Batch, step: int) -> api.Collected:
+        collected = super().collect(batch, step)
+        assert isinstance(collected.experience, Experience)
+        index = tuple(batch.index.tolist())
+        context = self._context(collected.experience.targets, step, index)
+        return replace(collected, experience=replace(collected.experience, context=context))
+
+    def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
+        raise NotImplementedError
+
+
+class OwnGenerator(OtherContext):
     """Noise from a generator of its own: two ranks draw the same numbers, a resumed run draws them again."""
 
     def __init__(self, config: Any, **parts: Any) -> None:
@@ -31,16 +45,17 @@ class OwnGenerator(NextToken):
         return torch.where(torch.rand(prefix.shape, generator=self.generator) < 0.5, noise, prefix)
 
 
-class GlobalGenerator(NextToken):
+class GlobalGenerator(OtherContext):
     def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.random.randint(0, 128, targets[:, 1:].shape))
 
 
-class PlaceInBatch(NextToken):
+class PlaceInBatch(OtherContext):
     """Noise addressed by the row of the micro-batch instead of the sample number."""
 
     def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
-        return super()._context(targets, step, tuple(range(len(index))))
+        noise = randomness.uniforms(self.seed, "noise", step, range(len(index)), targets[:, 1:].shape[1:])
+        return (torch.from_numpy(noise) * 128).long()
 
 
 class SumOverImages(NextToken):
