@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-EXIT_OK = 0
 EXIT_FAILED = 1
 """The work started and could not be finished; finished parts are kept."""
 EXIT_NOT_RUNNABLE = 2
@@ -54,9 +53,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def missing_packages(names: Iterable[str], extra: str = "") -> tuple[list[str], str]:
     """Return the modules that are not installed, without importing any, and the command that brings them.
 
-    Args:
-        names: top-level modules.
-        extra: the extra of alignbench that has them; empty: each is installed by its own name.
+    `extra` is the extra of alignbench that has them; empty: each is installed by its own name.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     return missing, f"pip install 'alignbench[{extra}]'" if extra else f"pip install {' '.join(missing)}"
@@ -70,14 +67,13 @@ class Problem:
     what: str
     fix: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}{f' → {self.fix}' if self.fix else ''}"
+
 
 @contextlib.contextmanager
 def out_of_memory_as(what: str, fix: str) -> Iterator[None]:
     """Turn a shortage of memory inside the block into a failed run.
-
-    Args:
-        what: needs the memory, as a clause.
-        fix: the remedy.
 
     Raises:
         RunFailed: the device or the machine had too little memory.
@@ -146,8 +142,5 @@ def problem_lines(problems: Sequence[Problem]) -> list[str]:
     """All problems, numbered, each with its remedy after an arrow."""
     if not problems:
         return []
-    lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"]
-    for number, problem in enumerate(problems, start=1):
-        arrow = f" → {problem.fix}" if problem.fix else ""
-        lines.append(f"  {number} {problem.where}: {problem.what}{arrow}")
-    return lines
+    heading = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return [heading, *(f"  {number} {problem}" for number, problem in enumerate(problems, start=1))]

@@ -21,18 +21,14 @@ class Stage:
     """One piece of work with a known number of units."""
 
     def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
-        self._progress = progress
-        self._name = name
-        self._total = total
-        self._done = done
+        self._progress, self._name, self._total = progress, name, total
+        self._done = self._first = done
         self._started = self._said = time.monotonic()
-        self._first = done
         self._task = (
             progress.bar.add_task(name, total=total, completed=done, note="") if progress.bar else None
         )
 
     def say(self, text: str) -> None:
-        """Write one line beside the bar."""
         self._progress.say(text)
 
     def advance(self, count: int = 1, numbers: Mapping[str, float] | None = None) -> None:
@@ -54,12 +50,7 @@ class Stage:
 
 
 class Progress:
-    """Where a run's messages go.
-
-    Args:
-        quiet: say nothing (tests, ranks other than 0).
-        console: where to write; standard error by default.
-    """
+    """Where a run's messages go: to a console, by default standard error, or nowhere if quiet."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, quiet=quiet)
@@ -67,7 +58,6 @@ class Progress:
         self.bar: RichProgress | None = None
 
     def say(self, text: str) -> None:
-        """Write one line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager

@@ -34,7 +34,6 @@ def uniforms(seed: int, purpose: str, step: int, index: Sequence[int], shape: tu
     """Draw uniform numbers for a batch of samples.
 
     Args:
-        seed: the run's seed.
         purpose: what the numbers are for; different purposes never share numbers.
         step: optimiser step, or 0 where there is none.
         index: sample numbers, one per row.

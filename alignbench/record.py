@@ -25,6 +25,9 @@ FILE_NAME = "run.json"
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """{old version: function from a record of that version to one of the next version}."""
 
+LATER = {"plugins", "intervals", "resampled", "assets", "reward_failures", "sha256"}
+"""Fields that are not written where they are empty: records older than they are keep their bytes."""
+
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 """ISO 8601, UTC, whole seconds."""
 Count = Annotated[int, Field(ge=0)]
@@ -256,28 +259,18 @@ class RunRecord(JsonTable):
 
 
 def now() -> str:
-    """Return the present time as records write it."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def dumps(record: RunRecord) -> str:
     """Return the canonical text of a record: what `write` writes."""
     values = record.model_dump(mode="json", by_alias=True)
-    # Records older than these fields keep their bytes.
-    _drop_empty(values, "plugins")
-    if values["train"]:
-        _drop_empty(values["train"], "reward_failures")
-    for result in values["results"]:
-        _drop_empty(result, "intervals", "resampled", "assets")
-    del values["sha256"]
+    for part in (values, values["train"] or {}, *values["results"]):
+        for name in LATER & part.keys():
+            if not part[name]:
+                del part[name]
     values["sha256"] = f"sha256:{digest_of(values)}"
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _drop_empty(values: dict[str, Any], *names: str) -> None:
-    for name in names:
-        if not values[name]:
-            del values[name]
 
 
 def write(record: RunRecord, run_dir: Path) -> Path:
@@ -298,10 +291,7 @@ def write(record: RunRecord, run_dir: Path) -> Path:
 
 
 def read(path: Path) -> RunRecord:
-    """Read a record of any known version.
-
-    Args:
-        path: a run folder or a record file.
+    """Read a record of any known version, from a run folder or a record file.
 
     Raises:
         UserError: no record there, not JSON, an unknown form, or made by a newer alignbench.

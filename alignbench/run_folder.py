@@ -146,11 +146,6 @@ def _abandon(folder: Path, *, remove: bool) -> None:
 def remember(folder: Path, name: str, value: Mapping[str, str]) -> None:
     """Note what a run is made of when it starts, and refuse to continue it with something else.
 
-    Args:
-        folder: an opened run folder.
-        name: what the message calls it.
-        value: its digests.
-
     Raises:
         UserError: it is not what the run started with.
     """

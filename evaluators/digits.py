@@ -7,7 +7,6 @@ with any Inception-based FID or Inception Score.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,11 +19,8 @@ from alignbench.metrics.inception_score import inception_score
 from alignbench.metrics.moments import moments_of
 from alignbench.metrics.precision_recall import precision_recall
 from alignbench.nets import digits
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.protocol import EvaluatorCard
-    from alignbench.registry.schema import Scalar
+from alignbench.registry.protocol import EvaluatorCard
+from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of the arithmetic of `measure`; raised whenever the same image could get other rows."""
@@ -82,10 +78,6 @@ class DigitsDistribution:
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
         """Return all metrics of the card; `class-accuracy` only if all samples carry labels.
 
-        Args:
-            samples: rows of the generated images.
-            reference: must have the rows of the real images.
-
         Raises:
             UserError: no real images, or too few images for an estimate.
         """
@@ -126,16 +118,10 @@ def _distance(samples: Measured, real: Measured, column: str) -> float:
     return frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
 
 
-def build(
-    card: EvaluatorCard,
-    *,
-    options: Mapping[str, Scalar],
-    assets: Mapping[str, AssetFile],
-    device: torch.device,
-) -> DigitsDistribution:
+def build(card: EvaluatorCard, *, options: Mapping[str, Scalar], **unused: object) -> DigitsDistribution:
     """Build the evaluator from its options; its network ships with the package, so there are no assets.
 
-    `device` is unused: the network has 37 kB, and on the CPU the number is the same on every machine.
+    The device is unused: the network has 37 kB, and on the CPU the number is the same on every machine.
     """
     return DigitsDistribution(
         network=str(options["network"]),

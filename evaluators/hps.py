@@ -5,28 +5,20 @@ Deviation: the official program computes in half precision on GPUs, about 1e-3 a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from alignbench.evaluators.prompt_match import PromptMatch
-from alignbench.hub.verify import AssetFile
 from alignbench.nets.clip import ClipModel, Pictures
 from alignbench.nets.preprocess import Preprocess
 from alignbench.registry.protocol import EvaluatorCard
-from alignbench.registry.schema import Scalar
 
 ARCHITECTURE = "ViT-H-14"
 """With GELU: these are descendants of LAION's network, not of OpenAI's."""
 
 
-def build(
-    card: EvaluatorCard,
-    *,
-    options: Mapping[str, Scalar],
-    assets: Mapping[str, AssetFile],
-    device: torch.device,
-) -> PromptMatch:
+def build(card: EvaluatorCard, *, device: torch.device, **common: Any) -> PromptMatch:
     """Build the evaluator of a card whose one asset is the checkpoint; errors as of `PromptMatch`."""
 
     def padded(model: ClipModel) -> Pictures:
@@ -34,4 +26,4 @@ def build(
         prepare = Preprocess(model.side, fit="pad")
         return lambda images: prepare(images.to(device).float() / 255)
 
-    return PromptMatch(card, ARCHITECTURE, padded, options=options, assets=assets, device=device)
+    return PromptMatch(card, ARCHITECTURE, padded, device=device, **common)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,12 +18,8 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import digest_of
-from alignbench.metrics.bootstrap import (
-    WeightedFrechet,
-    frechet_at_infinity,
-    frechet_bootstrap,
-    resamples,
-)
+from alignbench.hub.verify import AssetFile
+from alignbench.metrics.bootstrap import WeightedFrechet, frechet_at_infinity, frechet_bootstrap, resamples
 from alignbench.metrics.frechet import frechet_distance
 from alignbench.metrics.inception_score import inception_score
 from alignbench.metrics.intervals import LEVEL, t_critical, wilson
@@ -31,12 +27,8 @@ from alignbench.metrics.moments import moments_of
 from alignbench.metrics.precision_recall import precision_recall
 from alignbench.nets import inception
 from alignbench.nets.inception import Inception
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.protocol import EvaluatorCard
-    from alignbench.registry.schema import Scalar
-
+from alignbench.registry.protocol import EvaluatorCard
+from alignbench.registry.schema import Scalar
 
 WEIGHTS = "inception-2015-12-05"
 VERSION = 1
@@ -80,14 +72,7 @@ class InceptionDistribution:
     """Scores a set of generated images against real ones."""
 
     def __init__(self, net: Inception, options: Options, *, weights: str, device: torch.device) -> None:
-        """Take a loaded network.
-
-        Args:
-            net: the feature network.
-            options: how to score.
-            weights: SHA-256 of the network's weights.
-            device: where matrices are decomposed, in float64.
-        """
+        """Take a loaded network and the SHA-256 of its weights."""
         self.options = options
         self.identity = digest_of({"version": VERSION, "weights": weights, **asdict(options)})
         self._net = net
@@ -111,10 +96,8 @@ class InceptionDistribution:
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
         """Return all metrics of the card; those that the reference does not allow are NaN.
 
-        Args:
-            samples: rows of the generated images.
-            reference: moments, rows of real images, or both. Moments go first where there are any; precision,
-                recall and KID need rows.
+        Of a reference the moments go first where there are any; precision, recall and KID need rows of real
+        images.
 
         Raises:
             UserError: no reference, too few images for what the options ask, or moments of another network.

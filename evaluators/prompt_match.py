@@ -28,13 +28,9 @@ NEUTRAL = ("batch",)
 class PromptMatch:
     """Mean cosine between images and their prompts.
 
-    Args:
-        card: names one asset, the network, and the metrics: one for the mean, and the same with `-truncated`.
-        architecture: open_clip's name of the network.
-        prepare: makes the preparation of images of a model.
-        options: of the card: prefix, scale, batch and whatever decides the network.
-        assets: the file of the network.
-        device: where it computes.
+    The card names one asset, the network, and the metrics: one for the mean, and the same with
+    `-truncated`. Its options are prefix, scale, batch and whatever decides the network, which open_clip
+    calls `architecture`.
 
     Raises:
         UserError: open_clip is not installed, or the file does not fit the architecture.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,15 +15,13 @@ from torch import Tensor
 from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import digest_of
+from alignbench.hub.verify import AssetFile
 from alignbench.metrics import image_quality
 from alignbench.metrics.intervals import Z95
 from alignbench.nets import lpips
 from alignbench.nets.precision import full_precision
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.protocol import EvaluatorCard, MetricFact
-    from alignbench.registry.schema import Scalar
+from alignbench.registry.protocol import EvaluatorCard, MetricFact
+from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of the arithmetic below: rows of another version are not used."""
@@ -33,7 +30,26 @@ LPIPS_MIN_SIDE = 16
 """VGG-16 halves four times before its last layer."""
 
 
-class PixelComparison:
+class _Comparison:
+    _metrics: Mapping[str, MetricFact]
+
+    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
+        """Return the means over independent images; the reference is not looked at.
+
+        The interval is that of the central limit theorem, where values differ.
+        """
+        means = []
+        for name, fact in self._metrics.items():
+            values = samples.column(fact.column).astype(np.float64)
+            mean, interval = float(values.mean()), None
+            if (values != values[0]).any():
+                half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+                interval = (mean - half, mean + half)
+            means.append(Metric(name, mean, len(values), interval))
+        return means
+
+
+class PixelComparison(_Comparison):
     """PSNR, SSIM and squared error; no network."""
 
     def __init__(self, metrics: Mapping[str, MetricFact], device: torch.device) -> None:
@@ -59,12 +75,8 @@ class PixelComparison:
         }
         return {name: values.cpu().numpy() for name, values in columns.items()}
 
-    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
-        """Return the means; the reference is not looked at."""
-        return _means(samples, self._metrics)
 
-
-class LpipsComparison:
+class LpipsComparison(_Comparison):
     """LPIPS v0.1 on VGG-16."""
 
     def __init__(
@@ -76,15 +88,7 @@ class LpipsComparison:
         batch: int,
         device: torch.device,
     ) -> None:
-        """Take a loaded distance.
-
-        Args:
-            metrics: of the card.
-            distance: on `device`.
-            weights: SHA-256 of the trunk's file.
-            batch: images that go through the network at once; bounds memory.
-            device: where to compute.
-        """
+        """Take a loaded distance; `batch` images go through the network at once, which bounds memory."""
         self.identity = digest_of(
             {
                 "evaluator": "reconstruction-lpips",
@@ -113,10 +117,6 @@ class LpipsComparison:
             raise RunFailed(f"image {first}: its LPIPS is not finite", fix=f"check the file of {TRUNK}")
         return {"lpips": values}
 
-    def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
-        """Return the mean; the reference is not looked at."""
-        return _means(samples, self._metrics)
-
     def _apart(self, images: Tensor, originals: Tensor) -> Tensor:
         prepared = self._distance.prepare(originals.float() / 127.5 - 1)
         return self._distance.distance(images.float() / 127.5 - 1, prepared, repeats=1)
@@ -135,26 +135,7 @@ def _pair(batch: ImageBatch, min_side: int, device: torch.device) -> tuple[Tenso
     return batch.images.to(device), batch.originals.to(device)
 
 
-def _means(samples: Measured, metrics: Mapping[str, MetricFact]) -> list[Metric]:
-    """Means over independent images, with the interval of the central limit theorem where values differ."""
-    means = []
-    for name, fact in metrics.items():
-        values = samples.column(fact.column).astype(np.float64)
-        mean, interval = float(values.mean()), None
-        if (values != values[0]).any():
-            half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
-            interval = (mean - half, mean + half)
-        means.append(Metric(name, mean, len(values), interval))
-    return means
-
-
-def build_pixels(
-    card: EvaluatorCard,
-    *,
-    options: Mapping[str, Scalar],
-    assets: Mapping[str, AssetFile],
-    device: torch.device,
-) -> PixelComparison:
+def build_pixels(card: EvaluatorCard, *, device: torch.device, **unused: object) -> PixelComparison:
     """Build the evaluator of `reconstruction-pixels`."""
     return PixelComparison(card.metrics, device)
 

@@ -96,10 +96,7 @@ class ArGrpo:
     ) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
         self.sampling = api.Sampling(
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            cfg_scale=config.cfg_scale,
+            temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, cfg_scale=config.cfg_scale
         )
         # The log-probabilities that count; without guidance and filters both presets have the same.
         self.scored = (
@@ -120,20 +117,22 @@ class ArGrpo:
     def collect(self, batch: api.Batch, step: int) -> api.Collected:
         """Generate G images of each condition, score them, and keep the log-probabilities of their tokens."""
         condition = batch.condition.repeat(self.config.group_size)
-        rollout = self._generate(condition, batch.index, step)
+        shape = (self.config.group_size, self.backbone.num_tokens)
+        numbers = randomness.uniforms(self.seed, "ar-grpo-token", step, batch.index.tolist(), shape)
+        uniforms = torch.from_numpy(numbers).flatten(0, 1).to(batch.index.device)
+        rollout = self.backbone.generate(condition, uniforms, self.sampling)
         advantages, valid, metrics, failures = self._score(condition, batch.index, rollout.tokens)
         logits = self._logits(self.backbone, condition, rollout.tokens)
         logprobs = self._logprobs(logits, rollout.tokens)
         metrics["entropy"] = torch.special.entr((logits / self._temperature).softmax(dim=-1)).sum(-1).mean()
         metrics["rollout_gap"] = (logprobs - rollout.logprobs).abs().mean()
         del logits  # of the size of the reference's, which are next
+        reference = None
+        if self.reference is not None:
+            logits = self._logits(self.reference, condition, rollout.tokens)
+            reference = self._logprobs(logits, rollout.tokens)
         experience = Experience(
-            condition,
-            rollout.tokens,
-            logprobs,
-            self._reference_logprobs(condition, rollout.tokens),
-            advantages.flatten(),
-            valid.flatten(),
+            condition, rollout.tokens, logprobs, reference, advantages.flatten(), valid.flatten()
         )
         return api.Collected(
             experience,
@@ -170,14 +169,6 @@ class ArGrpo:
         return api.Loss(value, {name: metric.detach() for name, metric in metrics.items()})
 
     # --- sampling and scoring ---
-
-    def _generate(self, condition: api.Condition, index: Tensor, step: int) -> api.Rollout:
-        """Draw G sequences for each of B samples: N = B·G rows, image-major."""
-        shape = (self.config.group_size, self.backbone.num_tokens)
-        uniforms = randomness.uniforms(self.seed, "ar-grpo-token", step, index.tolist(), shape)
-        return self.backbone.generate(
-            condition, torch.from_numpy(uniforms).flatten(0, 1).to(index.device), self.sampling
-        )
 
     def _score(
         self, condition: api.Condition, index: Tensor, tokens: Tensor
@@ -247,11 +238,6 @@ class ArGrpo:
     def _logprobs(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """[N, T, V] logits and [N, T] tokens → [N, T]."""
         return policy_gradient.token_logprobs(logits, tokens.unsqueeze(1), self._temperature).squeeze(1)
-
-    def _reference_logprobs(self, condition: api.Condition, tokens: Tensor) -> Tensor | None:
-        if self.reference is None:
-            return None
-        return self._logprobs(self._logits(self.reference, condition, tokens), tokens)
 
 
 def _is_plain(sampling: api.Sampling) -> bool:

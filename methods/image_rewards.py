@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +17,14 @@ Parts = Mapping[str, tuple[str, float]]
 """{part: (reward specification, weight)}. Parts of weight 0 are neither loaded nor computed."""
 
 
-class ImageOptions(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
     """Options of the methods that compare with the original image."""
 
-    @property
-    def pixel_loss(self) -> str: ...
-    @property
-    def pixel_weight(self) -> float: ...
-    @property
-    def perceptual(self) -> str: ...
-    @property
-    def perceptual_weight(self) -> float: ...
+    pixel_weight: float
+    pixel_loss: Literal["mse", "l1"]
+    perceptual_weight: float
+    perceptual: str
 
 
 def parts_of(options: ImageOptions) -> Parts:
@@ -40,15 +38,17 @@ def parts_of(options: ImageOptions) -> Parts:
 class ImageDistances:
     """The distances of some parts.
 
-    Args:
-        parts: see `Parts`.
-        reward: gives the reward object of a specification.
-
     Raises:
-        UserError: one of the rewards is not a distance to a reference image.
+        UserError: a part of some weight names no reward, or its reward is not a distance.
     """
 
     def __init__(self, parts: Parts, reward: Callable[[str], api.Reward]) -> None:
+        for part, (card, weight) in parts.items():
+            if weight and card == "none":
+                raise UserError(
+                    f"method.{part} is 'none' but method.{part}_weight is not 0",
+                    fix=f"set method.{part}_weight=0 or name a reward: alignbench list rewards",
+                )
         used = {part: value for part, value in parts.items() if value[1]}
         self.cards = {part: card for part, (card, _) in used.items()}
         self.weights = {part: weight for part, (_, weight) in used.items()}
@@ -60,16 +60,7 @@ class ImageDistances:
 
 
 class Reconstruction(ImageDistances):
-    """Minus the weighted sum of distances as the reward of decoded sequences.
-
-    Args:
-        parts: see `Parts`.
-        reward: gives the reward object of a specification.
-        decode_batch: sequences decoded and scored at once.
-
-    Raises:
-        UserError: one of the rewards is not a distance to a reference image.
-    """
+    """Distances of decoded sequences, whose `weighted_reward` is their reward; errors as above."""
 
     def __init__(self, parts: Parts, reward: Callable[[str], api.Reward], *, decode_batch: int) -> None:
         super().__init__(parts, reward)
@@ -91,10 +82,6 @@ class Reconstruction(ImageDistances):
                     measured[part][rows, samples] = values.view(piece.shape[:2])
         return measured
 
-    def reward(self, measured: Mapping[str, Tensor]) -> Tensor:
-        """Combine what `measure` returned: [B, G], larger is better (VA-π Eq. 10)."""
-        return weighted_reward(measured, self.weights)
-
 
 def as_distance(spec: str, reward: api.Reward) -> api.Distance:
     """Return the reward if it compares with a reference image here and now.
@@ -111,16 +98,12 @@ def as_distance(spec: str, reward: api.Reward) -> api.Distance:
 
 
 def weighted_reward(distances: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Minus the weighted sum of distances of one shape."""
+    """Minus the weighted sum of distances of one shape; larger is better (VA-π Eq. 10)."""
     return -torch.stack([weights[part] * values for part, values in distances.items()]).sum(dim=0)
 
 
 class ImageLoss(ImageDistances):
     """The weighted sum of differentiable distances, averaged over images.
-
-    Args:
-        parts: see `Parts`.
-        reward: gives the reward object of a specification.
 
     Raises:
         UserError: every weight is 0, a part of some weight names no reward, or its reward is not a distance.
@@ -132,12 +115,6 @@ class ImageLoss(ImageDistances):
                 f"the weights of {' and '.join(parts)} are both 0: decoded images would teach nothing",
                 fix="set method.pixel_weight or method.perceptual_weight above 0",
             )
-        for part, (card, weight) in parts.items():
-            if weight and card == "none":
-                raise UserError(
-                    f"method.{part} is 'none' but method.{part}_weight is not 0",
-                    fix=f"set method.{part}_weight=0 or name a reward: alignbench list rewards",
-                )
         super().__init__(parts, reward)
 
     def __call__(self, decoded: Tensor, originals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -174,14 +151,9 @@ class Mixed(NamedTuple):
 
 
 def combine_raw(values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]) -> Mixed:
-    """Weighted sum of the scores as they come (AR-GRPO, arXiv:2508.06924, where all weights are 1).
+    """Weighted sum of the scores [B, G] of each term (AR-GRPO, arXiv:2508.06924, where all weights are 1).
 
     Terms of large spread dominate. A sum is valid only where all of its terms are.
-
-    Args:
-        values: [B, G] for each term.
-        valid: [B, G] bool for each term.
-        weights: one for each term.
     """
     all_valid = torch.stack(list(valid)).all(dim=0)
     parts = [weight * part for weight, part in zip(weights, values, strict=True)]

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from alignbench import api, randomness
-from alignbench.methods.policy_gradient import NoiseKernel, corrupt
+from alignbench.methods.policy_gradient import Draws, NoiseKernel, corrupt
 
-Address = tuple[int, str, int, Sequence[int]]
-"""(seed, purpose, step, B sample numbers): what the random numbers of a batch are a function of."""
+
+@dataclass(frozen=True)
+class Experience:
+    """B images as tokens: one context each, shared by everything that is computed of the image."""
+
+    condition: api.Condition
+    context: Tensor
+    """[B, T-1] int64, tokens before each position, perhaps noisy."""
+    targets: Tensor
+    """[B, T] int64, clean tokens x*."""
+    step: int
+    index: tuple[int, ...]
+    """Sample numbers of the images."""
+    draws: Draws | None = None
+    """None without a policy term."""
 
 
 @contextlib.contextmanager
@@ -34,38 +48,48 @@ def eval_logits(backbone: api.Backbone, condition: api.Condition, context: Tenso
 
 
 def train_logits(
-    backbone: api.Backbone, condition: api.Condition, context: Tensor, *, dropout: bool, address: Address
+    backbone: api.Backbone, experience: Experience, *, dropout: bool, address: tuple[int, str]
 ) -> Tensor:
-    """Teacher-forced logits, [B, T-1] → [B, T, V]; with dropout one forward an image in train mode.
+    """Teacher-forced logits, [B, T, V]; with dropout one forward an image in train mode.
 
-    What is dropped (condition included) is a function of the address, so neither micro-batches nor ranks
-    change it, and a second call repeats it.
+    What is dropped (condition included) is a function of the address (seed, purpose), step and sample number,
+    so neither micro-batches nor ranks change it, and a second call repeats it.
     """
+    condition, context = experience.condition, experience.context
     if not dropout:
         return eval_logits(backbone, condition, context)
-    seed, purpose, step, index = address
     rows = []
-    for row, number in enumerate(index):
+    for row, number in enumerate(experience.index):
         one = slice(row, row + 1)
-        seeded = randomness.torch_seed(context.device, seed, purpose, step, number)
+        seeded = randomness.torch_seed(context.device, *address, experience.step, number)
         with mode(backbone.policy, training=True), seeded:
             rows.append(backbone.logits(condition.select(one), context[one]))
     return torch.cat(rows)
 
 
-def noisy_context(
-    backbone: api.Backbone, targets: Tensor, rate: float, kernel: NoiseKernel, address: Address
-) -> Tensor:
-    """Return the tokens before each of [B, T] clean ones, corrupted: [B, T-1]; the condition stays."""
-    prefix = targets[:, :-1]
-    if not rate:
-        return prefix
-    uniforms = torch.from_numpy(randomness.uniforms(*address, (2, prefix.shape[1])))
-    return corrupt(
-        prefix,
-        rate,
-        kernel,
-        num_codes=backbone.tokenizer.num_codes,
-        flip_uniforms=uniforms[:, 0].to(prefix.device),
-        replacement_uniforms=uniforms[:, 1].to(prefix.device),
-    )
+def teacher_forced(
+    backbone: api.Backbone,
+    batch: api.Batch,
+    step: int,
+    *,
+    seed: int,
+    purpose: str,
+    rate: float,
+    kernel: NoiseKernel,
+) -> Experience:
+    """Tokenise images and corrupt a share `rate` of the tokens before each position; the condition stays."""
+    targets = backbone.tokenizer.encode(batch.images)
+    index = tuple(batch.index.tolist())
+    context = targets[:, :-1]
+    if rate:
+        uniforms = torch.from_numpy(randomness.uniforms(seed, purpose, step, index, (2, context.shape[1])))
+        flips, replacements = uniforms.to(context.device).unbind(1)
+        context = corrupt(
+            context,
+            rate,
+            kernel,
+            num_codes=backbone.tokenizer.num_codes,
+            flip_uniforms=flips,
+            replacement_uniforms=replacements,
+        )
+    return Experience(batch.condition, context, targets, step, index)

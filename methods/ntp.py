@@ -14,25 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from alignbench import api
-from alignbench.methods.logits import noisy_context, train_logits
+from alignbench.methods.logits import Experience, teacher_forced, train_logits
 from alignbench.methods.policy_gradient import NoiseKernel, prior_cross_entropy
-
-
-@dataclass(frozen=True)
-class Experience:
-    """B images as tokens."""
-
-    condition: api.Condition
-    context: Tensor
-    """[B, T-1] int64, tokens before each position, perhaps noisy."""
-    targets: Tensor
-    """[B, T] int64, clean tokens x*."""
-    step: int
-    index: tuple[int, ...]
-    """Sample numbers of the images."""
 
 
 class NextToken:
@@ -56,25 +41,18 @@ class NextToken:
     @torch.no_grad()
     def collect(self, batch: api.Batch, step: int) -> api.Collected:
         """Tokenise images and corrupt their contexts; nothing is drawn from the policy."""
-        targets = self.backbone.tokenizer.encode(batch.images)
-        index = tuple(batch.index.tolist())
-        context = self._context(targets, step, index)
-        return api.Collected(
-            Experience(batch.condition, context, targets, step, index),
-            metrics={"corrupted": (context != targets[:, :-1]).float().mean()},
-            images=len(batch),
+        noise, kernel = self.config.noise, self.config.noise_kernel
+        experience = teacher_forced(
+            self.backbone, batch, step, seed=self.seed, purpose="ntp-noise", rate=noise, kernel=kernel
         )
+        corrupted = (experience.context != experience.targets[:, :-1]).float().mean()
+        return api.Collected(experience, metrics={"corrupted": corrupted}, images=len(batch))
 
     def loss(self, experience: object) -> api.Loss:
         """Cross-entropy of the clean tokens, averaged over tokens and images."""
         assert isinstance(experience, Experience)
-        address = (self.seed, "ntp-dropout", experience.step, experience.index)
-        condition, context = experience.condition, experience.context
-        logits = train_logits(self.backbone, condition, context, dropout=self.config.dropout, address=address)
+        address = (self.seed, "ntp-dropout")
+        logits = train_logits(self.backbone, experience, dropout=self.config.dropout, address=address)
         value = prior_cross_entropy(logits, experience.targets).mean()
         accuracy = (logits.detach().argmax(dim=-1) == experience.targets).float().mean()
         return api.Loss(value, {"accuracy": accuracy})
-
-    def _context(self, targets: Tensor, step: int, index: tuple[int, ...]) -> Tensor:
-        noise, kernel = self.config.noise, self.config.noise_kernel
-        return noisy_context(self.backbone, targets, noise, kernel, (self.seed, "ntp-noise", step, index))

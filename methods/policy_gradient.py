@@ -31,24 +31,18 @@ class Surrogate(NamedTuple):
     token_loss: Tensor
     """[..., T], to be minimised."""
     sequence_loss: Tensor
-    """[...], mean over the (kept) tokens."""
+    """[...], mean over the tokens."""
     clip_fraction: Tensor
-    """Scalar: share of (kept) tokens whose ratio is off 1 by more than the clip range."""
+    """Scalar: share of tokens whose ratio is off 1 by more than the clip range."""
 
 
 def group_advantages(rewards: Tensor, *, valid: Tensor | None = None, epsilon: float = STD_EPSILON) -> Tensor:
-    """Normalise rewards within each group: (r − mean) / (unbiased std + epsilon).
+    """Normalise rewards [B, G] within each group: (r − mean) / (unbiased std + epsilon), in their dtype.
 
-    Computed in float64. A group whose spread is at most 1e-6 of its mean gives exactly 0: there the
-    float32 formula returns rounding error divided by 1e-8 (about 0.6 for every sample), not a signal.
-
-    Args:
-        rewards: [B, G] float.
-        valid: [B, G] bool; False scores are left out of the statistics and get advantage 0.
-        epsilon: 1e-8 in VA-π, 1e-4 in AR-GRPO.
-
-    Returns:
-        [B, G] in the dtype of `rewards`. Groups with fewer than two valid scores are 0.
+    Computed in float64. A group whose spread is at most 1e-6 of its mean gives exactly 0: there the float32
+    formula returns rounding error divided by 1e-8 (about 0.6 for every sample), not a signal. Scores that
+    are not valid, [B, G] bool, are left out of the statistics and get 0; so do groups with fewer than two
+    valid ones. Epsilon is 1e-8 in VA-π, 1e-4 in AR-GRPO.
     """
     scores = rewards.double()
     valid = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid.bool()
@@ -63,19 +57,12 @@ def group_advantages(rewards: Tensor, *, valid: Tensor | None = None, epsilon: f
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities of given tokens under softmax(logits / temperature).
+    """Log-probabilities of tokens under softmax(logits / temperature), [B, G, T] in float32 or better.
 
-    All G samples of a row read the same logits; nothing of size [B, G, T, V] is made.
-
-    Args:
-        logits: [B, T, V] float.
-        tokens: [B, G, T] int64.
-        temperature: above 0.
-
-    Returns:
-        [B, G, T], float32 or better.
+    [B, T, V] float logits and [B, G, T] int64 tokens. All G samples of a row read the same logits; nothing of
+    size [B, G, T, V] is made.
     """
-    scaled = _at_least_float32(logits)
+    scaled = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     if temperature != 1.0:
         scaled = scaled / temperature
     chosen = scaled.gather(-1, tokens.transpose(1, 2))
@@ -83,26 +70,15 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
 
 
 def clipped_surrogate(
-    new: Tensor,
-    old: Tensor,
-    advantages: Tensor,
-    clip_range: float,
-    advantage_clip: float,
-    *,
-    keep_mask: Tensor | None = None,
+    new: Tensor, old: Tensor, advantages: Tensor, clip_range: float, advantage_clip: float
 ) -> Surrogate:
     """The PPO loss of each token, −min(ρ·A, clip(ρ, 1±ε)·A), averaged over the tokens of a sequence.
 
-    Deviation: VA-π (Eq. 11) prints one ratio for a whole sequence; its released code, followed here,
-    takes one for each token.
+    Log-probabilities [..., T] under the present policy and (treated as constant) when the tokens were
+    drawn; one advantage for each sequence, [...], clamped here to ±`advantage_clip`.
 
-    Args:
-        new: [..., T] log-probabilities under the present policy.
-        old: [..., T] log-probabilities when the tokens were drawn; treated as constant.
-        advantages: [...] one for each sequence, clamped here to ±`advantage_clip`.
-        clip_range: ε.
-        advantage_clip: largest size of an advantage.
-        keep_mask: [..., T] bool; tokens that count. A sequence that keeps none keeps its first token.
+    Deviation: VA-π (Eq. 11) prints one ratio for a whole sequence; its released code, followed here, takes
+    one for each token.
     """
     advantage = advantages.to(new.dtype).clamp(-advantage_clip, advantage_clip).unsqueeze(-1)
     ratio = (new - old.detach()).exp()
@@ -110,9 +86,7 @@ def clipped_surrogate(
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantage
     token_loss = -torch.minimum(plain, clipped)
     outside = ((ratio.detach() - 1).abs() > clip_range).to(new.dtype)
-    return Surrogate(
-        ratio, token_loss, token_mean(token_loss, keep_mask), token_mean(outside, keep_mask).mean()
-    )
+    return Surrogate(ratio, token_loss, token_loss.mean(dim=-1), outside.mean(dim=-1).mean())
 
 
 def token_mean(values: Tensor, keep_mask: Tensor | None = None) -> Tensor:
@@ -168,10 +142,6 @@ def corrupt(
     return torch.where(flip_uniforms < rate, replacement, tokens)
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
 @dataclass(frozen=True)
 class Draws:
     """Sequences drawn from R rows of logits, S from each, with what the update must know of them."""
@@ -208,17 +178,12 @@ class Objective:
     """Divides the logits in the ratio and the KL, not in the cross-entropy."""
 
     def __call__(self, logits: Tensor, targets: Tensor, draws: Draws | None) -> api.Loss:
-        """The loss of R rows; all S draws of a row share its logits.
+        """The loss of R rows: logits [R, T, V], clean tokens [R, T] int64; a row's S draws share its logits.
 
-        Args:
-            logits: [R, T, V].
-            targets: [R, T] int64, clean tokens.
-            draws: R rows, or None for the prior alone. With `reference_logprobs` the prior is the k3
-                estimate of the divergence from the reference instead of the cross-entropy of the targets.
-
-        Returns:
-            Metrics: `policy_loss`, `clip_fraction`, `ratio_deviation` (mean |ρ − 1|) and the unweighted
-            prior as `prior_loss` (cross-entropy) or `kl`.
+        Without draws it is the prior alone. With `reference_logprobs` the prior is the k3 estimate of the
+        divergence from the reference instead of the cross-entropy of the targets. Metrics: `policy_loss`,
+        `clip_fraction`, `ratio_deviation` (mean |ρ − 1|) and the unweighted prior as `prior_loss`
+        (cross-entropy) or `kl`.
         """
         value, metrics = logits.new_zeros(()), dict[str, Tensor]()
         reference = None

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods.image_rewards import ImageLoss, parts_of
-from alignbench.methods.logits import train_logits
+from alignbench.methods.image_rewards import ImageLoss, ImageOptions, parts_of
+from alignbench.methods.logits import Experience, train_logits
 from alignbench.methods.policy_gradient import prior_cross_entropy
 
 RAW_CODEBOOK = "quantize.embedding.weight"
@@ -34,18 +34,12 @@ SMALLEST = 2.0**-54
 """Stands for a uniform number of 0; half a step of the generator."""
 
 
-@dataclass(frozen=True)
-class Experience:
+@dataclass(frozen=True, kw_only=True)
+class Images(Experience):
     """B images and their tokens; everything else happens in the update."""
 
-    condition: api.Condition
     images: Tensor
     """[B, 3, H, W] in [-1, 1]."""
-    targets: Tensor
-    """[B, T] int64, x*."""
-    step: int
-    index: tuple[int, ...]
-    """Sample numbers of the images."""
 
 
 class StraightThrough:
@@ -58,16 +52,12 @@ class StraightThrough:
     updates: api.Updates = "policy"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(ImageOptions):
         """Options; the method's card holds their defaults and documentation."""
 
         estimator: Literal["argmax", "gumbel"]
         temperature: float
         codebook: Literal["normalised", "raw"]
-        pixel_weight: float
-        pixel_loss: Literal["mse", "l1"]
-        perceptual_weight: float
-        perceptual: str
         prior_weight: float
         dropout: bool
 
@@ -84,7 +74,7 @@ class StraightThrough:
         targets = self.backbone.tokenizer.encode(batch.images)
         index = tuple(batch.index.tolist())
         return api.Collected(
-            Experience(batch.condition, batch.images, targets, step, index),
+            Images(batch.condition, targets[:, :-1], targets, step, index, images=batch.images),
             images=len(batch),
             sequences=len(batch),
             reward_calls=self.image_loss.calls(len(batch)),
@@ -96,12 +86,9 @@ class StraightThrough:
         Memory holds one [B, T, V] tensor of logits with its gradient (and one of noise for `gumbel`), and
         the decoder's activations for B images: `train.micro_batch` bounds both.
         """
-        assert isinstance(experience, Experience)
-        address = (self.seed, "ste-dropout", experience.step, experience.index)
-        context = experience.targets[:, :-1]
-        logits = train_logits(
-            self.backbone, experience.condition, context, dropout=self.config.dropout, address=address
-        )
+        assert isinstance(experience, Images)
+        address = (self.seed, "ste-dropout")
+        logits = train_logits(self.backbone, experience, dropout=self.config.dropout, address=address)
         noise = self._noise(experience, logits) if self.config.estimator == "gumbel" else None
         embeddings, tokens = straight_through(
             logits, self.codebook.to(logits), self.config.temperature, gumbel_noise=noise
@@ -146,21 +133,14 @@ def straight_through(
 ) -> tuple[Tensor, Tensor]:
     """Embed the hardest token of each position so that gradients reach its logits.
 
-    Forward: codebook[argmax(logits)]. Backward: as if the embedding were softmax(logits / τ) @ codebook,
-    i.e. (1/τ)·y∘(g − ⟨y, g⟩) with g = codebook @ gradient. No one-hot tensor is made; the backward pass
-    recomputes the softmax instead of keeping it.
+    Logits [B, T, V] float and codebook [V, D], of one dtype and treated as constant, → (embeddings [B, T,
+    D], tokens [B, T] int64); τ above 0. Forward: codebook[argmax(logits)]. Backward: as if the embedding
+    were softmax(logits / τ) @ codebook, i.e. (1/τ)·y∘(g − ⟨y, g⟩) with g = codebook @ gradient. No one-hot
+    tensor is made; the backward pass recomputes the softmax instead of keeping it.
 
-    Deviation: the released STE program draws a random token (`gumbel_noise` given); the paper (VA-π App.
-    C.1) takes the most likely one (`gumbel_noise` None).
-
-    Args:
-        logits: [B, T, V] float.
-        codebook: [V, D] rows as the decoder sees them, of the dtype of `logits`; treated as constant.
-        temperature: τ, above 0.
-        gumbel_noise: [B, T, V] standard Gumbel numbers added to the logits before both argmax and softmax.
-
-    Returns:
-        (embeddings [B, T, D], tokens [B, T] int64).
+    Deviation: the released STE program draws a random token (standard Gumbel noise, [B, T, V], is added
+    before both argmax and softmax); the paper (VA-π App. C.1) takes the most likely one (`gumbel_noise`
+    None).
     """
     scores = logits if gumbel_noise is None else logits + gumbel_noise
     tokens = scores.detach().argmax(dim=-1)

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from alignbench import api, randomness
-from alignbench.methods.image_rewards import ImageLoss, parts_of
+from alignbench.methods.image_rewards import ImageLoss, ImageOptions, parts_of
 from alignbench.methods.logits import eval_logits
 
 
@@ -46,13 +45,9 @@ class TokenizerDecoder:
     updates: api.Updates = "decoder"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(ImageOptions):
         """Options; the method's card holds their defaults and documentation."""
 
-        pixel_weight: float
-        pixel_loss: Literal["mse", "l1"]
-        perceptual_weight: float
-        perceptual: str
         temperature: float
 
     def __init__(

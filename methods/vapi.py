@@ -8,7 +8,7 @@ policy a language model of clean tokens. This file gathers experience and states
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -17,25 +17,9 @@ from torch import Tensor
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
-from alignbench.methods.image_rewards import Reconstruction, describe, parts_of
-from alignbench.methods.logits import eval_logits, mode, noisy_context
+from alignbench.methods.image_rewards import ImageOptions, Reconstruction, describe, parts_of, weighted_reward
+from alignbench.methods.logits import Experience, eval_logits, mode, teacher_forced
 from alignbench.methods.policy_gradient import Draws, Objective
-
-
-@dataclass(frozen=True)
-class Experience:
-    """B images: one context each, shared by rollout, update, prior and all G samples."""
-
-    condition: api.Condition
-    context: Tensor
-    """[B, T-1] int64, tokens before each position, perhaps noisy."""
-    targets: Tensor
-    """[B, T] int64, clean tokens x*."""
-    draws: Draws | None
-    """None when the policy term is off."""
-    step: int
-    index: tuple[int, ...]
-    """Sample numbers of the images."""
 
 
 class VaPi:
@@ -48,14 +32,10 @@ class VaPi:
     updates: api.Updates = "policy"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(ImageOptions):
         """Options; the method's card holds their defaults and documentation."""
 
         group_size: int
-        pixel_weight: float
-        pixel_loss: Literal["mse", "l1"]
-        perceptual_weight: float
-        perceptual: str
         policy_weight: float
         prior_weight: float
         prior: Literal["ce", "kl"]
@@ -72,13 +52,7 @@ class VaPi:
     ) -> None:
         _check(config)
         self.config, self.backbone, self.seed = config, backbone, seed
-        self.objective = Objective(
-            policy_weight=config.policy_weight,
-            prior_weight=config.prior_weight,
-            clip_range=config.clip_range,
-            advantage_clip=config.advantage_clip,
-            temperature=config.temperature,
-        )
+        self.objective = Objective(**{part.name: getattr(config, part.name) for part in fields(Objective)})
         self.reconstruction = Reconstruction(
             parts_of(config) if config.policy_weight else {}, reward, decode_batch=config.decode_batch
         )
@@ -87,21 +61,23 @@ class VaPi:
     @torch.no_grad()
     def collect(self, batch: api.Batch, step: int) -> api.Collected:
         """Tokenise images, draw G sequences from each shared context, decode and score them."""
-        index = tuple(batch.index.tolist())
-        targets = self.backbone.tokenizer.encode(batch.images)
         noise, kernel = self.config.noise, self.config.noise_kernel
-        address = (self.seed, "vapi-noise", step, index)
-        context = noisy_context(self.backbone, targets, noise, kernel, address)
-        experience = Experience(batch.condition, context, targets, None, step, index)
+        experience = teacher_forced(
+            self.backbone, batch, step, seed=self.seed, purpose="vapi-noise", rate=noise, kernel=kernel
+        )
+        context = experience.context
         if not self.config.policy_weight:
             return api.Collected(experience, images=len(batch))
         logits = eval_logits(self.backbone, batch.condition, context)
-        tokens, entropy = self._draw(logits, step, index)
+        tokens, entropy = self._draw(logits, step, experience.index)
         logprobs = policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
         distances = self.reconstruction.measure(self.backbone, tokens, batch.images)
-        rewards = self.reconstruction.reward(distances)
+        rewards = weighted_reward(distances, self.reconstruction.weights)
         advantages = policy_gradient.group_advantages(rewards)
-        reference = self._reference_logprobs(batch.condition, context, tokens)
+        reference = None
+        if self.reference is not None:
+            logits = eval_logits(self.reference, batch.condition, context)
+            reference = policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
         metrics = {
             "reward": rewards.mean(),
             "reward_std": rewards.std(dim=1).mean(),
@@ -157,20 +133,9 @@ class VaPi:
         drawn = randomness.inverse_cdf(probabilities, uniforms)
         return drawn.transpose(1, 2).contiguous(), torch.special.entr(probabilities).sum(dim=-1).mean()
 
-    def _reference_logprobs(self, condition: api.Condition, context: Tensor, tokens: Tensor) -> Tensor | None:
-        if self.reference is None:
-            return None
-        logits = eval_logits(self.reference, condition, context)
-        return policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
-
 
 def _check(config: VaPi.Config) -> None:
     """Refuse combinations that would train on nothing."""
-    if config.policy_weight and config.perceptual_weight and config.perceptual == "none":
-        raise UserError(
-            "method.perceptual is 'none' but method.perceptual_weight is not 0",
-            fix="set method.perceptual_weight=0 or name a reward: alignbench list rewards",
-        )
     if not config.policy_weight and (config.prior == "kl" or not config.prior_weight):
         raise UserError(
             "method.policy_weight is 0 and no cross-entropy prior is left: nothing would be trained",

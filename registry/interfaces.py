@@ -31,29 +31,16 @@ OBJECT_MEMBERS: dict[str, tuple[str, ...]] = {
 
 
 def require(what: str, thing: object, members: tuple[str, ...]) -> None:
-    """Make sure that a class or an object has some members.
-
-    Args:
-        what: how a message names it.
-        thing: the class or object.
-        members: names.
-
-    Raises:
-        UserError: naming everything it lacks.
-    """
+    """Raise UserError, naming everything that a class or an object lacks; `what` names it in the message."""
     missing = [name for name in members if not hasattr(thing, name)]
     if missing:
         raise UserError(f"{what} lacks {', '.join(missing)}", fix="docs/plugins.md says what each kind needs")
 
 
 def load(registry: Registry, kind: str, name: str) -> Any:
-    """Import the target of a method, reward, evaluator, model or dataset card.
-
-    Raises:
-        UserError: naming card and reason: a failing import; of a method a missing member or a contradiction.
-    """
+    """Import the target of a card; UserError names the card and why: no import, or an unfit method."""
     card: Any = registry.card(kind, name)
-    what = f"{SINGULAR[kind]} {name!r} ({registry.found[kind][name].path})"
+    what = f"{SINGULAR[kind]} {name!r} ({registry.locations[kind][name].path})"
     try:
         target = import_target(card.target)
     except UserError as error:
@@ -64,11 +51,7 @@ def load(registry: Registry, kind: str, name: str) -> Any:
 
 
 def check_method(what: str, target: Any, card: MethodCard) -> None:
-    """Make sure that a method's class has what the driver calls and takes the options of its card.
-
-    Raises:
-        UserError: naming what is missing or contradicts.
-    """
+    """Raise UserError unless a method's class has what the driver calls and takes its card's options."""
     require(what, target, CLASS_MEMBERS["methods"])
     if target.updates != card.updates:
         raise UserError(f"{what}: the class updates {target.updates!r}, its card says {card.updates!r}")

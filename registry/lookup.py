@@ -12,11 +12,11 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -39,6 +39,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+C = TypeVar("C", bound=Card)
+
 KINDS: dict[str, type[Card]] = {
     "models": ModelCard,
     "methods": MethodCard,
@@ -55,11 +57,7 @@ SINGULAR = {kind: kind.removesuffix("s") for kind in KINDS} | {"published": "pub
 
 
 def read_card(path: Path, kind: str) -> Card:
-    """Read one card.
-
-    Raises:
-        UserError: naming the file, the key and the reason.
-    """
+    """Read one card, or raise UserError naming the file, the key and the reason."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -71,11 +69,7 @@ def read_card(path: Path, kind: str) -> Card:
 
 
 def import_target(target: str) -> Any:
-    """Import `module:attribute`.
-
-    Raises:
-        UserError: the module fails to import or lacks the attribute, with the reason.
-    """
+    """Import `module:attribute`, or raise UserError with the reason."""
     module_name, _, attribute = target.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -106,6 +100,11 @@ class PluginFile:
     """{kind: {name: card}}."""
 
 
+def _reader(kind: str, form: type[C]) -> Callable[[Registry, str], C]:
+    """Return a method of the registry that reads the cards of a kind."""
+    return lambda registry, name: cast(C, registry.card(kind, name))
+
+
 class Registry:
     """All cards by kind and name.
 
@@ -115,17 +114,14 @@ class Registry:
     """
 
     def __init__(self, roots: list[tuple[str, Path]], files: Sequence[PluginFile] = ()) -> None:
-        self.roots = roots
-        self.files = tuple(files)
+        self.roots, self.files = roots, tuple(files)
 
     @classmethod
     def default(cls) -> Registry:
         """Built-in cards, then plug-ins (entry-point group `alignbench`), then `ALIGNBENCH_PATH`.
 
         Modules that lie in a folder of `ALIGNBENCH_PATH` can be imported afterwards; they shadow nothing.
-
-        Raises:
-            UserError: `ALIGNBENCH_PATH` names something that is no folder.
+        Raises UserError if it names something that is no folder.
         """
         roots = [("built-in", Path(__file__).parent)]
         for point in sorted(entry_points(group="alignbench"), key=lambda point: point.name):
@@ -139,19 +135,15 @@ class Registry:
         return cls(roots)
 
     @functools.cached_property
-    def found(self) -> dict[str, dict[str, CardLocation]]:
-        """{kind: {name: where}}.
-
-        Raises:
-            UserError: two cards of one kind and name, naming both files.
-        """
-        found: dict[str, dict[str, CardLocation]] = {kind: {} for kind in KINDS}
+    def locations(self) -> dict[str, dict[str, CardLocation]]:
+        """{kind: {name: where}}; two cards of one kind and name are a UserError that names both files."""
+        locations: dict[str, dict[str, CardLocation]] = {kind: {} for kind in KINDS}
 
         def add(kind: str, name: str, card: CardLocation, fix: str) -> None:
-            if name in found[kind]:
-                both = f"{found[kind][name].path} and {card.path}"
+            if name in locations[kind]:
+                both = f"{locations[kind][name].path} and {card.path}"
                 raise UserError(f"two {SINGULAR[kind]} cards are named {name!r}: {both}", fix=fix)
-            found[kind][name] = card
+            locations[kind][name] = card
 
         for origin, root in self.roots:
             for kind in KINDS:
@@ -162,71 +154,45 @@ class Registry:
             for kind, cards in file.cards.items():
                 for name, card in cards.items():
                     add(kind, name, CardLocation(Path(file.code.path), "--plugin", card), fix)
-        return found
+        return locations
 
     def names(self, kind: str) -> list[str]:
-        return sorted(self.found[kind])
+        return sorted(self.locations[kind])
 
     def card(self, kind: str, name: str) -> Card:
-        """Read one card by name.
-
-        Raises:
-            UserError: unknown name, with the nearest ones; or a broken card.
-        """
-        location = self.found[kind].get(name)
+        """Read one card; raises UserError: it is broken, or an unknown name, with the nearest ones."""
+        location = self.locations[kind].get(name)
         if location is not None:
             return location.card or read_card(location.path, kind)
-        hint = suggest(name, self.found[kind])
+        hint = suggest(name, self.locations[kind])
         raise UserError(f"no {SINGULAR[kind]} named {name!r}.{hint} See: alignbench list {kind}")
 
     def usable(self, kind: str) -> tuple[dict[str, Card], list[str]]:
         """Return all cards of a kind that can be read, and why others cannot.
 
-        A broken card of a plug-in must not break what does not need it; a built-in one is our own mistake.
-
-        Raises:
-            UserError: a broken built-in card.
+        A broken card of a plug-in must not break what does not need it; a built-in one raises its UserError.
         """
         cards, problems = {}, []
         for name in self.names(kind):
             try:
                 cards[name] = self.card(kind, name)
             except UserError as error:
-                if self.found[kind][name].origin == "built-in":
+                if self.locations[kind][name].origin == "built-in":
                     raise
                 problems.append(str(error))
         return cards, problems
 
-    # Typed access, one line each, so that callers need no casts.
-    def model(self, name: str) -> ModelCard:
-        return cast(ModelCard, self.card("models", name))
-
-    def method(self, name: str) -> MethodCard:
-        return cast(MethodCard, self.card("methods", name))
-
-    def evaluator(self, name: str) -> EvaluatorCard:
-        return cast(EvaluatorCard, self.card("evaluators", name))
-
-    def asset(self, name: str) -> AssetCard:
-        return cast(AssetCard, self.card("assets", name))
-
-    def reward(self, name: str) -> RewardCard:
-        return cast(RewardCard, self.card("rewards", name))
-
-    def dataset(self, name: str) -> DatasetCard:
-        return cast(DatasetCard, self.card("datasets", name))
-
-    def recipe(self, name: str) -> RecipeCard:
-        return cast(RecipeCard, self.card("recipes", name))
-
-    def protocol(self, name: str) -> ProtocolCard:
-        return cast(ProtocolCard, self.card("protocols", name))
-
-    def published(self, name: str) -> PublishedCard:
-        return cast(PublishedCard, self.card("published", name))
-
-    def sweep(self, name: str) -> SweepCard:
-        return cast(SweepCard, self.card("sweeps", name))
+    # Typed access, so that callers need no casts.
+    model = _reader("models", ModelCard)
+    method = _reader("methods", MethodCard)
+    evaluator = _reader("evaluators", EvaluatorCard)
+    asset = _reader("assets", AssetCard)
+    reward = _reader("rewards", RewardCard)
+    dataset = _reader("datasets", DatasetCard)
+    recipe = _reader("recipes", RecipeCard)
+    protocol = _reader("protocols", ProtocolCard)
+    published = _reader("published", PublishedCard)
+    sweep = _reader("sweeps", SweepCard)
 
     def published_cards(self) -> dict[str, PublishedCard]:
         return {name: self.published(name) for name in self.names("published")}
@@ -235,11 +201,7 @@ class Registry:
         return {name: self.asset(name) for name in self.names("assets")}
 
     def metric_facts(self) -> dict[str, MetricFact]:
-        """Return {metric: how it is shown} over all evaluator cards, in the order of the columns.
-
-        Raises:
-            UserError: two evaluators define one metric name.
-        """
+        """Return {metric: how it is shown} in order of the columns; a name on two cards is a UserError."""
         facts: dict[str, MetricFact] = {}
         owner: dict[str, str] = {}
         for name, card in self.usable("evaluators")[0].items():
@@ -256,15 +218,15 @@ class Registry:
         """Return the name of the default recipe for (method, model), or None.
 
         Raises:
-            UserError: more than one recipe claims the pair, or a broken recipe comes from where the method
-                comes from.
+            UserError: several recipes claim the pair, or a broken one comes from where the method comes from.
         """
         names = []
+        own = ("built-in", self.locations["methods"][method].origin)
         for name in self.names("recipes"):
             try:
                 recipe = self.recipe(name)
             except UserError:
-                if self.found["recipes"][name].origin in ("built-in", self.found["methods"][method].origin):
+                if self.locations["recipes"][name].origin in own:
                     raise  # never the method's defaults instead of a recipe with a slip of the pen
                 continue
             if recipe.default and recipe.method == method and model in recipe.models:

@@ -31,10 +31,8 @@ KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 
 
 def load_registry(plugins: Sequence[str | Path | Any] = ()) -> Registry:
-    """Return the default registry with what `--plugin` gave.
-
-    Args:
-        plugins: Python files and folders of cards; in Python also classes and functions that carry a card.
+    """Return the default registry with what `--plugin` gave: Python files and folders of cards; in Python
+    also classes and functions that carry a card.
 
     Raises:
         UserError: a file that is missing, fails to import, holds nothing, or lacks a required member; the
@@ -56,17 +54,17 @@ def load_registry(plugins: Sequence[str | Path | Any] = ()) -> Registry:
 
 
 def read(path: Path) -> PluginFile:
-    """Import a plug-in file and check what it brings.
-
-    Raises:
-        UserError: see `load_registry`.
-    """
+    """Import a plug-in file and check what it brings; raises UserError as `load_registry` does."""
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--plugin {path}: not a Python file, nor a folder of cards")
-    code = CodeFile(path=str(path), sha256=f"sha256:{file_sha256(path)}")
+    code = _code_file(path)
     module = _import(path, code.sha256)
     cards: dict[str, dict[str, Card]] = {}
-    for thing in _carriers(module):
+    for thing in list(vars(module).values()):
+        if not inspect.isclass(thing) and not inspect.isfunction(thing):
+            continue
+        if thing.__module__ != module.__name__ or "card" not in vars(thing):
+            continue
         kind, name, card = _card(path, module, thing)
         if name in cards.setdefault(kind, {}):
             raise UserError(f"--plugin {path}: two {SINGULAR[kind]} cards are named {name!r}")
@@ -80,11 +78,7 @@ def read(path: Path) -> PluginFile:
 
 
 def of_object(thing: Any) -> PluginFile:
-    """Register a class or function of this process that carries a card; its source file stands for it.
-
-    Raises:
-        UserError: it carries no card, lacks a member, or lies in no file.
-    """
+    """Register a class or function of this process by card and source file; UserError: it lacks one."""
     name = getattr(thing, "__name__", repr(thing))
     if "card" not in getattr(thing, "__dict__", {}):
         raise UserError(f"{name} carries no card", fix="decorate it, e.g. with @alignbench.reward")
@@ -93,31 +87,30 @@ def of_object(thing: Any) -> PluginFile:
     if module is None or not source.is_file():
         raise UserError(f"{name} lies in no file, so a run could not say what it was", fix="save it in one")
     kind, name, card = _card(source, module, thing)
-    return PluginFile(
-        CodeFile(path=str(source), sha256=f"sha256:{file_sha256(source)}"), {kind: {name: card}}
-    )
+    return PluginFile(_code_file(source), {kind: {name: card}})
 
 
 def foreign_code(registry: Registry, used: Iterable[tuple[str, str]]) -> tuple[CodeFile, ...]:
     """Return the plug-in files of this process, and the modules behind cards that are not built in.
 
     Of an installed plug-in or a folder of cards this is the file a card points at, not what it imports.
-
-    Args:
-        registry: where the cards are.
-        used: (kind, name) of the cards a run depends on; unknown names are passed over.
+    Unknown (kind, name) of the cards that a run depends on are passed over.
     """
     code = {file.code.path: file.code for file in registry.files}
     for kind, name in used:
-        location = registry.found[kind].get(name)
+        location = registry.locations[kind].get(name)
         if location is None or location.origin == "built-in" or location.card is not None:
             continue
         card: Any = registry.card(kind, name)
         paths = module_paths(card.target) if card.target else []
         sources = [source for path in paths for source in (path.with_suffix(".py"), path / "__init__.py")]
         for source in [source for source in sources if source.is_file()][:1]:
-            code[str(source)] = CodeFile(path=str(source), sha256=f"sha256:{file_sha256(source)}")
+            code[str(source)] = _code_file(source)
     return tuple(code[path] for path in sorted(code))
+
+
+def _code_file(path: Path) -> CodeFile:
+    return CodeFile(path=str(path), sha256=f"sha256:{file_sha256(path)}")
 
 
 def _import(path: Path, digest: str) -> ModuleType:
@@ -138,17 +131,6 @@ def _import(path: Path, digest: str) -> ModuleType:
         where = f"{path}, line {lines[-1]}" if lines else str(path)
         raise UserError(f"--plugin {where}: cannot be imported: {type(error).__name__}: {error}") from error
     return module
-
-
-def _carriers(module: ModuleType) -> list[Any]:
-    """Classes and functions of the module itself that carry a card."""
-    return [
-        thing
-        for thing in vars(module).values()
-        if (inspect.isclass(thing) or inspect.isfunction(thing))
-        and thing.__module__ == module.__name__
-        and "card" in vars(thing)
-    ]
 
 
 def _card(path: Path, module: ModuleType, thing: Any) -> tuple[str, str, Card]:

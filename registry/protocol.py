@@ -21,7 +21,6 @@ def protocol_digest(card: ProtocolCard, assets: Mapping[str, str] | None = None)
     Titles and notes do not count, nor do settings and seeds, which each row carries itself.
 
     Args:
-        card: the protocol.
         assets: {asset: SHA-256} of files used that are not, or cannot be known to be, the ones on the cards.
     """
     content = {key: value for key, value in protocol_content(card).items() if key not in _WORDS}
@@ -46,19 +45,16 @@ _LATER_FIELDS = ("task", "rounding", "prompts", "images_per_prompt", "options")
 
 
 def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCard:
-    """Apply `protocol.samples`, `protocol.seeds`, `protocol.settings` and, if it is there, `protocol.batch`.
-
-    Raises:
-        UserError: a setting the protocol lacks, or seeds that are no whole numbers.
-    """
+    """Apply `protocol.*`; raises UserError: a setting it lacks, or seeds that are no whole numbers."""
     changes: dict[str, Any] = {key: options[key] for key in ("samples", "batch") if options.get(key)}
     if options["seeds"]:
+        where = f"protocol.seeds: {options['seeds']!r}"
         try:
             changes["seeds"] = [int(text) for text in str(options["seeds"]).split(",")]
         except ValueError:
-            raise UserError(f"protocol.seeds: {options['seeds']!r} is not of the form 0,1,2") from None
+            raise UserError(f"{where} is not of the form 0,1,2") from None
         if len(set(changes["seeds"])) < len(changes["seeds"]):
-            raise UserError(f"protocol.seeds: {options['seeds']!r} names a seed twice")
+            raise UserError(f"{where} names a seed twice")
     if options["settings"]:
         chosen = {}
         for name in str(options["settings"]).split(","):
@@ -73,7 +69,7 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
 class Setting(JsonTable):
     """One way of sampling inside a protocol; the fields of `api.Sampling`.
 
-    All numbers are None where nothing is sampled: images that were given, and reconstructions.
+    All numbers are None where nothing is sampled: images made elsewhere, and reconstructions.
     """
 
     name: Name
@@ -108,7 +104,7 @@ _PLAIN = {key: value for key, value in asdict(Sampling()).items() if key != "gre
 class AssetCard(Card):
     """Something from outside that evaluators read: a network's weights, reference statistics, prompts.
 
-    It is looked for at the path given by `--set assets.NAME=PATH`, in the package if shipped, in
+    It is looked for at the path in `--set assets.NAME=PATH`, in the package if shipped, in
     `$ALIGNBENCH_CACHE/assets/NAME/`, in the places other programs keep it, and in the Hugging Face cache.
     """
 

@@ -54,11 +54,7 @@ def parse_terms(text: str) -> list[tuple[str, float]]:
 
 
 def parse_spec(text: str) -> Spec:
-    """`"clip-score(batch=8)|scale(5)|clip(0,1)"` → its parts. Names are not looked up here.
-
-    Raises:
-        UserError: not of that form.
-    """
+    """`"clip-score(batch=8)|scale(5)|clip(0,1)"` → its parts, not looked up; UserError: not of that form."""
     head, *tail = _split(text, "|")
     name, inside = _call(head, text)
     options: dict[str, str] = {}
@@ -102,11 +98,7 @@ def _number(text: str) -> float | None:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split at separators outside parentheses and double quotes; pieces are stripped.
-
-    Raises:
-        UserError: parentheses or quotes that do not match.
-    """
+    """Split at separators outside parentheses and quotes, which must match; pieces are stripped."""
     pieces, depth, quoted = [""], 0, False
     for character in text:
         if character == '"':
@@ -166,11 +158,7 @@ def common_options(card: RewardCard) -> dict[str, Option]:
 
 
 def resolve(text: str, registry: Registry) -> Resolved:
-    """Look a specification up.
-
-    Raises:
-        UserError: unknown reward or option, or a value the option does not take.
-    """
+    """Look a specification up; raises UserError: unknown reward or option, or a value it does not take."""
     spec = parse_spec(text)
     card = registry.reward(spec.name)
     common = common_options(card)

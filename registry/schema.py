@@ -39,12 +39,7 @@ class CodeFile(JsonTable):
 
 
 def reasons(error: ValidationError, whole: str) -> list[str]:
-    """Say each thing that does not fit: where, and why.
-
-    Args:
-        error: what pydantic found.
-        whole: what to call the place where it is no single key.
-    """
+    """Say each thing that does not fit: where, and why; `whole` is said where it is no single key."""
     return [f"{'.'.join(map(str, item['loc'])) or f'({whole})'}: {item['msg']}" for item in error.errors()]
 
 

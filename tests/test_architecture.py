@@ -36,10 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     },
 }  # fmt: skip
 """{package or module: what it may import beside the ground and itself}; in words: `docs/architecture.md`."""
-PRODUCT_LINES, TEST_LINES, HELPER_LINES = 29_250, 22_450, 1_720
-"""These may only fall: the goals are 26,000, 18,500 and 1,000."""
-LONG_FUNCTIONS = {"evaluate", "run", "bench", "write_reference", "open_samples"}
-"""Over 60 lines still, most of them declarations of command-line options."""
+PRODUCT_LINES, TEST_LINES, HELPER_LINES = 29_250, 22_450, 1_000
+"""These may only fall: the goals of the first two are 26,000 and 18,500."""
 LONGER = {"alignbench/api.py", "alignbench/record.py", "registry/schema.py", "registry/lookup.py"}
 """Files that may have 400 lines; the others 300."""
 ONE_DEFINITION = (
@@ -142,7 +140,7 @@ def test_files_and_functions_fit_a_screen() -> None:
         assert lines_of(path) <= (400 if name in LONGER else 300), name
         for function in source.functions(path):
             where = f"{name}:{function.lineno} {function.name}"
-            assert (function.end_lineno or 0) - function.lineno < 60 or function.name in LONG_FUNCTIONS, where
+            assert (function.end_lineno or 0) - function.lineno < 60, where
             assert source.parameters(function) <= 8 or package_of(name_of(path)) == "cli", where
 
 

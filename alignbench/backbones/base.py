@@ -8,17 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from alignbench.api import Condition, Rollout, Sampling, Tokenizer
-from alignbench.backbones.generate import generate, sampled_logits
+from alignbench.backbones.generate import generate_steps, sampled_logits
 
 
 class CachedBackbone:
-    """An `api.Backbone` but for `text_condition`.
-
-    Args:
-        tokenizer: pixels to codes and back, frozen; a module.
-        policy: a `generate.CachedPolicy` with an attribute `recompute`.
-        grid: (rows, columns) of the token grid.
-    """
+    """An `api.Backbone` but for `text_condition`, over a `generate.CachedPolicy` with `recompute`."""
 
     def __init__(self, tokenizer: Tokenizer, policy: nn.Module, grid: tuple[int, int]) -> None:
         self.tokenizer: Any = tokenizer
@@ -30,13 +24,11 @@ class CachedBackbone:
         self.image_size = grid[0] * tokenizer.downsample
 
     def logits(self, condition: Condition, context: Tensor) -> Tensor:
-        """See `api.Backbone.logits`."""
         out: Tensor = self.policy(condition, context)
         return out
 
     def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
-        """See `api.Backbone.generate`."""
-        return generate(unwrap(self.policy), condition, uniforms, sampling)
+        return generate_steps(unwrap(self.policy), condition, uniforms, sampling)
 
     def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
         """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].
@@ -47,11 +39,9 @@ class CachedBackbone:
         return sampled_logits(self.policy, condition, null, tokens, sampling)
 
     def recompute(self, enabled: bool) -> None:
-        """See `api.Backbone.recompute`."""
         unwrap(self.policy).recompute = enabled
 
     def reference(self) -> Any:
-        """See `api.Backbone.reference`."""
         twin = copy.copy(self)
         twin.policy = copy.deepcopy(unwrap(self.policy)).eval().requires_grad_(False)
         return twin

@@ -43,9 +43,7 @@ class CachePosition:
 
         Args:
             filled: places that hold a key.
-            length: of the cache.
             hidden: [N, S] bool, True where one of the first S places is padding; None: nowhere.
-            device: of the cache.
         """
         visible = torch.arange(length, device=device) < filled
         visible = visible.expand(1 if hidden is None else len(hidden), 1, 1, length).clone()
@@ -85,12 +83,7 @@ class FixedPolicy(Protocol):
 
 
 class GraphedStep:
-    """Calls `fixed_step`, from the third time on as a graph.
-
-    Args:
-        policy: whose step.
-        state: what `fix` returned.
-    """
+    """Calls `fixed_step`, from the third time on as a graph."""
 
     def __init__(self, policy: FixedPolicy, state: Any) -> None:
         self._policy, self._state = policy, state
@@ -148,14 +141,7 @@ class GraphedStep:
 
 
 def graphed(policy: object, condition: Condition, cache: Any, *, steps: int) -> GraphedStep | None:
-    """Return a graphed step behind a filled cache, or None where plain steps are in order.
-
-    Args:
-        policy: the network.
-        condition: N rows, as the cache was filled.
-        cache: filled by the policy's `prefill`.
-        steps: how many are to come.
-    """
+    """Return a graphed step behind a filled cache, or None where plain steps are in order."""
     if steps < WORTHWHILE or os.environ.get(SWITCH) == "0" or not isinstance(policy, FixedPolicy):
         return None
     device = next(policy.parameters()).device  # type: ignore[attr-defined]

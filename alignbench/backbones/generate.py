@@ -50,28 +50,21 @@ class CachedPolicy(Protocol):
 
 
 @dataclass(frozen=True)
-class Trace:
-    """A rollout with what led to it."""
+class Trace(Rollout):
+    """A rollout with what led to it.
 
-    tokens: Tensor
-    """[N, T] int64."""
-    logprobs: Tensor
-    """[N, T] float32, under the filtered distribution; -inf for a forced token that was filtered out."""
-    logits: Tensor | None
+    Log-probabilities are those under the filtered distribution, also when greedy; -inf for a forced token
+    that was filtered out.
+    """
+
+    logits: Tensor | None = None
     """[N, T, V] float32 after guidance and before the temperature, if kept."""
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Apply temperature, top-k and top-p.
+    """Apply temperature, top-k and top-p to [..., V] logits, out of place; removed codes become -inf.
 
     Codes tied with the k-th are kept, as is the code whose mass crosses p; the best code always stays.
-
-    Args:
-        logits: [..., V] float.
-        sampling: how to draw.
-
-    Returns:
-        [..., V]; removed codes are -inf. The input is not changed.
     """
     logits = logits / max(sampling.temperature, MIN_TEMPERATURE)
     if sampling.top_k > 0:
@@ -97,20 +90,11 @@ def sampled_logits(
     tokens: Tensor,
     sampling: Sampling,
 ) -> Tensor:
-    """Teacher-forced logits of the distributions that `generate` drew given tokens from; differentiable.
+    """Teacher-forced logits, [N, T, V], of the distributions that `generate_steps` drew tokens [N, T] from.
 
-    A code that was drawn stays in its distribution even if rounding, or an update since, has moved it over
-    the edge of the top-k or top-p set: its log-probability is finite.
-
-    Args:
-        policy: `(condition, context) → logits`.
-        condition: N rows.
-        null: N null conditions; only used with guidance.
-        tokens: [N, T] int64.
-        sampling: how they were drawn.
-
-    Returns:
-        [N, T, V] after guidance, temperature and filters; removed codes are -inf.
+    After guidance, temperature and filters; removed codes are -inf. Differentiable. A code that was drawn
+    stays in its distribution even if rounding, or an update since, has moved it over the edge of the top-k
+    or top-p set: its log-probability is finite. The null conditions are used with guidance only.
     """
     context = tokens[:, :-1]
     if sampling.cfg_scale > 1.0:
@@ -118,29 +102,14 @@ def sampled_logits(
         logits, without = both.chunk(2)
         guided = without + sampling.cfg_scale * (logits - without)
         if sampling.cfg_interval >= 0:
-            place = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
-            guided = torch.where(place <= sampling.cfg_interval + 1, guided, logits)
+            position = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
+            guided = torch.where(position <= sampling.cfg_interval + 1, guided, logits)
         logits = guided
     else:
         logits = policy(condition, context)
     drawn = tokens[..., None]
     unfiltered = logits.gather(-1, drawn) / max(sampling.temperature, MIN_TEMPERATURE)
     return filter_logits(logits, sampling).scatter(-1, drawn, unfiltered)
-
-
-def generate(gpt: CachedPolicy, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
-    """Draw sequences token by token; no gradient, dropout off.
-
-    Args:
-        condition: N rows.
-        uniforms: [N, L] float in [0, 1), L ≤ T; the number of columns is the number of tokens drawn.
-        sampling: how to draw.
-
-    Returns:
-        [N, L] tokens with their log-probabilities under the filtered distribution (also when greedy).
-    """
-    trace = generate_steps(gpt, condition, uniforms, sampling)
-    return Rollout(tokens=trace.tokens, logprobs=trace.logprobs)
 
 
 @torch.no_grad()
@@ -153,12 +122,10 @@ def generate_steps(
     forced: Tensor | None = None,
     keep_logits: bool = False,
 ) -> Trace:
-    """Draw sequences and optionally keep the logits or follow given tokens.
+    """Draw sequences token by token, dropout off; optionally keep the logits or follow forced tokens.
 
     Args:
-        condition: N rows.
-        uniforms: [N, L] float in [0, 1).
-        sampling: how to draw.
+        uniforms: [N, L] float in [0, 1), L ≤ T; the number of columns is the number of tokens drawn.
         forced: [N, L] tokens to follow instead of drawing.
         keep_logits: whether to return the guided logits, N·L·V floats.
     """
@@ -175,8 +142,10 @@ def generate_steps(
             filtered = filter_logits(logits, sampling)
             if forced is not None:
                 chosen = forced[:, position].long()
+            elif sampling.greedy:
+                chosen = filtered.argmax(dim=-1)
             else:
-                chosen = _draw(filtered, uniforms[:, position], greedy=sampling.greedy)
+                chosen = inverse_cdf(filtered.softmax(dim=-1), uniforms[:, position, None])[:, 0]
             tokens[:, position] = chosen
             logprobs[:, position] = filtered.log_softmax(dim=-1).gather(-1, chosen[:, None])[:, 0]
     return Trace(tokens, logprobs, torch.stack(kept, dim=1) if keep_logits else None)
@@ -206,17 +175,15 @@ class _Decoder:
             self._graphed = graphed(self._gpt, self._condition, self._cache, steps=self._steps)
         else:
             fed = torch.cat([tokens, tokens]) if self._guided else tokens
-            logits = self._step(fed)
+            if self._graphed is not None:
+                logits = self._graphed(fed)
+            else:
+                logits = self._gpt.step(fed, self._condition, self._cache)
         self._position += 1
         if not self._guided:
             return logits
         conditional, null = logits.chunk(2)
         return null + self._scale * (conditional - null)
-
-    def _step(self, tokens: Tensor) -> Tensor:
-        if self._graphed is not None:
-            return self._graphed(tokens)
-        return self._gpt.step(tokens, self._condition, self._cache)
 
     def _drop_null_half(self) -> None:
         self._guided = False
@@ -226,13 +193,6 @@ class _Decoder:
             return
         for layer in self._cache:
             layer.keep(self._rows)
-
-
-def _draw(filtered: Tensor, uniforms: Tensor, *, greedy: bool) -> Tensor:
-    """Choose one code per row of [N, V] filtered logits."""
-    if greedy:
-        return filtered.argmax(dim=-1)
-    return inverse_cdf(filtered.softmax(dim=-1), uniforms[:, None])[:, 0]
 
 
 @contextlib.contextmanager

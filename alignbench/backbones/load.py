@@ -28,15 +28,7 @@ def load_backbone(
     options: Mapping[str, Scalar],
     device: torch.device,
 ) -> Backbone:
-    """Build the model of a card.
-
-    Args:
-        name: of the card, for messages.
-        card: what to build.
-        files: {role: path} of its weight files; None: random weights.
-        text_encoder: of text-conditional models whose card names one.
-        options: values of the card's options.
-        device: where it goes.
+    """Build the model of a card from {role: path} of its weight files, or with random weights.
 
     Raises:
         UserError: a file does not fit, or a plug-in's backbone lacks a member.
@@ -53,10 +45,8 @@ def load_backbone(
 def load_text_encoder(card: ModelCard, file: tuple[Path, str] | None, device: torch.device) -> TextEncoder:
     """Build the text encoder that a model's card names, behind the cache of features.
 
-    Args:
-        card: of the model.
-        file: path and SHA-256 of the encoder's weights; None: random features, which go with random weights.
-        device: where it goes.
+    The file is the path and SHA-256 of its weights; None means random features, which go with random
+    weights.
 
     Raises:
         UserError: the file does not fit, or the card gives no width.

@@ -21,7 +21,7 @@ from alignbench.errors import UserError
 
 CONTAINERS = ("model", "module", "state_dict", "ema")
 """Where a torch file may hold the weights, in LlamaGen's order of lookup; a bare state dict works too."""
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
 """Left behind by DistributedDataParallel and torch.compile."""
 LISTED = 8
 """How many keys an error message spells out."""
@@ -31,11 +31,8 @@ def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> di
     """Read the weights in a safetensors or torch file, on the CPU, without running code from it.
 
     Wrapper prefixes are stripped. Position tables and key/value caches, which some versions of the released
-    code saved, are left out.
-
-    Args:
-        path: `.safetensors`, or anything `torch.save` wrote.
-        containers: keys to look under, first match wins; a file without any is taken as a bare state dict.
+    code saved, are left out. Of the containers the first match wins; a file without any is a bare state
+    dict.
 
     Raises:
         UserError: the file is missing, truncated, not a weights file, or holds no tensors.
@@ -43,22 +40,20 @@ def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> di
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist", fix="check the path or fetch the model again")
     if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from error
     else:
         state = _unwrap(_read_torch(path), path, containers)
-    cleaned = {_strip(key): tensor for key, tensor in state.items()}
-    return {key: tensor for key, tensor in cleaned.items() if not _is_stray(key)}
+    cleaned = {PREFIXES.sub("", key): tensor for key, tensor in state.items()}
+    return {key: value for key, value in cleaned.items() if key != "freqs_cis" and ".kv_cache." not in key}
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
     """Copy a state dict into a module, or refuse and leave the module as it was.
 
-    Values are converted to the module's dtype and device.
-
-    Args:
-        module: what to fill.
-        state: exactly the module's keys with exactly its shapes.
-        name: what the message calls the weights, e.g. the file.
+    Keys and shapes must be exactly the module's; values are converted to its dtype and device.
 
     Raises:
         UserError: listing missing, unexpected, wrongly shaped and broken keys.
@@ -81,13 +76,6 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) ->
             fix="use the weights that belong to this model, or the model that these weights belong to",
         )
     module.load_state_dict(dict(state))
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -137,17 +125,6 @@ def _is_state_dict(content: Any) -> bool:
         and len(content) > 0
         and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
     )
-
-
-def _strip(key: str) -> str:
-    for prefix in PREFIXES:
-        if key.startswith(prefix):
-            return _strip(key.removeprefix(prefix))
-    return key
-
-
-def _is_stray(key: str) -> bool:
-    return key == "freqs_cis" or ".kv_cache." in key
 
 
 def _listing(what: str, keys: Sequence[str]) -> str:

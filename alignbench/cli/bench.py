@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench.cli.common import PLUGIN_HELP, plan_lines, print_json
+from alignbench.cli.common import plan_lines, print_json
+from alignbench.cli.options import Plugins, changes
+from alignbench.commands.jobs import default_progress
 from alignbench.config.plan import Plan, default_workers, make_plan
 from alignbench.config.requirements import requirements_of
 from alignbench.config.settings import Origin, changes_nothing, known_options, resolve, values_of
-from alignbench.distributed import is_first
 from alignbench.errors import Problem, UserError, problem_lines, refuse
 from alignbench.hub.verify import Requirements
-from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
 
@@ -30,15 +29,16 @@ RANDOM = "model.weights=random"
 
 
 def bench(
+    *,
     method: str | None = typer.Option(None, "--method", "-m", help="Time training steps of this method."),
     model: str | None = typer.Option(None, "--model", help="Time sampling from this model, or training it."),
     protocol: str | None = typer.Option(
         None, "--protocol", help="Time this protocol's evaluators; with --model: how to sample."
     ),
     data: str | None = typer.Option(None, "--data", help="Training images; default: random ones."),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Change one value; repeatable. Weights are random unless set."
-    ),
+    assignments: Annotated[
+        list[str], changes("Change one value; repeatable. Weights are random unless set.")
+    ],
     repeats: int | None = typer.Option(
         None, "--repeats", min=1, help="Steps, or batches, that are timed; default: 3."
     ),
@@ -51,35 +51,18 @@ def bench(
     reference_rows: int | None = typer.Option(
         None, "--reference-rows", min=1, help="Rows they compare with; default: 10,000."
     ),
-    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
+    plugin: Plugins,
     as_json: bool = typer.Option(False, "--json", help="Print JSON, with versions and device."),
 ) -> None:
     """Time training steps (--method and --model), sampling (--model) or evaluators (--protocol)."""
-    if model is None and (method is not None or protocol is None):
-        raise UserError("nothing to time", fix="name --model, with or without --method, or --protocol")
-    evaluators_only = {"--images": images, "--rows": rows, "--reference-rows": reference_rows}
-    if model is None:
-        _refuse_given("evaluators are timed", {"--data": data, "--repeats": repeats})
-    elif method is None:
-        _refuse_given("sampling is timed", {"--data": data, **evaluators_only})
-    else:
-        _refuse_given("training steps are timed", {"--protocol": protocol, **evaluators_only})
     registry = plugins.load_registry(plugin)
-    progress = Progress(quiet=not is_first())
-    if model is None:
-        assert protocol is not None
-        requirements = _requirements(registry, protocol, assignments)
-        from alignbench.runs.bench_evaluators import time_evaluators
-
-        timings = time_evaluators(
-            requirements,
-            registry,
-            images=images or 256,
-            rows=rows or 0,
-            reference_rows=reference_rows or 10_000,
-            progress=progress,
-        )
-    else:
+    progress = default_progress()
+    sizes = {"--images": images, "--rows": rows, "--reference-rows": reference_rows}
+    if model is not None:
+        if method is None:
+            _refuse_given("sampling is timed", {"--data": data, **sizes})
+        else:
+            _refuse_given("training steps are timed", {"--protocol": protocol, **sizes})
         plan = _plan(registry, method, model, protocol, data, assignments, repeats or 3)
         for line in plan_lines(plan):
             progress.say(line)
@@ -90,16 +73,21 @@ def bench(
         else:
             workers = default_workers(plan.model.image_size)
             timings = [time_training(plan, registry, workers=workers, progress=progress)]
-    if is_first():
+    elif method is None and protocol is not None:
+        _refuse_given("evaluators are timed", {"--data": data, "--repeats": repeats})
+        needed = _requirements(registry, protocol, assignments)
+        from alignbench.runs.bench_evaluators import time_evaluators
+
+        counts = {"images": images or 256, "rows": rows or 0, "reference_rows": reference_rows or 10_000}
+        timings = time_evaluators(needed, registry, **counts, progress=progress)
+    else:
+        raise UserError("nothing to time", fix="name --model, with or without --method, or --protocol")
+    if not progress.quiet:
         _show(timings, as_json=as_json)
 
 
 def _refuse_given(what: str, options: dict[str, object]) -> None:
-    """Refuse options that nothing would read.
-
-    Raises:
-        UserError: naming the first such option.
-    """
+    """Refuse options that nothing would read, naming the first one."""
     for name, value in options.items():
         if value is not None:
             raise UserError(f"{name} changes nothing where {what}", fix="leave it out")

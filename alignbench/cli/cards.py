@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench.cli.common import PLUGIN_HELP, print_json
+from alignbench.cli.common import print_json, put
+from alignbench.cli.options import Json, Plugins
 from alignbench.config.settings import COMMON_OPTIONS
 from alignbench.errors import UserError, suggest
 from alignbench.registry import plugins
@@ -18,11 +18,12 @@ from alignbench.registry.schema import Card, Option
 
 
 def list_cards(
+    *,
     kind: str | None = typer.Argument(
         None, help="models, methods, evaluators, rewards, datasets, recipes, …"
     ),
-    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    plugin: Plugins,
+    as_json: Json = False,
 ) -> None:
     """List what exists, of one kind or of all."""
     registry = plugins.load_registry(plugin)
@@ -34,68 +35,63 @@ def list_cards(
         cards[name], problems = registry.usable(name)
         for problem in problems:
             Console(stderr=True).print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
-    console = Console()
     if as_json:
-        listed = {
-            name: {key: {"title": card.title, "summary": card.summary} for key, card in members.items()}
-            for name, members in cards.items()
-        }
-        print_json(listed)
+        facts = {"title", "summary"}
+        print_json({k: {n: c.model_dump(include=facts) for n, c in v.items()} for k, v in cards.items()})
         return
     for name, members in cards.items():
         table = Table(title=name, title_justify="left", box=None, show_header=False, pad_edge=False)
         for key, card in members.items():
             table.add_row(key, card.summary or card.title)
-        console.print(table)
+        Console().print(table)
 
 
 def show(
+    *,
     name: str = typer.Argument(help="Name of any card, or `train`, `model`, `protocol` for common keys."),
-    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    plugin: Plugins,
+    as_json: Json = False,
 ) -> None:
     """Show one model, method, recipe, protocol, … with every fact its card holds."""
-    console = Console()
     if name in COMMON_OPTIONS:
         options = {key: option.model_dump() for key, option in COMMON_OPTIONS[name].items()}
-        print_json(options) if as_json else _print_options(console, name, COMMON_OPTIONS[name])
+        print_json(options) if as_json else _print_options(name, COMMON_OPTIONS[name])
         return
     registry = plugins.load_registry(plugin)
-    kinds = [kind for kind, members in registry.found.items() if name in members]
+    kinds = [kind for kind, members in registry.locations.items() if name in members]
     if not kinds:
-        known = [key for members in registry.found.values() for key in members]
+        known = [key for members in registry.locations.values() for key in members]
         raise UserError(f"nothing is named {name!r}.{suggest(name, known)} See: alignbench list")
     for kind in kinds:
         card = registry.card(kind, name)
         if as_json:
             print_json({"kind": kind, "name": name, **card.model_dump(mode="json")})
         else:
-            _print_card(console, kind, name, card, str(registry.found[kind][name].path))
+            _print_card(kind, name, card)
+            put(f"  card: {registry.locations[kind][name].path}")
 
 
-def _print_card(console: Console, kind: str, name: str, card: Card, path: str) -> None:
+def _print_card(kind: str, name: str, card: Card) -> None:
+    console = Console()
     console.print(f"{SINGULAR[kind]} {name}: {card.title}", highlight=False, markup=False)
     if card.summary:
         console.print(card.summary, highlight=False, markup=False)
     values = card.model_dump(mode="json", exclude={"title", "summary", "notes", "options"})
-    for key, value in _flat(values):
-        console.print(f"  {key:<28} {value}", highlight=False, markup=False, soft_wrap=True)
-    for note in card.notes:
-        console.print(f"  note: {note}", highlight=False, markup=False, soft_wrap=True)
+    put(*(f"  {key:<28} {value}" for key, value in _flat(values)))
+    put(*(f"  note: {note}" for note in card.notes))
     options: dict[str, Option] = getattr(card, "options", {})
     if options:
         prefix = {"methods": "method", "datasets": "data", "models": "model"}.get(kind, kind)
-        _print_options(console, prefix, options)
-    console.print(f"  card: {path}", highlight=False, markup=False, soft_wrap=True)
+        _print_options(prefix, options)
 
 
-def _print_options(console: Console, prefix: str, options: dict[str, Option]) -> None:
+def _print_options(prefix: str, options: dict[str, Option]) -> None:
     table = Table("key", "default", "meaning", box=None, pad_edge=False)
     for key, option in options.items():
         allowed = f" [{', '.join(map(str, option.choices))}]" if option.choices else ""
         default = str(option.default) if option.default != "" else "–"
         table.add_row(f"{prefix}.{key}", default, f"{option.doc}{allowed}".replace("[", r"\["))
-    console.print(table)
+    Console().print(table)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,16 +1,18 @@
-"""Options, tables and messages that several commands share."""
+"""What several commands print, and how."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import typer
 from rich.console import Console
 
-from alignbench.commands.jobs import default_progress, run
+from alignbench.commands.jobs import default_progress
 from alignbench.config import estimate
-from alignbench.config.plan import Job, Plan
+from alignbench.config.plan import Plan
 from alignbench.errors import Problem, problem_lines
 from alignbench.registry.lookup import Registry
 
@@ -18,47 +20,47 @@ if TYPE_CHECKING:
     from alignbench.record import RunRecord
 
 
-PLUGIN_HELP = "Python file whose classes carry cards, or a folder of cards; repeatable."
+def put(*lines: object) -> None:
+    """Print lines on standard output as they are."""
+    console = Console(soft_wrap=True)
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
 
 
-def show_record(record: RunRecord, registry: Registry, folder: Path, *, as_json: bool) -> None:
-    """Print the before/after table, or the record itself."""
-    console = Console()
+def carry_out(
+    lines: Iterable[str], work: Callable[..., RunRecord], registry: Registry, folder: Path, *, as_json: bool
+) -> None:
+    """Say in lines what will be done, do it, and print the before/after table, or the record itself."""
+    progress = default_progress()
+    for line in lines:
+        progress.say(line)
+    record = work(progress=progress)
+    if progress.quiet:
+        return
     if as_json:
         print_json(record.model_dump(mode="json", by_alias=True))
         return
     from alignbench.leaderboard import board, terminal
 
-    for table in board.tables([record], registry.metric_facts(), assets=registry.asset_cards()):
-        console.print(terminal.rich_table(table))
+    cards = registry.metric_facts(), registry.asset_cards()
+    for table in board.build([record], cards[0], assets=cards[1], sift=False).tables:
+        Console().print(terminal.rich_table(table))
     files = [folder / name for name in ("report.md", "samples.png", "run.json")]
-    console.print(" · ".join(str(file) for file in files if file.exists()), highlight=False, soft_wrap=True)
+    put(" · ".join(str(file) for file in files if file.exists()))
 
 
-def carry_out(job: Job, *, as_json: bool) -> None:
-    """Run a job and print its plan before and its results after."""
-    progress = default_progress()
-    for line in plan_lines(job.plan):
-        progress.say(line)
-    record = run(job, progress=progress)
-    if not progress.quiet:
-        show_record(record, job.registry, job.out, as_json=as_json)
-
-
-def show_plan(plan: Plan, problems: list[Problem], *, as_json: bool) -> None:
-    """Print a plan on standard output."""
-    console = Console(soft_wrap=True)
-    if as_json:
-        values = {**plan.as_dict(), "problems": [vars(problem) for problem in problems]}
-        print_json(values)
-        return
-    for line in [*plan_lines(plan), *problem_lines(problems)]:
-        console.print(line, highlight=False, markup=False)
+def leave(lines: Iterable[str], problems: Sequence[Problem], *, plan: Plan | None = None) -> NoReturn:
+    """Print a plan, as JSON where it is given, and end with status 2 if it has problems."""
+    if plan is None:
+        put(*lines, *problem_lines(problems))
+    else:
+        print_json({**plan.as_dict(), "problems": [vars(problem) for problem in problems]})
+    raise typer.Exit(2 if problems else 0)
 
 
 def plan_lines(plan: Plan) -> list[str]:
     """The plan in at most twenty lines."""
-    config, train = plan.config, plan.config.train
+    config, train, protocol, gib = plan.config, plan.config.train, plan.protocol, estimate.gib
     recipe = f"recipe {config.recipe}" if config.recipe else "no recipe: the method's defaults"
     sequences = f" × {plan.sequences_per_image} sequences" if plan.sequences_per_image > 1 else ""
     lines = [
@@ -79,27 +81,19 @@ def plan_lines(plan: Plan) -> list[str]:
             for role, status in plan.weights.items()
         ]
     chosen = ", ".join(f"{key}={value}" for key, value in config.section("data").items() if value)
-    lines.append(f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}")
-    lines.append(f"  evaluate   {_evaluation(plan)}")
-    gib = estimate.gib
-    parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.estimate.parts.items() if size)
-    lines.append(
-        f"  estimate   {gib(plan.estimate.train_gib)} GiB per device ({parts}) · "
-        f"{gib(plan.estimate.disk_gib)} GiB disk"
-    )
-    return lines
-
-
-def _evaluation(plan: Plan) -> str:
-    """What will be sampled and scored."""
-    if not plan.evaluates:
-        return "no"
-    protocol = plan.protocol
-    return (
-        f"{plan.config.protocol} @ {plan.protocol_digest[7:15]}: {len(protocol.settings)} settings × "
+    evaluation = (
+        f"{config.protocol} @ {plan.protocol_digest[7:15]}: {len(protocol.settings)} settings × "
         f"{len(protocol.seeds)} seeds × {protocol.samples:,} samples"
         f"{', before and after' if plan.method else ''}"
     )
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.estimate.parts.items() if size)
+    return [
+        *lines,
+        f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}",
+        f"  evaluate   {evaluation if plan.evaluates else 'no'}",
+        f"  estimate   {gib(plan.estimate.train_gib)} GiB per device ({parts}) · "
+        f"{gib(plan.estimate.disk_gib)} GiB disk",
+    ]
 
 
 def print_json(value: Any) -> None:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from alignbench import __version__
-from alignbench.cli.common import print_json
+from alignbench.cli.common import print_json, put
+from alignbench.cli.options import Json
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError, missing_packages
@@ -27,17 +28,12 @@ PACKAGES = (
     "scikit-learn", "datasets", "ftfy", "beautifulsoup4", "transformers", "open-clip-torch",
 )  # fmt: skip
 VARIABLES = (
-    "HF_HOME",
-    "HF_HUB_OFFLINE",
-    "TORCH_HOME",
-    "ALIGNBENCH_CACHE",
-    "ALIGNBENCH_PATH",
-    "OMP_NUM_THREADS",
-)
+    "HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "ALIGNBENCH_CACHE", "ALIGNBENCH_PATH", "OMP_NUM_THREADS",
+)  # fmt: skip
 
 
 def doctor(
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: Json = False,
     method: str = typer.Option("vapi", "--method", help="Method to ask runnability for."),
 ) -> None:
     """Report what is installed and present, and which models and evaluators can run here."""
@@ -48,21 +44,18 @@ def doctor(
         return
     for section in ("versions", "device", "environment"):
         console.print(section, style="bold")
-        for key, value in facts[section].items():
-            console.print(f"  {key:<20} {value}", highlight=False, markup=False, soft_wrap=True)
+        put(*(f"  {key:<20} {value}" for key, value in facts[section].items()))
     table = Table("model", "weights", f"run --method {method}", box=None, pad_edge=False)
     for name, model in facts["models"].items():
         table.add_row(name, model["weights"], model["runs"])
     console.print(table)
     console.print("evaluators", style="bold")
     for name, evaluator in facts["evaluators"].items():
-        lines = [f"  {name:<24} {evaluator['runs']}"]
-        lines += [f"    {item['what']} → {item['fix']}" for item in evaluator["missing"]]
-        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        put(f"  {name:<24} {evaluator['runs']}")
+        put(*(f"    {item['what']} → {item['fix']}" for item in evaluator["missing"]))
 
 
 def gather(method: str) -> dict[str, Any]:
-    """Collect everything `doctor` says."""
     registry = Registry.default()
     registry.method(method)  # a wrong name is no property of the models
     versions = {"alignbench": __version__, "python": platform.python_version()}

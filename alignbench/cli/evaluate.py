@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from alignbench.cli.common import PLUGIN_HELP, carry_out, show_plan, show_record
+from alignbench.cli.common import carry_out, leave, plan_lines
+from alignbench.cli.options import DryRun, Out, Plugins, Protocol, RecordJson, changes
 from alignbench.commands import jobs
-from alignbench.errors import UserError, problem_lines, refuse
+from alignbench.errors import UserError, refuse
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
 
 
 def evaluate(
+    *,
     model: str | None = typer.Option(None, "--model", help="Model to evaluate; see: list models."),
     samples: Path | None = typer.Option(
         None, "--samples", help="Score these images instead: a folder, or an ADM .npz file."
@@ -22,23 +25,21 @@ def evaluate(
     run: Path | None = typer.Option(
         None, "--run", help="Score a finished run under another protocol; its record gains the results."
     ),
-    protocol: str | None = typer.Option(None, "--protocol", help="Protocol; default: the model's."),
+    protocol: Protocol = None,
     reconstruction: bool = typer.Option(
         False, "--reconstruction", help="Score the tokenizer: the model's reconstruction protocol."
     ),
     name: str = typer.Option("", "--name", help="With --samples: what tables call the images."),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="e.g. model.policy=PATH, assets.NAME=PATH; repeatable."
-    ),
-    out: Path | None = typer.Option(None, "--out", help="Run folder; default: runs/<id>."),
+    assignments: Annotated[list[str], changes("e.g. model.policy=PATH, assets.NAME=PATH; repeatable.")],
+    out: Out = None,
     write_npz: bool = typer.Option(
         False, "--write-npz", help="Also write the images as ADM sample files, for other evaluators."
     ),
     write_png: bool = typer.Option(False, "--write-png", help="Also write the images as PNG files."),
     workers: int | None = typer.Option(None, "--workers", min=0, help="Threads that decode images."),
-    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
-    as_json: bool = typer.Option(False, "--json", help="Print the plan or the record as JSON."),
+    plugin: Plugins,
+    dry_run: DryRun = False,
+    as_json: RecordJson = False,
 ) -> None:
     """Score a model, a finished run, a tokenizer or any images under a protocol."""
     given = {"--model": model, "--samples": samples, "--run": run}
@@ -48,56 +49,30 @@ def evaluate(
             f"{' and '.join(named) or 'nothing'} given to evaluate",
             fix="name one of --model NAME, --run DIR and --samples PATH",
         )
+    choices = jobs.Choices(protocol=protocol, options=assignments, workers=workers, plugins=plugin, out=out)
+    exports = tuple(kind for kind, wanted in {"npz": write_npz, "png": write_png}.items() if wanted)
     if samples is not None:
-        if reconstruction or write_npz or write_png:
+        if reconstruction or exports:
             raise UserError("--reconstruction and --write-… need a model", fix="name it with --model")
-        if protocol is None:
-            raise UserError("--samples needs --protocol", fix="see: alignbench list protocols")
-        job = jobs.plan_samples(
-            samples,
-            protocol=protocol,
-            name=name,
-            options=assignments,
-            out=out,
-            workers=workers,
-            plugins=plugin,
-        )
-        _score(job, dry_run=dry_run, as_json=as_json)
-        return
-    if name:
+        _evaluate_samples(samples, name, choices, dry_run=dry_run, as_json=as_json)
+    elif name:
         raise UserError("--name names images that are given", fix="leave it out")
-    if run is not None:
-        if out is not None:
-            raise UserError(
-                "--out changes nothing here: the results go into the run's folder", fix="leave it out"
-            )
-        _evaluate_run(run, protocol, reconstruction, assignments, workers, plugin, as_json)
-        return
-    assert model is not None
-    if reconstruction:
-        protocol = protocol or reconstruction_protocol(plugins.load_registry(plugin), model)
-    planned = jobs.plan_evaluation(
-        model,
-        protocol=protocol,
-        options=assignments,
-        out=out,
-        plugins=plugin,
-        workers=workers,
-        exports=tuple(kind for kind, wanted in {"npz": write_npz, "png": write_png}.items() if wanted),
-    )
-    if dry_run:
-        show_plan(planned.plan, planned.plan.problems, as_json=as_json)
-        raise typer.Exit(2 if planned.plan.problems else 0)
-    refuse(planned.plan.id, planned.plan.problems)
-    carry_out(planned, as_json=as_json)
+    elif run is not None:
+        if dry_run or exports:  # or the record would gain results that nobody wanted yet
+            raise UserError("--run takes neither --dry-run nor --write-…", fix="leave them out")
+        _evaluate_run(run, reconstruction, choices, as_json=as_json)
+    elif model is not None:
+        if reconstruction:
+            choices["protocol"] = protocol or _reconstruction_protocol(plugins.load_registry(plugin), model)
+        choices["exports"] = exports
+        job = jobs.plan_evaluation(model, **choices)
+        if dry_run:
+            leave(plan_lines(job.plan), job.plan.problems, plan=job.plan if as_json else None)
+        refuse(job.plan.id, job.plan.problems)
+        carry_out(plan_lines(job.plan), partial(jobs.run, job), job.registry, job.out, as_json=as_json)
 
 
-def reconstruction_protocol(registry: Registry, model: str) -> str:
-    """Return the protocol a model's tokenizer is judged by.
-
-    Raises:
-        UserError: its card names none.
-    """
+def _reconstruction_protocol(registry: Registry, model: str) -> str:
     found = registry.model(model).reconstruction
     if not found:
         raise UserError(
@@ -106,7 +81,12 @@ def reconstruction_protocol(registry: Registry, model: str) -> str:
     return found
 
 
-def _score(job: jobs.SamplesJob, *, dry_run: bool, as_json: bool) -> None:
+def _evaluate_samples(
+    samples: Path, name: str, choices: jobs.Choices, *, dry_run: bool, as_json: bool
+) -> None:
+    if choices["protocol"] is None:
+        raise UserError("--samples needs --protocol", fix="see: alignbench list protocols")
+    job = jobs.plan_samples(samples, name=name, **choices)
     made = job.plan
     lines = [
         f"plan {made.id}",
@@ -115,38 +95,23 @@ def _score(job: jobs.SamplesJob, *, dry_run: bool, as_json: bool) -> None:
         *(f"  asset      {n} {a.path} sha256 {a.sha256[:12]}" for n, a in made.requirements.assets.items()),
     ]
     if dry_run:
-        for line in [*lines, *problem_lines(made.problems)]:
-            Console(soft_wrap=True).print(line, highlight=False, markup=False)
-        raise typer.Exit(2 if made.problems else 0)
+        leave(lines, made.problems)
     refuse(made.id, made.problems)
-    progress = jobs.default_progress()
-    for line in lines:
-        progress.say(line)
-    record = jobs.score_samples(job, progress=progress)
-    if not progress.quiet:
-        show_record(record, job.registry, job.out, as_json=as_json)
+    carry_out(lines, partial(jobs.score_samples, job), job.registry, job.out, as_json=as_json)
 
 
-def _evaluate_run(
-    run: Path,
-    protocol: str | None,
-    reconstruction: bool,
-    assignments: list[str],
-    workers: int | None,
-    plugin: list[Path],
-    as_json: bool,
-) -> None:
-    if (protocol is None) == (not reconstruction):
+def _evaluate_run(run: Path, reconstruction: bool, choices: jobs.Choices, *, as_json: bool) -> None:
+    if choices.pop("out", None) is not None:
+        raise UserError(
+            "--out changes nothing here: the results go into the run's folder", fix="leave it out"
+        )
+    if (choices["protocol"] is None) == (not reconstruction):
         raise UserError(
             "--run needs one of --protocol NAME and --reconstruction", fix="see: alignbench list protocols"
         )
     from alignbench.record import read
 
-    registry = plugins.load_registry(plugin)
-    protocol = protocol or reconstruction_protocol(registry, read(run).model.name)
-    progress = jobs.default_progress()
-    record = jobs.evaluate(
-        run=run, protocol=protocol, options=assignments, workers=workers, plugins=plugin, progress=progress
-    )
-    if not progress.quiet:
-        show_record(record, registry, run, as_json=as_json)
+    registry = plugins.load_registry(choices["plugins"])
+    if reconstruction:
+        choices["protocol"] = _reconstruction_protocol(registry, read(run).model.name)
+    carry_out([], partial(jobs.evaluate, run=run, **choices), registry, run, as_json=as_json)

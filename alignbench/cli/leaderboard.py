@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from alignbench.cli.common import print_json
+from alignbench.cli.common import print_json, put
+from alignbench.cli.options import Json, many
+from alignbench.commands import tables
 from alignbench.errors import EXIT_FAILED, UserError
 from alignbench.registry.lookup import Registry
 
@@ -22,42 +25,38 @@ def leaderboard(
 
     registry = Registry.default()
     cards = registry.metric_facts(), registry.published_cards(), registry.asset_cards()
-    console = Console()
     if check:
         if runs:
             raise UserError("--check takes no runs: it re-renders from the records beside the tables")
         differing = board.check(out, *cards)
-        for problem in differing:
-            console.print(problem, highlight=False, markup=False, soft_wrap=True)
+        put(*differing)
         if differing:
             raise UserError(
                 f"{len(differing)} files in {out} are not what their records give",
                 fix=f"alignbench leaderboard {out / 'records'} --out {out}",
                 exit_code=EXIT_FAILED,
             )
-        console.print(f"{out}: every table matches its records", highlight=False)
+        put(f"{out}: every table matches its records")
         return
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
-    for path in board.write(board.collect(runs), out, *cards):
-        console.print(path, highlight=False, markup=False, soft_wrap=True)
+    put(*board.write(board.collect(runs), out, *cards))
 
 
 SIDE = "A run folder or record file; RUN:base, RUN:method or RUN:samples to choose."
 
 
 def compare(
+    *,
     a: str = typer.Argument(..., help=SIDE),
     b: str = typer.Argument(..., help="The other one; differences are B minus A."),
-    metric: list[str] = typer.Option([], "--metric", help="Only this metric; may be repeated."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    metric: Annotated[list[str], many("--metric", "Only this metric; may be repeated.")],
+    as_json: Json = False,
 ) -> None:
     """Compare two evaluations of one protocol, metric by metric."""
     from alignbench.leaderboard import export, terminal
-    from alignbench.leaderboard.compare import compare, read_evaluated
 
-    facts = Registry.default().metric_facts()
-    comparison = compare(read_evaluated(a), read_evaluated(b), facts, metrics=metric)
+    comparison = tables.compare(a, b, metric)
     if as_json:
         print_json(export.comparison_data(comparison))
     else:

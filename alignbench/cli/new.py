@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
+import string
 from importlib import resources
 from pathlib import Path
-from string import Template
 
 import typer
-from rich.console import Console
 
+from alignbench.cli.common import put
 from alignbench.errors import UserError, suggest
 from alignbench.registry.lookup import Registry
 
@@ -36,12 +36,8 @@ def new(
     check_name(name, Registry.default())
     folder = out or Path(name)
     written = write(name, folder)
-    console = Console()
-    for path in written:
-        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     command = f"alignbench run --plugin {folder} --method {name} --model llamagen-tiny"
-    console.print(f"run it: {command}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"test it: python -m pytest {written[-1]}", highlight=False, markup=False, soft_wrap=True)
+    put(*written, f"run it: {command}", f"test it: python -m pytest {written[-1]}")
 
 
 def check_name(name: str, registry: Registry) -> None:
@@ -74,13 +70,10 @@ def write(name: str, folder: Path) -> list[Path]:
         UserError: one of the files exists, or the folder cannot be written.
     """
     module = name.replace("-", "_")
-    words = {
-        "name": name,
-        "module": module,
-        "class_name": "".join(word.capitalize() for word in module.split("_")),
-        "title": " ".join(word.capitalize() for word in module.split("_")),
-        "test_file": f"test_{module}.py",
-    }
+    title = string.capwords(module.replace("_", " "))
+    class_name = title.replace(" ", "")
+    words = {"name": name, "module": module, "class_name": class_name, "title": title}
+    words["test_file"] = f"test_{module}.py"
     source = resources.files("alignbench") / "templates" / "method"
     paths = {template: folder / path.format(**words) for template, path in FILES.items()}
     for path in paths.values():
@@ -89,7 +82,7 @@ def write(name: str, folder: Path) -> list[Path]:
     try:
         for template, path in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = Template((source / template).read_text(encoding="utf-8")).substitute(words)
+            text = string.Template((source / template).read_text(encoding="utf-8")).substitute(words)
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error

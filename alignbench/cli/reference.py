@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from alignbench.cli.common import put
+from alignbench.cli.options import changes
 from alignbench.config.settings import known_options, values_of
 from alignbench.errors import UserError
-from alignbench.progress import Progress, Stage
+from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
 
 WEIGHTS = "inception-2015-12-05"
 
 
 def reference(
+    *,
     images: Path = typer.Argument(help="Folder of real images, at any depth, or an ADM .npz file."),
     out: Path = typer.Option(..., "--out", help="The .npz file to write."),
     image_size: int = typer.Option(256, "--image-size", min=1, help="Side; images are cropped as ADM does."),
@@ -25,9 +27,7 @@ def reference(
     seed: int = typer.Option(0, "--seed", min=0, help="Of both random choices."),
     batch: int = typer.Option(64, "--batch", min=1, help="Images the network sees at once."),
     workers: int = typer.Option(2, "--workers", min=0, help="Threads that decode."),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help=f"assets.{WEIGHTS}=PATH for other weights."
-    ),
+    assignments: Annotated[list[str], changes(f"assets.{WEIGHTS}=PATH for other weights.")],
 ) -> None:
     """Measure real images with the Inception network and write a reference to score samples against."""
     from alignbench.hub.locate import locate_asset
@@ -55,26 +55,6 @@ def reference(
         progress.say(note)
     with progress.stage("measure", len(source)) as stage:
         write_reference(
-            source,
-            out,
-            net=net,
-            network=file.sha256,
-            images=kept,
-            seed=seed,
-            batch=batch,
-            progress=advance(stage),
+            source, out, net=net, network=file.sha256, images=kept, seed=seed, batch=batch, stage=stage
         )
-    line = f"{out}: moments of {len(source):,} images, {min(kept, len(source)):,} of them inside"
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def advance(stage: Stage) -> Callable[[int, int], None]:
-    """Turn (done, total) into steps of a stage."""
-    done = 0
-
-    def report(now: int, total: int) -> None:
-        nonlocal done
-        stage.advance(now - done)
-        done = now
-
-    return report
+    put(f"{out}: moments of {len(source):,} images, {min(kept, len(source)):,} of them inside")

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
+from typing import Annotated
 
 import typer
 
-from alignbench.cli.common import PLUGIN_HELP, carry_out, show_plan
-from alignbench.commands.jobs import plan
+from alignbench.cli.common import carry_out, leave, plan_lines
+from alignbench.cli.options import DryRun, Out, Plugins, Protocol, RecordJson, changes
+from alignbench.commands import jobs
 from alignbench.config import estimate
 from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
 
 
 def run(
+    *,
     method: str = typer.Option(..., "--method", "-m", help="Method to train with; see: list methods."),
     model: str = typer.Option(..., "--model", help="Model to start from; see: list models."),
     data: str | None = typer.Option(None, "--data", help="Data set; default: the model's."),
     recipe: str | None = typer.Option(
         None, "--recipe", help="Recipe; default: the one for method and model."
     ),
-    protocol: str | None = typer.Option(None, "--protocol", help="Protocol; default: the model's."),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Change one value; repeatable."
-    ),
+    protocol: Protocol = None,
+    assignments: Annotated[list[str], changes("Change one value; repeatable.")],
     seed: int = typer.Option(0, "--seed", help="Training seed."),
     steps: int | None = typer.Option(None, "--steps", help="Optimiser steps; same as --set train.steps."),
-    out: Path | None = typer.Option(None, "--out", help="Run folder; default: runs/<id>."),
+    out: Out = None,
     resume: bool = typer.Option(
         True, "--resume/--no-resume", help="Continue an interrupted run of the same plan (the default)."
     ),
@@ -35,12 +36,12 @@ def run(
     workers: int | None = typer.Option(
         None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
     ),
-    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
-    as_json: bool = typer.Option(False, "--json", help="Print the plan or the record as JSON."),
+    plugin: Plugins,
+    dry_run: DryRun = False,
+    as_json: RecordJson = False,
 ) -> None:
     """Post-train a model with a method, evaluate it before and after, and write the run folder."""
-    job = plan(
+    job = jobs.plan(
         method,
         model,
         data=data,
@@ -58,10 +59,9 @@ def run(
     disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
     problems = [*job.plan.problems, *filter(None, [disk])]
     if dry_run:
-        show_plan(job.plan, problems, as_json=as_json)
-        raise typer.Exit(2 if problems else 0)
+        leave(plan_lines(job.plan), problems, plan=job.plan if as_json else None)
     refuse(job.plan.id, problems)
     check_folder(job.out, job.plan)
     if not resume and job.out.exists() and any(job.out.iterdir()):
         raise UserError(f"{job.out} already holds this run", fix="leave --no-resume away, or choose --out")
-    carry_out(job, as_json=as_json)
+    carry_out(plan_lines(job.plan), partial(jobs.run, job), job.registry, job.out, as_json=as_json)

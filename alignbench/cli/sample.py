@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from alignbench.cli.common import put
+from alignbench.cli.options import changes, many
 from alignbench.commands import models
 from alignbench.errors import UserError
 
 
 def sample(
+    *,
     model: str = typer.Option(..., "--model", help="Model to sample from; see: list models."),
     run: Path | None = typer.Option(None, "--run", help="Use the weights a finished run exported."),
     number: int = typer.Option(40, "--number", "-n", min=1, help="Images."),
     seed: int = typer.Option(0, "--seed", help="Sampling seed; image i depends on nothing else."),
     labels: str = typer.Option("", "--classes", help="Class ids, e.g. 3,7; default: all in turn."),
-    prompts: list[str] = typer.Option([], "--prompt", help="Text to draw; repeatable, all in turn."),
+    prompts: Annotated[list[str], many("--prompt", "Text to draw; repeatable, all in turn.")],
     temperature: float = typer.Option(1.0, "--temperature", min=0.01),
     top_k: int = typer.Option(0, "--top-k", min=0),
     top_p: float = typer.Option(1.0, "--top-p", min=0.0, max=1.0),
     cfg_scale: float = typer.Option(1.0, "--cfg", min=0.0, help="Guidance; 1: off."),
-    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="model.* keys; repeatable."),
+    assignments: Annotated[list[str], changes("model.* keys; repeatable.")],
     out: Path = typer.Option(Path("samples"), "--out", help="Folder for PNG files and grid.png."),
 ) -> None:
     """Draw images from a model, or from what a run made of it, into PNG files and a grid."""
@@ -45,4 +48,4 @@ def sample(
         options=assignments,
     )
     written = write_images(images, f"{model}, seed {seed}", out)
-    Console().print(f"{number} images in {out}, all of them in {written}", highlight=False, soft_wrap=True)
+    put(f"{number} images in {out}, all of them in {written}")

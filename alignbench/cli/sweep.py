@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 
-from alignbench.cli.common import PLUGIN_HELP
+from alignbench.cli.common import leave, put
+from alignbench.cli.options import Plugins, changes
 from alignbench.config import estimate
 from alignbench.config.plan import default_workers
-from alignbench.errors import EXIT_FAILED, UserError, problem_lines
+from alignbench.errors import EXIT_FAILED, UserError, refuse
 from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry, read_card
@@ -23,14 +23,13 @@ EMBEDDED = "llamagen-tiny"
 
 
 def sweep(
+    *,
     sweep: str = typer.Argument(help="Name of a sweep, or a TOML file; see: list sweeps."),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Change one value of every run; repeatable."
-    ),
+    assignments: Annotated[list[str], changes("Change one value of every run; repeatable.")],
     out: Path | None = typer.Option(
         None, "--out", help="Folder of the runs and the table; default: sweeps/NAME."
     ),
-    plugin: list[Path] = typer.Option([], "--plugin", help=PLUGIN_HELP),
+    plugin: Plugins,
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the runs with their commands and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ) -> None:
@@ -38,23 +37,13 @@ def sweep(
     registry = plugins.load_registry(plugin)
     name, card = _find(registry, sweep)
     folder = out or DEFAULT_OUT / name
-    planned = make(
-        registry,
-        name,
-        card,
-        out=folder,
-        assignments=assignments,
-        plugins=[path.absolute() for path in plugin],
-    )
+    files = [path.absolute() for path in plugin]
+    planned = make(registry, name, card, out=folder, assignments=assignments, plugins=files)
     disk = estimate.disk_problem(folder, sum(r.plan.estimate.disk_gib for r in planned.runs if not r.done))
     problems = [*planned.problems, *filter(None, [disk])]
     if dry_run:
-        console = Console(soft_wrap=True)
-        for line in [*product_lines(planned), *run_lines(planned), *problem_lines(problems)]:
-            console.print(line, highlight=False, markup=False)
-        raise typer.Exit(2 if problems else 0)
-    if problems:
-        raise UserError(f"sweep {name} cannot run: " + "\n".join(problem_lines(problems)))
+        leave([*product_lines(planned), *run_lines(planned)], problems)
+    refuse(f"sweep {name}", problems)
     _run(planned, registry, as_json=as_json)
 
 
@@ -64,7 +53,8 @@ def _find(registry: Registry, wanted: str) -> tuple[str, SweepCard]:
     if path.suffix == ".toml":
         return path.stem, cast(SweepCard, read_card(path, "sweeps"))
     tiny = f"{wanted}-{EMBEDDED}"
-    name = tiny if wanted not in registry.found["sweeps"] and tiny in registry.found["sweeps"] else wanted
+    sweeps = registry.locations["sweeps"]
+    name = tiny if wanted not in sweeps and tiny in sweeps else wanted
     return name, registry.sweep(name)
 
 
@@ -84,9 +74,7 @@ def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
     )
     sweep_table.write(planned, facts, failures)
     name = "sweep.json" if as_json else "sweep.md"
-    Console().print(
-        (planned.out / name).read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True
-    )
+    put((planned.out / name).read_text(encoding="utf-8"))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(planned.runs)} runs failed; the table is in {planned.out / 'sweep.md'}",
@@ -96,15 +84,14 @@ def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
 
 def product_lines(planned: Sweep) -> list[str]:
     """How much work it is."""
-    runs, seeds = planned.runs, planned.card.seeds
-    steps = sum(run.plan.config.train.steps for run in runs)
-    images = sum(run.plan.config.train.steps * run.plan.config.train.images_per_step for run in runs)
-    sequences = sum(
-        run.plan.config.train.steps * run.plan.config.train.images_per_step * run.plan.sequences_per_image
-        for run in runs
-    )
+    runs, seeds, steps, images, sequences = planned.runs, planned.card.seeds, 0, 0, 0
+    for run in runs:
+        train = run.plan.config.train
+        steps += train.steps
+        images += train.steps * train.images_per_step
+        sequences += train.steps * train.images_per_step * run.plan.sequences_per_image
     disk = sum(run.plan.estimate.disk_gib for run in runs)
-    finished = [record for run in runs if (record := run.record()) and record.status == "complete"]
+    finished = [record for run in runs if (record := run.finished())]
     left = len(runs) - len(finished)
     lines = [
         f"sweep {planned.name}: {len(runs)} runs = {len(planned.configurations)} configurations × "
@@ -126,8 +113,8 @@ def product_lines(planned: Sweep) -> list[str]:
 
 def run_lines(planned: Sweep) -> list[str]:
     """Every run with the command that does it alone."""
-    lines = []
-    for run in planned.runs:
-        lines.append(f"  {'done ' if run.done else 'to do'}  {run.configuration.title}, seed {run.seed}")
-        lines.append(f"         {run.command}")
-    return lines
+    return [
+        f"  {'done ' if run.done else 'to do'}  {run.configuration.title}, seed {run.seed}\n"
+        f"         {run.command}"
+        for run in planned.runs
+    ]

@@ -9,7 +9,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench.cli.common import print_json
+from alignbench.cli.common import print_json, put
+from alignbench.cli.options import Json
 from alignbench.errors import EXIT_FAILED, UserError, suggest
 from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_weights
 from alignbench.progress import Progress
@@ -34,8 +35,7 @@ def fetch(
     if not files:
         progress.say(f"{name} needs no files from outside")
     for item in fetch_files(files, dry_run=dry_run, say=progress.say):
-        line = f"{item.name}  {item.path}  ({item.action})"
-        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        put(f"{item.name}  {item.path}  ({item.action})")
 
 
 def _wanted(registry: Registry, name: str) -> list[FileStatus]:
@@ -48,9 +48,9 @@ def _wanted(registry: Registry, name: str) -> list[FileStatus]:
         UserError: nothing that could be downloaded has this name.
     """
     kinds = ("models", "assets", "evaluators", "protocols")
-    meant = [kind for kind in kinds if name in registry.found[kind]]
+    meant = [kind for kind in kinds if name in registry.locations[kind]]
     if not meant:
-        names = [other for kind in kinds for other in registry.found[kind]]
+        names = [other for kind in kinds for other in registry.locations[kind]]
         raise UserError(
             f"no model, asset, evaluator or protocol named {name!r}.{suggest(name, names)} "
             "See: alignbench list"
@@ -95,11 +95,12 @@ def pretrain(
 
 
 def verify_golden(
+    *,
     golden: Path = typer.Option(
         ..., "--golden", help="Folder of numbers made by an official implementation."
     ),
     device: str = typer.Option("cpu", "--device", help="Where to compute, e.g. cuda."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: Json = False,
     failures: bool = typer.Option(False, "--failures", help="Print only what does not agree."),
 ) -> None:
     """Reproduce golden numbers: name, error, tolerance and verdict of every tensor; exit 1 on any miss."""
@@ -124,7 +125,7 @@ def _print_report(name: str, report: CheckReport, failures: bool) -> None:
         if not (failures and row.verdict in ("ok", "info")):
             numbers = ["-" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
             line = f"{row.name:<72} {numbers[0]:>9} {numbers[1]:>9}  {row.verdict:<7} {row.note}".rstrip()
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            put(line)
     counts = Counter(row.verdict for row in report.checks)
     text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     console.print(f"{name}: {text}", highlight=False, markup=False)

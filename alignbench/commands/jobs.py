@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from alignbench.run_folder import check_folder
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord
-    from alignbench.runs.evaluate_samples import SamplesPlan
+    from alignbench.runs.evaluate_samples import SamplesJob
 
 RUNS = Path("runs")
 """Where run folders go unless a folder is named."""
@@ -65,8 +65,6 @@ def plan(method: str | None, model: str, **choices: Unpack[Choices]) -> Job:
 
     Args:
         method: name of a method; None: the model is evaluated as it is.
-        model: name of a model.
-        choices: see `Choices`.
 
     Returns:
         The job. `job.plan.problems` lists everything that keeps it from running, each with its remedy.
@@ -104,7 +102,6 @@ def run(job: Job, *, progress: Progress | None = None) -> RunRecord:
     """Carry a job out, or continue it: train, evaluate before and after, write the run folder.
 
     Args:
-        job: see `plan`.
         progress: told what happens; default: standard error, on the first process.
 
     Raises:
@@ -134,11 +131,9 @@ def evaluate(
     """Score one of three things under a protocol: a model as it is, a finished run, or images.
 
     Args:
-        model: name of a model.
         run: folder of a finished run; its record gains the results.
         samples: a folder of images, or an ADM `.npz` file.
         name: what tables call the images.
-        progress: told what happens.
         choices: see `Choices`; `run` and `samples` need a `protocol`; `options` takes the keys `protocol.*`,
             `assets.*` and, of models, `model.*`.
 
@@ -162,21 +157,11 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True)
-class SamplesJob:
-    """Images that somebody else made, and where their scores go."""
-
-    plan: SamplesPlan
-    registry: Registry
-    out: Path
-    workers: int
-
-
 def plan_samples(
     samples: str | os.PathLike[str], *, name: str = "", **choices: Unpack[Choices]
 ) -> SamplesJob:
     """Open images and find what a protocol needs to score them; see `evaluate`."""
-    from alignbench.runs.evaluate_samples import make_given_plan
+    from alignbench.runs.evaluate_samples import SamplesJob, make_given_plan
 
     protocol, registry, workers = _evaluators(choices)
     made = make_given_plan(
@@ -195,9 +180,7 @@ def score_samples(job: SamplesJob, *, progress: Progress) -> RunRecord:
     refuse(job.plan.id, job.plan.problems)
     from alignbench.runs.evaluate_samples import score
 
-    return score(
-        job.plan, job.registry, job.out, command=command_line(), workers=job.workers, progress=progress
-    )
+    return score(job, command_line(), progress)
 
 
 def _evaluators(choices: Choices) -> tuple[str, Registry, int]:

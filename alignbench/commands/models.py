@@ -41,8 +41,6 @@ def sample(
     """Draw images from a model, or from what a run made of it.
 
     Args:
-        model: name of a model.
-        number: how many images.
         run: folder of a finished run, whose exported weights are used.
         classes: class ids, in turn; default: all of them. For class-conditional models.
         prompts: texts, in turn. For text-conditional models.

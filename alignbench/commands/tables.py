@@ -45,8 +45,8 @@ def cards(kind: str) -> dict[str, Card]:
         UserError: no such kind.
     """
     registry = Registry.default()
-    if kind not in registry.found:
-        raise UserError(f"no kind {kind!r}.{suggest(kind, registry.found)}")
+    if kind not in registry.locations:
+        raise UserError(f"no kind {kind!r}.{suggest(kind, registry.locations)}")
     return registry.usable(kind)[0]
 
 

@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def assets(self) -> dict[str, AssetFile]:
-        """Files that the protocol's evaluators read, by asset name; those that were found."""
+        """Files that the protocol's evaluators read, by asset name; those that are there."""
         return self.requirements.assets
 
     @property
@@ -118,12 +118,7 @@ class Plan:
 
 
 def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) -> Plan:
-    """Work a configuration out.
-
-    Args:
-        registry: where the cards are.
-        config: the resolved configuration.
-        evaluates: False with `--no-eval`: the protocol need not be runnable.
+    """Work a configuration out; unless it evaluates (`--no-eval`), the protocol need not be runnable.
 
     Raises:
         UserError: names that do not exist. Everything else is listed in `Plan.problems`.
@@ -185,11 +180,7 @@ def weights_digest(weights: dict[str, str]) -> str:
 
 
 def starting_weights(plan: Plan) -> dict[str, str]:
-    """Hash the files that a run starts from, those of its text encoder included: {role: digest}.
-
-    Raises:
-        UserError: one is not the file that was meant.
-    """
+    """Hash the files a run starts from, {role: digest}; raises UserError: one is not what was meant."""
     if plan.random_weights:
         return {}
     weights = {role: f"sha256:{verify(status)}" for role, status in plan.weights.items()}

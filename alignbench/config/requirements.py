@@ -24,22 +24,14 @@ from alignbench.registry.schema import MethodCard, ModelCard, Scalar
 def requirements_of(
     registry: Registry, name: str, protocol: ProtocolCard, paths: Mapping[str, Scalar]
 ) -> Requirements:
-    """Find what a protocol needs, and say what this installation lacks.
-
-    Args:
-        registry: where the cards are.
-        name: of the protocol.
-        protocol: as resolved.
-        paths: {asset: path} as given by the user.
-    """
+    """Find what a protocol needs, {asset: path} as the user names them, and say what is lacking here."""
     if problems := list(_missing_names(registry, name, protocol)):
         return Requirements(protocol_digest(protocol), protocol, problems=problems)
     problems = list(_evaluator_problems(registry, protocol))
-    files, unofficial = {}, {}
+    files: dict[str, AssetFile] = {}
     wanted = assets_of(registry, protocol)
     for asset in wanted:
-        card = registry.asset(asset)
-        status = locate_asset(asset, card, str(paths.get(asset, "")))
+        status = locate_asset(asset, registry.asset(asset), str(paths.get(asset, "")))
         if not status.ok:
             problems.append(Problem(f"assets/{asset}", status.reason, status.fix))
             continue
@@ -47,9 +39,8 @@ def requirements_of(
             files[asset] = verify_asset(status)
         except UserError as error:
             problems.append(Problem(f"assets/{asset}", error.what, error.fix))
-            continue
-        if files[asset].sha256 != card.sha256:
-            unofficial[asset] = files[asset].sha256
+    digests = {asset: file.sha256 for asset, file in files.items()}
+    unofficial = {asset: sha for asset, sha in digests.items() if sha != registry.asset(asset).sha256}
     unread = [asset for asset, path in paths.items() if path and asset not in wanted]
     why = f"protocol {name} does not read it"
     problems += [Problem(f"assets.{asset}", why, "leave it out") for asset in unread]
@@ -72,7 +63,7 @@ def _missing_names(registry: Registry, name: str, protocol: ProtocolCard) -> Ite
     if protocol.reference and protocol.reference.dataset:
         wanted.append(("datasets", protocol.reference.dataset))
     for kind, card in wanted:
-        if card not in registry.found[kind]:
+        if card not in registry.locations[kind]:
             yield Problem(
                 f"protocol {name}",
                 f"{SINGULAR[kind]} {card!r} is not in this version: no card has this name",
@@ -137,16 +128,7 @@ def problems_of(
     weights: Mapping[str, FileStatus],
     text_problems: Sequence[Problem],
 ) -> Iterator[Problem]:
-    """Yield what stops a run besides its protocol: model, rewards, weights, data, geometry.
-
-    Args:
-        registry: where the cards are.
-        config: names and values.
-        model: card of the model.
-        method: card of the method, if any.
-        weights: {role: where the file is}.
-        text_problems: of the model's text encoder.
-    """
+    """Yield what stops a run besides its protocol: model, text encoder, rewards, weights, data, geometry."""
     if model.target is None:
         yield Problem(f"model {config.model}", f"this version has no {model.family} backbone")
     if method and model.condition not in method.conditions:

@@ -116,25 +116,14 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form kept in the run folder."""
-        return {
-            "method": self.method,
-            "model": self.model,
-            "dataset": self.dataset,
-            "protocol": self.protocol,
-            "recipe": self.recipe,
-            "seed": self.seed,
-            "values": {key: origin.value for key, origin in self.values.items()},
-        }
+        values = {key: origin.value for key, origin in self.values.items()}
+        return {**{item.name: getattr(self, item.name) for item in fields(self)}, "values": values}
 
 
 def parse_assignments(
     assignments: Sequence[str], options: Mapping[str, Option] | None = None
 ) -> dict[str, str]:
-    """Split `key=value` strings; where options are given, keys without a dot are completed.
-
-    Raises:
-        UserError: a string without `=`.
-    """
+    """Split `key=value`, else UserError; where options are given, keys without a dot are completed."""
     parsed = {}
     for text in assignments:
         key, equals, value = text.partition("=")
@@ -153,20 +142,20 @@ def known_options(
     sections: Collection[str] = ("train", "model", "protocol", "data", "assets", "method"),
 ) -> dict[str, Option]:
     """Return {dotted key: option} of all that `--set` takes for these cards, of some namespaces or all."""
-    found = {section: dict(options) for section, options in COMMON_OPTIONS.items()}
+    settable = {section: dict(options) for section, options in COMMON_OPTIONS.items()}
     if model is not None:
-        found["model"] |= registry.model(model).options
+        settable["model"] |= registry.model(model).options
     if dataset is not None:
-        found["data"] = registry.dataset(dataset).options
+        settable["data"] = registry.dataset(dataset).options
     path = Option(default="", doc="Path of this file, instead of where it is looked for.")
-    found["assets"] = dict.fromkeys(registry.names("assets"), path)
+    settable["assets"] = dict.fromkeys(registry.names("assets"), path)
     if method is not None:
-        found["method"] = registry.method(method).options
+        settable["method"] = registry.method(method).options
     return {
         f"{section}.{key}": option
-        for section in found
+        for section in settable
         if section in sections
-        for key, option in found[section].items()
+        for key, option in settable[section].items()
     }
 
 
@@ -197,11 +186,9 @@ def resolve(
         for key, option in options.items()
         if not key.startswith("assets.") and key not in RARE
     }
-    if method is None:
-        recipe = None
-    else:
-        recipe = recipe or registry.recipe_for(method, model)
-        values |= _recipe_values(registry, recipe, method, options) if recipe else {}
+    recipe = (recipe or registry.recipe_for(method, model)) if method else None
+    if method and recipe:
+        values |= _recipe_values(registry, recipe, method, options)
     assigned = parse_assignments(assignments, options)
     if steps is not None and "train.steps" in assigned:
         raise UserError("--steps and --set train.steps were both given", fix="give one of them")
@@ -247,16 +234,10 @@ def _recipe_values(
 def values_of(
     assignments: Sequence[str], options: Mapping[str, Option], *, why: str = "", fix: str = "leave it out"
 ) -> dict[str, Scalar]:
-    """Read `--set` where a few keys have a meaning: {dotted key: value} of those that were given.
-
-    Args:
-        assignments: `key=value`.
-        options: of these keys.
-        why: why others have none.
-        fix: what to do about them.
+    """Read `--set` where a few keys have a meaning: {dotted key: value} of those that are there.
 
     Raises:
-        UserError: another key, or a value that its option does not take.
+        UserError: another key, with why it has none and what to do; a value that its option does not take.
     """
     assigned = parse_assignments(assignments, options)
     for key in assigned:

@@ -66,12 +66,8 @@ def _is_caption(text: str) -> bool:
 
 
 def captions_of_object(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Return the captions in a JSON object.
-
-    Args:
-        content: the object.
-        key: where they are; empty: the first of `CAPTION_KEYS` that holds any.
-    """
+    """Return the captions under a key of a JSON object; without one, under the first of the usual keys that
+    holds any."""
     captions = (captions_in(content.get(name)) for name in ([key] if key else CAPTION_KEYS))
     return next(filter(None, captions), ())
 
@@ -79,15 +75,12 @@ def captions_of_object(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
 def read_captions(
     files: Mapping[str, Callable[[int], bytes]], key: str, where: str
 ) -> tuple[tuple[str, ...], str]:
-    """Read the caption file of an image.
+    """Read the caption file of an image; return (captions, problem), one of which is empty.
 
     Args:
         files: {ending: reads so many bytes at most} of the caption files that there are.
         key: of the caption in JSON; empty: the usual ones, and a text file goes first.
         where: ends the message that there is none.
-
-    Returns:
-        (captions, problem); one of them is empty.
     """
     endings = CAPTION_FILES[1:] if key else CAPTION_FILES
     ending = next((ending for ending in endings if ending in files), None)
@@ -115,14 +108,7 @@ def read_captions(
 
 
 def captioned_source(listing: Listing, *, title: str, options: Mapping[str, Scalar], workers: int) -> Source:
-    """Choose samples, and one caption of each.
-
-    Args:
-        listing: the samples in their order.
-        title: what messages call the source.
-        options: `choice`, `limit` and `subset_seed`.
-        workers: threads that read captions.
-    """
+    """Choose samples, and one caption of each, by the options `choice`, `limit` and `subset_seed`."""
     seed = int(options["subset_seed"])
     kept = choose(listing.names, limit=int(options["limit"]), seed=seed)
     samples = list(ordered_map(listing.sample, kept, workers=workers))

@@ -1,11 +1,21 @@
-"""Captioned images in whatever form they lie: files side by side, JSONL manifests, tar shards."""
+"""Captioned images in whatever form they lie: files side by side, JSONL manifests, tar shards.
+
+Tar shards have the form of LAION-COCO and other web data sets: files whose names agree up to the first dot of
+the last part are one sample, an image and a .txt or .json with its caption; what follows that dot is the
+ending. Whatever else lies in a shard is listed with the reason why it is left out. A shard is read through
+once; where its pictures lie is kept, so that any can be read later. Shards must not be compressed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from alignbench.data.captioned import (
     CAPTION_FILES,
@@ -16,9 +26,9 @@ from alignbench.data.captioned import (
     captions_of_object,
     read_captions,
 )
-from alignbench.data.encoded import Source
-from alignbench.data.walk import identity_of, image_names, read_file
-from alignbench.data.webdataset import find_shards, list_shards
+from alignbench.data.decode import UnreadableImage, ordered_map
+from alignbench.data.encoded import Source, read_cache, write_cache
+from alignbench.data.walk import EXTENSIONS, file_state, identity_of, image_names, read_file
 from alignbench.errors import UserError
 from alignbench.registry.schema import Scalar
 
@@ -28,14 +38,7 @@ _SET_ROOT = "--set data.root=PATH"
 
 
 def open_text_images(*, options: Mapping[str, Scalar], workers: int, cache_dir: Path, **_: object) -> Source:
-    """List captioned images; arguments as in `open_dataset`.
-
-    Options: `root`, a folder or a file; `form` of what is there; `caption_key` in JSON; `choice` among
-    several captions of an image; `limit` images at most (0: all) chosen by `subset_seed`.
-
-    Raises:
-        UserError: nothing there can be used, with the remedy.
-    """
+    """List captioned images as `open_dataset` says; the options are on the card. Raises UserError."""
     if not options["root"]:
         raise UserError("no captioned images were given", fix=_SET_ROOT)
     root = Path(str(options["root"])).expanduser()
@@ -53,11 +56,7 @@ def open_text_images(*, options: Mapping[str, Scalar], workers: int, cache_dir: 
 
 
 def form_of(root: Path) -> str:
-    """Say in which form captioned images lie: `folder`, `jsonl` or `tar`.
-
-    Raises:
-        UserError: a file that is neither a manifest nor a shard.
-    """
+    """Return `folder`, `jsonl` or `tar`; raises UserError: a file that is neither a manifest nor a shard."""
     if root.is_dir():
         if any(root.glob("*.jsonl")):
             return "jsonl"
@@ -69,22 +68,14 @@ def form_of(root: Path) -> str:
 
 
 def list_folder(root: Path, key: str) -> Listing:
-    """List all images at any depth with the captions beside them, sorted by path.
-
-    Args:
-        root: the folder.
-        key: of the caption in JSON files; empty: the usual ones.
-
-    Raises:
-        UserError: it is no folder, or cannot be read.
-    """
+    """List all images at any depth with the captions beside them, sorted by path, or raise UserError."""
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder", fix=_SET_ROOT)
     names = image_names(root)
 
     def sample(position: int) -> Sample:
         beside = {ending: (root / names[position]).with_suffix(ending) for ending in CAPTION_FILES}
-        files = {ending: _reader(path) for ending, path in beside.items() if path.is_file()}
+        files = {ending: partial(_start_of, path) for ending, path in beside.items() if path.is_file()}
         return Sample(names[position], *read_captions(files, key, "beside it"))
 
     return Listing(
@@ -92,22 +83,15 @@ def list_folder(root: Path, key: str) -> Listing:
     )
 
 
-def _reader(path: Path) -> Callable[[int], bytes]:
-    def read(size: int) -> bytes:
-        with path.open("rb") as file:
-            return file.read(size)
-
-    return read
+def _start_of(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def list_manifests(root: Path, key: str) -> Listing:
     """List the images named by a JSONL file, or by all JSONL files of a folder.
 
     A line is an object with the image's path, absolute or from the manifest's folder, and its caption.
-
-    Args:
-        root: the file or the folder.
-        key: of the caption; empty: the usual ones.
 
     Raises:
         UserError: a manifest cannot be read.
@@ -147,3 +131,138 @@ def _line(line: str, where: str, key: str) -> tuple[str, Sample]:
         return "", Sample(where, problem=f"no image under {', '.join(IMAGE_KEYS)}")
     captions = captions_of_object(content, key)
     return path, Sample(f"{where} {path}", captions, "" if captions else NO_CAPTION)
+
+
+# --- tar shards ------------------------------------------------------------------------------------
+
+INDEX_VERSION = 2
+
+
+class Entry(NamedTuple):
+    """A sample of a shard, or damage to the shard; the fields are what the index file holds."""
+
+    key: str
+    """Path inside the shard without the ending, or what is left out; empty: the shard, which is damaged."""
+    offset: int
+    """Of the picture's bytes in the shard."""
+    size: int
+    captions: tuple[str, ...]
+    problem: str
+
+
+def find_shards(root: Path) -> list[Path]:
+    """Return the tar files of a folder at any depth, sorted, or the one that is named."""
+    return sorted(root.rglob("*.tar")) if root.is_dir() else [root]
+
+
+def list_shards(root: Path, key: str, *, workers: int, cache_dir: Path) -> Listing:
+    """List the samples of all shards, in the order of shards and of files inside them.
+
+    Shards that are not indexed yet are read in threads.
+    """
+    base = root if root.is_dir() else root.parent
+    shards = find_shards(root)
+    names = [shard.relative_to(base).as_posix() for shard in shards]
+    indices = ordered_map(lambda shard: _indexed(shard, key, cache_dir), shards, workers=workers)
+    samples: list[Sample] = []
+    positions: list[tuple[Path, int, int]] = []
+    for shard, name, entries in zip(shards, names, indices, strict=True):
+        for entry in entries:
+            whole = f"{name}/{entry.key}" if entry.key else name
+            samples.append(Sample(whole, entry.captions, entry.problem))
+            positions.append((shard, entry.offset, entry.size))
+
+    def read(position: int) -> bytes:
+        shard, offset, size = positions[position]
+        data = read_file(shard, offset=offset, size=size)
+        if len(data) < size:
+            raise UnreadableImage("the shard ends before the image does")
+        return data
+
+    return Listing.of(samples, read, identity_of(base, names))
+
+
+def _indexed(shard: Path, key: str, cache_dir: Path) -> list[Entry]:
+    """Return a shard's index, from the cache if the shard has not changed since."""
+    status = shard.stat()
+    facts = [INDEX_VERSION, str(shard.resolve()), *file_state(status), key]
+    path = cache_dir / f"shard-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}.json"
+    try:
+        return [
+            Entry(str(name), int(offset), int(size), tuple(captions), str(problem))
+            for name, offset, size, captions, problem in read_cache(path)
+        ]
+    except (ValueError, TypeError):  # absent or damaged
+        entries = _index(shard, key)
+    write_cache(path, entries, "the index of a shard")
+    return entries
+
+
+def _index(shard: Path, key: str) -> list[Entry]:
+    """Read a shard through; what stops that becomes an entry of its own."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    left_out: list[Entry] = []
+    others: Counter[str] = Counter()
+    with shard.open("rb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if problem := _add(samples, others, member):
+                        name = f"{member.name} at byte {member.offset}"
+                        left_out.append(Entry(name, 0, 0, (), problem))
+                # Where it cannot read on, tarfile mostly just stops.
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("it breaks off, or cannot be read from there on")
+        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+            what = "damaged" if samples else "not an uncompressed tar file"
+            left_out.append(Entry("", 0, 0, (), f"{what}: {error}"))
+        entries = [_entry(file, name, files, key) for name, files in samples.items() if files]
+    for ending, count in others.items():
+        reason = f"{count} files end so after the first dot: neither an image's ending nor a caption's"
+        left_out.append(Entry(f"*{ending}", 0, 0, (), reason))
+    return entries + left_out
+
+
+def _add(
+    samples: dict[str, dict[str, tuple[int, int]]], others: Counter[str], member: tarfile.TarInfo
+) -> str:
+    """Note under its sample where a file lies, {ending or "image": (offset, size)}.
+
+    Args:
+        samples: {name: its files}, added to.
+        others: counts endings that mean nothing here.
+        member: of the shard.
+
+    Returns:
+        Why the file is left out; empty: it is not, or is counted under `others`.
+    """
+    if member.isdir():
+        return ""
+    if not member.isreg():
+        return "not a regular file"
+    folder, _, last = member.name.rpartition("/")
+    stem, dot, ending = last.partition(".")
+    kind = f".{ending.lower()}" if stem and dot else ""
+    role = "image" if kind in EXTENSIONS else kind
+    if role not in ("image", *CAPTION_FILES):
+        others[kind or "no ending"] += 1
+        return ""
+    sample = samples.setdefault(f"{folder}/{stem}".lstrip("/"), {})
+    if role in sample:
+        return f"a second {'image' if role == 'image' else f'{role} file'} of {stem}"
+    sample[role] = (member.offset_data, member.size)
+    return ""
+
+
+def _entry(file: IO[bytes], name: str, files: dict[str, tuple[int, int]], key: str) -> Entry:
+    """Read the caption of a sample."""
+    if "image" not in files:
+        return Entry(name, 0, 0, (), "no image")
+
+    def read(offset: int, size: int, most: int) -> bytes:
+        file.seek(offset)
+        return file.read(min(size, most))
+
+    texts = {ending: partial(read, *position) for ending, position in files.items() if ending != "image"}
+    return Entry(name, *files["image"], *read_captions(texts, key, "with it"))

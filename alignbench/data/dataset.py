@@ -53,11 +53,7 @@ class Captioned(ImageDataset, Protocol):
 
 
 def captions_of(dataset: ImageDataset) -> Sequence[str]:
-    """Return the captions of a data set.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Return the captions of a data set; raises UserError if it has none."""
     if not isinstance(dataset, Captioned):
         raise UserError(
             "this data set has no captions",
@@ -84,14 +80,11 @@ def open_dataset(
     `Source` of encoded images: these are checked, hashed, decoded and cropped here.
 
     Args:
-        card: what to open.
-        split: one of the card's splits.
         image_size: side of the loaded images.
         num_classes: classes of the model that will see them; None where any number will do.
         options: values for the card's options; missing ones take their defaults.
         workers: threads that decode; 0 decodes in the calling thread.
         cache_dir: where the result of checking the images may be kept.
-        progress: told about the checking of images.
 
     Raises:
         UserError: an unknown split or option, or whatever the data set finds wrong.
@@ -101,25 +94,9 @@ def open_dataset(
             f"{card.title} has no split {split!r}.{suggest(split, card.splits)}",
             fix=f"choose one of: {', '.join(card.splits)}",
         )
-    opened = import_target(card.target)(
-        split=split,
-        image_size=image_size,
-        num_classes=num_classes,
-        options=_complete(card, options),
-        workers=workers,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
-    if isinstance(opened, Source):
-        return open_encoded(
-            opened, image_size=image_size, workers=workers, cache_dir=cache_dir, progress=progress
-        )
-    require(f"dataset {card.title!r} ({card.target})", opened, OBJECT_MEMBERS["datasets"])
-    return cast(ImageDataset, opened)
-
-
-def _complete(card: DatasetCard, options: Mapping[str, Scalar]) -> dict[str, Any]:
-    """Check the given options and add the defaults of the others."""
+    how: dict[str, Any] = {
+        "image_size": image_size, "workers": workers, "cache_dir": cache_dir, "progress": progress,
+    }  # fmt: skip
     values: dict[str, Any] = {key: option.default for key, option in card.options.items()}
     for key, value in options.items():
         if key not in card.options:
@@ -128,4 +105,8 @@ def _complete(card: DatasetCard, options: Mapping[str, Scalar]) -> dict[str, Any
             values[key] = card.options[key].check(value)
         except ValueError as error:
             raise UserError(f"data.{key}: {error}") from error
-    return values
+    opened = import_target(card.target)(split=split, num_classes=num_classes, options=values, **how)
+    if isinstance(opened, Source):
+        return open_encoded(opened, **how)
+    require(f"dataset {card.title!r} ({card.target})", opened, OBJECT_MEMBERS["datasets"])
+    return cast(ImageDataset, opened)

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import io
 import math
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Protocol, TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Decoders that may run, whatever a file calls itself."""
-
 EXACT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 """Pixel forms that become RGB without a choice being made; CMYK and wide channels do not."""
-
 CROPPED_MODES = (*EXACT_MODES, "CMYK", "YCbCr")
 """Pixel forms with 8 bits or fewer per channel; 16-bit grey and float pixels are refused by name."""
-
 MAX_PIXELS = 89_478_485
 """Largest picture that is cropped, Pillow's own warning limit (256 MiB as RGB)."""
 
@@ -66,17 +64,10 @@ def reason_of(error: Exception) -> str:
 
 
 def decode_cropped(data: bytes, size: int) -> np.ndarray:
-    """Decode, convert to RGB and crop as ADM does.
+    """Decode, convert to RGB and crop as ADM does, to [size, size, 3] uint8.
 
     As in ADM, transparency is dropped (not composited on a colour) and CMYK is converted by Pillow's plain
     formula. Colour with 16 bits per channel loses its lower 8.
-
-    Args:
-        data: the encoded picture.
-        size: side of the result.
-
-    Returns:
-        [size, size, 3] uint8.
 
     Raises:
         UnreadableImage: too large, too narrow, or pixels that have no faithful 8-bit form.
@@ -95,17 +86,10 @@ def decode_cropped(data: bytes, size: int) -> np.ndarray:
 
 
 def decode_exact(data: bytes, size: int) -> np.ndarray:
-    """Decode a picture of a given size.
+    """Decode a picture of [size, size, 3] uint8 as it is.
 
     Grey and palette pictures become RGB. Transparency is accepted only where every pixel is opaque, since any
     background would be a choice.
-
-    Args:
-        data: the encoded picture.
-        size: side it must have.
-
-    Returns:
-        [size, size, 3] uint8.
 
     Raises:
         UnreadableImage: as in `open_exact`, or a pixel that is not opaque.
@@ -149,45 +133,27 @@ MIN_CROP_FRACTION = 0.8
 MAX_CROP_FRACTION = 1.0
 
 
-class RandomIntegers(Protocol):
-    """What `random_crop_adm` needs of `random.Random`."""
-
-    def randrange(self, start: int, stop: int, /) -> int: ...
-
-
 def center_crop_adm(image: Image.Image, size: int) -> Image.Image:
-    """Crop the centre square.
+    """Crop the centre square, [size, size] of the same mode; an odd margin is larger at the end.
 
-    Args:
-        image: any size and mode; convert it to RGB first to average colours rather than palette entries.
-        size: side of the result in pixels, at least 1.
-
-    Returns:
-        [size, size] image of the same mode. An odd margin leaves the extra row or column at the end.
+    Convert it to RGB first to average colours rather than palette entries.
     """
     image = _resize_shorter_side(image, size)
-    return _crop(image, left=(image.width - size) // 2, top=(image.height - size) // 2, size=size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
-def random_crop_adm(image: Image.Image, size: int, rng: RandomIntegers) -> Image.Image:
-    """Crop a random square that spans 0.8 to 1.0 of the shorter side.
+def random_crop_adm(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
+    """Crop a random square that spans 0.8 to 1.0 of the shorter side; otherwise as `center_crop_adm`.
 
     Three numbers are drawn: the resized shorter side, then the top and the left edge.
-
-    Args:
-        image: any size and mode, as in `center_crop_adm`.
-        size: side of the result in pixels, at least 1.
-        rng: source of the three numbers.
-
-    Returns:
-        [size, size] image of the same mode.
     """
     smallest = math.ceil(size / MAX_CROP_FRACTION)
     largest = math.ceil(size / MIN_CROP_FRACTION)
     image = _resize_shorter_side(image, rng.randrange(smallest, largest + 1))
     top = rng.randrange(0, image.height - size + 1)
     left = rng.randrange(0, image.width - size + 1)
-    return _crop(image, left=left, top=top, size=size)
+    return image.crop((left, top, left + size, top + size))
 
 
 def _resize_shorter_side(image: Image.Image, target: int) -> Image.Image:
@@ -196,10 +162,6 @@ def _resize_shorter_side(image: Image.Image, target: int) -> Image.Image:
     scale = target / min(image.size)
     resized = (round(image.width * scale), round(image.height * scale))
     return image.resize(resized, resample=Image.Resampling.BICUBIC)
-
-
-def _crop(image: Image.Image, *, left: int, top: int, size: int) -> Image.Image:
-    return image.crop((left, top, left + size, top + size))
 
 
 ProgressCallback = Callable[[int, int], None]

@@ -6,11 +6,9 @@ for training.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
-from alignbench.data.decode import Skipped
+from alignbench.data.numbered import ImagesInMemory
 from alignbench.errors import UserError
 from alignbench.randomness import permutation
 
@@ -21,28 +19,11 @@ TEST_PER_CLASS = 40
 VALIDATION_PER_CLASS = 30
 
 
-class Digits:
-    """One split, held in memory; see `ImageDataset`."""
-
-    num_classes = CLASSES
-    class_names = tuple(str(digit) for digit in range(CLASSES))
-    skipped: tuple[Skipped, ...] = ()
+class Digits(ImagesInMemory):
+    """One split; see `ImageDataset`."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
-        """Args: pixels [N, 8, 8, 3] uint8 and labels [N] int64; both are made read-only."""
-        self.pixels = pixels
-        self.labels = labels
-        self.pixels.flags.writeable = False
-        self.labels.flags.writeable = False
-        content = hashlib.sha256(pixels.tobytes())
-        content.update(labels.astype("<i8").tobytes())
-        self.digest = f"sha256:{content.hexdigest()}"
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def load(self, index: int) -> tuple[np.ndarray, int]:
-        return self.pixels[index], int(self.labels[index])
+        super().__init__(pixels, labels, tuple(map(str, range(CLASSES))), labels.astype("<i8").tobytes())
 
 
 def open_digits(*, split: str, image_size: int, num_classes: int | None, **_: object) -> Digits:
@@ -70,11 +51,7 @@ def open_digits(*, split: str, image_size: int, num_classes: int | None, **_: ob
 
 
 def split_rows(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return {split: ascending row numbers} of the fixed stratified split.
-
-    Args:
-        labels: [1797] int64 in scikit-learn's order.
-    """
+    """Return {split: ascending row numbers} of the fixed stratified split of labels, [1797] int64."""
     parts: dict[str, list[np.ndarray]] = {"train": [], "validation": [], "test": []}
     for digit in range(CLASSES):
         rows = np.flatnonzero(labels == digit)

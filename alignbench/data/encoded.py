@@ -26,6 +26,7 @@ from alignbench.data.decode import (
     ordered_map,
     reason_of,
 )
+from alignbench.data.numbered import NumberedImages
 from alignbench.data.walk import printable
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import read_json, write_json
@@ -34,15 +35,10 @@ CACHE_VERSION = 1
 
 
 def choose(names: Sequence[str], *, limit: int, seed: int) -> list[int]:
-    """Return the positions of a fixed subset, ascending.
+    """Return the positions of a fixed subset of unique names, ascending; a limit of 0 keeps all.
 
-    The `limit` names with the smallest hash are kept, so the choice depends on the names alone, and a
-    smaller subset lies inside a larger one.
-
-    Args:
-        names: unique; their order decides nothing but the positions.
-        limit: how many to keep at most; 0 keeps all.
-        seed: another seed, another subset.
+    The `limit` names with the smallest hash are kept, so the choice depends on the names alone, not on their
+    order, and a smaller subset lies inside a larger one.
     """
     if limit == 0 or limit >= len(names):
         return list(range(len(names)))
@@ -72,24 +68,21 @@ class Source:
     """Of captioned images; those of pictures that `read` refuses do not matter."""
 
 
-class EncodedImages:
-    """The readable images of a source; see `ImageDataset`."""
+class EncodedImages(NumberedImages):
+    """The readable images of a source; see `ImageDataset`, of one with captions also `Captioned`."""
 
     def __init__(self, source: Source, content: Sequence[str], reasons: dict[int, str], size: int) -> None:
         self._source, self._content = source, content
         self._good = [position for position, digest in enumerate(content) if digest]
         self._size = size
-        self.class_names = source.class_names
-        self.num_classes = len(source.class_names)
-        self.labels = np.asarray([source.labels[position] for position in self._good], dtype=np.int64)
-        self.labels.flags.writeable = False
-        self.skipped = tuple(
-            Skipped(printable(source.names[position]), reason) for position, reason in sorted(reasons.items())
+        names, captions = source.names, source.captions
+        super().__init__(
+            [source.labels[position] for position in self._good],
+            source.class_names,
+            _digest(source, content, self._good),
+            captions=captions and tuple(captions[position] for position in self._good),
+            skipped=[Skipped(printable(names[at]), reason) for at, reason in sorted(reasons.items())],
         )
-        self.digest = _digest(source, content, self._good)
-
-    def __len__(self) -> int:
-        return len(self._good)
 
     def load(self, index: int) -> tuple[np.ndarray, int]:
         position = self._good[index]
@@ -107,35 +100,10 @@ class EncodedImages:
         return pixels, int(self.labels[index])
 
 
-class CaptionedImages(EncodedImages):
-    """The readable images of a source with captions; see `Captioned`."""
-
-    def __init__(self, source: Source, content: Sequence[str], reasons: dict[int, str], size: int) -> None:
-        assert source.captions is not None
-        super().__init__(source, content, reasons, size)
-        self.captions = tuple(source.captions[position] for position in self._good)
-
-
 def open_encoded(
-    source: Source,
-    *,
-    image_size: int,
-    workers: int,
-    cache_dir: Path,
-    progress: ProgressCallback | None,
+    source: Source, *, image_size: int, workers: int, cache_dir: Path, progress: ProgressCallback | None
 ) -> EncodedImages:
-    """Check every image of a source and open the readable ones.
-
-    Args:
-        source: what to open.
-        image_size: side of the loaded images.
-        workers: threads that decode.
-        cache_dir: the outcome is kept here as `images-<key>.json`.
-        progress: told how many images are checked.
-
-    Raises:
-        UserError: no image can be read, or the cache cannot be written.
-    """
+    """Check every image and open the readable ones; raises UserError: none is, or no cache can be written."""
     if not source.names:
         raise UserError(f"{source.title}: no images in it")
 
@@ -173,8 +141,7 @@ def open_encoded(
             f"{printable(source.names[first])}: {reasons[first]}",
             fix=f"give PNG, JPEG, WebP or BMP {what}",
         )
-    kind = EncodedImages if source.captions is None else CaptionedImages
-    return kind(source, content, reasons, image_size)
+    return EncodedImages(source, content, reasons, image_size)
 
 
 def _hash(data: bytes) -> str:
@@ -188,7 +155,7 @@ def _digest(source: Source, content: Sequence[str], good: Sequence[int]) -> str:
         row = [source.names[position], int(source.labels[position]), content[position]]
         row += [] if source.captions is None else [source.captions[position]]
         state.update(json.dumps(row).encode())
-    return f"sha256:{state.hexdigest()}"
+    return state.hexdigest()
 
 
 def read_cache(path: Path) -> Any:
@@ -200,11 +167,7 @@ def read_cache(path: Path) -> Any:
 
 
 def write_cache(path: Path, content: Any, what: str) -> None:
-    """Keep plain data; `what` is how messages call it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Keep plain data, which messages call `what`; raises UserError if it cannot be written."""
     try:
         write_json(path, {"content": content})
     except OSError as error:

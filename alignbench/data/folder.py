@@ -27,14 +27,10 @@ _SET_ROOT = "--set data.root=PATH"
 
 
 def open_folder(*, split: str, num_classes: int | None, options: Mapping[str, Scalar], **_: object) -> Source:
-    """List a folder; arguments as in `open_dataset`.
+    """List a folder as `open_dataset` says; the options are on the card. Raises UserError.
 
-    Options: `root`; `limit` images at most (0: all) chosen by `subset_seed`; `class_index`, a file with the
-    names of all class folders in the order of the model's class ids: one per line, ImageNet's
+    `class_index` names all class folders in the order of the model's class ids: one per line, ImageNet's
     `LOC_synset_mapping.txt`, or `imagenet_class_index.json`.
-
-    Raises:
-        UserError: anything about the folder that does not fit, with the remedy.
     """
     root = _root(str(options["root"]), split)
     folders = _class_folders(root)
@@ -42,11 +38,11 @@ def open_folder(*, split: str, num_classes: int | None, options: Mapping[str, Sc
     ids = {name: number for number, name in enumerate(class_names)}
     listed = sorted((path, ids[folder]) for folder in folders for path in _images_of(root, folder))
     kept = choose([path for path, _ in listed], limit=int(options["limit"]), seed=int(options["subset_seed"]))
-    names = [listed[position][0] for position in kept]
+    names, labels = zip(*(listed[position] for position in kept), strict=True)
     return Source(
         title=str(root),
         names=names,
-        labels=[listed[position][1] for position in kept],
+        labels=labels,
         class_names=class_names,
         read=lambda position: read_file(root / names[position]),
         identity=identity_of(root, names),

@@ -26,20 +26,15 @@ TRAIN = "train"
 
 
 def open_hub(*, split: str, num_classes: int | None, options: Mapping[str, Scalar], **_: object) -> Source:
-    """List a data set; arguments as in `open_dataset`.
-
-    Options: `path` (hub id or folder), `config`, `revision`; `split`, the table that serves as `train`
-    (empty: the one of that name); `image_column`, `label_column`; `limit` images at most (0: all) chosen
-    by `subset_seed`.
+    """List a data set; arguments as in `open_dataset`, options as on the card.
 
     Raises:
         UserError: the package is missing, the data set cannot be loaded, a column does not fit, or the
             classes are not the model's.
     """
     path, table = _open_table(options, split)
-    image_column = _column(table, path, options, "image_column", _is_picture, "images")
-    what = "class ids (ClassLabel or whole numbers)"
-    label_column = _column(table, path, options, "label_column", _is_class, what)
+    image_column = _column(table, path, options, "image_column", "images")
+    label_column = _column(table, path, options, "label_column", "class ids (ClassLabel or whole numbers)")
     labels = _labels(table, path, label_column)
     class_names = _class_names(table.features[label_column], labels, num_classes, path)
     numbers = [str(row) for row in range(len(table))]
@@ -56,17 +51,14 @@ def open_hub(*, split: str, num_classes: int | None, options: Mapping[str, Scala
 
 
 def open_text_hub(*, split: str, options: Mapping[str, Scalar], workers: int, **_: object) -> Source:
-    """List a data set of captioned images; arguments as in `open_dataset`.
-
-    Options: those of `open_hub`, with `caption_column` for the classes, a column of texts or of lists of
-    texts; `choice` among several captions of an image.
+    """List a data set of captioned images; arguments as in `open_dataset`, options as on the card.
 
     Raises:
         UserError: the package is missing, the data set cannot be loaded, or a column does not fit.
     """
     path, table = _open_table(options, split)
-    image_column = _column(table, path, options, "image_column", _is_picture, "images")
-    caption_column = _column(table, path, options, "caption_column", _is_text, "texts or lists of texts")
+    image_column = _column(table, path, options, "image_column", "images")
+    caption_column = _column(table, path, options, "caption_column", "texts or lists of texts")
     captions = [captions_in(cell) for cell in _cells(table, caption_column)]
     samples = [Sample(f"row {row}", texts, "" if texts else NO_CAPTION) for row, texts in enumerate(captions)]
     identity = _identity(table, range(len(table)), image_column)
@@ -78,16 +70,11 @@ def open_text_hub(*, split: str, options: Mapping[str, Scalar], workers: int, **
 
 
 def _open_table(options: Mapping[str, Scalar], split: str) -> tuple[str, Any]:
-    """Return (path, table) as the options name them."""
-    path = str(options["path"])
+    """Return the path and the table (`datasets.Dataset`) of one split as the options name them."""
+    path, config, revision = (str(options[key]) for key in ("path", "config", "revision"))
     if not path:
         raise UserError("no data set was named", fix="--set data.path=HUB_ID or a folder")
-    renamed = str(options["split"]) if split == TRAIN and options["split"] else split
-    return path, _load(path, str(options["config"]), str(options["revision"]), renamed)
-
-
-def _load(path: str, config: str, revision: str, split: str) -> Any:
-    """Return the table (`datasets.Dataset`) of one split."""
+    split = str(options["split"]) if split == TRAIN and options["split"] else split
     try:
         import datasets
     except ImportError as error:
@@ -98,7 +85,8 @@ def _load(path: str, config: str, revision: str, split: str) -> Any:
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         if not saved:
-            return datasets.load_dataset(path, config or None, split=split, revision=revision or None)
+            table = datasets.load_dataset(path, config or None, split=split, revision=revision or None)
+            return path, table
         opened = datasets.load_from_disk(str(folder))
     except Exception as error:  # the package raises its own, the hub's, pyarrow's and built-in errors
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -113,33 +101,22 @@ def _load(path: str, config: str, revision: str, split: str) -> Any:
                 f"{suggest(split, opened)}",
                 fix="--set data.split=NAME chooses the one to train on",
             )
-        return opened[split]
+        return path, opened[split]
     if opened.split is not None and str(opened.split) != split:
         raise UserError(
             f"data.path: {path} holds the split {str(opened.split)!r}, not {split!r}",
             fix=f"--set data.split={opened.split}",
         )
-    return opened
+    return path, opened
 
 
 # --- columns --------------------------------------------------------------------------------------
 
 
-def _column(
-    table: Any,
-    path: str,
-    options: Mapping[str, Scalar],
-    option: str,
-    fits: Callable[[Any], bool],
-    what: str,
-) -> str:
-    """Return the column that an option names.
-
-    Raises:
-        UserError: it does not hold what is wanted; names a column that does.
-    """
+def _column(table: Any, path: str, options: Mapping[str, Scalar], option: str, what: str) -> str:
+    """Return the column that an option names; if it does not fit, UserError names one that does."""
     features, column = table.features, str(options[option])
-    fitting = [name for name, kind in features.items() if fits(kind)]
+    fitting = [name for name, feature in features.items() if _holds(feature, option)]
     if column in fitting:
         return column
     problem = f"does not hold {what}" if column in features else "does not exist"
@@ -149,26 +126,18 @@ def _column(
     )
 
 
-def _is_picture(kind: Any) -> bool:
+def _holds(feature: Any, option: str) -> bool:
+    """Whether a column of this type may be named by an option."""
     import datasets
 
-    return isinstance(kind, datasets.Image)
-
-
-def _is_text(kind: Any) -> bool:
-    import datasets
-
-    if isinstance(kind, datasets.List | datasets.LargeList):
-        kind = kind.feature
-    return isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
-
-
-def _is_class(kind: Any) -> bool:
-    import datasets
-
-    if isinstance(kind, datasets.ClassLabel):
-        return True
-    return isinstance(kind, datasets.Value) and kind.dtype.lstrip("u").startswith("int")
+    if option == "image_column":
+        return isinstance(feature, datasets.Image)
+    if option == "label_column":
+        whole = isinstance(feature, datasets.Value) and feature.dtype.lstrip("u").startswith("int")
+        return whole or isinstance(feature, datasets.ClassLabel)
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
 def _cells(table: Any, column: str) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         UserError: no such file, not UTF-8, broken JSON or table, no prompts; names file and line.
     """
-    text = _text(path)
-    readers = {".jsonl": _json_lines, ".json": _json_list, ".csv": _table, ".tsv": _table}
-    prompts = list(readers.get(path.suffix.lower(), _plain)(path, text))
+    prompts = [_prompt(where, entry) for where, entry in _entries(path, _text(path))]
     if not prompts:
         raise UserError(f"{path} holds no prompts")
     return prompts
@@ -50,26 +48,35 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}, line {line}: not UTF-8", fix="save the file as UTF-8") from error
 
 
-def _plain(path: Path, text: str) -> Iterator[Prompt]:
+def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield what a file holds, each with where it stands."""
+    form = path.suffix.lower()
+    if form == ".json":
+        entries = _parse(str(path), text)
+        if not isinstance(entries, list):
+            raise UserError(f"{path} holds no list of prompts but {type(entries).__name__}")
+        yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries, start=1))
+        return
+    if form in (".csv", ".tsv"):
+        yield from _rows(path, text, "\t" if form == ".tsv" else ",")
+        return
     # Not splitlines: a prompt may hold one of the rarer separators of Unicode.
-    for line in text.split("\n"):
-        if line.strip():
-            yield Prompt(line.removesuffix("\r"))
-
-
-def _json_lines(path: Path, text: str) -> Iterator[Prompt]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield _entry(where, _parse(where, line))
+            yield where, _parse(where, line) if form == ".jsonl" else line.removesuffix("\r")
 
 
-def _json_list(path: Path, text: str) -> Iterator[Prompt]:
-    entries = _parse(str(path), text)
-    if not isinstance(entries, list):
-        raise UserError(f"{path} holds no list of prompts but {type(entries).__name__}")
-    for number, entry in enumerate(entries, start=1):
-        yield _entry(f"{path}, entry {number}", entry)
+def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[str, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{where}: not as many fields as the header has")
+            yield where, row
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def _parse(where: str, text: str) -> Any:
@@ -79,37 +86,20 @@ def _parse(where: str, text: str) -> Any:
         raise UserError(f"{where}: not JSON: {error}") from error
 
 
-def _entry(where: str, entry: Any) -> Prompt:
+def _prompt(where: str, entry: Any) -> Prompt:
     if isinstance(entry, str):
         return Prompt(_not_blank(where, entry))
     if not isinstance(entry, dict):
         raise UserError(f"{where}: neither a text nor an object with a prompt")
-    return _from_fields(where, entry)
-
-
-def _table(path: Path, text: str) -> Iterator[Prompt]:
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise UserError(f"{where}: not as many fields as the header has")
-            yield _from_fields(where, row)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _from_fields(where: str, fields: Mapping[str, Any]) -> Prompt:
-    names = {name.strip().lower(): name for name in fields}
-    found = [names[name] for name in TEXT_NAMES if name in names]
-    if not found:
-        raise UserError(f"{where}: no field prompt or prompts among {', '.join(fields)}")
-    text = fields[found[0]]
+    names = {name.strip().lower(): name for name in entry}
+    column = next((names[name] for name in TEXT_NAMES if name in names), None)
+    if column is None:
+        raise UserError(f"{where}: no field prompt or prompts among {', '.join(entry)}")
+    text = entry[column]
     if not isinstance(text, str):
-        raise UserError(f"{where}: {found[0]} is not text")
-    tags = [str(fields[names[name]]) for name in TAG_NAMES if name in names]
-    return Prompt(_not_blank(where, text), tag=tags[0] if tags else "", metadata=dict(fields))
+        raise UserError(f"{where}: {column} is not text")
+    tag = next((str(entry[names[name]]) for name in TAG_NAMES if name in names), "")
+    return Prompt(_not_blank(where, text), tag=tag, metadata=dict(entry))
 
 
 def _not_blank(where: str, text: str) -> str:

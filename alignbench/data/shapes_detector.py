@@ -1,8 +1,8 @@
 """Finding the shapes of procedural scenes again: exact on the scenes themselves, tolerant of blur.
 
 A pixel belongs to the colour it lies nearest to, black being the background. The foreground around every
-possible place is compared with every shape, and of all overlapping answers the best one stands. No network,
-no randomness: the same image has the same answer anywhere.
+possible position is compared with every shape, and of all overlapping answers the best one stands. No
+network, no randomness: the same image has the same answer anywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Match:
     shape: int
     """Number of it in SHAPES."""
     match: float
-    """Intersection over union of the shape and the foreground in its place with the margin, 0 to 1."""
+    """Intersection over union of the shape and the foreground there with the margin, 0 to 1."""
     box: tuple[int, int, int, int]
     """Left, top, right, bottom in pixels; right and bottom are one past the last pixel."""
     mask: np.ndarray
@@ -41,14 +41,10 @@ class Match:
 
 
 def find(images: np.ndarray) -> list[list[Match]]:
-    """Return the things of each image, best match first.
-
-    Args:
-        images: [N, H, W, 3] uint8 RGB, sides of at least 7.
-    """
+    """Return the things of each image, [N, H, W, 3] uint8 RGB with sides of at least 7, best match first."""
     foreground = nearest_colour(images) > 0
     matches = match_maps(foreground)
-    found: list[list[Match]] = [[] for _ in images]
+    things: list[list[Match]] = [[] for _ in images]
     rows = np.arange(len(images))
     while len(rows):
         best = matches[rows].reshape(len(rows), -1).argmax(axis=1)
@@ -57,20 +53,18 @@ def find(images: np.ndarray) -> list[list[Match]]:
         kept = np.flatnonzero(value >= SMALLEST_MATCH)
         for k in kept:
             row, y, x = rows[k], int(top[k]), int(left[k])
-            found[row].append(_found(foreground[row], int(shape[k]), float(value[k]), y, x))
+            own = np.zeros_like(foreground[row])
+            own[y : y + SIDE, x : x + SIDE] = foreground[row, y : y + SIDE, x : x + SIDE]
+            things[row].append(Match(int(shape[k]), float(value[k]), (x, y, x + SIDE, y + SIDE), own))
             matches[row, :, max(y - SIDE + 1, 0) : y + SIDE, max(x - SIDE + 1, 0) : x + SIDE] = 0
         rows = rows[kept]
-    return found
+    return things
 
 
 def nearest_colour(images: np.ndarray) -> np.ndarray:
-    """Return the nearest colour of each pixel; of equally near ones the first.
+    """Return the nearest colour of each pixel, [..., 3] uint8 RGB; of equally near ones the first.
 
-    Args:
-        images: [..., 3] uint8 RGB.
-
-    Returns:
-        [...] int64: 0 is the background, otherwise 1 + the number of the colour in COLOURS.
+    [...] int64: 0 is the background, otherwise 1 + the number of the colour in COLOURS.
     """
     palette = np.array([(0, 0, 0), *COLOURS.values()], dtype=np.int64)
     # ‖p − c‖² without its ‖p‖², which is the same for every colour; whole numbers, so ties are ties.
@@ -80,14 +74,9 @@ def nearest_colour(images: np.ndarray) -> np.ndarray:
 
 
 def match_maps(foreground: np.ndarray) -> np.ndarray:
-    """Compare every shape with every place.
+    """Compare every shape with every position in the foreground, [N, H, W] bool; around it is background.
 
-    Args:
-        foreground: [N, H, W] bool.
-
-    Returns:
-        [N, shapes, H − 6, W − 6] float64, intersection over union by upper left corner. Beyond the image is
-        background.
+    [N, shapes, H − 6, W − 6] float64, intersection over union by upper left corner.
     """
     side = SIDE + 2 * MARGIN
     padded = np.pad(foreground, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
@@ -99,14 +88,9 @@ def match_maps(foreground: np.ndarray) -> np.ndarray:
 
 
 def colour_of(image: np.ndarray, thing: np.ndarray) -> str:
-    """Return the colour that most of a thing's pixels lie nearest to.
+    """Return the colour nearest to most pixels of a thing, [H, W] bool, in an image, [H, W, 3] uint8.
 
-    Args:
-        image: [H, W, 3] uint8 RGB.
-        thing: [H, W] bool, its pixels.
-
-    Returns:
-        One of COLOURS; NO_COLOUR if fewer than two thirds of the pixels agree, or there are none.
+    NO_COLOUR if fewer than two thirds of the pixels agree, or there are none.
     """
     counts = np.bincount(nearest_colour(image[thing]), minlength=1 + len(COLOURS))[1:]
     winner = int(counts.argmax())
@@ -117,12 +101,4 @@ def colour_of(image: np.ndarray, thing: np.ndarray) -> str:
 @cache
 def _templates() -> np.ndarray:
     """[shapes, 81] float32: each shape with its margin."""
-    masks = [np.pad(mask(name), MARGIN).ravel() for name in SHAPES]
-    return np.stack(masks).astype(np.float32)
-
-
-def _found(foreground: np.ndarray, shape: int, match: float, top: int, left: int) -> Match:
-    own = np.zeros_like(foreground)
-    place = (slice(top, top + SIDE), slice(left, left + SIDE))
-    own[place] = foreground[place]
-    return Match(shape, match, (left, top, left + SIDE, top + SIDE), own)
+    return np.stack([np.pad(mask(name), MARGIN).ravel() for name in SHAPES]).astype(np.float32)

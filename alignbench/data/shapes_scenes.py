@@ -25,7 +25,7 @@ SIDE = 7
 """Side of a thing."""
 STEP = 4
 """Things stand at multiples of it."""
-PLACES = (SIZE - SIDE) // STEP + 1
+POSITIONS = (SIZE - SIDE) // STEP + 1
 """Of a thing along each axis."""
 
 COLOURS: Mapping[str, tuple[int, int, int]] = {
@@ -53,8 +53,6 @@ RELATIONS: Mapping[str, tuple[int, int]] = {
 """(down, right) of the first thing as seen from the second."""
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's tags in GenEval's order."""
-MOST_WORDS = 7
-"""Of a caption."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,8 @@ def requests(tag: str) -> tuple[Request, ...]:
     if tag == "counting":
         return tuple(_several(shape, count) for shape in SHAPES for count in range(2, 2 + len(NUMBERS)))
     if tag == "colors":
-        return tuple(
-            Request(tag, f"a {colour} {shape}", (_clause(shape, colour),))
-            for colour in COLOURS
-            for shape in SHAPES
-        )
+        looks = itertools.product(COLOURS, SHAPES)
+        return tuple(Request(tag, f"a {colour} {a}", (_clause(a, colour),)) for colour, a in looks)
     if tag == "position":
         return tuple(
             Request(tag, f"a {a} {relation} a {b}", (_clause(b), {**_clause(a), "position": [relation, 0]}))
@@ -173,10 +168,10 @@ def arrange(request: Request, numbers: np.random.Generator) -> Scene:
     ]
     relation = next((clause["position"][0] for clause in request.include if "position" in clause), "")
     while True:
-        places = [divmod(int(place), PLACES) for place in numbers.integers(PLACES**2, size=len(kinds))]
-        if _apart(places) and (not relation or _related(places[1], places[0], relation)):
+        cells = [divmod(int(cell), POSITIONS) for cell in numbers.integers(POSITIONS**2, size=len(kinds))]
+        if _apart(cells) and (not relation or _related(cells[1], cells[0], relation)):
             break
-    return Scene(request, tuple(Thing(*kind, *place) for kind, place in zip(kinds, places, strict=True)))
+    return Scene(request, tuple(Thing(*kind, *cell) for kind, cell in zip(kinds, cells, strict=True)))
 
 
 def draw(things: Sequence[Thing]) -> np.ndarray:
@@ -203,20 +198,20 @@ def prompts(seed: int, purpose: str, each: int) -> list[Request]:
     for tag in TASKS:
         pool = requests(tag)
         orders = (permutation(seed, f"{purpose}/{tag}", turn, len(pool)) for turn in itertools.count())
-        places = itertools.islice(itertools.chain.from_iterable(orders), each)
-        chosen.append([pool[place] for place in places])
+        positions = itertools.islice(itertools.chain.from_iterable(orders), each)
+        chosen.append([pool[position] for position in positions])
     return list(itertools.chain.from_iterable(zip(*chosen, strict=True)))
 
 
-def _apart(places: Sequence[tuple[int, int]]) -> bool:
+def _apart(cells: Sequence[tuple[int, int]]) -> bool:
     """Whether no two things overlap or touch."""
-    pairs = itertools.combinations(places, 2)
+    pairs = itertools.combinations(cells, 2)
     return all(max(abs(a - c), abs(b - d)) * STEP > SIDE for (a, b), (c, d) in pairs)
 
 
-def _related(place: tuple[int, int], other: tuple[int, int], relation: str) -> bool:
-    """Whether the first place lies so from the second, by more than it lies to the side."""
-    (down, right), towards = (place[0] - other[0], place[1] - other[1]), RELATIONS[relation]
+def _related(cell: tuple[int, int], other: tuple[int, int], relation: str) -> bool:
+    """Whether the first cell lies so from the second, by more than it lies to the side."""
+    (down, right), towards = (cell[0] - other[0], cell[1] - other[1]), RELATIONS[relation]
     along = down * towards[0] + right * towards[1]
     across = abs(down * towards[1]) + abs(right * towards[0])
     return along * STEP > SIDE and along > across

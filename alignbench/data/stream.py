@@ -6,10 +6,9 @@ is the image at position p of the stream; step s holds the positions s·B … (s
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -44,8 +43,7 @@ class Stream:
 
         Args:
             dataset: any size from 1 on; it repeats with a new order every epoch.
-            seed: the run's seed.
-            images_per_step: images of one step over all ranks, B.
+            images_per_step: over all ranks, B.
             workers: threads that decode; 0 decodes in the calling thread.
             text_condition: turns captions into the batch's condition, in the thread that asks for the batch;
                 None: the condition is the class.
@@ -59,7 +57,7 @@ class Stream:
         self.images_per_step = images_per_step
         self._text_condition = text_condition
         self._captions = captions_of(dataset) if text_condition else ()
-        self._epoch_order = functools.lru_cache(maxsize=2)(self._permute)
+        self._epoch_order = lru_cache(maxsize=2)(partial(permutation, seed, "data"))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
         self._ahead: dict[int, Future[Loaded]] = {}
 
@@ -101,9 +99,7 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _decoded(self, step: int, rank: int, world_size: int) -> list[Loaded]:
@@ -117,8 +113,7 @@ class Stream:
         new = [number for number in wanted if number not in self._ahead]
         for number, index in zip(new, self._lookup(np.asarray(new, dtype=np.int64)), strict=True):
             self._ahead[number] = self._pool.submit(self.dataset.load, int(index))
-        share = self.images_per_step // world_size
-        return [self._ahead.pop(number).result() for number in wanted[:share]]
+        return [self._ahead.pop(number).result() for number in wanted[: self.images_per_step // world_size]]
 
     def _numbers(self, step: int, rank: int, world_size: int) -> np.ndarray:
         """Return the sample numbers of one share, [B / world_size] int64."""
@@ -129,12 +124,9 @@ class Stream:
 
     def _lookup(self, numbers: np.ndarray) -> np.ndarray:
         """Return the image numbers of sample numbers, [n] int64."""
-        epochs, places = np.divmod(numbers, len(self.dataset))
-        found = np.empty_like(numbers)
+        epochs, positions = np.divmod(numbers, len(self.dataset))
+        images = np.empty_like(numbers)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            found[rows] = self._epoch_order(int(epoch))[places[rows]]
-        return found
-
-    def _permute(self, epoch: int) -> np.ndarray:
-        return permutation(self.seed, "data", epoch, len(self.dataset))
+            images[rows] = self._epoch_order(int(epoch), len(self.dataset))[positions[rows]]
+        return images

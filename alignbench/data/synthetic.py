@@ -7,29 +7,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from alignbench.data.decode import Skipped
+from alignbench.data.numbered import NumberedImages
 from alignbench.randomness import generator
 from alignbench.registry.schema import Scalar
 
 
-class Synthetic:
+class Synthetic(NumberedImages):
     """Images that are a function of (seed, split, number); see `ImageDataset`."""
 
-    skipped: tuple[Skipped, ...] = ()
-
     def __init__(self, *, split: str, image_size: int, num_classes: int, count: int, seed: int) -> None:
-        self.num_classes = num_classes
-        self.class_names = tuple(f"class {number}" for number in range(num_classes))
-        self.labels = np.arange(count, dtype=np.int64) % num_classes
-        self.labels.flags.writeable = False
         facts = f"synthetic/{split}/{image_size}/{num_classes}/{count}/{seed}"
-        self.digest = f"sha256:{hashlib.sha256(facts.encode()).hexdigest()}"
+        names = [f"class {number}" for number in range(num_classes)]
+        super().__init__(np.arange(count) % num_classes, names, hashlib.sha256(facts.encode()).hexdigest())
         self._purpose = f"synthetic/{split}"
         self._shape = (image_size, image_size, 3)
         self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def load(self, index: int) -> tuple[np.ndarray, int]:
         numbers = generator(self._seed, self._purpose, index)
@@ -39,10 +31,7 @@ class Synthetic:
 def open_synthetic(
     *, split: str, image_size: int, num_classes: int | None, options: Mapping[str, Scalar], **_: object
 ) -> Synthetic:
-    """Open random images; arguments as in `open_dataset`.
-
-    Options: `count` images; `seed`; `classes`, used where no model says how many there are.
-    """
+    """Open random images; arguments as in `open_dataset`, options as on the card."""
     return Synthetic(
         split=split,
         image_size=image_size,
@@ -74,10 +63,7 @@ class SyntheticText(Synthetic):
 def open_synthetic_text(
     *, split: str, image_size: int, options: Mapping[str, Scalar], **_: object
 ) -> SyntheticText:
-    """Open random images with captions; arguments as in `open_dataset`.
-
-    Options: `count` images; `seed`.
-    """
+    """Open random images with captions; arguments as in `open_dataset`, options as on the card."""
     return SyntheticText(
         split=split, image_size=image_size, count=int(options["count"]), seed=int(options["seed"])
     )

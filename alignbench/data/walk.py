@@ -20,11 +20,7 @@ MAX_BYTES = 1 << 28
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yield all files at any depth but hidden ones; links to folders are followed, each folder once.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
+    """Yield all files at any depth but hidden ones, linked folders once; unreadable ones are a UserError."""
     visited: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
         status = Path(parent).stat()
@@ -61,11 +57,7 @@ def natural(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def read_file(path: Path, *, offset: int = 0, size: int | None = None) -> bytes:
-    """Return an encoded picture: a file, or some bytes of one.
-
-    Raises:
-        UnreadableImage: not a regular file, or too large.
-    """
+    """Return a file, or some bytes of one; raises UnreadableImage: not a regular file, or too large."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a pipe would never end
         raise UnreadableImage("not a regular file")

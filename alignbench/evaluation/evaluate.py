@@ -58,11 +58,7 @@ class Score:
 def build_evaluators(
     registry: Registry, protocol: ProtocolCard, assets: Mapping[str, AssetFile], device: torch.device
 ) -> dict[str, Evaluator]:
-    """Build the evaluators a protocol names, with its options for them.
-
-    Raises:
-        UserError: an evaluator that lacks what the interface needs, or refuses its files.
-    """
+    """Build a protocol's evaluators; raises UserError: one lacks a member, or refuses its files."""
     built: dict[str, Evaluator] = {}
     for name in protocol.evaluators:
         card = registry.evaluator(name)
@@ -80,35 +76,26 @@ def _store(
     folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device
 ) -> FeatureStore:
     """Rows depend on the images, the evaluator and what computes them."""
-    key = digest_of(
-        {
-            "form": features.FORM,
-            "images": images.identity,
-            "evaluator": evaluator.identity,
-            "alignbench": code_digest(),
-            "torch": torch.__version__,
-            "device": device.type,
-        }
-    )
-    return FeatureStore(folder / name, key)
+    made_of = {"form": features.FORM, "images": images.identity, "evaluator": evaluator.identity}
+    return FeatureStore(folder / name, digest_of({**made_of, **computed_by(device)}))
+
+
+def computed_by(device: torch.device) -> dict[str, str]:
+    """What a number may depend on besides what it is computed from."""
+    return {"alignbench": code_digest(), "torch": torch.__version__, "device": device.type}
 
 
 @dataclass(frozen=True)
 class References:
-    """What all image sets of a protocol are compared with.
-
-    Args:
-        digest: identity of images and statistics; None where a protocol has no reference.
-        images: None where only statistics, or nothing, are known.
-        statistics: arrays of a statistics file.
-        folder: where rows of the reference images are kept.
-        device: where evaluators compute.
-    """
+    """What all image sets of a protocol are compared with."""
 
     digest: str | None
+    """Identity of images and statistics; None where a protocol has no reference."""
     images: ImageSet | None
+    """None where only statistics, or nothing, are there."""
     statistics: Mapping[str, np.ndarray]
     folder: Path
+    """Where rows of the reference images are kept."""
     device: torch.device
 
     def measure(self, evaluators: Mapping[str, Evaluator], rank: Rank, progress: Progress) -> None:
@@ -140,36 +127,26 @@ class References:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Evaluates the image sets of one subject under one protocol.
-
-    Args:
-        subject: names the folders.
-        sets: its images.
-        address: whatever decides the images, as plain data; with the evaluator it is a result's address.
-        protocol: settings, seeds and evaluators.
-        evaluators: built evaluators by name.
-        cards: their cards.
-        references: what the images are compared with.
-        device: where evaluators compute.
-        folder: run folder.
-        cache: folder of results shared between runs, or None.
-        rank: which of the processes this is.
-    """
+    """Evaluates the image sets of one subject under one protocol."""
 
     subject: Subject
+    """Names the folders."""
     sets: Sets
     address: Mapping[str, Any]
+    """Whatever decides the images, as plain data; with the evaluator it is a result's address."""
     protocol: ProtocolCard
     evaluators: Mapping[str, Evaluator]
     cards: Mapping[str, EvaluatorCard]
     references: References
     device: torch.device
     folder: Path
+    """Of the run."""
     cache: Path | None
+    """Folder of results shared between runs, or None."""
     rank: Rank
 
     def measure(self, progress: Progress) -> None:
-        """Measure every set whose result is not known yet; this process's share of the shards."""
+        """Measure every set whose result is not there yet; this process's share of the shards."""
         work = []
         for setting, seed in self._addresses():
             pending = {n: e for n, e in self.evaluators.items() if self._stored(n, setting, seed) is None}
@@ -247,7 +224,11 @@ class Evaluation:
             samples_digest=rows.digest,
             sample_seconds=rows.load_seconds,
             evaluate_seconds=rows.seconds + seconds,
-            intervals={m.name: list(m.interval) for m in metrics if _finite(m.interval)},  # type: ignore[arg-type]
+            intervals={
+                m.name: list(m.interval)
+                for m in metrics
+                if m.interval is not None and all(map(math.isfinite, m.interval))
+            },
             resampled={m.name: list(m.resampled) for m in metrics if m.resampled},
         )
         # The result first: without it the rows would have to be measured again.
@@ -273,19 +254,13 @@ class Evaluation:
             "setting": self.protocol.settings[setting].model_dump(mode="json", exclude={"name", "title"}),
             "seed": seed,
             "reference": self.references.digest,
-            "alignbench": code_digest(),
-            "torch": torch.__version__,
-            "device": self.device.type,
+            **computed_by(self.device),
         }
         return digest_of(address)
 
 
 def _write(path: Path, score: Score, address: str) -> None:
     write_json(path, {"address": address, **asdict(score)})
-
-
-def _finite(interval: tuple[float, float] | None) -> bool:
-    return interval is not None and all(map(math.isfinite, interval))
 
 
 def _read(path: Path, address: str) -> Score | None:

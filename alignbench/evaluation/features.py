@@ -13,7 +13,6 @@ import json
 import shutil
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from alignbench.api import PROMPT, Evaluator, ImageSet, Prompt, Rows
 from alignbench.errors import RunFailed, failure_of, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Stage
+from alignbench.samples.npz import UNREADABLE
 
 FORM = 2
 """Of the files; counts up when rows of an older alignbench can no longer be read."""
@@ -32,9 +32,6 @@ META = "_meta"
 """Array in each file with JSON text: key, seconds."""
 PIXELS = "_pixels"
 """Column in each file: SHA-256 of each image's bytes, [n, 32]."""
-
-UNREADABLE = (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged file raises."""
 
 
 class Rank(Protocol):
@@ -49,15 +46,11 @@ class Rank(Protocol):
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """One evaluator's rows of one image set in a folder.
-
-    Args:
-        folder: holds `shard-00000.npz` and so on.
-        key: identity of images and evaluator; files with another key count as absent.
-    """
+    """One evaluator's rows of one image set in a folder."""
 
     folder: Path
     key: str
+    """Identity of images and evaluator; files with another key count as absent."""
 
     def path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.npz"
@@ -74,18 +67,13 @@ class FeatureStore:
         self._save(number, meta, {PIXELS: pixels, **rows})
 
     def rows(self, shards: int) -> StoredFeatures:
-        """Return all rows.
-
-        Raises:
-            RunFailed: a shard is missing or damaged.
-        """
-        paths, metas = [self.path(number) for number in range(shards)], []
-        for number, path in enumerate(paths):
-            meta = self._meta(number)
-            if meta is None:
-                raise RunFailed(f"{path} is missing or damaged", fix="run the same command again")
-            metas.append(meta)
-        return StoredFeatures(paths, metas)
+        """Return all rows; raises RunFailed if a shard is missing or damaged."""
+        paths = [self.path(number) for number in range(shards)]
+        metas = [self._meta(number) for number in range(shards)]
+        if None in metas:
+            path = paths[metas.index(None)]
+            raise RunFailed(f"{path} is missing or damaged", fix="run the same command again")
+        return StoredFeatures(paths, list(filter(None, metas)))
 
     def reduce(self, shards: int, columns: Sequence[str]) -> None:
         """Keep a few columns, to be compared image by image later; without any, nothing stays."""
@@ -157,16 +145,10 @@ def measure(
 ) -> None:
     """Fill the stores with this process's share of the shards; each shard is decoded once for all evaluators.
 
-    Args:
-        images: what to measure.
-        evaluators: by name.
-        stores: by the same names.
-        rank: shard n belongs to rank n mod world size.
-        stage: advanced once a shard.
+    Shard n belongs to rank n mod world size.
 
     Raises:
-        RunFailed: an evaluator returns other than one row per image, or numbers that are not finite, or needs
-            more memory than there is.
+        RunFailed: an evaluator returns other than one row per image, or needs more memory than there is.
     """
     for number, _ in enumerate(images.shards()):
         if number % rank.world_size == rank.rank:
@@ -181,33 +163,28 @@ def _measure_shard(
 ) -> None:
     started = time.monotonic()
     batch = images.load(number)
-    pixels = np.stack([_hash(image) for image in batch.images.numpy()])
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in batch.images.numpy()]
+    pixels = np.stack([np.frombuffer(digest, dtype=np.uint8) for digest in digests])
     load_seconds = time.monotonic() - started
     for name, evaluator in evaluators.items():
         started = time.monotonic()
         what = f"evaluator {name!r}: out of memory with shards of {len(batch)} images"
         with out_of_memory_as(what, "a device with more memory"), failure_of(f"evaluator {name!r}"):
             rows = dict(evaluator.measure(batch))
-        _check(name, rows, len(batch))
+        for column, values in rows.items():
+            if len(values) != len(batch):
+                wrong = f"column {column} has {len(values)} rows for {len(batch)} images"
+                raise RunFailed(f"evaluator {name!r}: {wrong}")
+            if np.issubdtype(np.asarray(values).dtype, np.floating) and not np.isfinite(values).all():
+                wrong = f"column {column} holds values that are not numbers"
+                raise RunFailed(f"evaluator {name!r}: {wrong}")
+        if not rows:
+            raise RunFailed(f"evaluator {name!r} remembers nothing of an image")
         if batch.prompts:
             rows[PROMPT] = np.array([prompt_key(prompt) for prompt in batch.prompts])
         seconds = time.monotonic() - started
         stores[name].write(number, rows, pixels=pixels, load_seconds=load_seconds, seconds=seconds)
         load_seconds = 0.0  # counted once, however many evaluators look
-
-
-def _hash(image: np.ndarray) -> np.ndarray:
-    return np.frombuffer(hashlib.sha256(image.tobytes()).digest(), dtype=np.uint8)
-
-
-def _check(name: str, rows: Rows, images: int) -> None:
-    for column, values in rows.items():
-        if len(values) != images:
-            raise RunFailed(f"evaluator {name!r}: column {column} has {len(values)} rows for {images} images")
-        if np.issubdtype(np.asarray(values).dtype, np.floating) and not np.isfinite(values).all():
-            raise RunFailed(f"evaluator {name!r}: column {column} holds values that are not numbers")
-    if not rows:
-        raise RunFailed(f"evaluator {name!r} remembers nothing of an image")
 
 
 def prompt_key(prompt: Prompt) -> int:

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from alignbench.api import PROMPT
-from alignbench.evaluation.features import META, UNREADABLE
+from alignbench.evaluation.features import META
 from alignbench.record import Result
 from alignbench.run_folder import protocol_folder, row_files
+from alignbench.samples.npz import UNREADABLE
 
 TOLERANCE = 1e-5
 """Relative; networks compute in float32 and a metric may be summed in another order."""
@@ -57,15 +58,12 @@ def read_pairs(
     """Read one column of two evaluations under one protocol from their run folders.
 
     Args:
-        folders: of the runs.
-        results: one of each.
         column: whose mean the metric is, up to a factor such as 100 for per cent.
         recorded: the metric of both, one value per seed.
         same_draws: image i of both was drawn from the same condition with the same random numbers.
 
     Raises:
-        NoPairsError: no features, damaged ones or others than those of the record; other prompts, or images
-            that have nothing in common.
+        NoPairsError: no features of the record, damaged ones, other prompts, nothing in common.
     """
     a, b = (_read(folder, result, column) for folder, result in zip(folders, results, strict=True))
     factor = _factor((a, b), recorded)

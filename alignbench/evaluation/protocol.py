@@ -7,57 +7,51 @@ somebody else's images.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from alignbench.api import Backbone, Evaluator, ImageSet
 from alignbench.data.dataset import open_dataset
-from alignbench.evaluation.evaluate import Evaluation, References, Sets, build_evaluators
+from alignbench.evaluation.evaluate import Evaluation, References, Score, Sets, build_evaluators, computed_by
 from alignbench.evaluation.features import Rank
 from alignbench.evaluation.reference import open_reference
-from alignbench.evaluation.results import results_of
-from alignbench.files import cache_root, code_digest, digest_of
+from alignbench.files import cache_root, digest_of
 from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
-from alignbench.record import Result, Subject
+from alignbench.record import ProtocolRef, Result, Subject
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import ProtocolCard
+from alignbench.registry.protocol import ProtocolCard, Setting
 from alignbench.registry.schema import Scalar
 from alignbench.samples.generated import ImageDecoder, Sampler, TokenImages
 from alignbench.samples.real import DatasetImages
 from alignbench.samples.reconstructed import ReconstructedImages
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolEvaluation:
-    """One protocol on one machine.
-
-    Args:
-        registry: where the cards are.
-        name: of the protocol.
-        requirements: the protocol as resolved, with the files its evaluators read.
-        device: where to work.
-        rank: which of the processes this is.
-        folder: run folder.
-        workers: threads that decode images.
-        num_classes: classes labels are drawn from; None for text.
-        data: options for the reference data set.
-    """
+    """One protocol on one machine."""
 
     registry: Registry
     name: str
+    """Of the protocol."""
     requirements: Requirements
     device: torch.device
     rank: Rank
     folder: Path
+    """Of the run."""
     workers: int
+    """Threads that decode images."""
     num_classes: int | None = None
+    """That labels are drawn from; None for text."""
     data: Mapping[str, Scalar] = field(default_factory=dict)
+    """Options for the reference data set."""
 
     @property
     def protocol(self) -> ProtocolCard:
@@ -87,11 +81,7 @@ class ProtocolEvaluation:
 
     @cached_property
     def references(self) -> References:
-        """What image sets are compared with.
-
-        Raises:
-            UserError: a data set or statistics file that does not fit the protocol.
-        """
+        """What image sets are compared with; raises UserError: it does not fit the protocol."""
         spec = self.protocol.reference
         images: ImageSet | None = self.reference_images
         statistics: Mapping[str, Any] = {}
@@ -103,12 +93,9 @@ class ProtocolEvaluation:
             side = spec.image_size or self.protocol.image_size
             opened = open_reference(file.path, image_size=side, networks=networks)
             images, statistics, digest = opened.images, opened.statistics, f"sha256:{file.sha256}"
-        return References(digest, images, statistics, self._reference_folder(), self.device)
-
-    def _reference_folder(self) -> Path:
-        """Rows of reference images are shared between runs where that is possible."""
-        shared = writable(cache_root() / "references")
-        return shared if shared is not None else self.folder / "rows" / "reference"
+        # Rows of reference images are shared between runs where that is possible.
+        folder = writable(cache_root() / "references") or self.folder / "rows" / "reference"
+        return References(digest, images, statistics, folder, self.device)
 
     def model(
         self, subject: Subject, weights: str, backbone: Backbone, *, sampled: Backbone, cache: Path | None
@@ -116,9 +103,8 @@ class ProtocolEvaluation:
         """Evaluate what a model generates, or reconstructs if that is the protocol's task.
 
         Args:
-            subject: `base` or `method`.
-            weights: digest of the weights.
-            backbone: the generator; its tokenizer decodes.
+            weights: their digest.
+            backbone: its tokenizer decodes.
             sampled: the same with the policy in the protocol's precision.
             cache: folder of results shared between runs, or None.
         """
@@ -129,9 +115,8 @@ class ProtocolEvaluation:
 
         def generated(setting: str, seed: int) -> ImageSet:
             chosen = self.protocol.settings[setting]
-            identity = self._identity(
-                {**address, "setting": chosen.model_dump(exclude={"name", "title"}), "seed": seed}
-            )
+            numbers = chosen.model_dump(exclude={"name", "title"})
+            identity = digest_of({**address, "setting": numbers, "seed": seed, **computed_by(self.device)})
             folder = self.folder / "samples" / subject / setting / f"seed-{seed}"
             return TokenImages(sampler, decoder, folder, chosen, seed, identity)
 
@@ -158,26 +143,48 @@ class ProtocolEvaluation:
     def results(
         self, evaluation: Evaluation, progress: Progress, rewards: Sequence[str] = ()
     ) -> list[Result]:
-        """Score what was measured.
-
-        Args:
-            evaluation: one of this protocol; every process has measured its share.
-            progress: told what happens.
-            rewards: networks behind the rewards of the training.
-        """
-        return results_of(
-            self.registry,
-            self.name,
-            self.requirements,
-            subject=evaluation.subject,
-            scores=evaluation.scores(progress),
-            reference=self.references.digest,
-            rewards=rewards,
+        """Score what all processes have measured; `rewards` are the networks behind those of the training."""
+        protocol, subject = self.protocol, evaluation.subject
+        groups: dict[tuple[str, str], list[Score]] = {}
+        for score in evaluation.scores(progress):
+            groups.setdefault((score.setting, score.evaluator), []).append(score)
+        settings = protocol.settings
+        if subject == "samples" or protocol.task == "reconstruction":
+            settings = {name: Setting.unsampled(name, setting.title) for name, setting in settings.items()}
+        identity = ProtocolRef(
+            name=self.name,
+            version=protocol.version,
+            digest=self.requirements.digest,
+            title=protocol.title,
+            rank_by=protocol.rank_by,
         )
+        return [
+            Result(
+                subject=subject,
+                protocol=identity,
+                setting=settings[setting],
+                seeds=[score.seed for score in members],
+                n=members[0].images,
+                reference=self.references.digest,
+                evaluator=evaluator,
+                metrics={key: [score.metrics[key] for score in members] for key in members[0].metrics},
+                sample_seconds=sum(score.sample_seconds for score in members),
+                evaluate_seconds=sum(score.evaluate_seconds for score in members),
+                networks_used_as_reward=list(rewards),
+                intervals=_by_seed(members[0].metrics, [score.intervals for score in members]),
+                resampled=_by_seed(members[0].metrics, [score.resampled for score in members]),
+                assets=self._read_by(evaluator),
+            )
+            for (setting, evaluator), members in groups.items()
+        ]
 
-    def _identity(self, content: Mapping[str, Any]) -> str:
-        made_by = {"alignbench": code_digest(), "torch": torch.__version__, "device": self.device.type}
-        return digest_of({**content, **made_by})
+    def _read_by(self, evaluator: str) -> dict[str, str]:
+        """Digests of the files behind one evaluator's numbers."""
+        card, protocol, assets = self.registry.evaluator(evaluator), self.protocol, self.requirements.assets
+        names = list(card.assets)
+        names += [protocol.prompts] if "prompts" in card.needs else []
+        names += [protocol.reference.statistics] if protocol.reference and "reference" in card.needs else []
+        return {name: f"sha256:{assets[name].sha256}" for name in names if name in assets}
 
     def _evaluation(
         self, subject: Subject, sets: Sets, address: Mapping[str, Any], cache: Path | None
@@ -195,6 +202,12 @@ class ProtocolEvaluation:
             cache=cache,
             rank=self.rank,
         )
+
+
+def _by_seed(metrics: Iterable[str], seeds: Sequence[Mapping[str, T | None]]) -> dict[str, list[T | None]]:
+    """{metric: one entry per seed} of the metrics that any seed has an entry for."""
+    rows = {metric: [seed.get(metric) for seed in seeds] for metric in metrics}
+    return {metric: row for metric, row in rows.items() if any(row)}
 
 
 def in_precision(backbone: Backbone, protocol: ProtocolCard) -> Backbone:

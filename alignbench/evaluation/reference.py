@@ -16,18 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from alignbench import __version__, randomness
-from alignbench.data.decode import ProgressCallback
 from alignbench.errors import UserError
 from alignbench.metrics.moments import Moments
 from alignbench.nets.inception import POOL, SPATIAL, Inception
+from alignbench.progress import Stage
 from alignbench.samples.external import SampleImages, open_archive
 from alignbench.samples.npz import Archive, NpzColumn, write_archive
 
 SHAPES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 """What the moments of this network look like."""
-
 PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))
-
 ASYMMETRY = 1e-6
 """Largest difference between a covariance and its transpose, relative to its largest entry."""
 
@@ -52,13 +50,10 @@ def open_reference(
     """Open a reference file and check that it fits; pixels are read only when they are asked for.
 
     Args:
-        path: the file.
-        image_size: side the protocol scores at.
         networks: {asset: SHA-256} of the networks in use; a file that names its own must name one of them.
 
     Raises:
-        UserError: no such file; images of another size or form; moments of another network or no moments at
-            all.
+        UserError: no such file, images of another size or form, or moments of another network or none.
     """
     archive = Archive(path)
     names = archive.headers.keys()
@@ -68,7 +63,13 @@ def open_reference(
             f"but {', '.join(names) or 'nothing'}"
         )
     _check_origin(archive, image_size, networks or {})
-    statistics = _read_statistics(archive)
+    statistics: dict[str, np.ndarray] = {}
+    for pair in PAIRS:
+        present = [name for name in pair if name in names]
+        if len(present) == 1:
+            (absent,) = set(pair) - set(present)
+            raise UserError(f"{path}: {present[0]} without {absent}")
+        statistics |= {name: _moment(archive, name) for name in present}
     images = open_archive(archive, image_size=image_size) if "arr_0" in names else None
     return ReferenceFile(path, statistics, images)
 
@@ -91,20 +92,6 @@ def _check_origin(archive: Archive, image_size: int, networks: Mapping[str, str]
                 f"{archive.path} was made of {side} px images, the protocol scores {image_size} px",
                 fix=f"make it again: alignbench reference --image-size {image_size}",
             )
-
-
-def _read_statistics(archive: Archive) -> dict[str, np.ndarray]:
-    statistics: dict[str, np.ndarray] = {}
-    for pair in PAIRS:
-        present = [name for name in pair if name in archive.headers]
-        if not present:
-            continue
-        if len(present) == 1:
-            (absent,) = set(pair) - set(present)
-            raise UserError(f"{archive.path}: {present[0]} without {absent}")
-        for name in pair:
-            statistics[name] = _moment(archive, name)
-    return statistics
 
 
 def _moment(archive: Archive, name: str) -> np.ndarray:
@@ -140,7 +127,7 @@ def write_reference(
     images: int,
     seed: int,
     batch: int,
-    progress: ProgressCallback | None = None,
+    stage: Stage | None = None,
 ) -> None:
     """Write a reference file: moments of all images, and some of the images themselves.
 
@@ -152,7 +139,7 @@ def write_reference(
         images: how many to keep in `arr_0`, drawn without replacement; 0 keeps none.
         seed: of the draw.
         batch: images the network sees at once.
-        progress: told how many images are done.
+        stage: told of images that are done.
 
     Raises:
         UserError: fewer than two images, or images that cannot be read.
@@ -175,24 +162,17 @@ def write_reference(
             pixels.update(loaded.images.contiguous().numpy().tobytes())
             inside = kept[(kept >= ids.start) & (kept < ids.stop)] - ids.start
             yield loaded.images[inside].permute(0, 2, 3, 1).numpy()
-            if progress is not None:
-                progress(ids.stop, len(source))
+            if stage is not None:
+                stage.advance(len(ids))
 
     shown = NpzColumn((len(kept), size, size, 3), np.dtype(np.uint8), pieces())
-    about = {
-        "network": np.array(network),
-        "image_size": np.array(size),
-        "count": np.array(len(source)),
-        "alignbench": np.array(__version__),
-    }
 
     def arrays() -> dict[str, np.ndarray]:
         pool, spatial = moments["pool"], moments["spatial"]
         values = (pool.mean, pool.covariance, spatial.mean, spatial.covariance)
-        return {
-            **dict(zip(SHAPES, values, strict=True)),
-            **about,
-            "source": np.array(f"sha256:{pixels.hexdigest()}"),
-        }
+        about = {"network": network, "image_size": size, "count": len(source), "alignbench": __version__}
+        about["source"] = f"sha256:{pixels.hexdigest()}"
+        named = {name: np.array(value) for name, value in about.items()}
+        return {**dict(zip(SHAPES, values, strict=True)), **named}
 
     write_archive(path, {"arr_0": shown}, arrays)

@@ -83,11 +83,7 @@ class FileStatus:
 
 
 def assets_of(registry: Registry, protocol: ProtocolCard) -> list[str]:
-    """Return the names of all assets a protocol reads: its evaluators', its statistics, its prompts.
-
-    Raises:
-        UserError: an evaluator that does not exist.
-    """
+    """Name a protocol's assets: its evaluators', statistics, prompts; raises UserError: unknown evaluator."""
     names = [asset for name in protocol.evaluators for asset in registry.evaluator(name).assets]
     names += [protocol.reference.statistics] if protocol.reference else []
     return list(dict.fromkeys(filter(None, [*names, protocol.prompts])))
@@ -96,15 +92,13 @@ def assets_of(registry: Registry, protocol: ProtocolCard) -> list[str]:
 def locate_asset(name: str, card: AssetCard, override: str = "") -> FileStatus:
     """Find an asset.
 
-    Looked at in this order: the path given by the user, the package if shipped, its folder of the cache, the
-    card's places, the Hugging Face cache. The first file that exists is taken; a wrong size there is
+    Looked at in this order: the path that the user names, the package if shipped, its folder of the cache,
+    the card's places, the Hugging Face cache. The first file that exists is taken; a wrong size there is
     reported, not skipped. A folder counts as existing once it holds everything the card lists.
 
     Args:
-        name: of the card.
-        card: the card.
-        override: path as given by `--set assets.<name>=PATH`; empty: none. It may have any size but zero, and
-            in place of a network's file it may be a folder in the hub's form.
+        override: path as in `--set assets.<name>=PATH`; empty: none. It may have any size but zero, and in
+            place of a network's file it may be a folder in the hub's form.
     """
     folder = package_file("") if card.shipped else cache_root() / "assets" / name
     status = FileStatus(owner=name, option=f"assets.{name}", card=card, expected=folder / card.file)
@@ -117,13 +111,11 @@ def locate_weights(
     """Find the weight files of a model, as `locate_asset` finds an asset.
 
     Args:
-        model: name of the card.
-        card: the card.
-        overrides: {role: path} as given by `--set model.<role>=PATH`; an empty path counts as not given.
+        overrides: {role: path} as `--set model.<role>=PATH` names them; an empty path counts for nothing.
 
     Returns:
         {role: status}; further files of one role (shards) are keyed `<role>.2`, `<role>.3` and so on. A path
-        given by the user stands for all files of its role.
+        that the user names stands for all files of its role.
     """
     paths = {role: Path(path).expanduser() for role, path in (overrides or {}).items() if path}
     statuses = {}
@@ -208,7 +200,7 @@ def how_to_replace(status: FileStatus) -> str:
 
 
 def _overridden(status: FileStatus, path: Path) -> FileStatus:
-    """Look at a path given by the user."""
+    """Look at a path that the user names."""
     card, wrong = status.card, ""
     if not path.exists():
         wrong = "no such file"
@@ -240,9 +232,7 @@ def hub_folder(reward: str, repo: str, revision: str, path: str, files: Sequence
     """Return the folder that holds a repository's files for a reward; nothing is downloaded in mid-run.
 
     Args:
-        reward: name, for messages.
-        repo: on the hub, OWNER/NAME.
-        revision: branch, tag or commit.
+        reward: for messages.
         path: folder in the hub's form that the user names instead; empty: look into the hub's cache.
         files: what must be there; `a|b` means any of them.
 
@@ -261,11 +251,7 @@ def hub_folder(reward: str, repo: str, revision: str, path: str, files: Sequence
 
 
 def plain_file(reward: str, path: str, name: str, url: str) -> Path:
-    """Return a single file for a reward: the one the user names, or the one of that name in the cache.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """Return a file for a reward: the user's, or the one in the cache; raises UserError if absent."""
     file = Path(path).expanduser() if path else cache_root() / "weights" / reward / name
     if not file.is_file():
         fix = f"curl --create-dirs -fL -o {shlex.quote(str(file))} {shlex.quote(url)}"

@@ -57,11 +57,7 @@ class Requirements:
 
 
 def verify_asset(status: FileStatus) -> AssetFile:
-    """Return an asset that was found, with its digest; see `verify`.
-
-    Raises:
-        UserError: it is not there, or not the file on the card.
-    """
+    """Return an asset with its digest; raises UserError: it is not there, or not the file on the card."""
     if not status.ok or status.path is None:
         raise UserError(f"asset {status.name!r}: {status.reason}", fix=status.fix)
     return AssetFile(status.name, status.path, verify(status))
@@ -71,10 +67,7 @@ def verify(status: FileStatus) -> str:
     """Return the SHA-256 of a file that was found after comparing it with the promised one.
 
     Of a folder it covers names and digests of its files, of an index of sharded weights (`….index.json`) that
-    the user names the files it lists. What the user names may be any file.
-
-    Raises:
-        UserError: it is not the file that was meant.
+    the user names the files it lists. What the user names may be any file; another one is a UserError.
     """
     path = status.path
     assert path is not None, f"{status.option} was not found"
@@ -102,10 +95,8 @@ def promised(status: FileStatus) -> str | None:
 def check_digest(status: FileStatus, path: Path, digest: str, offered: str | None = None) -> None:
     """Compare the digest of `path` with the promised one, else with the one its server offers.
 
-    That of weights from the hub without a digest on their card is recorded at the first call.
-
-    Raises:
-        UserError: the digests differ.
+    That of weights from the hub without a digest on their card is recorded at the first call. Raises
+    UserError if the digests differ.
     """
     card, before = status.card, promised(status)
     wanted = before or offered

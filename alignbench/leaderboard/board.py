@@ -6,7 +6,6 @@ starting weights. Given images have tables of their own. A missing number stays 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -26,25 +25,11 @@ from alignbench.leaderboard.rows import (
     sample_rows,
     settings_of,
 )
-from alignbench.leaderboard.table import Board, Table, Unranked
+from alignbench.leaderboard.table import Board, Table, Unranked, grouped
 from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
 
 if TYPE_CHECKING:
-    from alignbench.registry.lookup import Registry
     from alignbench.registry.protocol import AssetCard, MetricFact, PublishedCard
-
-
-def read_board(paths: Iterable[Path], registry: Registry) -> Board:
-    """Return the tables of run folders as objects: what `alignbench leaderboard` would write.
-
-    Args:
-        paths: run folders and so on, see `collect`.
-        registry: its cards say how metrics are shown and which files are official.
-
-    Raises:
-        UserError: a path that holds no record, or a broken record.
-    """
-    return build(collect(paths), registry.metric_facts(), assets=registry.asset_cards())
 
 
 # --- gather and sift ------------------------------------------------------------------------------
@@ -53,12 +38,8 @@ def read_board(paths: Iterable[Path], registry: Registry) -> Board:
 def collect(paths: Iterable[Path]) -> list[RunRecord]:
     """Read records from run folders, record files and folders that hold either.
 
-    Args:
-        paths: a run folder, a `run.json`, a folder of run folders, or a folder of record files.
-            Sub-folders without a `run.json` (unfinished runs) are passed over.
-
-    Returns:
-        One record per id, by id; of two with one id the later finished.
+    Sub-folders without a `run.json` (unfinished runs) are passed over. There is one record per id, by id; of
+    two with one id the later finished.
 
     Raises:
         UserError: a path that holds no record, or a broken record.
@@ -98,7 +79,7 @@ def build(
     """Make the tables.
 
     Args:
-        records: any records; they are sorted here.
+        records: in any order.
         facts: {metric: how it is shown and ranked}, in the order of the columns.
         assets: {asset: card}, to tell the official files from a user's own.
         sift: leave out incomplete runs, those that may not be ranked, and metrics that are mere detail; False
@@ -106,7 +87,7 @@ def build(
     """
     ordered = latest(records)
     unranked: set[Unranked] = set()
-    groups: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
+    entries: list[tuple[tuple[Any, ...], Entry]] = []
     for record in ordered:
         if sift and (reason := _unrankable(record)):
             digests = sorted({result.protocol.digest for result in record.results})
@@ -116,24 +97,14 @@ def build(
             if unknown := sorted(set(result.metrics) - set(facts)):
                 reason = f"no evaluator card describes {', '.join(unknown)} (other metrics are shown)"
                 unranked.add(Unranked(record.id, reason, (result.protocol.digest,)))
-            groups[_table_key(record, result)].append((record, result))
+            entries.append((_table_key(record, result), (record, result)))
     made = []
-    for _, entries in sorted(groups.items()):
-        table, left_out = _table(entries, facts, assets, detail=not sift)
+    for _, members in sorted(grouped(entries).items()):
+        table, left_out = _table(members, facts, assets, detail=not sift)
         made.append(table)
         unranked.update(left_out)
     left = sorted(unranked, key=lambda item: (item.id, item.reason, item.protocols))
     return Board(tuple(labelled(made, assets)), tuple(left), tuple(ordered))
-
-
-def tables(
-    records: Iterable[RunRecord],
-    facts: Mapping[str, MetricFact],
-    *,
-    assets: Mapping[str, AssetCard] = MappingProxyType({}),
-) -> tuple[Table, ...]:
-    """Return the tables of records as they are, unfinished ones too: what a run shows of itself."""
-    return build(records, facts, assets=assets, sift=False).tables
 
 
 def _unrankable(record: RunRecord) -> str:
@@ -170,11 +141,7 @@ def _assets(record: RunRecord, protocol: str) -> dict[str, str]:
 
 
 def _table(
-    entries: Sequence[Entry],
-    facts: Mapping[str, MetricFact],
-    cards: Mapping[str, AssetCard],
-    *,
-    detail: bool,
+    entries: Sequence[Entry], facts: Mapping[str, MetricFact], cards: Mapping[str, AssetCard], *, detail: bool
 ) -> tuple[Table, list[Unranked]]:
     first, result = entries[0]
     given = first.kind == "samples"
@@ -244,17 +211,16 @@ def write(
         RunFailed: the folder cannot be written.
     """
     files = render(latest([*_stored(out_dir), *records]), facts, published, assets)
-    changed = [out_dir / name for name in sorted(_differences(files, out_dir))]
+    wrong = sorted(_differences(files, out_dir))
     try:
-        for path in changed:
-            name = path.relative_to(out_dir).as_posix()
+        for name in wrong:
             if name in files:
-                write_atomic(path, files[name])
+                write_atomic(out_dir / name, files[name])
             else:
-                path.unlink()
+                (out_dir / name).unlink()
     except OSError as error:
         raise RunFailed(f"{out_dir} cannot be written: {error.strerror or error}") from error
-    return [path for path in changed if path.exists()]
+    return [out_dir / name for name in wrong if name in files]
 
 
 def check(

@@ -22,10 +22,7 @@ def heads(columns: Sequence[Column]) -> list[str]:
 def metric(row: Row, column: Column, *, bold: bool | None = None) -> str:
     """Mean ± half-width, ‡ for the error of one set, † for a network that was a reward; empty if missing.
 
-    Args:
-        row: of a table.
-        column: of it.
-        bold: None: where the cell is the best of its column.
+    `bold` None: where the cell is the best of its column.
     """
     cell = row.cells.get(column.key)
     if cell is None:
@@ -51,12 +48,11 @@ def cost(row: Row) -> tuple[str, ...]:
     if row.cost is None:
         return ("",) * len(COST_HEADERS)
     spent, values = row.cost, row.cost.seconds
-    # A range where the devices differ, because a mean over them means nothing.
-    mean = len(spent.devices) == 1 or len(values) == 1
+    seconds = number(math.fsum(values) / len(values), 1)
+    if len(spent.devices) > 1 and len(values) > 1:  # a mean over different devices means nothing
+        seconds = f"{number(min(values), 1)} – {number(max(values), 1)}"
     return (
-        number(math.fsum(values) / len(values), 1)
-        if mean
-        else f"{number(min(values), 1)} – {number(max(values), 1)}",
+        seconds,
         f"{round(math.fsum(spent.sequences) / len(spent.sequences)):,}",
         ", ".join(spent.devices),
         "" if spent.peak_memory_gib is None else number(spent.peak_memory_gib, 2),
@@ -84,12 +80,7 @@ def criterion(table: Table) -> str:
 
 
 def intervals(table: Table, over: str) -> list[str]:
-    """What ± is in the table.
-
-    Args:
-        table: a table.
-        over: what an interval over seeds was taken over.
-    """
+    """What ± is in the table; `over` is what an interval over seeds was taken over."""
     sets = one_set(table)
     notes = []
     if not sets or any(cell.interval.n > 1 for row in table.rows for cell in row.cells.values()):
@@ -103,7 +94,6 @@ def intervals(table: Table, over: str) -> list[str]:
 
 
 def footnotes(table: Table) -> list[str]:
-    """How to read one table of a leaderboard."""
     notes = intervals(
         table,
         "the values named under n: over training seeds, each counted once by its mean over sampling seeds, "

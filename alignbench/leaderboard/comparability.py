@@ -12,19 +12,11 @@ UNCOUNTED = {"protocol.seeds", "protocol.settings"}
 
 
 def evaluator_name(result: Result) -> str:
-    """Name of a result's evaluator, without its version."""
     return result.evaluator.partition("@")[0]
 
 
 def obstacle(a: RunRecord, x: Result, b: RunRecord, y: Result) -> str:
-    """Say why two results must not be compared; empty if they may be.
-
-    Args:
-        a: the record of x.
-        x: a result.
-        b: the record of y.
-        y: a result of the same evaluator.
-    """
+    """Say why two results of one evaluator, x of a and y of b, must not be compared; empty: they may."""
     if x.protocol.digest != y.protocol.digest:
         return _different_protocols(a, x, b, y)
     if x.reference != y.reference:
@@ -74,7 +66,6 @@ def _differing_assets(x: Result, y: Result) -> list[str]:
 
 
 def _differing_values(a: RunRecord, b: RunRecord) -> list[str]:
-    """Configuration keys of the protocol that differ."""
     x, y = (values if isinstance(values := r.config.get("values"), dict) else {} for r in (a, b))
     return [
         f"{key} {x.get(key) or 'as on the card'} against {y.get(key) or 'as on the card'}"

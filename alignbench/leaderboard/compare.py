@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from alignbench.errors import UserError, suggest
 from alignbench.leaderboard.comparability import evaluator_name, obstacle, why_nothing
@@ -41,7 +41,6 @@ class Evaluated:
 
     @property
     def title(self) -> str:
-        """What it is, for people."""
         record = self.record
         if record.kind == "samples":
             return record.model.title
@@ -51,7 +50,6 @@ class Evaluated:
         return f"{record.method.title} on {record.model.title}{seed}"
 
     def results(self) -> list[Result]:
-        """Results of the chosen subject."""
         return [result for result in self.record.results if result.subject == self.subject]
 
 
@@ -101,10 +99,7 @@ class Comparison:
 
 
 def read_evaluated(text: str) -> Evaluated:
-    """Find an evaluation.
-
-    Args:
-        text: a run folder or record file, or one of these with `:base`, `:method` or `:samples`.
+    """Find an evaluation: a run folder or record file, perhaps with `:base`, `:method` or `:samples`.
 
     Raises:
         UserError: no such run, or no result of that subject in it.
@@ -133,13 +128,7 @@ def read_evaluated(text: str) -> Evaluated:
 def compare(
     a: Evaluated, b: Evaluated, facts: Mapping[str, MetricFact], *, metrics: Sequence[str] = ()
 ) -> Comparison:
-    """Compare two evaluations.
-
-    Args:
-        a: one side.
-        b: the other; differences are b minus a.
-        facts: {metric: how it is shown, and of which column it is the mean}.
-        metrics: only these; empty: all.
+    """Compare two evaluations in these metrics, or in all; differences are b minus a.
 
     Raises:
         UserError: a metric nobody has, or nothing that may be compared; the message names what differs.
@@ -204,17 +193,8 @@ def _metric(
     cells = cell_of([x], column), cell_of([y], column)
     evidence, why = _by_image(a, b, x, y, column) if fact.column else (None, "")
     evidence = evidence or _by_values(*cells)
-    return MetricDifference(
-        evidence.difference,
-        evidence.evidence,
-        evidence.detail,
-        protocol=x.protocol,
-        column=column,
-        setting=setting,
-        a=cells[0],
-        b=cells[1],
-        why=why,
-    )
+    known: dict[str, Any] = {**vars(evidence), "protocol": x.protocol, "setting": setting, "why": why}
+    return MetricDifference(**known, column=column, a=cells[0], b=cells[1])
 
 
 def _by_image(
@@ -235,9 +215,10 @@ def _by_image(
         )
     except pairs.NoPairsError as reason:
         return None, str(reason)
-    kind: EvidenceKind = "paired prompts" if paired.by_prompt else "paired images"
-    detail = f"{len(paired.a):,} {kind.removeprefix('paired ')}"
-    return Evidence(paired_difference(paired.b, paired.a), kind, detail), ""
+    change, number = paired_difference(paired.b, paired.a), f"{len(paired.a):,}"
+    if paired.by_prompt:
+        return Evidence(change, "paired prompts", f"{number} prompts"), ""
+    return Evidence(change, "paired images", f"{number} images"), ""
 
 
 def _by_values(a: Cell, b: Cell) -> Evidence:
@@ -247,9 +228,7 @@ def _by_values(a: Cell, b: Cell) -> Evidence:
         return Evidence(change, "paired sampling seeds", f"{len(a.values)} sampling seeds")
     if a.shares_resamples(b):
         return Evidence(change, "paired resamples", f"{len(a.drawn)} resamples of 1 image set")
-    sides = [
-        f"{len(cell.values)} sampling seeds" if len(cell.values) > 1 else "1 image set" for cell in (a, b)
-    ]
-    return Evidence(
-        change, "unpaired" if change.tested else "not tested", " against ".join(dict.fromkeys(sides))
-    )
+    counts = [len(cell.values) for cell in (a, b)]
+    sides = [f"{count} sampling seeds" if count > 1 else "1 image set" for count in counts]
+    detail = " against ".join(dict.fromkeys(sides))
+    return Evidence(change, "unpaired" if change.tested else "not tested", detail)

@@ -21,18 +21,22 @@ class Leaderboard:
 
     def markdown(self) -> str:
         """Return the ranked tables, each under its protocol and model."""
-        titled = (
-            f"**{t.protocol.name}** · {t.model} · {t.n:,} images\n\n{to_markdown(t)}" for t in self.tables
-        )
-        return "\n".join(titled)
+        lines: list[str] = []
+        for table in self.tables:
+            title = f"**{table.protocol.name}** · {table.model} · {table.n:,} images"
+            lines += [title, "", *table_lines(table), ""]
+        return "\n".join(lines)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one flat dict a number, see `to_rows`."""
         return [row for table in self.tables for row in to_rows(table)]
 
     def csv(self) -> str:
         """Return the rows as CSV with a header; None is an empty field."""
-        return as_csv(self.rows())
+        text, rows = io.StringIO(), self.rows()
+        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
 
     def frame(self) -> Any:
         """Return the rows as a pandas data frame.
@@ -77,20 +81,6 @@ def to_rows(table: Table) -> list[dict[str, Any]]:
         for column in table.columns
         if (cell := row.cells.get(column.key)) is not None
     ]
-
-
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Return flat dicts as CSV with a header; None is an empty field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def to_markdown(table: Table) -> str:
-    """Return the ranked table as leaderboard pages show it, without notes."""
-    return "\n".join(table_lines(table)) + "\n"
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:

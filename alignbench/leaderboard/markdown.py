@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from alignbench.leaderboard import cells
 from alignbench.leaderboard.summary import sentences
-from alignbench.leaderboard.table import Board, Row, Table, Unranked, short
+from alignbench.leaderboard.table import Board, Row, Table, Unranked, grouped, short
 from alignbench.record import RunRecord
 
 if TYPE_CHECKING:
@@ -16,21 +16,13 @@ if TYPE_CHECKING:
 MARKER = "<!-- Made by `alignbench leaderboard` from records/*.json; do not edit. -->"
 
 
-# --- Markdown -------------------------------------------------------------------------------------
-
-
 def grid(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ()) -> list[str]:
-    """Return the lines of a pipe table.
-
-    Args:
-        header: titles of the columns.
-        rows: texts; `|` is escaped and line breaks are spaces.
-        right: titles of columns that are aligned right.
-    """
+    """Return the lines of a pipe table; the columns titled in `right` are aligned right."""
     return [_line(texts) for texts in (header, ["--:" if name in right else ":--" for name in header], *rows)]
 
 
 def _line(texts: Sequence[str]) -> str:
+    # A line break would end the row, a bar the cell.
     escaped = [text.replace("|", "\\|").replace("\n", " ") for text in texts]
     return f"| {' | '.join(escaped)} |"
 
@@ -45,29 +37,28 @@ def section(title: str, body: Sequence[str], *, level: int = 2) -> list[str]:
 
 
 def text_of(lines: Sequence[str]) -> str:
-    """Join lines to the text of a file."""
     return "\n".join(lines).rstrip() + "\n"
 
 
 # --- pages ----------------------------------------------------------------------------------------
 
 
-def page_name(table: Table) -> str:
-    """File of a table's protocol."""
+def _page_name(table: Table) -> str:
     return f"{table.protocol.name}-v{table.protocol.version}.md"
 
 
 def pages(board: Board) -> dict[str, str]:
     """Return {file name: text} of every protocol."""
-    groups: dict[str, list[Table]] = {}
-    for table in board.tables:
-        groups.setdefault(page_name(table), []).append(table)
+    groups = grouped((_page_name(table), table) for table in board.tables)
     return {name: _page(tables, board) for name, tables in sorted(groups.items())}
 
 
 def _page(tables: Sequence[Table], board: Board) -> str:
-    lines = [MARKER, "", f"# {tables[0].protocol.title}", ""]
-    lines += [
+    lines = [
+        MARKER,
+        "",
+        f"# {tables[0].protocol.title}",
+        "",
         "Rows are compared within one table only: one protocol digest, one reference, one starting model. "
         "Numbers printed in papers are in [published.md](published.md) and are not ranked here.",
         "",
@@ -111,7 +102,6 @@ def provenance(table: Table) -> str:
 
 
 def table_lines(table: Table) -> list[str]:
-    """Return the lines of the ranked table."""
     metrics = cells.heads(table.columns)
     header = ["rank", "row", "setting", *metrics, "n", *cells.COST_HEADERS]
     right = {"rank", *metrics, *cells.COST_HEADERS} - {"device"}
@@ -157,15 +147,18 @@ def _run_lines(tables: Sequence[Table], records: Sequence[RunRecord]) -> list[st
 
 def index(board: Board, *, published: bool) -> str:
     """Return the text of `README.md`: what there is, and what is not ranked and why."""
-    lines = [MARKER, "", "# Leaderboards", ""]
-    lines += [
+    lines = [
+        MARKER,
+        "",
+        "# Leaderboards",
+        "",
         "Made from the run records in `records/` by `alignbench leaderboard`; "
         "`alignbench leaderboard --check` makes them again and reports any difference.",
         "",
     ]
     rows = [
         [
-            f"[{table.protocol.title}]({page_name(table)})",
+            f"[{table.protocol.title}]({_page_name(table)})",
             table.heading,
             str(len(table.rows)),
             table.rank_column.title if table.rank_column else "",
@@ -198,8 +191,11 @@ def _leader(table: Table) -> str:
 
 def published_page(cards: Mapping[str, PublishedCard]) -> str:
     """Return the text of `published.md`."""
-    lines = [MARKER, "", "# Published numbers", ""]
-    lines += [
+    lines = [
+        MARKER,
+        "",
+        "# Published numbers",
+        "",
         "As printed by the authors of each paper, with the table they stand in. Nothing here was measured by "
         "alignbench, and no row is ranked with rows that were: protocols differ in ways papers do not state.",
         "",
@@ -233,7 +229,7 @@ def _published_lines(table: PublishedTable) -> list[str]:
         for row in table.rows
     ]
     setting = ", ".join(
-        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
+        f"{key} = {format(value, 'g' if isinstance(value, float) else '')}"
         for key, value in table.setting.items()
     )
     return [

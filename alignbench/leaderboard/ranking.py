@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from alignbench.leaderboard.table import Cell, Column, Row, Table, join, short
+from alignbench.leaderboard.table import Cell, Column, Row, Table, grouped, join, short
 from alignbench.metrics.intervals import (
     Difference,
     difference,
@@ -60,12 +60,8 @@ def rank(rows: Sequence[Row], column: Column | None) -> list[Row]:
     if column is None:
         return list(rows)
     cells = [row.cells.get(column.key) for row in rows]
-    ranks = [
-        None
-        if cell is None
-        else 1 + sum(other is not None and better(other, cell, column) for other in cells)
-        for cell in cells
-    ]
+    held = [cell for cell in cells if cell is not None]
+    ranks = [None if c is None else 1 + sum(better(other, c, column) for other in held) for c in cells]
     return [
         replace(row, rank=rank, tied=rank is not None and ranks.count(rank) > 1)
         for row, rank in zip(rows, ranks, strict=True)
@@ -79,15 +75,11 @@ def in_order(rows: Sequence[Row], settings: Sequence[Setting], column: Column | 
         if column is not None and row.identity and column.key in row.cells:
             top[row.identity] = max(column.score(row.cells[column.key]), top[row.identity])
     group = {"base": 0, "control": 1, "method": 2, "samples": 2}
-    return sorted(
-        rows,
-        key=lambda row: (
-            group[row.kind],
-            -top[row.identity],
-            row.identity,
-            settings.index(row.setting),
-        ),
-    )
+
+    def place(row: Row) -> tuple[int, float, str, int]:
+        return group[row.kind], -top[row.identity], row.identity, settings.index(row.setting)
+
+    return sorted(rows, key=place)
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
@@ -113,12 +105,7 @@ Parts = Mapping[tuple[int, str], str]
 
 
 def own_assets(used: Mapping[str, str], cards: Mapping[str, AssetCard]) -> tuple[str, ...]:
-    """Return the assets that are not the file of their card; a card that knows no digest proves nothing.
-
-    Args:
-        used: {asset: digest} behind the numbers.
-        cards: {asset: card}.
-    """
+    """Return the assets that are not the file of their card; a card that knows no digest proves nothing."""
     return tuple(
         name
         for name, digest in sorted(used.items())
@@ -134,9 +121,7 @@ def labelled(tables: Sequence[Table], cards: Mapping[str, AssetCard]) -> list[Ta
     """
     named = [replace(table, label=_own_label(table, cards)) for table in tables]
     for parts_of in (_parts, _digest_part):
-        groups: dict[tuple[str, int, str], list[Parts]] = defaultdict(list)
-        for table in named:
-            groups[_heading(table)].append(parts_of(table))
+        groups = grouped((_heading(table), parts_of(table)) for table in named)
         named = [
             replace(table, label=", ".join(filter(None, [table.label, *words])))
             for table in named

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from alignbench.leaderboard import cells
-from alignbench.leaderboard.board import tables
+from alignbench.leaderboard.board import build
 from alignbench.leaderboard.markdown import bullets, grid, provenance, section, text_of
 from alignbench.leaderboard.ranking import better, cell_difference
 from alignbench.leaderboard.rows import device_of
@@ -18,33 +18,20 @@ from alignbench.record import RunRecord, TrainInfo
 if TYPE_CHECKING:
     from alignbench.registry.protocol import AssetCard, MetricFact
 
-SAMPLES = "samples.png"
-
 
 def report_markdown(
-    record: RunRecord,
-    facts: Mapping[str, MetricFact],
-    *,
-    samples: str | None = SAMPLES,
-    assets: Mapping[str, AssetCard] = MappingProxyType({}),
+    record: RunRecord, facts: Mapping[str, MetricFact], assets: Mapping[str, AssetCard] = MappingProxyType({})
 ) -> str:
-    """Return the text of `report.md`.
-
-    Args:
-        record: the run.
-        facts: {metric: how it is shown}, in the order of the columns.
-        samples: picture of samples beside the report, or None if there is none.
-        assets: {asset: card}, to tell the official files from a user's own.
-    """
+    """Return the text of `report.md`; the arguments are those of `board.build`."""
     title = f"{record.method.title} on {record.model.title}" if record.method else record.model.title
     lines = [f"# {title}", "", f"`{record.id}` · {_status(record)}", ""]
-    evaluated = tables([record], facts, assets=assets)
+    evaluated = build([record], facts, assets=assets, sift=False).tables
     for table in evaluated:
         lines += _results(table)
     if not evaluated:
         lines += ["Not evaluated.", ""]
-    elif samples is not None:
-        lines += section("Samples", [f"![samples]({samples})"])
+    elif record.kind != "samples":
+        lines += section("Samples", ["![samples](samples.png)"])
     if record.train is not None:
         lines += section("Cost", _cost(record.train, record))
     lines += section("How it was made", _making(record))
@@ -92,17 +79,13 @@ def _grid(table: Table, columns: Sequence[Column]) -> list[str]:
 
 def _metric(row: Row, other: Row | None, column: Column) -> str:
     cell, rival = row.cells.get(column.key), other.cells.get(column.key) if other else None
-    wins = (
-        cell is not None
-        and rival is not None
-        and cell_difference(cell, rival).tested
-        and better(cell, rival, column)
-    )
+    if cell is None or rival is None:
+        return cells.metric(row, column, bold=False)
+    wins = cell_difference(cell, rival).tested and better(cell, rival, column)
     return cells.metric(row, column, bold=wins)
 
 
 def _notes(table: Table, *, trained: bool) -> list[str]:
-    """How to read the numbers."""
     notes = cells.intervals(
         table, "the sampling seeds of this one run; it holds no difference between training seeds"
     )
@@ -121,8 +104,7 @@ def _cost(train: TrainInfo, record: RunRecord) -> list[str]:
     calls = ", ".join(f"{name} {count:,}" for name, count in sorted(train.reward_calls.items()))
     sampling = sum(result.sample_seconds for result in record.results)
     scoring = sum(result.evaluate_seconds for result in record.results)
-    peak = train.peak_memory_gib
-    model = record.model
+    peak, model = train.peak_memory_gib, record.model
     rows = [
         ["device", device_of(train)],
         ["training", f"{number(train.seconds, 1)} s, {train.optimizer_steps:,} optimiser steps"],

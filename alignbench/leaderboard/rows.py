@@ -63,14 +63,11 @@ def _counts(key: str) -> bool:
 
 
 def columns_of(
-    entries: Sequence[Entry], facts: Mapping[str, MetricFact], *, detail: bool = True
+    entries: Sequence[Entry], facts: Mapping[str, MetricFact], *, detail: bool
 ) -> tuple[Column, ...]:
     """Columns in the order of the cards; a metric of two evaluator versions gets two of them.
 
-    Args:
-        entries: results of one table.
-        facts: {metric: how it is shown}.
-        detail: also the metrics that are only for a run's own report; the ranking metric is always there.
+    Without `detail` metrics that are only for a run's own report are left out, unless they rank the table.
     """
     evaluators: dict[str, set[str]] = defaultdict(set)
     for _, result in entries:
@@ -111,12 +108,8 @@ def settings_of(entries: Sequence[Entry]) -> list[Setting]:
 
 
 def _at(entries: Sequence[Entry], subject: str, setting: Setting) -> list[Entry]:
-    """Results of one subject at one setting."""
-    return [
-        (record, x)
-        for record, x in entries
-        if x.subject == subject and x.setting.identity == setting.identity
-    ]
+    wanted = subject, setting.identity
+    return [(record, x) for record, x in entries if (x.subject, x.setting.identity) == wanted]
 
 
 # --- cells ----------------------------------------------------------------------------------------
@@ -186,15 +179,12 @@ def sample_rows(
     """One row for each set of images that was given."""
     rows = []
     for setting in settings:
-        sets: dict[str, list[Entry]] = defaultdict(list)
-        for entry in _at(entries, "samples", setting):
-            sets[entry[0].id].append(entry)
-        for name, members in sets.items():
-            cells = {c.key: cell_of([x], c) for c in columns for _, x in members if values_of(x, c)}
-            title = members[0][0].model.title
-            rows.append(
-                Row(kind="samples", title=title, setting=setting, cells=cells, runs=(name,), identity=name)
-            )
+        measured = _at(entries, "samples", setting)
+        for record in {record.id: record for record, _ in measured}.values():
+            results = [x for other, x in measured if other is record]
+            cells = {c.key: cell_of([x], c) for c in columns for x in results if values_of(x, c)}
+            known: dict[str, Any] = {"runs": (record.id,), "identity": record.id}
+            rows.append(Row(kind="samples", title=record.model.title, setting=setting, cells=cells, **known))
     return rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignbench.leaderboard.ranking import better, cell_difference
-from alignbench.leaderboard.table import Column, Row, Table, join
+from alignbench.leaderboard.table import Column, Row, Table, grouped, join
 from alignbench.metrics.intervals import Difference
 
 OUTCOMES = {
@@ -47,7 +47,6 @@ def outcome(change: Difference, column: Column) -> str:
 
 
 def _against_base(row: Row, base: Row, column: Column, table: Table) -> str:
-    """Say how a method row stands against the base at the same setting."""
     before, after = base.cells[column.key], row.cells[column.key]
     change = cell_difference(after, before)
     span = column.span(change)
@@ -66,15 +65,15 @@ def _against_base(row: Row, base: Row, column: Column, table: Table) -> str:
 
 
 def _other_metrics(row: Row, base: Row, ranking: Column, table: Table) -> str:
-    """The other metrics, by outcome."""
-    groups: dict[str, list[str]] = {}
+    results: list[tuple[str, str]] = []
     for column in table.columns:
         if column.key == ranking.key or column.fact.detail:
             continue
         if column.key in row.cells and column.key in base.cells:
             cell = row.cells[column.key]
             result = outcome(cell_difference(cell, base.cells[column.key]), column)
-            groups.setdefault(result, []).append(column.title + ("†" if cell.rewarded else ""))
+            results.append((result, column.title + ("†" if cell.rewarded else "")))
+    groups = grouped(results)
     names = [*OUTCOMES, *sorted(groups.keys() - OUTCOMES.keys())]
     parts = [f"{OUTCOMES.get(name, name)}: {', '.join(groups[name])}" for name in names if name in groups]
     return f" Other metrics — {'; '.join(parts)}." if parts else ""
@@ -106,12 +105,9 @@ def _against_best_base(scored: Sequence[Row], column: Column) -> list[str]:
         return []
     base = _best(controls, column)
     cell = base.cells[column.key]
-    parts = [
-        f"{_subject(row)} is {outcome(cell_difference(row.cells[column.key], cell), column)} it"
-        for row in methods
-    ]
-    shown = column.shown(cell.interval)
-    return [f"Against the best-sampled base, {_subject(base)} ({shown}): {'; '.join(parts)}."]
+    found = [(row, outcome(cell_difference(row.cells[column.key], cell), column)) for row in methods]
+    parts = "; ".join(f"{_subject(row)} is {result} it" for row, result in found)
+    return [f"Against the best-sampled base, {_subject(base)} ({column.shown(cell.interval)}): {parts}."]
 
 
 def _best(rows: Sequence[Row], column: Column) -> Row:
@@ -120,10 +116,7 @@ def _best(rows: Sequence[Row], column: Column) -> Row:
 
 def _best_of_each(rows: Sequence[Row], column: Column) -> list[Row]:
     """The best setting of every configuration, best first."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.identity, []).append(row)
-    tops = [_best(group, column) for group in groups.values()]
+    tops = [_best(group, column) for group in grouped((row.identity, row) for row in rows).values()]
     return sorted(tops, key=lambda row: -column.score(row.cells[column.key]))
 
 

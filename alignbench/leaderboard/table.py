@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from alignbench.metrics.intervals import Difference, Interval, mean_interval, units
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from alignbench.record import ProtocolRef, RunRecord
     from alignbench.registry.protocol import MetricFact, Setting
 
+K = TypeVar("K")
+V = TypeVar("V")
 RowKind = Literal["base", "control", "method", "samples"]
 """`control`: the base model under another setting than the table's first one; `samples`: given images."""
 
@@ -37,7 +39,6 @@ class Column:
         return "↑" if self.fact.direction == "higher" else "↓"
 
     def text(self, value: float) -> str:
-        """Format a value of this metric; never `-0.0`."""
         return number(value, self.fact.digits)
 
     def shown(self, interval: Interval) -> str:
@@ -201,6 +202,14 @@ def number(value: float, digits: int) -> str:
 def short(digest: str | None) -> str:
     """Shorten `sha256:…` for people; `none` without one."""
     return digest.removeprefix("sha256:")[:12] if digest else "none"
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """Put the values of equal keys together, in the order they come in."""
+    groups: dict[K, list[V]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 def join(words: Iterable[str]) -> str:

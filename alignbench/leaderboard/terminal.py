@@ -1,18 +1,18 @@
-"""Tables and comparisons on a terminal, through rich; rich is imported on use."""
+"""Tables and comparisons on a terminal, through rich."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table as Grid
+from rich.text import Text
 
 from alignbench.leaderboard import cells
 from alignbench.leaderboard.compare import Comparison, MetricDifference
 from alignbench.leaderboard.summary import sentences
-from alignbench.leaderboard.table import Table, join, short
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
+from alignbench.leaderboard.table import Table, grouped, join, short
 
 
 def rich_table(table: Table) -> RenderableType:
@@ -20,10 +20,7 @@ def rich_table(table: Table) -> RenderableType:
 
     Metrics that are mere detail are left out.
     """
-    from rich.console import Group
-
-    names = {row.name for row in table.rows}
-    titles_do = len({row.title for row in table.rows}) == len(names)
+    titles_do = len({row.title for row in table.rows}) == len({row.name for row in table.rows})
     columns = [column for column in table.columns if not column.fact.detail]
     # Arrow and half-width on a line of their own: six metrics then fit a narrow terminal.
     metrics = [f"{column.title}\n{column.arrow}" for column in columns]
@@ -44,7 +41,6 @@ def rich_table(table: Table) -> RenderableType:
 
 
 def _caption(table: Table) -> str:
-    """What ± was taken over."""
     units = {cells.unit(row) for row in table.rows if any(cell.interval.n > 1 for cell in row.cells.values())}
     texts = [f"± is half of a 95 % interval over {' or '.join(sorted(units))}"] if units else []
     if cells.one_set(table):
@@ -61,10 +57,6 @@ def _grid(
     gap: int,
     caption: str = "",
 ) -> RenderableType:
-    from rich import box
-    from rich.table import Table as Grid
-    from rich.text import Text
-
     grid = Grid(
         title=Text(title),
         caption=Text(caption) if caption else None,
@@ -85,8 +77,6 @@ def _grid(
 
 
 def _bullets(texts: Iterable[str]) -> list[Text]:
-    from rich.text import Text
-
     return [Text(f"· {text}") for text in texts]
 
 
@@ -98,21 +88,16 @@ METHOD = "95 % intervals, no correction for the number of comparisons; differenc
 
 def rich_comparison(comparison: Comparison) -> RenderableType:
     """Return tables, one a setting, with sentences below; narrow enough for 80 columns."""
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[RenderableType] = [
-        Text(f"{letter} {side.title} ({side.record.id})")
-        for letter, side in (("A", comparison.a), ("B", comparison.b))
-    ]
-    groups: dict[str, list[MetricDifference]] = {}
-    for item in comparison.metrics:
-        title = f"{item.protocol.title} · {item.setting.title} · {short(item.protocol.digest)}"
-        groups.setdefault(title, []).append(item)
+    sides = {"A": comparison.a, "B": comparison.b}
+    parts: list[RenderableType] = [Text(f"{letter} {x.title} ({x.record.id})") for letter, x in sides.items()]
+    groups = grouped(
+        (f"{item.protocol.title} · {item.setting.title} · {short(item.protocol.digest)}", item)
+        for item in comparison.metrics
+    )
     numbers = ["A", "B", "difference"]
     for title, items in groups.items():
         grid = _grid(title, ["metric", *numbers, "evidence"], map(_row, items), right=numbers, gap=1)
-        outcomes = _titles_by((item.outcome, item.column.title) for item in items)
+        outcomes = grouped((item.outcome, item.column.title) for item in items)
         said = [f"{join(titles)}: {outcome}." for outcome, titles in outcomes.items()]
         parts += [Text(), grid, *_bullets(said)]
     return Group(*parts, Text(), *_bullets(_notes(comparison)))
@@ -129,19 +114,12 @@ def _row(item: MetricDifference) -> list[str]:
     ]
 
 
-def _titles_by(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for key, title in pairs:
-        groups.setdefault(key, []).append(title)
-    return groups
-
-
 def _notes(comparison: Comparison) -> list[str]:
     sides = comparison.a, comparison.b
     notes = [METHOD]
     if "method" in {side.subject for side in sides}:
         notes.append(CAUTION)
-    reasons = _titles_by((item.why, item.column.title) for item in comparison.metrics if item.why)
+    reasons = grouped((item.why, item.column.title) for item in comparison.metrics if item.why)
     notes += [
         f"{join(dict.fromkeys(titles))}: not compared image by image, {why}"
         for why, titles in reasons.items()

@@ -98,11 +98,7 @@ class WeightedFrechet:
         return len(self._rows)
 
     def distance(self, weights: np.ndarray) -> float:
-        """Return the distance of the rows, row i taken `weights[i]` times.
-
-        Args:
-            weights: [N] whole numbers ≥ 0 with a sum of at least 2.
-        """
+        """Return the distance of the rows, row i taken `weights[i]` times: [N] whole numbers ≥ 0, sum ≥ 2."""
         w = torch.from_numpy(np.asarray(weights, dtype=np.float64)).to(self._rows.device)
         total = w.sum()
         shift = (w @ self._rows) / total
@@ -164,8 +160,6 @@ def frechet_bootstrap(
         features: [N, D] of the generated images, N ≥ 2.
         mean, cov: [D] and [D, D] of the reference.
         replicates: resamples, ≥ 2; each costs one eigen-solve of min(N, D) at most.
-        seed: of the resampling.
-        device: where it is computed.
 
     Raises:
         ValueError: shapes that do not fit together, or fewer than two replicates.
@@ -196,11 +190,9 @@ def frechet_at_infinity(
     Args:
         features: [N, D] of the generated images.
         mean, cov: [D] and [D, D] of the reference.
-        seed: of the choice of subsets.
         sizes: rows per subset, each in [2, N]; empty: 15 sizes evenly spaced from N/10 to N, the first one
             at least 2·D if that leaves half of the range: below, distances do not lie on a line. With
             N < 4·D the result means nothing.
-        device: where it is computed.
 
     Raises:
         ValueError: shapes that do not fit together, or sizes out of range.

@@ -15,19 +15,11 @@ REPLICATES = 2000
 def resampled_interval(
     values: np.ndarray, groups: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the mean under resampling of whole groups.
+    """Return the 95 % percentile interval of the mean of [N] values under resampling of whole groups [N].
 
     Whole groups, because drawing single images would take four images of one prompt for four independent
     ones and make the interval too narrow. Plain percentiles, because a mean is not biased by resampling.
-
-    Args:
-        values: [N] numbers.
-        groups: [N] the group of each; any values that can be compared.
-        replicates: resamplings.
-        seed: of them.
-
-    Returns:
-        (low, high), or None for a single group, of which nothing can be known.
+    None for a single group, of which nothing can be said.
     """
     sums, sizes = _by_group(values, groups)
     count = len(sums)
@@ -43,19 +35,12 @@ def resampled_interval(
 
 
 def share_interval(correct: np.ndarray, groups: np.ndarray) -> tuple[float, float] | None:
-    """Return Wilson's interval of a share, with the number of independent images in place of all.
+    """Return Wilson's interval of a share of [N] bool, with the number of independent images in place of all.
 
-    That number follows from the variance between the groups' sums (the cluster-robust variance of the share).
-    It is taken as at least the number of groups, images of a group being at most the same, and at most the
-    number of images. Wilson's form, because some tasks have shares near 0, where a share ± 1.96·sd is too
-    short and leaves [0, 1].
-
-    Args:
-        correct: [N] bool.
-        groups: [N] the prompt of each, any values that can be compared.
-
-    Returns:
-        (low, high), or None with fewer than two groups.
+    That number follows from the variance between the groups' sums (the cluster-robust variance of the
+    share). It is taken as at least the number of groups, images of a group being at most the same, and at
+    most the number of images. Wilson's form, because some tasks have shares near 0, where a share ± 1.96·sd
+    is too short and leaves [0, 1]. None with fewer than two groups.
     """
     sums, sizes = _by_group(correct, groups)
     count, images = len(sums), float(sizes.sum())
@@ -78,14 +63,10 @@ def _by_group(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.nd
 def interval_of_mean(
     values: Sequence[float], intervals: Sequence[tuple[float, float] | None]
 ) -> tuple[float, float] | None:
-    """Return the interval of the plain mean of independent numbers from theirs.
+    """Return the interval of the plain mean of independent numbers from theirs; None if one is missing.
 
     Distances to the lower ends add in quadrature, and so do those to the upper ends (Zou & Donner 2008), so
     that lopsided intervals give a lopsided one.
-
-    Args:
-        values: the numbers.
-        intervals: of each; one that is missing leaves the mean without one.
     """
     present = [interval for interval in intervals if interval is not None]
     if len(present) < len(values):

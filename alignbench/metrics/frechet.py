@@ -10,25 +10,13 @@ from alignbench.metrics.arrays import Device, as_moments
 
 
 def frechet_distance(
-    mean_a: np.ndarray,
-    cov_a: np.ndarray,
-    mean_b: np.ndarray,
-    cov_b: np.ndarray,
-    *,
-    device: Device = None,
+    mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray, *, device: Device = None
 ) -> float:
-    """Return |μa − μb|² + tr Σa + tr Σb − 2 tr (Σa Σb)^½.
+    """Return |μa − μb|² + tr Σa + tr Σb − 2 tr (Σa Σb)^½ of means [D] and symmetric covariances [D, D].
 
     The last trace is the sum of the singular values of Raᵀ Rb with Σ = R Rᵀ. Nothing is squared on the way,
-    so singular covariances (fewer images than features) lose no digits to the roots of rounded zeros.
-
-    Args:
-        mean_a, mean_b: [D].
-        cov_a, cov_b: [D, D], symmetric.
-        device: where it is computed. At 2048 features: about 6 s on one core.
-
-    Returns:
-        The distance; equal moments can give a negative number of rounding size.
+    so singular covariances (fewer images than features) lose no digits to the roots of rounded zeros. Equal
+    moments can give a negative number of rounding size. At 2048 features: about 6 s on one core.
 
     Raises:
         ValueError: shapes that do not fit together.

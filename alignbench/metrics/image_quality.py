@@ -21,14 +21,7 @@ CHUNK_VALUES = 1 << 23
 
 
 def mean_squared_error(images: Tensor, originals: Tensor) -> Tensor:
-    """Mean over channels and pixels of the squared difference in grey levels.
-
-    Args:
-        images, originals: [n, 3, H, W] uint8.
-
-    Returns:
-        [n] float64 in [0, 255²].
-    """
+    """[n, 3, H, W] uint8 images and originals → [n] float64 mean of squared grey levels, in [0, 255²]."""
     _check(images, originals)
     # Differences of bytes fit 16 bits, their squares 32, and their sum over an image 64.
     difference = images.to(torch.int32) - originals.to(torch.int32)
@@ -36,32 +29,22 @@ def mean_squared_error(images: Tensor, originals: Tensor) -> Tensor:
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio, 10·log10(255²/MSE).
+    """Peak signal-to-noise ratio, 10·log10(255²/MSE), of [n, 3, H, W] uint8: [n] float64 in decibels, finite.
 
     Deviation: an image equal to its original has no noise, and scikit-image returns infinity, which would be
     the mean of any set with one such image. Here it counts as if one channel of one pixel were off by one
     level, the best that an image with any difference can reach: 10·log10(255²·3·H·W), 101 dB at 256 px.
-
-    Args:
-        images, originals: [n, 3, H, W] uint8.
-
-    Returns:
-        [n] float64 in decibels, finite.
     """
     error = mean_squared_error(images, originals).clamp(min=1.0 / images[0].numel())
     return 10 * torch.log10(LEVELS**2 / error)
 
 
 def ssim(images: Tensor, originals: Tensor, *, data_range: float = LEVELS) -> Tensor:
-    """Mean structural similarity.
+    """Mean structural similarity of [n, 3, H, W] uint8, H, W ≥ 7: [n] float64 in [-1, 1].
 
     Args:
-        images, originals: [n, 3, H, W] uint8; H, W ≥ 7.
         data_range: what the stabilising constants refer to, in grey levels. 510 gives the number of
             LlamaGen's released program, which declares a range of 2 for images in [0, 1] and reads higher.
-
-    Returns:
-        [n] float64 in [-1, 1].
 
     Raises:
         ValueError: images of another form, or smaller than the window.

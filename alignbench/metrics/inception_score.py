@@ -27,7 +27,6 @@ def inception_score(
         splits: number of parts, cut at floor(i·N/splits) (torch-fidelity); not used with `split_size`.
         order: "shuffled" permutes the rows with numpy's `RandomState(seed)` first (torch-fidelity's seed
             is 2020); "in-order" takes them as they come (ADM).
-        seed: of the permutation.
         split_size: > 0 takes consecutive parts of this many rows instead; a short last part counts like
             the others (ADM: 5000).
 

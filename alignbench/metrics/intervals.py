@@ -72,13 +72,10 @@ class Difference:
 
 
 def units(runs: Sequence[Sequence[float]]) -> tuple[list[float], Unit]:
-    """Return the independent values of nested data.
+    """Return the independent values of nested data: for each training seed, one value per sampling seed.
 
     Values of one trained model share its training luck, so with several training seeds each run counts
     once, by its mean over sampling seeds. A single run leaves only its sampling seeds.
-
-    Args:
-        runs: one sequence of values per training seed, one value per sampling seed.
     """
     if not runs or not all(runs):
         raise ValueError("every run needs at least one value")
@@ -97,12 +94,7 @@ def mean_interval(values: Sequence[float], *, kind: Unit = "sampling seeds") -> 
 
 
 def set_interval(value: float, bounds: Sequence[float]) -> Interval:
-    """Return the interval that an evaluator gave to the single value of one image set.
-
-    Args:
-        value: the metric.
-        bounds: lower and upper end of its 95 % interval.
-    """
+    """Return the interval that an evaluator gave to the single value of one image set."""
     low, high = bounds
     return Interval(_mean([value]), low, high, 1, "images of one set")
 
@@ -121,10 +113,7 @@ def difference(
     "not significant" where sharing makes them move together.
 
     Args:
-        a: independent values.
-        b: independent values.
         sd_a: sampling error of a's value if a has only one; None: unknown, nothing can be tested.
-        sd_b: the same of b.
     """
     mean = _mean(a) - _mean(b)
     (variance_a, degrees_a), (variance_b, degrees_b) = _error_of_mean(a, sd_a), _error_of_mean(b, sd_b)
@@ -160,17 +149,11 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 def resampled_difference(
     a: float, b: float, drawn_a: Sequence[float], drawn_b: Sequence[float]
 ) -> Difference:
-    """Compare two metrics of one image set each by what resampling does to their difference.
+    """Compare two metrics of one image set each by what resampling, at least twice, does to their difference.
 
-    Resample k of both sets holds the same image numbers, so what images of a pair have in common cancels. The
-    interval is what the difference would be in other draws of as many pairs; a bias that both metrics have
-    alike cancels as well. It is Student's t with one degree of freedom less than there are resamples.
-
-    Args:
-        a: metric of one set.
-        b: metric of the other.
-        drawn_a: a of each resample, two or more.
-        drawn_b: b of the same resamples.
+    Resample k of both sets holds the same image numbers, so what images of a pair have in common cancels.
+    The interval is what the difference would be in other draws of as many pairs; a bias that both metrics
+    have alike cancels as well. It is Student's t with one degree of freedom less than there are resamples.
 
     Raises:
         ValueError: other numbers of resamples.

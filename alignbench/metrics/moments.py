@@ -56,11 +56,9 @@ class Moments:
 
 
 def moments_of(shards: Iterable[np.ndarray], device: Device = None) -> Moments:
-    """Return the moments of all rows of all shards.
+    """Return the moments of all rows of all shards [n, D], read one at a time; empty ones are skipped.
 
-    Args:
-        shards: [n, D] arrays, read one at a time; empty ones are skipped. Memory: one shard and two D × D.
-        device: where sums and products are taken.
+    Memory: one shard and two D × D.
 
     Raises:
         ValueError: shards of different widths.

@@ -67,12 +67,10 @@ def load(path: Path, architecture: str, *, names: Sequence[str] = WEIGHTS) -> Cl
     Raises:
         UserError: open_clip is not installed, no such architecture, or files that do not fit it.
     """
-    if path.is_file():
-        return _build(path, {"model_cfg": architecture_of(architecture)}, architecture)
-    weights = next((path / name for name in names if (path / name).is_file()), None)
+    weights = path if path.is_file() else next((path / n for n in names if (path / n).is_file()), None)
     if weights is None:
         raise UserError(f"{path} holds no {' or '.join(names)}")
-    if (path / CONFIG).is_file():
+    if weights != path and (path / CONFIG).is_file():
         return _build(weights, _read_config(path / CONFIG), CONFIG)
     return _build(weights, {"model_cfg": architecture_of(architecture)}, architecture)
 
@@ -101,9 +99,8 @@ def library() -> Any:
     try:
         import open_clip
     except ImportError as error:
-        raise UserError(
-            f"open_clip cannot be imported: {error}", fix="pip install 'alignbench[rewards]'"
-        ) from error
+        fix = "pip install 'alignbench[rewards]'"
+        raise UserError(f"open_clip cannot be imported: {error}", fix=fix) from error
     return open_clip
 
 
@@ -118,11 +115,10 @@ def architecture_of(name: str) -> dict[str, Any]:
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return {"preprocess_cfg": {}, **config, "model_cfg": dict(config["model_cfg"])}
+        return {**config, "model_cfg": dict(config["model_cfg"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is no configuration of open_clip: {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} is no configuration of open_clip: {reason}") from error
 
 
 def _build(weights: Path, config: Mapping[str, Any], source: str) -> ClipModel:
@@ -148,9 +144,8 @@ def _build(weights: Path, config: Mapping[str, Any], source: str) -> ClipModel:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{weights} does not fit {source}: {reason}") from error
     tokenizer = clip.SimpleTokenizer(context_length=context)
-    return ClipModel(
-        network.float().eval().requires_grad_(False), tokenizer, dict(config.get("preprocess_cfg", {}))
-    )
+    network = network.float().eval().requires_grad_(False)
+    return ClipModel(network, tokenizer, dict(config.get("preprocess_cfg", {})))
 
 
 def _read_state(path: Path) -> dict[str, Any]:

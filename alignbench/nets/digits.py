@@ -83,12 +83,10 @@ class DigitsNet(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """[N, 3, H, W] in [-1, 1] → the map after each convolution and activation, [N, C_l, H_l, W_l]."""
-        hidden = canonical_digits(images)
-        maps = []
+        maps = [canonical_digits(images)]
         for conv in self.convs:
-            hidden = self.activation(conv(hidden))
-            maps.append(hidden)
-        return maps
+            maps.append(self.activation(conv(maps[-1])))
+        return maps[1:]
 
     def penultimate(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in [-1, 1] → [N, D], the input of the classifier layer."""
@@ -96,8 +94,8 @@ class DigitsNet(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in [-1, 1] → [N, 10]."""
-        result: Tensor = self.classify(self.penultimate(images))
-        return result
+        logits: Tensor = self(images)[1]
+        return logits
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[N, 3, H, W] in [-1, 1] → (penultimate [N, D], logits [N, 10]) from one pass."""

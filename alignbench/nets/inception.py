@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from alignbench.errors import UserError
 from alignbench.nets.precision import full_precision
@@ -44,15 +43,14 @@ class Features:
 class Inception:
     """The frozen network with all that ADM's metrics look at, from one pass."""
 
-    def __init__(self, net: FeatureExtractorInceptionV3, device: torch.device) -> None:
+    def __init__(self, net: nn.Module, device: torch.device) -> None:
         self._net = net.to(device)
         self._device = device
         self._spatial: list[Tensor] = []
         # The graph's tensor is called mixed_6/conv, but it comes after batch normalisation and ReLU.
-        net.Mixed_6d.branch1x1.register_forward_hook(self._remember)
-
-    def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._spatial.append(output[:, :SPATIAL_CHANNELS])
+        net.get_submodule("Mixed_6d.branch1x1").register_forward_hook(
+            lambda module, inputs, output: self._spatial.append(output[:, :SPATIAL_CHANNELS])
+        )
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
@@ -81,27 +79,17 @@ def load(path: Path, device: torch.device) -> Inception:
     Raises:
         UserError: the file is no such state dict, with what does not fit.
     """
-    # Its constructor unpickles anything; it is given a copy of plain tensors, never the file.
-    weights = _saved(_read_state(path))
-    net = FeatureExtractorInceptionV3(
-        NAME, ["2048", "logits_unbiased"], feature_extractor_weights_path=weights
-    )
-    return Inception(net, device)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except Exception as error:  # unpicklers raise nearly anything on what is no such file
-        raise _refusal(
-            path, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise _refusal(path, reason) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise _refusal(path, "it holds something else than tensors by name")
-    with torch.device("meta"):
-        wanted = {name: value.shape for name, value in Untrained().state_dict().items()}
+    net = untrained("2048", "logits_unbiased")
+    wanted = {name: value.shape for name, value in net.state_dict().items()}
     missing, strange = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or strange:
         first = f"{missing[0]} is missing" if missing else f"{strange[0]} is not part of it"
@@ -111,7 +99,26 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             raise _refusal(path, f"{name} is {list(state[name].shape)} instead of {list(shape)}")
         if not state[name].isfinite().all():
             raise _refusal(path, f"{name} is not finite")
-    return dict(state)
+    nn.Module.load_state_dict(net, state)
+    return Inception(net, device)
+
+
+def untrained(*features: str) -> nn.Module:
+    """Build torch-fidelity's network with whatever the initialisation gives, frozen and in eval mode.
+
+    Its constructor insists on a file and unpickles anything in it: it is given an empty one.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # heavy
+
+    class Untrained(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        def load_state_dict(self, *arguments: object, **options: object) -> None:
+            return None
+
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    net: nn.Module = Untrained(NAME, list(features), feature_extractor_weights_path=empty)
+    return net
 
 
 def _refusal(path: Path, reason: str) -> UserError:
@@ -119,20 +126,3 @@ def _refusal(path: Path, reason: str) -> UserError:
         f"{path} holds no weights of the FID Inception network: {reason}",
         fix="alignbench fetch inception-2015-12-05",
     )
-
-
-class Untrained(FeatureExtractorInceptionV3):  # type: ignore[misc]
-    """The same layers with whatever the initialisation gives: the original insists on a file."""
-
-    def __init__(self) -> None:
-        super().__init__(NAME, ["2048"], feature_extractor_weights_path=_saved({}))
-
-    def load_state_dict(self, *arguments: object, **options: object) -> None:
-        return None
-
-
-def _saved(state: dict[str, Tensor]) -> io.BytesIO:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return buffer

@@ -7,10 +7,11 @@ import hashlib
 import json
 import math
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors.torch import save as to_safetensors
@@ -42,12 +43,6 @@ USAGE_WINDOW = 4096
 def pixels_of(dataset: Digits | Shapes) -> Tensor:
     """Return all images as [N, 3, S, S] float32 in [-1, 1]."""
     return torch.cat(list(DatasetImages(dataset).images())).float() / 127.5 - 1
-
-
-def new_tokenizer(card: ModelCard, seed: int) -> VQModel:
-    """Return a tokenizer of the card's geometry with initial weights."""
-    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{TOKENIZER}/init"):
-        return VQModel(replace(vq_config(card), usage_window=USAGE_WINDOW))
 
 
 def reconstruct(model: VQModel, images: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -107,81 +102,84 @@ def learning_rate(step: int, budget: Budget) -> float:
     return budget.lr * 0.5 * (1 + math.cos(math.pi * past))
 
 
-def fit(
-    net: nn.Module,
-    losses_of: Callable[[Tensor], Mapping[str, Tensor]],
-    *,
-    size: int,
-    budget: Budget,
-    seed: int,
-    stage: str,
-    progress: Progress,
-) -> dict[str, float]:
-    """Train a network with AdamW.
-
-    Args:
-        net: what is trained; left in evaluation mode.
-        losses_of: row numbers [batch] → named scalars, of which `loss` is minimised.
-        size: training images.
-        budget: steps, batch and rates.
-        seed: of the order of images and of dropout.
-        stage: name in the progress and in the addresses of the random numbers.
-        progress: told after every step.
-
-    Returns:
-        Each named scalar, averaged over the last `TAIL` steps.
-    """
-    optimizer = torch.optim.AdamW(
-        net.parameters(), lr=budget.lr, betas=(budget.beta1, budget.beta2), weight_decay=budget.weight_decay
-    )
-    net.train()
-    tail: list[dict[str, float]] = []
-    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{stage}/dropout"):
-        for step, rows in enumerate(batches(seed, stage, size=size, budget=budget)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, budget)
-            losses = losses_of(rows)
-            optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), budget.grad_clip, error_if_nonfinite=True)
-            optimizer.step()
-            tail = [*tail[1 - TAIL :], {name: value.item() for name, value in losses.items()}]
-            progress(stage, step + 1, budget.steps, f"loss {tail[-1]['loss']:.4f}")
-    net.eval()
-    return {name: sum(entry[name] for entry in tail) / len(tail) for name in tail[-1]}
-
-
-def safetensors_of(net: nn.Module) -> bytes:
-    """Return a network's file."""
-    return to_safetensors({key: tensor.contiguous() for key, tensor in net.state_dict().items()})
+NetT = TypeVar("NetT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Made:
+class Made(Generic[NetT]):
     """A trained module and what there is to say of it; goes into the manifest."""
 
-    net: nn.Module
+    net: NetT
     budget: Budget
-    seconds: float
-    training: Mapping[str, float]
+    seconds: float = 0.0
+    training: Mapping[str, float] = field(default_factory=dict)
     """Losses averaged over the last steps."""
-    validation: Mapping[str, float]
-    content: Callable[[nn.Module], bytes] = safetensors_of
-    """Makes the file."""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    metadata: dict[str, str] | None = None
+    """Goes into the file beside the weights."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains the stages of one model."""
+
+    budgets: Mapping[str, Budget]
+    seed: int
+    """Of initial weights, order of images and dropout; a stage's name is in the address of its numbers."""
+    progress: Progress
+    """Told after every step."""
+
+    def initial(self, stage: str) -> contextlib.AbstractContextManager[None]:
+        """Seed torch for the initial weights of a stage."""
+        return randomness.torch_seed(torch.device("cpu"), self.seed, f"pretrain/{stage}/init")
+
+    def new_tokenizer(self, card: ModelCard) -> VQModel:
+        """Return a tokenizer of the card's geometry with initial weights."""
+        with self.initial(TOKENIZER):
+            return VQModel(replace(vq_config(card), usage_window=USAGE_WINDOW))
+
+    def fit(
+        self, stage: str, net: NetT, losses_of: Callable[[Tensor], Mapping[str, Tensor]], *, size: int
+    ) -> Made[NetT]:
+        """Train a network with AdamW and leave it in evaluation mode.
+
+        Args:
+            losses_of: row numbers [batch] → named scalars, of which `loss` is minimised; each is reported as
+                its mean over the last `TAIL` steps.
+            size: training images.
+        """
+        started, budget = time.monotonic(), self.budgets[stage]
+        betas = (budget.beta1, budget.beta2)
+        optimizer = torch.optim.AdamW(
+            net.parameters(), lr=budget.lr, betas=betas, weight_decay=budget.weight_decay
+        )
+        net.train()
+        tail: list[dict[str, float]] = []
+        with randomness.torch_seed(torch.device("cpu"), self.seed, f"pretrain/{stage}/dropout"):
+            for step, rows in enumerate(batches(self.seed, stage, size=size, budget=budget)):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, budget)
+                losses = losses_of(rows)
+                optimizer.zero_grad(set_to_none=True)
+                losses["loss"].backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), budget.grad_clip, error_if_nonfinite=True)
+                optimizer.step()
+                tail = [*tail[1 - TAIL :], {name: value.item() for name, value in losses.items()}]
+                self.progress(stage, step + 1, budget.steps, f"loss {tail[-1]['loss']:.4f}")
+        net.eval()
+        means = {name: sum(entry[name] for entry in tail) / len(tail) for name in tail[-1]}
+        return Made(net, budget, time.monotonic() - started, means)
 
 
 def write(
-    folder: Path, made: Mapping[str, Made], *, model: str, seed: int, splits: Mapping[str, Digits | Shapes]
+    folder: Path,
+    made: Mapping[str, Made[Any]],
+    *,
+    model: str,
+    seed: int,
+    splits: Mapping[str, Digits | Shapes],
 ) -> dict[str, Any]:
-    """Write one file a network and `manifest.json`; returns the manifest.
-
-    Args:
-        folder: files of the same names are replaced.
-        made: {file name without its end: network}.
-        model: what was pretrained.
-        seed: of everything random.
-        splits: what was trained and validated on.
-    """
+    """Write one file a network, by its name without its end, and `manifest.json`; returns the manifest."""
     manifest = {
         "schema": 1,
         "model": model,
@@ -199,9 +197,9 @@ def write(
     return manifest
 
 
-def _write_one(folder: Path, name: str, made: Made) -> dict[str, Any]:
-    """Write one network and return its entry in the manifest."""
-    content = made.content(made.net)
+def _write_one(folder: Path, name: str, made: Made[Any]) -> dict[str, Any]:
+    state = {key: tensor.contiguous() for key, tensor in made.net.state_dict().items()}
+    content = to_safetensors(state, metadata=made.metadata)
     write_atomic(folder / f"{name}.safetensors", content)
     return {
         "sha256": hashlib.sha256(content).hexdigest(),

@@ -6,18 +6,17 @@ never opened. The same seed on the same machine and torch gives the same bytes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from alignbench import api, randomness
+from alignbench import api
 from alignbench.api import ClassLabels
 from alignbench.backbones.llamagen.gpt import GPT, token_loss
 from alignbench.backbones.llamagen.model import gpt_config
@@ -29,10 +28,10 @@ from alignbench.pretrain.common import (
     TOKENIZER,
     Budget,
     Made,
+    NetT,
     Progress,
+    Trainer,
     augment,
-    fit,
-    new_tokenizer,
     one_thread,
     pixels_of,
     reconstruct,
@@ -53,15 +52,17 @@ class Split:
     labels: Tensor
     """[N] int64."""
 
+    @classmethod
+    def of(cls, dataset: Digits) -> Split:
+        return cls(pixels_of(dataset), DatasetImages(dataset).labels())
+
     def __len__(self) -> int:
         return self.images.shape[0]
 
 
-def train_policy(
-    card: ModelCard, data: Split, tokenizer: VQModel, *, budget: Budget, seed: int, progress: Progress
-) -> tuple[GPT, dict[str, float]]:
-    """Return the trained policy and its training losses; an image is tokenised anew each time."""
-    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{POLICY}/init"):
+def train_policy(trainer: Trainer, card: ModelCard, data: Split, tokenizer: VQModel) -> Made[GPT]:
+    """Train the policy; an image is tokenised anew each time."""
+    with trainer.initial(POLICY):
         model = GPT(gpt_config(card))
 
     def losses_of(rows: Tensor) -> dict[str, Tensor]:
@@ -70,8 +71,7 @@ def train_policy(
         logits = model(ClassLabels(data.labels[rows]), tokens[:, :-1])
         return {"loss": token_loss(logits, tokens)}
 
-    losses = fit(model, losses_of, size=len(data), budget=budget, seed=seed, stage=POLICY, progress=progress)
-    return model.requires_grad_(False), losses
+    return trainer.fit(POLICY, model, losses_of, size=len(data))
 
 
 @torch.no_grad()
@@ -86,19 +86,10 @@ PERCEPTUAL_WEIGHT = 0.3
 
 
 def train_tokenizer(
-    card: ModelCard, data: Split, perceptual: api.Distance, *, budget: Budget, seed: int, progress: Progress
-) -> tuple[VQModel, dict[str, float]]:
-    """Return the trained tokenizer, frozen, and its training losses.
-
-    Args:
-        card: gives the geometry.
-        data: training images.
-        perceptual: differentiable distance to the original image.
-        budget: steps, batch and rates.
-        seed: of the initial weights and the order of images.
-        progress: told after every step.
-    """
-    model = new_tokenizer(card, seed)
+    trainer: Trainer, card: ModelCard, data: Split, perceptual: api.Distance
+) -> Made[VQModel]:
+    """Train the tokenizer with a differentiable distance to the original image among its losses."""
+    model = trainer.new_tokenizer(card)
 
     def losses_of(rows: Tensor) -> dict[str, Tensor]:
         images = data.images[rows]
@@ -109,10 +100,7 @@ def train_tokenizer(
         parts = {"mse": mse, "perceptual": distance, "codebook": codebook, "usage": usage}
         return {"loss": loss, **parts}
 
-    losses = fit(
-        model, losses_of, size=len(data), budget=budget, seed=seed, stage=TOKENIZER, progress=progress
-    )
-    return model.requires_grad_(False), losses
+    return trainer.fit(TOKENIZER, model, losses_of, size=len(data))
 
 
 @torch.no_grad()
@@ -133,79 +121,48 @@ BUDGETS: Mapping[str, Budget] = {
 }
 """What the shipped weights were made with."""
 
-NetT = TypeVar("NetT", bound=nn.Module)
-
 
 def pretrain(
     out_dir: Path, *, seed: int = 0, progress: Progress, budgets: Mapping[str, Budget] = BUDGETS
 ) -> dict[str, Any]:
     """Train everything and write four safetensors files and `manifest.json`.
 
-    Args:
-        out_dir: folder of the files; made if absent, files of the same names are replaced.
-        seed: of all initial weights, orders and dropout.
-        progress: called as (stage, steps done, steps in all, note) after every step.
-        budgets: steps, batch and rates of each stage.
-
-    Returns:
-        The manifest: for each file its sha256, bytes, steps, seconds, training losses, validation numbers.
+    Files of the same names are replaced. Returns the manifest.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    sets = {split: _open(split) for split in ("train", "validation")}
-    train, validation = _split(sets["train"]), _split(sets["validation"])
+    sets = {split: open_split(split) for split in ("train", "validation")}
     with one_thread():
-        made = _train_all(train, validation, budgets, seed, progress)
+        made = _train_all(Trainer(budgets, seed, progress), *map(Split.of, sets.values()))
     return write(out_dir, made, model=MODEL, seed=seed, splits=sets)
 
 
-def _open(split: str) -> Digits:
+def open_split(split: str) -> Digits:
+    """Open a split of the digits in their own size."""
     return open_digits(
         split=split, image_size=SIZE, num_classes=CLASSES, options={}, workers=0, cache_dir=Path()
     )
 
 
-def _split(dataset: Digits) -> Split:
-    return Split(pixels_of(dataset), DatasetImages(dataset).labels())
-
-
-def _train_all(
-    train: Split, validation: Split, budgets: Mapping[str, Budget], seed: int, progress: Progress
-) -> dict[str, Made]:
+def _train_all(trainer: Trainer, train: Split, validation: Split) -> dict[str, Made[Any]]:
     """Train the four networks, each on what the ones before it offer."""
     card = Registry.default().model(MODEL)
-    made: dict[str, Made] = {}
+    made: dict[str, Made[Any]] = {}
 
-    def run(
-        stage: str,
-        train_stage: Callable[..., tuple[NetT, dict[str, float]]],
-        validate: Callable[[NetT], dict[str, float]],
-    ) -> NetT:
-        started = time.monotonic()
-        net, losses = train_stage(budget=budgets[stage], seed=seed, progress=progress)
-        seconds = time.monotonic() - started
-        made[stage] = Made(net, budgets[stage], seconds, losses, validate(net))
+    def keep(stage: str, trained: Made[NetT], validate: Callable[[NetT], dict[str, float]]) -> NetT:
+        net = trained.net.requires_grad_(False)
+        made[stage] = replace(trained, validation=validate(net))
         return net
 
-    _, critic = (
-        run(
-            name,
-            partial(train_classifier, name, train),
-            partial(validate_classifier, data=validation),
-        )
-        for name in (EVALUATOR_NET, REWARD_NET)
-    )
-    vq = run(
-        TOKENIZER,
-        partial(train_tokenizer, card, train, PerceptualDistance(critic.features)),
-        partial(validate_tokenizer, data=validation),
-    )
-    run(
-        POLICY,
-        partial(train_policy, card, train, vq),
-        partial(validate_policy, tokenizer=vq, data=validation),
-    )
+    for name in (EVALUATOR_NET, REWARD_NET):
+        check = partial(validate_classifier, data=validation)
+        critic = keep(name, train_classifier(trainer, name, train), check)
+    distance = PerceptualDistance(critic.features)
+    trained = train_tokenizer(trainer, card, train, distance)
+    vq = keep(TOKENIZER, trained, partial(validate_tokenizer, data=validation))
+    policy = train_policy(trainer, card, train, vq)
+    keep(POLICY, policy, partial(validate_policy, tokenizer=vq, data=validation))
     return made
 
 
@@ -213,19 +170,16 @@ LABEL_SMOOTHING = 0.1
 """Keeps logits of real images away from certainty, so that the class score tells good from better."""
 
 
-def train_classifier(
-    name: str, data: Split, *, budget: Budget, seed: int, progress: Progress
-) -> tuple[digits.DigitsNet, dict[str, float]]:
-    """Return the trained network `name` and its training losses."""
-    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{name}/init"):
+def train_classifier(trainer: Trainer, name: str, data: Split) -> Made[digits.DigitsNet]:
+    """Train the network `name`."""
+    with trainer.initial(name):
         net = digits.build(name)
 
     def losses_of(rows: Tensor) -> dict[str, Tensor]:
         logits = net.logits(augment(data.images[rows]))
         return {"loss": F.cross_entropy(logits, data.labels[rows], label_smoothing=LABEL_SMOOTHING)}
 
-    losses = fit(net, losses_of, size=len(data), budget=budget, seed=seed, stage=name, progress=progress)
-    return net.requires_grad_(False), losses
+    return trainer.fit(name, net, losses_of, size=len(data))
 
 
 @torch.no_grad()

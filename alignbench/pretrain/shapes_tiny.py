@@ -7,19 +7,17 @@ post-training and testing are never made. The same seed on the same machine and 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from alignbench import randomness
 from alignbench.api import Sampling, TextFeatures
-from alignbench.backbones.generate import generate
+from alignbench.backbones.generate import generate_steps
 from alignbench.backbones.llamagen.gpt import GPT, token_loss
 from alignbench.backbones.llamagen.model import gpt_config
 from alignbench.backbones.llamagen.vq import VQModel
@@ -34,7 +32,7 @@ from alignbench.pretrain.common import (
     Budget,
     Made,
     Progress,
-    fit,
+    Trainer,
     one_thread,
     pixels_of,
     write,
@@ -60,26 +58,9 @@ class Reader(nn.Module):
         self.policy = GPT(gpt_config(card))
 
 
-def train_policy(
-    card: ModelCard,
-    tokens: Tensor,
-    captions: Sequence[str],
-    *,
-    budget: Budget,
-    seed: int,
-    progress: Progress,
-) -> tuple[Reader, dict[str, float]]:
-    """Return the trained networks, frozen, and their training losses.
-
-    Args:
-        card: gives the geometry.
-        tokens: [N, T] codes of the training scenes.
-        captions: of the scenes.
-        budget: steps, batch and rates.
-        seed: of initial weights, order and dropout.
-        progress: told after every step.
-    """
-    with randomness.torch_seed(torch.device("cpu"), seed, f"pretrain/{POLICY}/init"):
+def train_policy(trainer: Trainer, card: ModelCard, tokens: Tensor, captions: Sequence[str]) -> Made[Reader]:
+    """Train both networks on the [N, T] codes and the captions of scenes."""
+    with trainer.initial(POLICY):
         model = Reader(card)
     ids, mask = model.text.tokenise(captions)
 
@@ -87,10 +68,9 @@ def train_policy(
         features = TextFeatures(model.text(ids[rows], mask[rows]), mask[rows])
         return {"loss": token_loss(model.policy(features, tokens[rows, :-1]), tokens[rows])}
 
-    losses = fit(
-        model, losses_of, size=len(tokens), budget=budget, seed=seed, stage=POLICY, progress=progress
-    )
-    return model.requires_grad_(False), losses
+    made = trainer.fit(POLICY, model, losses_of, size=len(tokens))
+    model.requires_grad_(False)
+    return made
 
 
 @torch.no_grad()
@@ -103,7 +83,7 @@ def validate_policy(
     uniforms = randomness.uniforms(
         seed, f"pretrain/{POLICY}/samples", 0, range(len(tokens)), tokens.shape[1:]
     )
-    drawn = generate(model.policy, features, torch.from_numpy(uniforms), Sampling())
+    drawn = generate_steps(model.policy, features, torch.from_numpy(uniforms), Sampling())
     images = tokenizer.decode(drawn.tokens, model.policy.config.grid)
     return {"cross_entropy": token_loss(logits, tokens).item(), "right": share_right(images, captions)}
 
@@ -124,81 +104,41 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train everything and write three safetensors files, `manifest.json` and the two prompt files.
 
-    Args:
-        out_dir: folder of the files; made if absent, files of the same names are replaced.
-        seed: of all initial weights, orders and dropout.
-        progress: called as (stage, steps done, steps in all, note) after every step.
-        budgets: steps, batch and rates of each stage.
-
-    Returns:
-        The manifest: for each file its sha256, bytes, steps, seconds, training losses, validation numbers.
+    Files of the same names are replaced. Returns the manifest.
 
     Raises:
         OSError: the folder cannot be written.
     """
     card = Registry.default().model(MODEL)
-    train, validation = _open("pretraining"), _open("validation")
+    train, validation = open_split("pretraining"), open_split("validation")
+    trainer = Trainer(budgets, seed, progress)
     with one_thread():
-        vq = _tokenizer(card, train, validation, budgets, seed, progress)
-        assert isinstance(vq.net, VQModel)
-        made = {TOKENIZER: vq, **_reader(card, vq.net, train, validation, budgets, seed, progress)}
+        tokenizer = shapes_tokenizer.train(trainer, card, pixels_of(train))
+        vq = tokenizer.net
+        right = shapes_tokenizer.validate(vq, pixels_of(validation), validation.captions)
+        tokens, held_out = (_tokens(vq, scenes) for scenes in (train, validation))
+        reader = train_policy(trainer, card, tokens, train.captions)
+        found = validate_policy(reader.net, vq, held_out, validation.captions, seed=seed)
+    config = json.dumps(asdict(reader.net.text.config))
+    made: dict[str, Made[Any]] = {
+        TOKENIZER: replace(tokenizer, validation=right),
+        POLICY: Made(reader.net.policy, reader.budget, reader.seconds, reader.training, found),
+        # Trained together with the policy: its time and losses are there. As `WordEncoder.save` writes it.
+        TEXT: Made(reader.net.text, reader.budget, metadata={METADATA: config}),
+    }
     for split, name in PROMPT_FILES.items():
         write_atomic(out_dir / name, prompt_file(split))
     sets = {"pretraining": train, "validation": validation}
     return write(out_dir, made, model=MODEL, seed=seed, splits=sets)
 
 
-def _open(split: str) -> Shapes:
+def open_split(split: str) -> Shapes:
+    """Open a split of the scenes in their own size."""
     return open_shapes(
         split=split, image_size=SIZE, num_classes=None, options={}, workers=0, cache_dir=Path()
     )
 
 
-def _tokenizer(
-    card: ModelCard,
-    train: Shapes,
-    validation: Shapes,
-    budgets: Mapping[str, Budget],
-    seed: int,
-    progress: Progress,
-) -> Made:
-    started = time.monotonic()
-    stages = (budgets[shapes_tokenizer.WARMUP], budgets[TOKENIZER])
-    net, losses = shapes_tokenizer.train(card, pixels_of(train), budgets=stages, seed=seed, progress=progress)
-    seconds = time.monotonic() - started
-    right = shapes_tokenizer.validate(net, pixels_of(validation), validation.captions)
-    return Made(net, stages[1], seconds, losses, right)
-
-
-def _reader(
-    card: ModelCard,
-    vq: VQModel,
-    train: Shapes,
-    validation: Shapes,
-    budgets: Mapping[str, Budget],
-    seed: int,
-    progress: Progress,
-) -> dict[str, Made]:
-    started = time.monotonic()
-    budget = budgets[POLICY]
-    tokens, held_out = (_tokens(vq, scenes) for scenes in (train, validation))
-    net, losses = train_policy(card, tokens, train.captions, budget=budget, seed=seed, progress=progress)
-    seconds = time.monotonic() - started
-    found = validate_policy(net, vq, held_out, validation.captions, seed=seed)
-    return {
-        POLICY: Made(net.policy, budget, seconds, losses, found),
-        # Trained together with the policy: its time and losses are there.
-        TEXT: Made(net.text, budget, 0.0, {}, {}, content=_text_file),
-    }
-
-
 @torch.no_grad()
 def _tokens(vq: VQModel, scenes: Shapes) -> Tensor:
     return torch.cat([vq.encode(images) for images in pixels_of(scenes).split(ENCODE_BATCH)])
-
-
-def _text_file(net: nn.Module) -> bytes:
-    """What `WordEncoder.save` writes."""
-    assert isinstance(net, WordEncoder)
-    state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    return to_safetensors(state, metadata={METADATA: json.dumps(asdict(net.config))})

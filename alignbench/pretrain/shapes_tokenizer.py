@@ -8,7 +8,7 @@ its latents, and the second stage trains everything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from alignbench import api
 from alignbench.backbones.llamagen.vq import VQModel
-from alignbench.pretrain.common import TOKENIZER, Budget, Progress, fit, new_tokenizer, reconstruct
+from alignbench.pretrain.common import TOKENIZER, Made, Trainer, reconstruct
 from alignbench.registry.schema import ModelCard
 from alignbench.rewards.shapes import ShapesReward
 
@@ -27,19 +27,9 @@ ROUNDS = 5
 """Of moving the codes to the centres of what they stand for."""
 
 
-def train(
-    card: ModelCard, images: Tensor, *, budgets: tuple[Budget, Budget], seed: int, progress: Progress
-) -> tuple[VQModel, dict[str, float]]:
-    """Return the trained tokenizer, frozen, and the training losses of its second stage.
-
-    Args:
-        card: gives the geometry.
-        images: [N, 3, S, S] in [-1, 1].
-        budgets: of the two stages.
-        seed: of the initial weights and the order of images.
-        progress: told after every step.
-    """
-    model = new_tokenizer(card, seed)
+def train(trainer: Trainer, card: ModelCard, images: Tensor) -> Made[VQModel]:
+    """Train the tokenizer on [N, 3, S, S] images in [-1, 1]; the losses are those of its second stage."""
+    model = trainer.new_tokenizer(card)
 
     def plain(rows: Tensor) -> dict[str, Tensor]:
         latent = F.normalize(model.latent(images[rows]), dim=1)
@@ -51,13 +41,12 @@ def train(
         loss = mse + codebook + commitment + entropy
         return {"loss": loss, "mse": mse, "codebook": codebook, "usage": usage}
 
-    run = partial(fit, model, size=len(images), seed=seed, progress=progress)
-    run(plain, budget=budgets[0], stage=WARMUP)
-    model.quantize.embedding.weight.data.copy_(
-        codes_on(_latents(model, images[:LATENT_SCENES]), model.num_codes)
-    )
-    losses = run(quantised, budget=budgets[1], stage=TOKENIZER)
-    return model.requires_grad_(False), losses
+    started = trainer.fit(WARMUP, model, plain, size=len(images))
+    latents = _latents(model, images[:LATENT_SCENES])
+    model.quantize.embedding.weight.data.copy_(codes_on(latents, model.num_codes))
+    made = trainer.fit(TOKENIZER, model, quantised, size=len(images))
+    model.requires_grad_(False)
+    return replace(made, seconds=started.seconds + made.seconds)
 
 
 @torch.no_grad()

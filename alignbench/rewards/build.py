@@ -78,10 +78,6 @@ class Placed:
 def devices(placement: str, device: torch.device) -> tuple[torch.device, torch.device, bool]:
     """Return (device to build on, device to compute on, whether the weights are only offloaded to it).
 
-    Args:
-        placement: as written, not remote.
-        device: the policy's.
-
     Raises:
         UserError: not a placement, or a device this machine lacks.
     """
@@ -117,11 +113,9 @@ def build(
 
     Args:
         text: specification, `name(option=value, …)|transform(number, …)|…`.
-        registry: where the cards are.
         device: of the images, and of the reward unless `placement` says otherwise.
         class_names: gives the name of each class; called only for rewards that read a text. Without names
             such rewards need requests that bring their own texts.
-        image_size: side of the images it will see.
         shared: what was placed before. Specifications that differ in nothing but transforms, batch and texts
             share one copy of their network.
 
@@ -258,7 +252,6 @@ class BuiltDistance(BuiltReward):
     """A `BuiltReward` that compares with references and can look at each of them once."""
 
     def prepare(self, reference: Tensor) -> Any:
-        """See `api.Distance.prepare`."""
         with failure_of(f"reward {self.resolved.name!r}"), self.placed.ready() as raw:
             return raw.prepare(reference.to(self.placed.device))  # type: ignore[attr-defined]
 

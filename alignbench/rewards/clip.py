@@ -30,14 +30,7 @@ AESTHETIC_URL = (
 
 
 class Clip:
-    """A frozen `transformers.CLIPModel` with its tokenizer and picture preparation, in float32.
-
-    Args:
-        model: folder of the model in the hub's form.
-        processor: folder with the preparation of pictures and, for texts, the tokenizer.
-        device: where it computes.
-        texts: whether it will be asked about texts.
-    """
+    """A frozen `transformers.CLIPModel` with its tokenizer and picture preparation, in float32."""
 
     def __init__(self, model: Path, processor: Path, device: torch.device, *, texts: bool) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
@@ -84,18 +77,12 @@ class Embedder(Protocol):
 
 
 class TextMatch:
-    """Cosine between picture and text, times the model's own scale if asked.
-
-    Args:
-        clip: the model.
-        scaled: multiply by the exponential of the model's learnt logit scale.
-    """
+    """Cosine between picture and text, times the model's own scale if asked."""
 
     def __init__(self, clip: Embedder, *, scaled: bool) -> None:
         self.clip, self.scaled = clip, scaled
 
     def to(self, device: torch.device) -> None:
-        """Move the weights."""
         self.clip.model.to(device)
 
     def score(self, request: api.ScoreRequest) -> api.Scores:
@@ -108,16 +95,13 @@ class TextMatch:
 class Aesthetic:
     """A chain of linear layers on the unit-length picture embedding; about 1 to 10.
 
-    Args:
-        clip: the model.
-        head: the layers; dropout between them acts in training only and is left out.
+    Dropout between the layers acts in training only and is left out.
     """
 
     def __init__(self, clip: Clip, head: nn.Sequential) -> None:
         self.clip, self.head = clip, head
 
     def to(self, device: torch.device) -> None:
-        """Move the weights."""
         self.clip.model.to(device)
         self.head.to(device)
 

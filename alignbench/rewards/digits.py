@@ -10,17 +10,12 @@ from alignbench.rewards.requests import all_valid
 
 
 class ClassLogprob:
-    """Log-probability of the requested class under a frozen digit classifier, in nats; at most 0.
-
-    Args:
-        net: classifier, frozen and in eval mode.
-    """
+    """Log-probability of the requested class under a frozen digit classifier, in nats; at most 0."""
 
     def __init__(self, net: digits.DigitsNet) -> None:
         self.net = net
 
     def to(self, device: torch.device) -> None:
-        """Move the weights."""
         self.net.to(device)
 
     def score(self, request: api.ScoreRequest) -> api.Scores:

@@ -67,11 +67,9 @@ class FunctionReward:
         return Scores(values, values.isfinite())
 
     def prepare(self, reference: Tensor) -> Tensor:
-        """See `api.Distance.prepare`."""
         return reference
 
     def distance(self, images: Tensor, prepared: Tensor, *, repeats: int) -> Tensor:
-        """See `api.Distance.distance`."""
         return self._call(images, originals=prepared.repeat_interleave(repeats, dim=0))
 
     def _call(self, images: Tensor, **offered: Any) -> Tensor:

@@ -19,12 +19,10 @@ ARCHITECTURE = "ViT-H-14"
 
 
 class OpenClip:
-    """Embeddings of a fine-tuned open_clip model, in float32; what `clip.TextMatch` asks of a model.
+    """Embeddings of a frozen, fine-tuned `open_clip.CLIP`, in float32; what `clip.TextMatch` asks of a model.
 
-    Args:
-        model: an `open_clip.CLIP`, frozen and in eval mode.
-        tokenizer: list of texts → [N, context] int64; cuts texts of more than 77 tokens, as the official
-            program does.
+    The tokenizer, list of texts → [N, context] int64, cuts texts of more than 77 tokens, as the official
+    program does.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,17 +22,12 @@ class PerceptualDistance(lpips.FeatureDistance, FromReference):
     """A feature distance with the call of a reward."""
 
 
-def build_lpips_vgg(device: torch.device) -> PerceptualDistance:
-    return _build_lpips("vgg", device)
-
-
-def build_lpips_alex(device: torch.device) -> PerceptualDistance:
-    return _build_lpips("alex", device)
-
-
 def _build_lpips(net: lpips.Net, device: torch.device) -> PerceptualDistance:
     trunk = lpips.load_trunk(net, require_trunk(TRUNKS[net])).to(device)
     return PerceptualDistance(trunk, [head.to(device) for head in lpips.heads(net)], module=trunk)
+
+
+build_lpips_vgg, build_lpips_alex = partial(_build_lpips, "vgg"), partial(_build_lpips, "alex")
 
 
 def build_digits(device: torch.device) -> PerceptualDistance:

@@ -13,16 +13,10 @@ PixelLoss = Literal["mse", "l1"]
 
 
 def pixel_distance(images: Tensor, reference: Tensor, loss: PixelLoss, *, repeats: int = 1) -> Tensor:
-    """Mean over channels and pixels of the squared or absolute difference.
+    """Mean over channels and pixels of the squared or absolute difference, in the dtype of the images.
 
-    Args:
-        images: [B·repeats, C, H, W] float, image-major, not clamped.
-        reference: [B, C, H, W].
-        loss: `mse` or `l1`.
-        repeats: images for each reference.
-
-    Returns:
-        [B·repeats] in the dtype of the images.
+    [B·repeats, C, H, W] float images, image-major and not clamped, and [B, C, H, W] references →
+    [B·repeats].
     """
     difference = images.unflatten(0, (-1, repeats)) - reference.unsqueeze(1)
     size = difference.square() if loss == "mse" else difference.abs()

@@ -42,15 +42,8 @@ class Refused(Exception):
 class RemoteReward:
     """The client: an `api.Reward` whose scores come from a server.
 
-    A request that fails, hangs, or is answered with rubbish is tried again; when all attempts are spent its
-    images are masked, and a warning says why. Scores carry no gradient.
-
-    Args:
-        url: http://HOST:PORT.
-        name: reward it should serve.
-        timeout: seconds an attempt may take in all.
-        retries: attempts after the first.
-        sleep: waits between attempts.
+    A request that fails, takes longer than `timeout` seconds, or is answered with rubbish is tried again;
+    when all attempts are spent its images are masked, and a warning says why. Scores carry no gradient.
     """
 
     def __init__(
@@ -95,12 +88,7 @@ def connect(
 ) -> RemoteReward:
     """Return a client after asking the server what it serves.
 
-    Args:
-        url: http://HOST:PORT.
-        name: reward it should serve.
-        options: of the card, which the server must agree with; empty texts (paths) are its own business.
-        timeout: see `RemoteReward`.
-        retries: see `RemoteReward`.
+    It must agree with the options of the card; empty texts (paths) are its own business.
 
     Raises:
         UserError: nobody answers there, or with another reward or other options.

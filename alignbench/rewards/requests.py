@@ -89,14 +89,8 @@ def check_values(values: object, count: int) -> None:
         raise ValueError(f"it returned {list(values.shape)} for {count} images, not [{count}]")
 
 
-class FromReference:
-    """Gives distances (`api.Distance`) the call of a reward: each image against its own reference image."""
-
-    def prepare(self, reference: Tensor) -> Any:
-        raise NotImplementedError
-
-    def distance(self, images: Tensor, prepared: Any, *, repeats: int) -> Tensor:
-        raise NotImplementedError
+class FromReference(api.Distance):
+    """Gives distances the call of a reward: each image against its own reference image."""
 
     def score(self, request: api.ScoreRequest) -> api.Scores:
         """Raw distances in [-1, 1] units, smaller is better; the request must have reference images."""

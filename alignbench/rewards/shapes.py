@@ -25,11 +25,7 @@ Form = Literal["share", "verdict"]
 
 
 class ShapesReward:
-    """GenEval's verdict on a scene, or the share of a caption's demands that it meets.
-
-    Args:
-        form: `verdict` is 1 where everything is as asked, else 0; `share` also gives credit for parts.
-    """
+    """GenEval's `verdict` on a scene, 1 or 0, or the `share` of a caption's demands that it meets."""
 
     def __init__(self, form: Form) -> None:
         self.form = form
@@ -43,8 +39,8 @@ class ShapesReward:
         # Rounded to the nearest byte, as the protocol's images are.
         pixels = (request.images * 255 + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         shares = [
-            share(image, found, asked_by(text))
-            for image, found, text in zip(pixels, shapes_detector.find(pixels), request.texts, strict=True)
+            share(image, matches, asked_by(text))
+            for image, matches, text in zip(pixels, shapes_detector.find(pixels), request.texts, strict=True)
         ]
         values = torch.tensor(shares, dtype=torch.float32)
         if self.form == "verdict":
@@ -70,19 +66,15 @@ def asked_by(text: str) -> Request:
     return by_text()[text]
 
 
-def share(image: np.ndarray, found: Sequence[Match], request: Request) -> float:
+def share(image: np.ndarray, matches: Sequence[Match], request: Request) -> float:
     """Return the share of demands that are met, 0 to 1; 1 exactly where GenEval's verdict is right.
 
-    Number, colour and place of each clause, and each exclusion, are a demand of the same weight.
-
-    Args:
-        image: [H, W, 3] uint8 RGB.
-        found: its things, best first.
-        request: what was asked for.
+    Number, colour and place of each clause, and each exclusion, are a demand of the same weight. The
+    matches in the image, [H, W, 3] uint8 RGB, come best first.
     """
     smallest = COUNTING_MATCH if request.tag == "counting" else 0.0
     # Compared in float32, as the rules compare detections.
-    kept = [item for item in found if np.float32(item.match) > np.float32(smallest)]
+    kept = [item for item in matches if np.float32(item.match) > np.float32(smallest)]
     things = {name: [item for item in kept if item.shape == number] for number, name in enumerate(SHAPES)}
     taken = [things[clause["class"]][: clause["count"]] for clause in request.include]
     met: list[float] = []

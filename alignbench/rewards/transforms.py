@@ -24,16 +24,6 @@ def scale(values: Tensor, factor: float) -> Tensor:
     return values * factor
 
 
-def shift(values: Tensor, amount: float) -> Tensor:
-    """Add an amount."""
-    return values + amount
-
-
-def negate(values: Tensor) -> Tensor:
-    """Reverse the sign."""
-    return -values
-
-
 def clip(values: Tensor, low: float, high: float) -> Tensor:
     """Limit to [low, high]."""
     if low >= high:
@@ -73,8 +63,8 @@ class Transform:
 
 TRANSFORMS = {
     "scale": Transform(scale, 1),
-    "shift": Transform(shift, 1),
-    "negate": Transform(negate, 0),
+    "shift": Transform(torch.add, 1),
+    "negate": Transform(torch.neg, 0),
     "clip": Transform(clip, 2),
     "quantise": Transform(quantise, 1, smooth=False),
     "levels": Transform(levels, None, smooth=False),

@@ -29,12 +29,8 @@ class VlmJudge:
     """P(yes) / (P(yes) + P(no)) for the first token of the answer, in [0, 1].
 
     Not valid where yes and no together have less than `min_mass`: the model then answers something else.
-
-    Args:
-        model: an image-text-to-text model of transformers, frozen and in eval mode.
-        processor: its processor, with a chat template.
-        question: asked about each picture; `{}` stands for the picture's text.
-        min_mass: probability that yes and no together must have.
+    The model is an image-text-to-text one of transformers, frozen and in eval mode; `{}` in the question
+    stands for the picture's text.
     """
 
     def __init__(self, model: Any, processor: Any, question: str, min_mass: float) -> None:
@@ -42,7 +38,6 @@ class VlmJudge:
         self.yes, self.no = (_first_tokens(processor.tokenizer, word) for word in ("yes", "no"))
 
     def to(self, device: torch.device) -> None:
-        """Move the weights."""
         self.model.to(device)
 
     @torch.no_grad()

@@ -95,13 +95,7 @@ class Clock:
 
 
 def time_training(plan: Plan, registry: Registry, *, workers: int, progress: Progress) -> Timing:
-    """Take the plan's optimiser steps; the first one is a warm-up and not counted.
-
-    Args:
-        plan: of a method, with two steps or more.
-        registry: where the cards are.
-        workers: threads that decode images.
-        progress: told what happens.
+    """Take the optimiser steps, two or more, of a method's plan; the first is a warm-up and not counted.
 
     Raises:
         UserError: the plan cannot be carried out.
@@ -147,13 +141,7 @@ def time_training(plan: Plan, registry: Registry, *, workers: int, progress: Pro
 
 
 def time_sampling(plan: Plan, registry: Registry, *, repeats: int, progress: Progress) -> list[Timing]:
-    """Draw and decode batches under every setting of the plan's protocol.
-
-    Args:
-        plan: of a model, without a method.
-        registry: where the cards are.
-        repeats: batches of each setting, after a short warm-up.
-        progress: told what happens.
+    """Draw and decode `repeats` batches, after a short warm-up, under every setting of the plan's protocol.
 
     Raises:
         UserError: the model does not fit its files.

@@ -74,12 +74,9 @@ def time_evaluators(
     The numbers it computes mean nothing; images are smooth noise at the protocol's size.
 
     Args:
-        requirements: the protocol with its files.
-        registry: where the cards are.
         images: how many to look at, after a warm-up.
         rows: how many to score; 0: none.
         reference_rows: rows of the reference, where an evaluator needs one.
-        progress: told what happens.
 
     Raises:
         UserError: an evaluator refuses its files or what it would have to score.
@@ -118,9 +115,7 @@ def time_evaluators(
 def _scoring(
     evaluator: Evaluator, seen: dict[str, np.ndarray], rows: int, reference_rows: int, device: torch.device
 ) -> list[Figure]:
-    jitter = reference_rows > 0
-    samples = MadeRows(seen, rows, jitter=jitter)
-    reference = None
+    samples, reference = MadeRows(seen, rows, jitter=reference_rows > 0), None
     if reference_rows:
         made = MadeRows(seen, reference_rows, jitter=True)
         reference = Reference(digest=made.digest, measured=made)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from alignbench import randomness
-from alignbench.api import Backbone, ClassLabels, Condition, Sampling
+from alignbench.api import ClassLabels, Condition, Sampling
 from alignbench.backbones.load import load_export
 from alignbench.config.plan import Plan
 from alignbench.errors import UserError
@@ -23,6 +25,7 @@ from alignbench.training.setup import build_model
 BATCH = 64
 
 
+@torch.no_grad()
 def draw(
     plan: Plan,
     *,
@@ -33,29 +36,52 @@ def draw(
     prompts: Sequence[str],
     sampling: Sampling,
 ) -> torch.Tensor:
-    """Draw images: [number, 3, H, W] uint8 on the CPU.
+    """Draw images: [number, 3, H, W] uint8 on the CPU; image i depends on (seed, i) alone.
 
     Args:
-        plan: names the model and its weights.
         run: run folder whose export replaces the model's weights, or None.
-        number: how many images.
-        seed: of the random numbers; image i depends on (seed, i) alone.
         classes: class ids, repeated in turn; empty for all. For class-conditional models.
         prompts: repeated in turn. For text-conditional models.
-        sampling: how to draw.
 
     Raises:
         UserError: class ids the model does not have, prompts for classes or the reverse, or a run without an
             export.
         RunFailed: the model's probabilities are not numbers.
     """
-    wanted = _wanted(plan, classes, prompts, number)
+    wanted = list(itertools.islice(itertools.cycle(_wanted(plan, classes, prompts)), number))
     choose_threads(plan.model.policy.parameters)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = build_model(plan, device)
     if run is not None:
         load_export(run, backbone)
-    return torch.cat([_images(backbone, wanted, seed, ids, sampling, device) for ids in _chunks(number)])
+    images = []
+    for start in range(0, number, BATCH):
+        part = wanted[start : start + BATCH]
+        ids = range(start, start + len(part))
+        if plan.model.condition == "text":
+            condition: Condition = backbone.text_condition(part)
+        else:
+            condition = ClassLabels(torch.tensor(part, device=device))
+        uniforms = randomness.uniforms(seed, "sample-token", 0, ids, (backbone.num_tokens,))
+        rollout = backbone.generate(condition, torch.from_numpy(uniforms).to(device), sampling)
+        check_probabilities(rollout)
+        images.append(to_uint8(backbone.tokenizer.decode(rollout.tokens, backbone.grid)).cpu())
+    return torch.cat(images)
+
+
+def _wanted(plan: Plan, classes: Sequence[int], prompts: Sequence[str]) -> Sequence[Any]:
+    """Return the class ids or the prompts that are drawn in turn."""
+    if plan.model.condition == "text":
+        if classes or not prompts:
+            raise UserError(f"{plan.config.model} draws what a text asks for", fix='--prompt "…", repeatable')
+        return prompts
+    if prompts:
+        raise UserError(f"{plan.config.model} draws classes, not texts", fix="--classes 3,7")
+    count = plan.model.num_classes or 1
+    wrong = [label for label in classes if not 0 <= label < count]
+    if wrong:
+        raise UserError(f"--classes: the model has classes 0 to {count - 1}, not {wrong[0]}")
+    return classes or range(count)
 
 
 def write_images(images: Sequence[Image.Image], title: str, out: Path) -> Path:
@@ -64,9 +90,8 @@ def write_images(images: Sequence[Image.Image], title: str, out: Path) -> Path:
     for image_id, image in enumerate(images):
         image.save(out / f"{image_id:05d}.png")
     path = out / "grid.png"
-    grid.write_grid(
-        path, [(title, torch.stack([torch.from_numpy(np.array(i)).permute(2, 0, 1) for i in images]))]
-    )
+    pixels = torch.from_numpy(np.stack([np.array(image) for image in images])).permute(0, 3, 1, 2)
+    grid.write_grid(path, [(title, pixels)])
     return path
 
 
@@ -76,58 +101,10 @@ def refuse_other_images(out: Path, number: int) -> None:
     Raises:
         UserError: the folder holds more than would be replaced.
     """
-    others = sorted(
-        path.name for path in out.glob("*.png") if path.stem.isdigit() and int(path.stem) >= number
-    )
+    numbered = [path for path in out.glob("*.png") if path.stem.isdigit()]
+    others = sorted(path.name for path in numbered if int(path.stem) >= number)
     if others:
         raise UserError(
             f"{out} holds {len(others)} images that {number} new ones would not replace, e.g. {others[0]}",
             fix="remove them, or choose another folder with --out",
         )
-
-
-def _chunks(number: int) -> list[range]:
-    return [range(start, min(start + BATCH, number)) for start in range(0, number, BATCH)]
-
-
-def _wanted(plan: Plan, classes: Sequence[int], prompts: Sequence[str], number: int) -> list[int] | list[str]:
-    """Return the class id of each image, or its prompt."""
-    by_text = plan.model.condition == "text"
-    if by_text and (classes or not prompts):
-        raise UserError(f"{plan.config.model} draws what a text asks for", fix='--prompt "…", repeatable')
-    if prompts and not by_text:
-        raise UserError(f"{plan.config.model} draws classes, not texts", fix="--classes 3,7")
-    if by_text:
-        return [prompts[image_id % len(prompts)] for image_id in range(number)]
-    count = plan.model.num_classes or 1
-    wrong = [label for label in classes if not 0 <= label < count]
-    if wrong:
-        raise UserError(f"--classes: the model has classes 0 to {count - 1}, not {wrong[0]}")
-    chosen = classes or range(count)
-    return [chosen[image_id % len(chosen)] for image_id in range(number)]
-
-
-@torch.no_grad()
-def _images(
-    backbone: Backbone,
-    wanted: Sequence[int] | Sequence[str],
-    seed: int,
-    ids: range,
-    sampling: Sampling,
-    device: torch.device,
-) -> torch.Tensor:
-    uniforms = randomness.uniforms(seed, "sample-token", 0, ids, (backbone.num_tokens,))
-    rollout = backbone.generate(
-        _condition(backbone, [wanted[i] for i in ids], device),
-        torch.from_numpy(uniforms).to(device),
-        sampling,
-    )
-    check_probabilities(rollout)
-    return to_uint8(backbone.tokenizer.decode(rollout.tokens, backbone.grid)).cpu()
-
-
-def _condition(backbone: Backbone, wanted: Sequence[int | str], device: torch.device) -> Condition:
-    texts = [text for text in wanted if isinstance(text, str)]
-    if texts:
-        return backbone.text_condition(texts)
-    return ClassLabels(torch.from_numpy(np.asarray(wanted)).to(device))

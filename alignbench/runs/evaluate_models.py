@@ -33,8 +33,6 @@ def evaluate_models(
 
     Args:
         recorder: knows the plan, the run folder, whose export is what `method` is, and the weights' digests.
-        parallel: the processes.
-        progress: told what happens.
         folder: where samples, rows and metrics are kept.
 
     Yields:
@@ -128,7 +126,6 @@ def _real(evaluation: ProtocolEvaluation) -> list[tuple[str, torch.Tensor]]:
 
 
 def _reward_networks(plan: Plan, registry: Registry) -> list[str]:
-    """Networks behind the rewards a method was trained on."""
     if plan.method is None:
         return []
     texts = [str(plan.config.section("method")[option]) for option in plan.method.reward_options]

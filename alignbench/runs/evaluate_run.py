@@ -20,23 +20,12 @@ from alignbench.runs.session import devices, session
 
 
 def evaluate_run(
-    run: Path,
-    registry: Registry,
-    *,
-    protocol: str,
-    assignments: list[str],
-    workers: int,
-    progress: Progress,
+    run: Path, registry: Registry, *, protocol: str, assignments: list[str], workers: int, progress: Progress
 ) -> RunRecord:
     """Evaluate a finished run's models under a protocol and add the results to its record.
 
     Args:
-        run: folder of the run.
-        registry: where the cards are.
-        protocol: name of the protocol.
         assignments: `key=value` of `protocol.*`, `assets.*` and `data.*`.
-        workers: threads that decode images.
-        progress: told what happens.
 
     Raises:
         UserError: the run is not finished, its files changed, or the protocol cannot be run.
@@ -49,7 +38,7 @@ def evaluate_run(
         )
     plan = make_plan(registry, _config(run, registry, protocol, assignments))
     if plan.problems:
-        listed = "; ".join(f"{p.where}: {p.what}{f' → {p.fix}' if p.fix else ''}" for p in plan.problems)
+        listed = "; ".join(map(str, plan.problems))
         raise UserError(f"{run} cannot be scored under {protocol}: {listed}")
     if any(result.protocol.digest == plan.protocol_digest for result in record.results):
         progress.say(f"{run} holds results of {protocol} @ {plan.protocol_digest[7:15]}; nothing to do")

@@ -41,9 +41,13 @@ class SamplesPlan:
 
     @property
     def digest(self) -> str:
-        return digest_of(
-            {"images": self.images.identity, "protocol": self.requirements.digest, "title": self.title}
-        )
+        content = {"images": self.images.identity, "protocol": self.requirements.digest}
+        return digest_of({**content, "title": self.title})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        chosen = {"samples": self.images.title, "title": self.title, "protocol": self.protocol_name}
+        return {**chosen, "values": self.options}
 
     @property
     def id(self) -> str:
@@ -54,12 +58,7 @@ class SamplesPlan:
         return {
             "id": self.id,
             "digest": self.digest,
-            "config": {
-                "samples": self.images.title,
-                "title": self.title,
-                "protocol": self.protocol_name,
-                "values": self.options,
-            },
+            "config": self.config,
             "images": len(self.images),
             "protocol": {"name": self.protocol_name, "digest": self.requirements.digest},
             "assets": {
@@ -69,19 +68,24 @@ class SamplesPlan:
         }
 
 
+@dataclass(frozen=True)
+class SamplesJob:
+    """A plan, and how and where to carry it out."""
+
+    plan: SamplesPlan
+    registry: Registry
+    out: Path
+    workers: int
+    """Threads that decode images."""
+
+
 def slug(text: str) -> str:
     """Make a safe name of a title."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "images"
 
 
 def make_given_plan(
-    registry: Registry,
-    path: Path,
-    *,
-    protocol: str,
-    title: str,
-    assignments: list[str],
-    workers: int,
+    registry: Registry, path: Path, *, protocol: str, title: str, assignments: list[str], workers: int
 ) -> SamplesPlan:
     """Open the images and find what the protocol needs.
 
@@ -117,48 +121,36 @@ def make_given_plan(
         workers=workers,
     )
     if len(images) != requirements.protocol.samples:
-        problems.append(
-            Problem(
-                f"protocol {protocol}",
-                f"scores {requirements.protocol.samples:,} images, {path} has {len(images):,}",
-                f"give that many, or --set protocol.samples={len(images)}: rows compare only with others "
-                "of that number",
-            )
-        )
+        what = f"scores {requirements.protocol.samples:,} images, {path} has {len(images):,}"
+        fix = f"give that many, or --set protocol.samples={len(images)}: rows compare only with others of "
+        problems.append(Problem(f"protocol {protocol}", what, f"{fix}that number"))
     used = requirements.protocol.model_copy(
         update={"settings": {GIVEN: Setting.unsampled(GIVEN, "as given")}, "seeds": [0]}
     )
     return SamplesPlan(title, images, protocol, replace(requirements, protocol=used), values, problems)
 
 
-def score(
-    plan: SamplesPlan,
-    registry: Registry,
-    out: Path,
-    *,
-    command: str,
-    workers: int,
-    progress: Progress,
-) -> RunRecord:
+def score(job: SamplesJob, command: str, progress: Progress) -> RunRecord:
     """Carry a plan out, or continue it; return its record.
 
     Raises:
         UserError: not runnable, or interrupted (exit status 3).
     """
-    with session(out, registry, progress, plan) as current:
+    plan = job.plan
+    with session(job.out, job.registry, progress, plan) as current:
         if current.finished is not None:
-            progress.say(f"{out} is complete; nothing to do")
+            progress.say(f"{job.out} is complete; nothing to do")
             return current.finished
         started = now()
         with devices("fp32") as parallel:
             evaluation = ProtocolEvaluation(
-                registry=registry,
+                registry=job.registry,
                 name=plan.protocol_name,
                 requirements=plan.requirements,
                 device=parallel.device,
                 rank=parallel,
-                folder=out,
-                workers=workers,
+                folder=job.out,
+                workers=job.workers,
             )
             for note in plan.images.notes:
                 progress.say(note)
@@ -166,10 +158,10 @@ def score(
             samples.measure(progress)
             parallel.barrier()
             results = evaluation.results(samples, progress) if parallel.is_main else []
-        return current.finish(_record(plan, results, command=command, started=started))
+        return current.finish(_record(plan, results, command, started))
 
 
-def _record(plan: SamplesPlan, results: list[Result], *, command: str, started: str) -> RunRecord:
+def _record(plan: SamplesPlan, results: list[Result], command: str, started: str) -> RunRecord:
     return RunRecord(
         schema=1,
         status="complete",
@@ -178,12 +170,7 @@ def _record(plan: SamplesPlan, results: list[Result], *, command: str, started: 
         command=command,
         method=None,
         model=ModelInfo(
-            name=slug(plan.title),
-            title=plan.title,
-            parameters=0,
-            trainable_parameters=0,
-            weights={},
-            random_weights=False,
+            name=slug(plan.title), title=plan.title, parameters=0, trainable_parameters=0, weights={}
         ),
         recipe=None,
         changed={key: Change(value=value, origin="--set") for key, value in plan.options.items()},
@@ -195,5 +182,5 @@ def _record(plan: SamplesPlan, results: list[Result], *, command: str, started: 
         environment=environment.describe(),
         started=started,
         finished=now(),
-        config=plan.as_dict()["config"],
+        config=plan.config,
     )

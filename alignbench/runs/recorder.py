@@ -47,7 +47,6 @@ class RunRecorder:
             record.write(self.build(status), self.job.out)
 
     def build(self, status: Literal["complete", "partial", "failed"]) -> RunRecord:
-        """Make the record of everything so far."""
         job, plan, config = self.job, self.job.plan, self.job.plan.config
         method = recipe = None
         if plan.method is not None and config.method is not None:

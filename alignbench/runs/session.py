@@ -52,9 +52,8 @@ class Session:
         """Write report and record of a complete run, on the first rank; return the record."""
         if is_first():
             # The report comes first: where the record says complete, nothing is missing.
-            assets = self.registry.asset_cards()
-            text = report.report_markdown(record, self.registry.metric_facts(), assets=assets)
-            write_atomic(self.folder / "report.md", text)
+            cards = self.registry.metric_facts(), self.registry.asset_cards()
+            write_atomic(self.folder / "report.md", report.report_markdown(record, *cards))
             write(record, self.folder)
         return record
 
@@ -71,11 +70,7 @@ def session(
 ) -> Iterator[Session]:
     """Hold a run folder while the block works in it, and say what went wrong in words of the run.
 
-    Args:
-        folder: made if need be.
-        registry: where the cards are.
-        progress: where messages go.
-        plan: what the folder must be of; None for a finished run, whatever it is of.
+    The folder must be of `plan`; without one it is of a finished run, whatever that is.
 
     Raises:
         UserError: the folder is somebody else's, or nothing could be started (exit status 2); interrupted
@@ -155,9 +150,7 @@ def _record_so_far(folder: Path, progress: Progress) -> RunRecord | None:
 def devices(precision: str, parameters: int | None = None) -> Iterator[Parallel]:
     """Open this process's devices and leave them at the end.
 
-    Args:
-        precision: `fp32` or `bf16`.
-        parameters: of the model, which decide the number of threads; None: torch's own choice.
+    `parameters` of the model decide the number of threads; None: torch's own choice.
     """
     if parameters is not None:
         choose_threads(parameters)

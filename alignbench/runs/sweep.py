@@ -59,14 +59,14 @@ class SweepRun:
     command: str
     """Does this run alone, for example under torchrun or on another machine that shares the folder."""
 
-    def record(self) -> RunRecord | None:
-        """What the folder's record says; None if there is none."""
-        return read(self.folder) if (self.folder / FILE_NAME).exists() else None
+    def finished(self) -> RunRecord | None:
+        """Read its record; None unless it is complete."""
+        record = read(self.folder) if (self.folder / FILE_NAME).exists() else None
+        return record if record and record.status == "complete" else None
 
     @property
     def done(self) -> bool:
-        record = self.record()
-        return record is not None and record.status == "complete"
+        return self.finished() is not None
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,7 @@ def text(value: Scalar) -> str:
 
 
 def configurations(card: SweepCard, given: Mapping[str, str] | None = None) -> list[Configuration]:
-    """Cross rows and grid.
-
-    Args:
-        card: the design.
-        given: settings for every run, from the command line.
+    """Cross rows and grid; `given` are settings for every run, from the command line.
 
     Raises:
         UserError: a key that is set in two places, an empty axis, or a configuration without a method.
@@ -194,12 +190,9 @@ def _plan_run(
     plan = make_plan(registry, replace(config, seed=seed))
     folder = out / plan.id
     words = ["alignbench", "run", "--method", line.method, "--model", card.model, "--seed", str(seed)]
-    named = {"--data": card.data, "--recipe": line.recipe, "--protocol": card.protocol}
-    for flag, value in named.items():
-        words += [flag, value] if value else []
-    for flag, many in (("--set", changes), ("--plugin", list(map(str, plugins)))):
-        for item in many:
-            words += [flag, item]
+    options = [("--data", card.data), ("--recipe", line.recipe), ("--protocol", card.protocol)]
+    options += [("--set", change) for change in changes] + [("--plugin", str(path)) for path in plugins]
+    words += [word for option in options if option[1] for word in option]
     return SweepRun(line, seed, plan, folder, shlex.join([*words, "--out", str(folder)]))
 
 
@@ -226,17 +219,9 @@ def carry_out(
     workers: int = 0,
     after: Callable[[Mapping[str, str]], None] = lambda failures: None,
 ) -> dict[str, str]:
-    """Do what is not done yet.
+    """Do what is not done yet of a sweep without problems; return {run id: reason} of the runs that failed.
 
-    Args:
-        sweep: the planned sweep; it must have no problems.
-        registry: where its cards are.
-        progress: told what happens.
-        workers: threads that decode images.
-        after: called after every run with the failures so far.
-
-    Returns:
-        {run id: reason} of the runs that failed.
+    `after` is called after every run with the failures so far.
 
     Raises:
         UserError: interrupted (exit status 3); started under torchrun.

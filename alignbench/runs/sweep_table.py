@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ from alignbench.files import digest_of, write_atomic
 from alignbench.leaderboard import cells
 from alignbench.leaderboard.markdown import bullets, grid
 from alignbench.leaderboard.ranking import cell_difference
-from alignbench.leaderboard.table import Cell, Column
+from alignbench.leaderboard.table import Cell, Column, grouped
 from alignbench.record import RunRecord
 from alignbench.registry.protocol import MetricFact
 from alignbench.runs.sweep import Configuration, Sweep, SweepRun, text
@@ -50,9 +50,7 @@ def measure(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[Line]:
     lines = []
     for configuration in sweep.configurations:
         runs = tuple(run for run in sweep.runs if run.configuration is configuration)
-        records = {
-            run.seed: record for run in runs if (record := run.record()) and record.status == "complete"
-        }
+        records = {run.seed: record for run in runs if (record := run.finished())}
         measured = [_metrics(record, "method", sweep.card.setting) for record in records.values()]
         shared = set.intersection(*map(set, measured)) if measured else set()
         values = {metric: [one[metric] for one in measured] for metric in facts if metric in shared}
@@ -60,14 +58,14 @@ def measure(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[Line]:
         mean = sum(seconds) / len(seconds) if seconds else None
         lines.append(Line(configuration, runs, tuple(records), values, mean))
     metric = sweep.card.metric
-    groups: dict[str, dict[int, Cell]] = defaultdict(dict)
-    for index, line in enumerate(lines):
-        if line.complete and metric in line.values:
-            group = line.configuration.row if sweep.card.choose == "row" else ""
-            groups[group][index] = line.cells[metric]
+    groups = grouped(
+        (line.configuration.row if sweep.card.choose == "row" else "", (index, line.cells[metric]))
+        for index, line in enumerate(lines)
+        if line.complete and metric in line.values
+    )
     for candidates in groups.values():
-        top = max(candidates.values(), key=_column(metric, facts).score)
-        for index, cell in candidates.items():
+        top = max((cell for _, cell in candidates), key=_column(metric, facts).score)
+        for index, cell in candidates:
             change = cell_difference(cell, top)  # single values cannot be tested
             tied = cell is not top and change.tested and not change.significant
             lines[index] = replace(lines[index], best=cell is top, tied=tied)
@@ -91,11 +89,8 @@ def _metrics(record: RunRecord, subject: str, setting: str) -> dict[str, list[fl
 
 def base(sweep: Sweep) -> dict[str, list[float]]:
     """The untouched model at the same setting, from the first finished run; empty if there is none."""
-    for run in sweep.runs:
-        record = run.record()
-        if record is not None and record.status == "complete":
-            return _metrics(record, "base", sweep.card.setting)
-    return {}
+    record = next(filter(None, (run.finished() for run in sweep.runs)), None)
+    return _metrics(record, "base", sweep.card.setting) if record else {}
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -110,7 +105,6 @@ def write(sweep: Sweep, facts: Mapping[str, MetricFact], failures: Mapping[str, 
 
 
 def as_dict(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON form of a sweep's result."""
     card = sweep.card
     return {
         "schema": 1,
@@ -132,7 +126,10 @@ def as_dict(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) ->
 
 
 def _line_dict(line: Line) -> dict[str, Any]:
-    intervals = {metric: cell.interval for metric, cell in line.cells.items()}
+    intervals = {}
+    for metric, cell in line.cells.items():
+        one = cell.interval
+        intervals[metric] = {"mean": one.mean, "low": one.low, "high": one.high, "n": one.n, "over": one.kind}
     return {
         "title": line.configuration.title,
         "row": line.configuration.row,
@@ -146,17 +143,13 @@ def _line_dict(line: Line) -> dict[str, Any]:
         "runs": {str(run.seed): run.plan.id for run in line.runs},
         "finished_seeds": list(line.seeds),
         "measured": line.values,
-        "intervals": {
-            metric: {"mean": one.mean, "low": one.low, "high": one.high, "n": one.n, "over": one.kind}
-            for metric, one in intervals.items()
-        },
+        "intervals": intervals,
     }
 
 
 def markdown(
     sweep: Sweep, lines: Sequence[Line], facts: Mapping[str, MetricFact], failures: Mapping[str, str]
 ) -> str:
-    """The table as Markdown."""
     untouched = {metric: Cell.of([values]) for metric, values in base(sweep).items()}
     shown = [metric for metric in facts if metric in untouched or any(metric in x.values for x in lines)]
     shown.sort(key=lambda metric: metric != sweep.card.metric)
@@ -175,10 +168,8 @@ def markdown(
 
 
 def _texts(measured: Mapping[str, Cell], columns: Sequence[Column]) -> list[str]:
-    return [
-        column.shown(measured[column.metric].interval) if column.metric in measured else ""
-        for column in columns
-    ]
+    held = ((column, measured.get(column.metric)) for column in columns)
+    return [column.shown(cell.interval) if cell else "" for column, cell in held]
 
 
 def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
@@ -207,11 +198,9 @@ def _notes(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> 
     notes = list(sweep.card.notes)
     if sweep.card.choose == "row":
         trials = Counter(line.configuration.row for line in lines)
-        counts = (
-            f"{next(iter(trials.values()))} each"
-            if len(set(trials.values())) == 1
-            else ", ".join(f"{row} {count}" for row, count in trials.items())
-        )
+        counts = ", ".join(f"{row} {count}" for row, count in trials.items())
+        if len(set(trials.values())) == 1:
+            counts = f"{trials.most_common()[0][1]} each"
         notes.append(f"Configurations tried: {counts}.")
         for line in (line for line in lines if line.best):
             point = ", ".join(f"{key} = {text(value)}" for key, value in line.configuration.point.items())

@@ -21,8 +21,8 @@ from alignbench.api import ImageBatch, Prompt
 from alignbench.data.decode import decode_cropped, decode_exact
 from alignbench.data.encoded import choose
 from alignbench.errors import UserError
-from alignbench.samples import adm, geneval_layout
-from alignbench.samples.npz import Archive
+from alignbench.samples import geneval_layout
+from alignbench.samples.npz import Archive, NpzArray
 from alignbench.samples.pictures import PictureFiles, list_pictures, relative, remembered_digests
 from alignbench.samples.pixels import channels_first
 from alignbench.samples.real import SHARD, shards
@@ -57,11 +57,7 @@ class SampleImages:
         return shards(self.count, SHARD)
 
     def load(self, number: int) -> ImageBatch:
-        """Return one shard.
-
-        Raises:
-            UserError: images that turn out to be damaged, by name.
-        """
+        """Return one shard; raises UserError, by name, for images that turn out to be damaged."""
         return self.take(self.shards()[number])
 
     def take(self, ids: range) -> ImageBatch:
@@ -98,7 +94,6 @@ def open_samples(
         fit: `exact` refuses other sizes; an `.npz` file is never cropped.
         limit: keep a fixed random subset of a folder's images, by their names; 0 keeps all.
         seed: another seed, another subset.
-        workers: threads that decode.
 
     Raises:
         UserError: naming the files that do not fit and why; unreadable pixels may show up only in `load`.
@@ -106,9 +101,7 @@ def open_samples(
     if path.is_file():
         if limit:
             raise UserError(f"{path}: a subset can be taken of a folder only", fix="leave the limit out")
-        return open_archive(
-            Archive(path), image_size=image_size, prompts=prompts, images_per_prompt=images_per_prompt
-        )
+        return open_archive(Archive(path), image_size, prompts, images_per_prompt)
     if not path.is_dir():
         raise UserError(f"{path} does not exist", fix="give a folder of images or an .npz file")
     notes: list[str] = []
@@ -144,22 +137,50 @@ def open_samples(
 
 
 def open_archive(
-    archive: Archive, *, image_size: int, prompts: Sequence[Prompt] = (), images_per_prompt: int = 1
+    archive: Archive, image_size: int, prompts: Sequence[Prompt] = (), images_per_prompt: int = 1
 ) -> SampleImages:
-    """Open the images of an ADM file.
-
-    Raises:
-        UserError: `arr_0` or `arr_1` does not fit.
-    """
-    pixels = adm.pixels(archive, image_size=image_size)
+    """Open an ADM file: pixels in `arr_0`, perhaps class ids in `arr_1`; raises UserError: they misfit."""
+    pixels = _pixels_of(archive, image_size)
     return SampleImages(
         title=str(archive.path),
         identity=remembered_digests([archive.path], archive.path)[0],
         count=len(pixels),
         read=lambda ids: channels_first(pixels.read(ids.start, ids.stop)),
-        labels=adm.class_ids(archive, len(pixels)),
+        labels=_class_ids_of(archive, len(pixels)),
         prompts=_expand(archive.path, len(pixels), prompts, images_per_prompt),
     )
+
+
+def _pixels_of(archive: Archive, image_size: int) -> NpzArray:
+    """Return a reader of `arr_0`, [N, H, W, 3] uint8."""
+    header = archive.headers.get("arr_0")
+    if header is None:
+        names = ", ".join(archive.headers) or "nothing"
+        raise UserError(f"{archive.path}: no images: it has no array arr_0, but {names}")
+    if header.dtype != np.uint8 or len(header.shape) != 4 or header.shape[3] != 3:
+        raise UserError(
+            f"{archive.path}: arr_0 is {header}, not uint8 N×H×W×3",
+            fix="save the images as bytes, channels last",
+        )
+    if header.shape[0] == 0:
+        raise UserError(f"{archive.path}: arr_0 holds no images")
+    if header.shape[1:3] != (image_size, image_size):
+        raise UserError(
+            f"{archive.path}: its images are {header.shape[2]}×{header.shape[1]}, "
+            f"the protocol scores {image_size}×{image_size}",
+            fix="generate at that size; images are never resized here",
+        )
+    return archive.rows("arr_0")
+
+
+def _class_ids_of(archive: Archive, count: int) -> np.ndarray | None:
+    """Return `arr_1`, [N] int64; None if there is none."""
+    header = archive.headers.get("arr_1")
+    if header is None:
+        return None
+    if header.shape != (count,) or header.dtype.kind not in "iu":
+        raise UserError(f"{archive.path}: arr_1 is {header}, not {count} whole class ids")
+    return archive.array("arr_1").astype(np.int64)
 
 
 def _expand(path: Path, count: int, prompts: Sequence[Prompt], each: int) -> list[Prompt]:

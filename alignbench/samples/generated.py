@@ -8,8 +8,6 @@ are kept, not pixels; decoding them again gives the same images.
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from alignbench.api import Backbone, ClassLabels, Condition, ImageBatch, Prompt,
 from alignbench.errors import RunFailed, out_of_memory_as, smaller_batch
 from alignbench.files import write_atomic
 from alignbench.registry.protocol import ProtocolCard, Setting
+from alignbench.samples.npz import UNREADABLE
 from alignbench.samples.pixels import resize_bicubic, to_uint8
 from alignbench.samples.real import shards, whole_batches
 
@@ -39,24 +38,19 @@ def labels_of(protocol: ProtocolCard, num_classes: int, seed: int, ids: Sequence
 
 @dataclass(frozen=True)
 class Sampler:
-    """Generates a backbone's images under a protocol.
-
-    Args:
-        backbone: the generator; its policy is put into the protocol's precision on a copy.
-        protocol: what to generate.
-        num_classes: classes the labels are drawn from; of no use with prompts.
-        device: where to generate.
-        prompts: of a text protocol.
-    """
+    """Generates a backbone's images under a protocol."""
 
     backbone: Backbone
+    """With its policy in the protocol's precision."""
     protocol: ProtocolCard
     num_classes: int
+    """That labels are drawn from; of no use with prompts."""
     device: torch.device
     prompts: Sequence[Prompt] = ()
+    """Of a text protocol."""
 
     def generate(self, setting: Setting, seed: int, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return (tokens [n, T] int32, labels [n] int64) of the given image ids.
+        """Return (tokens [n, T] int32, labels [n] int64) of some image ids.
 
         Ids are padded to whole batches so that every forward has the same shape.
         """
@@ -92,11 +86,7 @@ class Sampler:
 
 
 def check_probabilities(drawn: Rollout) -> None:
-    """Refuse tokens drawn from probabilities that are not numbers: they would look like any others.
-
-    Raises:
-        RunFailed: there are some.
-    """
+    """Raise RunFailed if tokens come of probabilities that are not numbers: they would look like others."""
     if drawn.logprobs.isnan().any():
         raise RunFailed(
             "the model's token probabilities are not numbers",
@@ -108,20 +98,12 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.npz"
 
 
-def write_shard(path: Path, key: str, ids: np.ndarray, labels: np.ndarray, tokens: np.ndarray) -> None:
-    """Write one file atomically; `key` is the identity of the images."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, key=np.array(key), ids=ids, labels=labels, tokens=tokens)
-    write_atomic(path, buffer.getvalue())
-
-
 def read_shard(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (tokens, labels) of one file; None if it is absent, damaged or of other images."""
     try:
         with np.load(path) as shard:
             return (shard["tokens"], shard["labels"]) if str(shard["key"]) == key else None
-    except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error):
+    except UNREADABLE:
         return None
 
 
@@ -145,36 +127,24 @@ class ImageDecoder:
         return torch.cat(pieces)
 
 
+@dataclass(eq=False)
 class TokenImages:
-    """The images of one setting and seed, generated shard by shard and kept as tokens (an `api.ImageSet`).
+    """The images of one setting and seed, generated shard by shard and kept as tokens (an `api.ImageSet`)."""
 
-    Args:
-        sampler: generates tokens of shards that are not in the folder yet.
-        decoder: makes images of tokens.
-        folder: where the shards lie.
-        setting: how to sample.
-        seed: sampling seed.
-        identity: of the weights and of everything else that decides the images.
-    """
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        decoder: ImageDecoder,
-        folder: Path,
-        setting: Setting,
-        seed: int,
-        identity: str,
-    ) -> None:
-        self.identity = identity
-        self._sampler, self._decoder = sampler, decoder
-        self._folder, self._setting, self._seed = folder, setting, seed
+    sampler: Sampler
+    """Generates the tokens of shards that are not in the folder yet."""
+    decoder: ImageDecoder
+    folder: Path
+    setting: Setting
+    seed: int
+    identity: str
+    """Of the weights and of everything else that decides the images."""
 
     def __len__(self) -> int:
-        return self._sampler.protocol.samples
+        return self.sampler.protocol.samples
 
     def shards(self) -> list[range]:
-        return self._sampler.shards()
+        return self.sampler.shards()
 
     def load(self, number: int) -> ImageBatch:
         """Return one shard at the protocol's size; tokens that no whole file holds are generated.
@@ -182,17 +152,20 @@ class TokenImages:
         Raises:
             RunFailed: the model's probabilities are not numbers, or out of memory.
         """
-        path, ids = shard_path(self._folder, number), self.shards()[number]
-        batch = self._sampler.protocol.batch
+        path, ids = shard_path(self.folder, number), self.shards()[number]
+        batch = self.sampler.protocol.batch
         with out_of_memory_as(
             f"out of memory while generating {batch} images together", smaller_batch(batch)
         ):
             made = read_shard(path, self.identity)
             if made is None:
-                made = self._sampler.generate(self._setting, self._seed, ids)
-                write_shard(path, self.identity, np.asarray(ids), made[1], made[0])
+                made = self.sampler.generate(self.setting, self.seed, ids)
+                arrays = {"ids": np.asarray(ids), "tokens": made[0], "labels": made[1]}
+                buffer = io.BytesIO()
+                np.savez_compressed(buffer, key=np.array(self.identity), **arrays)
+                write_atomic(path, buffer.getvalue())
             tokens, labels = made
-            images = self._decoder.decode(torch.from_numpy(tokens).long())
-        prompts = self._sampler.prompts_of(labels)
+            images = self.decoder.decode(torch.from_numpy(tokens).long())
+        prompts = self.sampler.prompts_of(labels)
         classes = None if prompts else torch.from_numpy(labels)
         return ImageBatch(ids=ids, images=images, labels=classes, prompts=prompts)

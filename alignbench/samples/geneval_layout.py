@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from alignbench.api import ImageBatch, Prompt
 from alignbench.errors import UserError
@@ -22,10 +22,7 @@ from alignbench.samples.pixels import channels_last
 
 METADATA = "metadata.jsonl"
 SAMPLES = "samples"
-_NUMBER = re.compile(r"[0-9]+")
-_PICTURE = re.compile(r"([0-9]+)\.png")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_ORIENTATION = 0x0112
 _EXIF_KEYS = (b"Raw profile type exif", b"XML:com.adobe.xmp", b"Raw profile type xmp")
 """Texts of a PNG file in which Pillow looks for an orientation."""
 
@@ -48,7 +45,7 @@ def read_layout(path: Path) -> list[tuple[Path, Prompt]]:
     for folder in _numbered(path):
         prompt = _read_prompt(folder / METADATA)
         home = folder / SAMPLES if (folder / SAMPLES).is_dir() else folder
-        files = _pictures(home)
+        files = _numbered(home, ".png")
         if not files:
             raise UserError(f"{home}: no image like 0000.png", fix="remove or fill the folder")
         layout += [(file, prompt) for file in files]
@@ -60,14 +57,7 @@ def read_layout(path: Path) -> list[tuple[Path, Prompt]]:
 
 
 def write_layout(path: Path, batches: Iterable[ImageBatch]) -> int:
-    """Write images as PNG; consecutive images of one prompt share a folder, so the order is kept.
-
-    Args:
-        path: folder to be made, or one without numbered folders in it.
-        batches: all images of a set, in order.
-
-    Returns:
-        Number of images.
+    """Write images as PNG and return how many; consecutive ones of a prompt share a folder, as order is kept.
 
     Raises:
         UserError: images without prompts, or a folder that already has numbered folders.
@@ -96,12 +86,8 @@ def write_results(
 ) -> None:
     """Write verdicts in the form of the official `results.jsonl`, for its `summary_scores.py`.
 
-    `details` stays empty: boxes are not kept.
-
-    Args:
-        path: file to write.
-        layout: what `read_layout` returned.
-        correct, reasons: one per image, in that order.
+    `details` stays empty: boxes are not kept. Layout, as `read_layout` returned it, verdicts and reasons have
+    one entry per image.
     """
     lines = []
     for (file, prompt), right, reason in zip(layout, correct, reasons, strict=True):
@@ -119,14 +105,11 @@ def write_results(
     write_atomic(path, "".join(lines))
 
 
-def _numbered(path: Path) -> list[Path]:
-    folders = [item for item in path.iterdir() if _NUMBER.fullmatch(item.name) and item.is_dir()]
-    return sorted(folders, key=lambda folder: (int(folder.name), folder.name))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    files = [item for item in folder.iterdir() if _PICTURE.fullmatch(item.name) and item.is_file()]
-    return sorted(files, key=lambda file: (int(file.stem), file.name))
+def _numbered(folder: Path, ending: str = "") -> list[Path]:
+    """Return the files of a folder that are named by a number and an ending, without one its sub-folders."""
+    items = [path for path in folder.glob("*") if re.fullmatch(f"[0-9]+{re.escape(ending)}", path.name)]
+    items = [item for item in items if (item.is_file() if ending else item.is_dir())]
+    return sorted(items, key=lambda item: (int(item.name.removesuffix(ending)), item.name))
 
 
 def _metadata(prompt: Prompt) -> dict[str, object]:
@@ -152,7 +135,7 @@ def _refuse_turned(file: Path) -> None:
     if not _may_be_turned(file):
         return
     with Image.open(file) as image:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation != 1:
         raise UserError(
             f"{file}: EXIF orientation {orientation} says that it is to be turned",

@@ -18,7 +18,7 @@ import numpy as np
 
 from alignbench.errors import UserError
 
-_BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, EOFError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What zipfile and numpy raise on a damaged, encrypted or exotic archive."""
 
 
@@ -34,6 +34,7 @@ class Header:
     fortran: bool
     length: int
     """Bytes of the header."""
+    member: zipfile.ZipInfo
 
     @property
     def row(self) -> int:
@@ -49,62 +50,49 @@ class Archive:
     """The arrays of one `.npz` file; opening reads headers only."""
 
     def __init__(self, path: Path) -> None:
-        """Open a file.
-
-        Raises:
-            UserError: it is missing, no zip archive, or a member is no plain numpy array.
-        """
+        """Open a file; raises UserError: missing, no zip archive, or a member is no plain numpy array."""
         self.path = path
         self.headers: dict[str, Header] = {}
         """{array name: header}, in the order of the file."""
-        self._members: dict[str, zipfile.ZipInfo] = {}
         try:
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     if info.filename.endswith(".npy"):
                         name = info.filename.removesuffix(".npy")
                         with archive.open(info) as file:
-                            self.headers[name], self._members[name] = _read_header(file), info
+                            self.headers[name] = _read_header(file, info)
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist") from error
-        except _BROKEN as error:
+        except UNREADABLE as error:
             raise UserError(f"{path} is not a readable .npz file: {_first_line(error)}") from error
 
     def array(self, name: str) -> np.ndarray:
-        """Return a whole array, for small ones.
-
-        Raises:
-            UserError: it is damaged.
-        """
+        """Return a whole array, for small ones; raises UserError if it is damaged."""
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 values: np.ndarray = file[name]
-        except _BROKEN as error:
+        except UNREADABLE as error:
             raise UserError(f"{self.path}: array {name!r} cannot be read: {_first_line(error)}") from error
         return values
 
     def rows(self, name: str) -> NpzArray:
-        """Return a reader of an array's rows.
-
-        Raises:
-            UserError: rows do not lie one after another, or there are fewer than the header says.
-        """
-        header, info = self.headers[name], self._members[name]
+        """Return a reader of an array's rows; raises UserError: stored by columns, or fewer than it says."""
+        header = self.headers[name]
         if header.fortran and len(header.shape) > 1:
             raise UserError(
                 f"{self.path}: array {name!r} is stored column by column",
                 fix="save numpy.ascontiguousarray of it",
             )
-        if info.file_size < header.length + header.row * header.shape[0]:
+        if header.member.file_size < header.length + header.row * header.shape[0]:
             raise UserError(f"{self.path}: array {name!r} is cut short: it ends before its last row")
-        return NpzArray(self.path, name, header, info)
+        return NpzArray(self.path, name, header)
 
 
 class NpzArray:
     """Rows of an array on disk; of a compressed one, going forward is cheap and going back starts again."""
 
-    def __init__(self, path: Path, name: str, header: Header, info: zipfile.ZipInfo) -> None:
-        self._path, self._name, self._header, self._info = path, name, header, info
+    def __init__(self, path: Path, name: str, header: Header) -> None:
+        self._path, self._name, self._header = path, name, header
         self._file: IO[bytes] | None = None
         self._start = header.length
         """Where the first row begins in the open file."""
@@ -113,40 +101,33 @@ class NpzArray:
         return self._header.shape[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows [stop - start, ...], a copy.
-
-        Raises:
-            UserError: the archive is damaged.
-        """
+        """Return rows [stop - start, ...], a copy; raises UserError if the archive is damaged."""
         shape, row = (stop - start, *self._header.shape[1:]), self._header.row
         try:
             if self._file is None:
                 self._file = self._open()
             self._file.seek(self._start + start * row)
             data = _read_exactly(self._file, shape[0] * row)
-        except _BROKEN as error:
+        except UNREADABLE as error:
             raise UserError(f"{self._path}: array {self._name!r} is damaged: {_first_line(error)}") from error
         return np.frombuffer(data, self._header.dtype).reshape(shape)
 
     def _open(self) -> IO[bytes]:
-        if self._info.compress_type != zipfile.ZIP_STORED or self._info.flag_bits & 1:  # 1: encrypted
-            return zipfile.ZipFile(self._path).open(self._info)
+        member = self._header.member
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:  # 1: encrypted
+            return zipfile.ZipFile(self._path).open(member)
         file = self._path.open("rb")
-        file.seek(self._info.header_offset)
+        file.seek(member.header_offset)
         local = _read_exactly(file, 30)  # its name and extra field may be longer than in the directory
         if local[:4] != b"PK\x03\x04":
             raise ValueError("its directory points nowhere")
         before = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-        self._start += self._info.header_offset + len(local) + before
+        self._start += member.header_offset + len(local) + before
         return file
 
 
-def _read_header(file: IO[bytes]) -> Header:
-    """Read an array's header.
-
-    Raises:
-        ValueError: no numpy array, a version nobody writes for numbers, or Python objects.
-    """
+def _read_header(file: IO[bytes], member: zipfile.ZipInfo) -> Header:
+    """Read an array's header; raises ValueError for Python objects and versions nobody writes for numbers."""
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
@@ -154,7 +135,7 @@ def _read_header(file: IO[bytes]) -> Header:
     shape, fortran, dtype = readers[version](file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not loaded")
-    return Header(shape, dtype, fortran, file.tell())
+    return Header(shape, dtype, fortran, file.tell(), member)
 
 
 def _read_exactly(file: IO[bytes], count: int) -> bytearray:
@@ -186,11 +167,7 @@ class NpzColumn:
     """[n, *shape[1:]] each; n sums to shape[0]."""
 
     def write(self, file: IO[bytes]) -> None:
-        """Write header and rows.
-
-        Raises:
-            ValueError: other rows than announced.
-        """
+        """Write header and rows; raises ValueError for other rows than announced."""
         descr = np.lib.format.dtype_to_descr(self.dtype)
         header = {"descr": descr, "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -214,7 +191,6 @@ def write_archive(
     """Write an uncompressed archive as `numpy.savez` would, columns first; the file is whole or absent.
 
     Args:
-        path: file to write.
         columns: {array name: rows that come piece by piece}; read one after another.
         arrays: returns {array name: array}; called when the columns are done, so it may depend on them.
 

@@ -44,19 +44,11 @@ class PictureFiles:
     """Threads that decode."""
 
     def read(self, ids: range) -> Tensor:
-        """Return images, [n, 3, H, W] uint8.
-
-        Raises:
-            UserError: naming those that cannot be read.
-        """
+        """Return images, [n, 3, H, W] uint8, or raise UserError naming those that cannot be read."""
         return channels_first(np.stack(self._each(ids, lambda path: self.decode(read_file(path)))))
 
     def check_headers(self, image_size: int) -> None:
-        """Look at the beginning of every file, so that a wrong set is refused before the work starts.
-
-        Raises:
-            UserError: naming the files that do not fit.
-        """
+        """Refuse a wrong set before the work starts: UserError names files whose beginning does not fit."""
 
         def check(path: Path) -> None:
             with path.open("rb") as file:

@@ -24,14 +24,9 @@ def channels_last(images: Tensor) -> np.ndarray:
 
 
 def resize_bicubic(images: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Resize [N, C, H, W] floats without antialiasing, corners not aligned; do it before clamping.
-
-    Args:
-        images: decoded images.
-        size: side of the square result, or (height, width).
-    """
-    target = (size, size) if isinstance(size, int) else size
-    return F.interpolate(images, size=target, mode="bicubic", align_corners=False, antialias=False)
+    """Resize [N, C, H, W] floats to a square or to (height, width), without antialiasing, corners not
+    aligned; do it before clamping."""
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=False)
 
 
 Rounding = Literal["truncate-128", "truncate-255"]

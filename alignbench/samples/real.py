@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,21 +28,18 @@ def whole_batches(batch: int) -> int:
     return -(-SHARD // batch) * batch
 
 
+@dataclass(eq=False)
 class DatasetImages:
     """All images of a data set in order of their number; an `api.ImageSet`."""
 
-    def __init__(self, dataset: ImageDataset, *, batch: int = SHARD, workers: int = 0) -> None:
-        """Wrap a data set.
+    dataset: ImageDataset
+    batch: int = SHARD
+    """Images per shard; the last one may be smaller."""
+    workers: int = 0
+    """Threads that decode; 0 decodes in the calling thread."""
 
-        Args:
-            dataset: what to show.
-            batch: images per shard; the last one may be smaller.
-            workers: threads that decode; 0 decodes in the calling thread.
-        """
-        self.dataset = dataset
-        self.identity = dataset.digest
-        self.batch = batch
-        self.workers = workers
+    def __post_init__(self) -> None:
+        self.identity = self.dataset.digest
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -40,19 +40,7 @@ class ReconstructedImages:
         weights_digest: str,
         workers: int = 0,
     ) -> None:
-        """Check that data set, tokenizer and protocol fit each other; nothing is computed yet.
-
-        Args:
-            dataset: the originals, opened at the protocol's image size.
-            backbone: its tokenizer is used, as it is, on `device`.
-            protocol: of task `reconstruction`; gives size, batch and rounding.
-            device: where to work.
-            weights_digest: identity of the backbone's weights.
-            workers: threads that decode image files; 0 decodes in the calling thread.
-
-        Raises:
-            UserError: the number of images is not the protocol's, or the tokenizer cannot take its size.
-        """
+        """Check that data set, tokenizer and protocol fit; raises UserError: number or size of the images."""
         self._originals = DatasetImages(dataset, batch=whole_batches(protocol.batch), workers=workers)
         self._tokenizer, self._protocol, self._device = backbone.tokenizer, protocol, device
         self._side, rest = divmod(protocol.image_size, self._tokenizer.downsample)
@@ -68,15 +56,8 @@ class ReconstructedImages:
                 f"{len(dataset):,}{left_out}",
                 fix="give the whole split; rows of another number of images could not be compared",
             )
-        self.identity = digest_of(
-            {
-                "reconstruction": 1,
-                "data": dataset.digest,
-                "weights": weights_digest,
-                "protocol": protocol_digest(protocol),
-                "device": device.type,
-            }
-        )
+        made_of = {"data": dataset.digest, "weights": weights_digest, "protocol": protocol_digest(protocol)}
+        self.identity = digest_of({"reconstruction": 1, **made_of, "device": device.type})
 
     def __len__(self) -> int:
         return len(self._originals)
@@ -85,12 +66,7 @@ class ReconstructedImages:
         return self._originals.shards()
 
     def load(self, number: int) -> ImageBatch:
-        """Encode and decode one shard.
-
-        Raises:
-            ValueError: the data set was not opened at the protocol's image size.
-            RunFailed: out of memory.
-        """
+        """Encode and decode one shard; raises ValueError: another image size; RunFailed: out of memory."""
         originals = self._originals.load(number)
         shape, side, batch = originals.images.shape[1:], self._protocol.image_size, self._protocol.batch
         if shape != (3, side, side):

@@ -138,8 +138,7 @@ def load_latest(root: Path) -> State | None:
     except Exception as error:
         reason = str(error).split("\n")[0].split(". ")[0]  # torch goes on for several sentences
         raise RunFailed(
-            f"checkpoint {folder} is damaged: {reason}",
-            fix=f"remove {folder} and run the same command again",
+            f"checkpoint {folder} is damaged: {reason}", fix=f"remove {folder} and run the same command again"
         ) from error
 
 

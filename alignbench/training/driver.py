@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alignbench.api import Batch, Collected, Loss, Method
 from alignbench.config.settings import TrainConfig
+from alignbench.data.stream import Stream
 from alignbench.errors import RunFailed, failure_of, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Progress
@@ -30,14 +31,6 @@ from alignbench.training.totals import Totals, costs_of, peak_memory_gib
 
 STOP = "stop"
 """Name under which ranks tell each other, among a step's numbers, that they were asked to stop."""
-
-
-class BatchStream(Protocol):
-    """Where training images come from."""
-
-    def batch(self, step: int, rank: int, world_size: int) -> Batch:
-        """Return this rank's share of a step's images; a function of its arguments alone."""
-        ...
 
 
 class Interrupted(Exception):
@@ -72,14 +65,7 @@ class Driver:
     """Trains one module with one method.
 
     Args:
-        config: `train.*`.
-        method: what is collected and what is the loss.
-        module: what is trained, already wrapped by `parallel`.
-        optimizer: its AdamW, already wrapped.
-        stream: where images come from.
-        parallel: the devices.
         folder: run folder; `metrics.jsonl`, `timing.jsonl` and `checkpoints/` go there.
-        progress: where messages go.
         checkpoint_every: steps between two checkpoints; 0: none, unless the run is stopped.
         stop: asked after every step; True on any rank ends the run with a checkpoint.
     """
@@ -89,7 +75,7 @@ class Driver:
     method: Method
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    stream: BatchStream
+    stream: Stream
     parallel: Parallel
     folder: Path
     progress: Progress
@@ -138,10 +124,8 @@ class Driver:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.stream.batch(step, parallel.rank, parallel.world_size).to(parallel.device)
-        collected = []
         with torch.no_grad():
-            for part in batch.split(config.micro_batch):
-                collected.append(self._collect(part, step))
+            collected = [self._collect(part, step) for part in batch.split(config.micro_batch)]
         costs = costs_of(collected, parallel)
         if failure := costs.too_many_failures(config.failed_rewards):
             if step:  # nothing that is trained gets lost

@@ -26,11 +26,7 @@ SMALL = 2_000_000
 
 
 def choose_threads(parameters: int) -> int:
-    """Set torch's threads: `OMP_NUM_THREADS` if given, one for tiny models, else torch's own choice.
-
-    Returns:
-        The number of threads in use.
-    """
+    """Set torch's threads and return how many: `OMP_NUM_THREADS`, one for tiny models, or torch's choice."""
     if "OMP_NUM_THREADS" not in os.environ and parameters < SMALL:
         torch.set_num_threads(1)
     return torch.get_num_threads()
@@ -42,10 +38,7 @@ def local_device() -> torch.device:
 
 
 class Parallel:
-    """This process's place among the devices of a run.
-
-    Args:
-        precision: `fp32`, or `bf16` for autocast over fp32 master weights.
+    """This process's rank and device in a run; precision `fp32`, or `bf16` for autocast over fp32 weights.
 
     Raises:
         UserError: the launcher started more processes than torch's process group sees.
@@ -65,18 +58,16 @@ class Parallel:
                 f"the devices cannot be set up: {str(error).splitlines()[0]}",
                 fix="start with torchrun, or without a launcher unset WORLD_SIZE, RANK and LOCAL_RANK",
             ) from error
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self.world_size: int = self._accelerator.num_processes
+        self.is_main: bool = self._accelerator.is_main_process
         expected = distributed.world_size()
-        if self._accelerator.num_processes != expected:
+        if self.world_size != expected:
             raise UserError(
-                f"the launcher started {expected} processes but this one sees "
-                f"{self._accelerator.num_processes}",
+                f"the launcher started {expected} processes but this one sees {self.world_size}",
                 fix="start with torchrun or accelerate launch, one process per device",
             )
-
-    @property
-    def device(self) -> torch.device:
-        result: torch.device = self._accelerator.device
-        return result
 
     @property
     def memory_gib(self) -> float | None:
@@ -84,21 +75,6 @@ class Parallel:
         if self.device.type != "cuda":
             return None
         return torch.cuda.get_device_properties(self.device).total_memory / 2**30
-
-    @property
-    def rank(self) -> int:
-        result: int = self._accelerator.process_index
-        return result
-
-    @property
-    def world_size(self) -> int:
-        result: int = self._accelerator.num_processes
-        return result
-
-    @property
-    def is_main(self) -> bool:
-        result: bool = self._accelerator.is_main_process
-        return result
 
     def wrap(
         self, module: nn.Module, optimizer: torch.optim.Optimizer

@@ -133,12 +133,6 @@ class Training:
 def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Progress) -> Iterator[Training]:
     """Build everything a plan trains with; decoding threads end with the block.
 
-    Args:
-        job: what to train and where its logs and checkpoints go.
-        dataset: the training images.
-        parallel: the devices.
-        progress: where messages go.
-
     Raises:
         UserError: what the plan names does not fit together.
     """

@@ -36,12 +36,8 @@ def verify(folder: Path, *, device: str = "cpu") -> dict[str, CheckReport]:
     """Check a golden folder, or every golden folder directly inside it.
 
     Args:
-        folder: what to check.
         device: where networks and formulas are computed, always in full precision. Metrics of image sets are
             float64 on the CPU.
-
-    Returns:
-        {folder name: report}.
 
     Raises:
         UserError: no such folder or device, or nothing in the folder that a check knows.

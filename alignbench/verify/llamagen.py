@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +23,10 @@ from alignbench.backbones.generate import filter_logits
 from alignbench.backbones.llamagen.transformer import rope_table
 from alignbench.backbones.text.captions import clean_caption
 from alignbench.data.decode import center_crop_adm, random_crop_adm
-from alignbench.errors import UserError
 from alignbench.samples.pixels import resize_bicubic, to_uint8
-from alignbench.verify.golden_files import Alternative, GoldenFile, MissingTensor
+from alignbench.verify.golden_files import Alternative, GoldenFile
 from alignbench.verify.llamagen_networks import GoldenSet, check_c2i, check_t2i, check_vq
-from alignbench.verify.report import Check, CheckReport
+from alignbench.verify.report import CheckReport, read_object
 
 FILES = (
     "c2i_weights.safetensors",
@@ -53,44 +51,18 @@ def check(folder: Path) -> CheckReport:
         UserError: the folder has no readable `config.json`.
     """
     report = CheckReport()
-    golden = GoldenSet(folder, _read_config(folder), report)
+    golden = GoldenSet(folder, read_object(folder / "config.json"), report)
     absent = [file for file in FILES if not (folder / file).is_file()]
     for file in absent:
-        report.missing(file, f"no such file in {folder}")
+        report.add("MISSING", file, f"no such file in {folder}")
     for path in sorted(folder.glob("*.safetensors")):
         if path.name not in FILES:
-            report.unknown(path.name)
+            report.add("UNKNOWN", path.name, "no check knows this tensor")
     for needed, part in _PARTS.items():
         if not set(needed) & set(absent):
-            _run(part, golden, needed[-1])
+            with report.part(needed[-1]):
+                part(golden)
     return report
-
-
-def _run(part: Callable[[GoldenSet], None], golden: GoldenSet, file: str) -> None:
-    """Run one part; what stops it becomes a row."""
-    try:
-        part(golden)
-    except MissingTensor:
-        return  # the report has a row for it
-    except UserError as error:
-        golden.report.checks.append(Check(file, None, None, "MISS", str(error)))
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        # The set's own numbers do not fit together, or do not fit its configuration.
-        note = f"cannot be computed: {type(error).__name__}: {error}"
-        golden.report.checks.append(Check(file, None, None, "MISS", note))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no config.json", fix="name the folder of a golden set") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}", fix="get the golden set again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object", fix="get the golden set again")
-    return config
 
 
 # --- helpers around the networks ------------------------------------------------------------------
@@ -103,14 +75,15 @@ def _check_misc(golden: GoldenSet) -> None:
     for match in expected.matching(form, at_least=1):
         sampling = Sampling(temperature=float(match["t"]), top_k=int(match["k"]), top_p=float(match["p"]))
         _check_filter(expected, match.string, logits, sampling)
-    expected.equal("to_uint8_out", to_uint8(expected.input("to_uint8_in")))
-    height, width = expected.shape("resize_out")[-2:]
+    expected.compare("to_uint8_out", to_uint8(expected.input("to_uint8_in")))
+    height, width = expected.peek("resize_out").shape[-2:]
     resized = resize_bicubic(expected.input("resize_in"), (height, width))
-    expected.close("resize_out", resized)
+    expected.compare("resize_out", resized)
     expected.pixels("resize_out_uint8", resized)
     _check_crops(expected)
     for match in expected.matching(r"rope_(\d+)x(\d+)_hd(\d+)_rows", at_least=1):
-        _check_rope_rows(expected, match.string, (int(match[1]), int(match[2])), int(match[3]))
+        table = rope_table((int(match[1]), int(match[2])), int(match[3]), condition_tokens=1)
+        expected.compare(match.string, _rows_like(expected.peek(match.string), table))
     expected.finish()
 
 
@@ -119,52 +92,40 @@ def _check_filter(expected: GoldenFile, name: str, logits: Tensor, sampling: Sam
     filtered = filter_logits(logits, sampling)
     unfiltered = filter_logits(logits, replace(sampling, top_k=0, top_p=1.0))
     swapped = unfiltered.masked_fill(expected.peek(name).isinf(), -torch.inf)
-    if torch.equal(swapped.sort().values, filtered.sort().values):
-        other = Alternative(swapped, "up to equal logits at the edge")
-        expected.close(name, filtered, otherwise=lambda: other)
-    else:
-        expected.close(name, filtered)
+    same = torch.equal(swapped.sort().values, filtered.sort().values)
+    other = Alternative(swapped, "up to equal logits at the edge")
+    expected.compare(name, filtered, otherwise=(lambda: other) if same else None)
 
 
 def _check_crops(expected: GoldenFile) -> None:
     for match in expected.matching(r"crop(\d+)_in", at_least=1):
         image = _image(expected.input(match.string))
         out = f"crop{match[1]}_out"
-        size = expected.shape(out)[0]
-        expected.equal(out, _pixels(center_crop_adm(image, size)))
+        size = expected.peek(out).shape[0]
+        expected.compare(out, _pixels(center_crop_adm(image, size)))
     form = r"random_crop(?P<image>\d+)_seed(?P<seed>\d+)_size(?P<size>\d+)"
     for match in expected.matching(form, at_least=1):
         image = _image(expected.input(f"crop{match['image']}_in"))
         crop = random_crop_adm(image, int(match["size"]), random.Random(int(match["seed"])))
-        expected.equal(match.string, _pixels(crop))
+        expected.compare(match.string, _pixels(crop))
 
 
-def _check_rope_rows(expected: GoldenFile, name: str, grid: tuple[int, int], head_dim: int) -> None:
-    """Compare some rows of a table with one condition token.
-
-    The name does not say which rows: they are found by content and must come in the table's order.
-    """
-    table = rope_table(grid, head_dim, condition_tokens=1)
-    wanted = expected.peek(name)
+def _rows_like(wanted: Tensor, table: Tensor) -> Tensor:
+    """Return the nearest rows of a table, in its order: names do not say which rows a tensor holds."""
     start, found = 0, []
     for row in wanted:
-        distance = (table[start:] - row).abs().flatten(1).amax(dim=1)
-        start += int(distance.argmin())
+        start += int((table[start:] - row).abs().flatten(1).amax(dim=1).argmin())
         found.append(start)
-    expected.close(name, table[found])
+    return table[found]
 
 
 def _check_text(golden: GoldenSet) -> None:
     path = golden.folder / "text_cleaning.json"
     examples = json.loads(path.read_text(encoding="utf-8"))
     if not examples:
-        golden.report.missing(path.name, "no examples in it")
+        golden.report.add("MISSING", path.name, "no examples in it")
     for index, example in enumerate(examples):
-        cleaned = clean_caption(example["in"])
-        same = cleaned == example["out"]
-        note = "" if same else f"{cleaned!r} instead of {example['out']!r}"
-        row = Check(f"{path.name}:{index}", float(not same), 0.0, "ok" if same else "MISS", note)
-        golden.report.checks.append(row)
+        golden.report.same_text(f"{path.name}:{index}", clean_caption(example["in"]), example["out"])
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from alignbench.verify.golden_files import Alternative
+from alignbench.verify.golden_files import Alternative, GoldenFile
 
 DRAWS = 3
 """Float32 evaluations with moved weights, besides the one with the weights as they are."""
@@ -33,6 +33,10 @@ class Evaluations(Generic[Module]):
     def __init__(self, module: Module, compute: Callable[[Module], dict[str, Tensor]]) -> None:
         self._module, self._compute = module, compute
         self.single = compute(module)
+
+    def compare(self, name: str, expected: GoldenFile, tensor: str = "") -> None:
+        """Compare a result with a tensor, of its own name if no other is given."""
+        expected.compare(tensor or name, self.single[name], otherwise=partial(self.exact, name))
 
     def exact(self, name: str) -> Alternative:
         """Return a result in float64."""

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from alignbench.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 Verdict = Literal["ok", "MISS", "MISSING", "UNKNOWN", "info"]
 
-RELATIVE = 1e-5
-ABSOLUTE = 1e-6
+
+class Tolerance(NamedTuple):
+    """Allowed is `absolute + relative · the tensor's largest magnitude`."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+    def of(self, expected: Tensor) -> float:
+        """Return what is allowed for a tensor; infinities in it do not count."""
+        finite = expected[expected.isfinite()].abs()
+        return self.absolute + self.relative * (float(finite.max()) if finite.numel() else 0.0)
+
+
+FLOAT32 = Tolerance(1e-6, 1e-5)
+FLOAT64 = Tolerance(1e-6, 1e-9)
+"""Where both sides are computed in float64."""
+
+
+class MissingTensor(Exception):
+    """An input (the message is its row) is not there: what depends on it cannot be checked."""
 
 
 @dataclass(frozen=True)
@@ -39,49 +64,86 @@ class CheckReport:
         compared = [row for row in self.checks if row.verdict != "info"]
         return bool(compared) and all(row.verdict == "ok" for row in compared)
 
-    def close(
-        self,
-        name: str,
-        actual: Tensor,
-        expected: Tensor,
-        *,
-        relative: float = RELATIVE,
-        absolute: float = ABSOLUTE,
+    def add(self, verdict: Verdict, name: str, note: str = "") -> None:
+        """List what was not compared: an input, or what is missing, unknown or cannot be computed."""
+        self.checks.append(Check(name, None, None, verdict, note))
+
+    def judge(self, name: str, error: float, tolerance: float = 0.0, note: str = "") -> None:
+        """List a measured error, which may not be more than allowed nor NaN."""
+        verdict: Verdict = "ok" if error <= tolerance else "MISS"
+        self.checks.append(Check(name, error, tolerance, verdict, note))
+
+    def compare(
+        self, name: str, actual: Tensor, expected: Tensor, tolerance: Tolerance | None = None
     ) -> None:
-        """Compare floats: max |a - e| ≤ absolute + relative · max |e| over the whole tensor.
+        """Compare whole tensors; without a tolerance floats by that of float32, others exactly.
 
         The scale is the tensor's largest magnitude: an element that happens to be near zero carries the
-        rounding of its larger neighbours. A shape mismatch or a non-finite difference is a miss.
+        rounding of its larger neighbours. A shape mismatch or a non-finite difference is a miss. A number
+        fits a tensor of one.
         """
-        if tuple(actual.shape) != tuple(expected.shape):
-            note = f"shape {list(actual.shape)}, expected {list(expected.shape)}"
-            self.checks.append(Check(name, None, None, "MISS", note))
+        if tolerance is None and actual.is_floating_point():
+            tolerance = FLOAT32
+        actual = actual.detach().reshape(actual.shape or (1,))
+        if not self.same_shape(name, actual, expected):
             return
-        actual, expected = actual.detach().double(), expected.detach().double()
-        same = actual == expected  # equal infinities are equal
-        difference = (actual - expected).abs().masked_fill(same, 0.0)
-        error = float(difference.max()) if difference.numel() else 0.0
-        finite = expected[expected.isfinite()].abs()
-        tolerance = absolute + relative * (float(finite.max()) if finite.numel() else 0.0)
-        self.checks.append(Check(name, error, tolerance, "ok" if error <= tolerance else "MISS"))
+        if tolerance is None:
+            self.judge(name, float((actual.long() != expected.long()).sum()))
+        else:
+            actual, expected = actual.double(), expected.detach().double()
+            same = actual == expected  # equal infinities are equal
+            difference = (actual - expected).abs().masked_fill(same, 0.0)
+            error = float(difference.max()) if difference.numel() else 0.0
+            self.judge(name, error, tolerance.of(expected))
 
-    def equal(self, name: str, actual: Tensor, expected: Tensor) -> None:
-        """Compare integers and booleans exactly."""
-        if tuple(actual.shape) != tuple(expected.shape):
-            note = f"shape {list(actual.shape)}, expected {list(expected.shape)}"
-            self.checks.append(Check(name, None, None, "MISS", note))
+    def same_shape(self, name: str, actual: Tensor | np.ndarray, expected: Tensor | np.ndarray) -> bool:
+        """Miss what has another shape."""
+        same = actual.shape == expected.shape
+        if not same:
+            self.add("MISS", name, f"shape {list(actual.shape)}, expected {list(expected.shape)}")
+        return same
+
+    def same_text(self, name: str, actual: str, expected: str) -> None:
+        """Compare texts exactly."""
+        note = "" if actual == expected else f"{actual!r} instead of {expected!r}"
+        self.judge(name, float(actual != expected), note=note)
+
+    @contextlib.contextmanager
+    def part(self, name: str, results: Callable[[], Iterable[str]] | None = None) -> Iterator[None]:
+        """Run a part of a check and turn what stops it into rows.
+
+        Args:
+            name: the part, or its file.
+            results: gives the rows that are missed with it; None: the part has one row, and none where an
+                input is missing.
+        """
+        try:
+            yield
             return
-        wrong = int((actual.detach().long() != expected.detach().long()).sum())
-        self.checks.append(Check(name, float(wrong), 0.0, "ok" if wrong == 0 else "MISS"))
+        except MissingTensor as error:
+            self.add("MISSING", str(error), "" if results is None else f"needed by {name}")
+            if results is None:
+                return
+            note = f"{error} is missing"
+        except UserError as error:
+            note = str(error)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            # The set's own numbers do not fit together, or do not fit its configuration.
+            note = f"cannot be computed: {type(error).__name__}: {error}".splitlines()[0]
+        for row in [name] if results is None else results():
+            self.add("MISS", row, note)
 
-    def info(self, name: str, note: str = "") -> None:
-        """List a tensor that is informational: not compared."""
-        self.checks.append(Check(name, None, None, "info", note))
 
-    def missing(self, name: str, note: str = "") -> None:
-        """A file or tensor that should be there is not."""
-        self.checks.append(Check(name, None, None, "MISSING", note))
-
-    def unknown(self, name: str) -> None:
-        """A tensor that nothing here knows how to check."""
-        self.checks.append(Check(name, None, None, "UNKNOWN", "no check knows this tensor"))
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a golden set."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path.parent} holds no {path.name}", fix="name the folder of a golden set"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}", fix="get the golden set again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object", fix="get the golden set again")
+    return content

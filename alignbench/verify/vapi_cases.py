@@ -6,7 +6,6 @@ All arithmetic is that of the functions training uses, in float64; nothing is im
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from alignbench.methods.policy_gradient import Draws, Objective
 from alignbench.methods.ste import straight_through
 from alignbench.nets.lpips import layer_distance, unit_features
 from alignbench.rewards.pixel import PixelLoss, pixel_distance
-from alignbench.verify.golden_files import Results, Section, VapiFile
+from alignbench.verify.vapi_file import Results, Section, VapiFile
 
 
 def _advantage(golden: VapiFile, case: re.Match[str]) -> Results:
@@ -95,11 +94,12 @@ def _noise(golden: VapiFile, case: re.Match[str]) -> Results:
 
 def _toy_logits(golden: VapiFile, context: str) -> Tensor:
     """Logits of the bigram policy: row of the token (or class) before each position, plus its bias."""
-    table, bias = golden.stored("ce/bigram_table"), golden.stored("ce/position_bias")
+    table, bias = golden.peek("ce/bigram_table"), golden.peek("ce/position_bias")
     clean = context == "clean"
     prefix = golden["noise/clean_tokens"][:, :-1] if clean else golden[f"noise/noisy_prefix_{context[6:]}"]
     start = golden["ce/class_ids"].unsqueeze(1) + bias.shape[1]
-    return (table[torch.cat([start, prefix], dim=1)] + bias).double()
+    logits: Tensor = (table[torch.cat([start, prefix], dim=1)] + bias).double()
+    return logits
 
 
 def _cross_entropy(golden: VapiFile, case: re.Match[str]) -> Results:
@@ -156,7 +156,7 @@ def _objective(golden: VapiFile, case: re.Match[str]) -> Results:
 
 def _straight_through(golden: VapiFile, case: re.Match[str]) -> Results:
     tau, logits = case["tau"], golden["ste/logits"].requires_grad_()
-    rows = golden.stored("ste/codebook")
+    rows = golden.peek("ste/codebook")
     codebook = (F.normalize(rows, dim=-1) if case["rows"] == "l2norm" else rows).double()
     noise = golden[f"ste/tau{tau}/gumbel_noise"] if case["estimator"] == "gumbel" else None
     embedding, indices = straight_through(logits, codebook, float(tau), gumbel_noise=noise)
@@ -180,14 +180,14 @@ def _reward(golden: VapiFile, case: re.Match[str]) -> Results:
         "reward_pixel_only_f64": weighted_reward({"pixel": pixel}, {"pixel": 1.0}),
     }
     combination = re.compile(rf"reward/l\d/(reward_pixel({_NUMBER})_perceptual({_NUMBER})_f64)")
-    for match in filter(None, map(combination.fullmatch, golden.tensors)):
+    for match in filter(None, map(combination.fullmatch, golden.values)):
         weights = {"pixel": float(match[2]), "perceptual": float(match[3])}
         results[match[1]] = weighted_reward(parts, weights)
     return results
 
 
 def _lpips(golden: VapiFile, case: re.Match[str]) -> Results:
-    layers = {match[1] for match in map(re.compile(r"lpips/(layer\d+)/").match, golden.tensors) if match}
+    layers = {match[1] for match in map(re.compile(r"lpips/(layer\d+)/").match, golden.values) if match}
     shares = [
         layer_distance(
             unit_features(golden[f"lpips/{layer}/features_a"]),
@@ -201,10 +201,6 @@ def _lpips(golden: VapiFile, case: re.Match[str]) -> Results:
 
 def _gradient(loss: Tensor, inputs: Tensor) -> Tensor:
     return torch.autograd.grad(loss, inputs, retain_graph=True)[0]
-
-
-def _names(prefix: str, names: Iterable[str]) -> str:
-    return f"{prefix}/(?:{'|'.join(names)})"
 
 
 _NUMBER = r"\d+(?:\.\d+)?"
@@ -238,21 +234,19 @@ SECTIONS = {
 
 INPUTS = re.compile(
     "|".join(
-        [
-            r"advantage/g\d+/rewards",
-            _names("policy", ["new_logp", "old_logp", "advantage", "keep_mask_in"]),
-            _names("kl", ["current_logits", "reference_logits", "tokens"]),
-            _names("noise", ["clean_tokens", "flip_mask", "replacement_inclusive", "exclusion_offset"]),
-            _names("ce", ["bigram_table", "position_bias", "class_ids"]),
-            rf"logprob/(?:logits|temp{_NUMBER}/tokens)",
-            _names(
-                "objective", ["logits", "old_logits_offpolicy", "rewards", "sampled_tokens", "target_tokens"]
-            ),
-            _names("ste", ["codebook", "logits", "decoder_weight", "decoder_bias", "target"]),
-            rf"ste/tau{_NUMBER}/gumbel_noise",
-            _names("reward", ["reference_images", "decoded_images", "perceptual_distance"]),
-            r"lpips/layer\d+/(?:features_a|features_b|channel_weights)",
-        ]
+        f"{group}/(?:{names})"
+        for group, names in {
+            r"advantage/g\d+": "rewards",
+            "policy": "new_logp|old_logp|advantage|keep_mask_in",
+            "kl": "current_logits|reference_logits|tokens",
+            "noise": "clean_tokens|flip_mask|replacement_inclusive|exclusion_offset",
+            "ce": "bigram_table|position_bias|class_ids",
+            "logprob": rf"logits|temp{_NUMBER}/tokens",
+            "objective": "logits|old_logits_offpolicy|rewards|sampled_tokens|target_tokens",
+            "ste": rf"codebook|logits|decoder_weight|decoder_bias|target|tau{_NUMBER}/gumbel_noise",
+            "reward": "reference_images|decoded_images|perceptual_distance",
+            r"lpips/layer\d+": "features_a|features_b|channel_weights",
+        }.items()
     )
 )
 """Tensors that results are computed from."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +12,10 @@ from torch.nn import functional as F
 
 from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
+from alignbench.hub.verify import AssetFile
 from alignbench.nets import clip
 from alignbench.nets.precision import full_precision
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.schema import Scalar
+from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of this file's arithmetic; part of the identity."""
@@ -34,13 +31,7 @@ BACKGROUND = 0x99
 
 
 class ClipColours:
-    """Takes the colour whose text lies nearest to the picture; a `detectors.Colours`.
-
-    Args:
-        model: a CLIP model with its tokenizer.
-        identity: digest of the weights and the architecture.
-        device: where it computes.
-    """
+    """Takes the colour whose text lies nearest to the picture; a `detectors.Colours`."""
 
     # Deviation: float32, and OpenAI's QuickGELU as in the open_clip 2.20 that the official script pins. That
     # script runs under autocast, in half precision; only colours that are nearly tied can differ.
@@ -74,16 +65,10 @@ class ClipColours:
 
 
 def cut_out(image: np.ndarray, item: Detection) -> Tensor:
-    """Return the object on grey, cropped to its box.
+    """Return the object on grey, cropped to its box, of an image [H, W, 3] uint8 RGB: [1, 3, h, w] uint8.
 
-    Without a mask the whole box is returned, as the official script does for detectors that give boxes only.
-
-    Args:
-        image: [H, W, 3] uint8 RGB.
-        item: a detection in it.
-
-    Returns:
-        [1, 3, h, w] uint8; black where the box leaves the image.
+    Black where the box leaves the image. Without a mask the whole box is returned, as the official script
+    does for detectors that give boxes only.
     """
     pixels = image if item.mask is None else np.where(item.mask[..., None], image, np.uint8(BACKGROUND))
     crop = np.array(Image.fromarray(np.ascontiguousarray(pixels)).crop(item.box))

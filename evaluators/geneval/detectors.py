@@ -12,20 +12,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from alignbench.errors import UserError, suggest
 from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.schema import Scalar
-
+from alignbench.hub.verify import AssetFile
 
 _NAMES = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, "
@@ -52,11 +47,9 @@ class Detector(Protocol):
     """Images it is given at once; bounds memory, must not change answers beyond rounding."""
 
     def detect(self, images: Tensor, ids: Sequence[int]) -> list[list[Detection]]:
-        """Find the objects of each image, in any order and at any score.
+        """Find the objects of each image, [n, 3, H, W] uint8 RGB on the CPU, in any order and at any score.
 
-        Args:
-            images: [n, 3, H, W] uint8 RGB on the CPU.
-            ids: position of each image in its set; for detectors that look answers up.
+        The ids are the positions of the images in their set, for detectors that look answers up.
         """
         ...
 
@@ -70,13 +63,7 @@ class Colours(Protocol):
     """Every colour it can say."""
 
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
-        """Return the colour of each object.
-
-        Args:
-            image: [H, W, 3] uint8 RGB.
-            objects: detections in that image, at least one.
-            class_name: what they are.
-        """
+        """Return the colour of each object, at least one, in an image [H, W, 3] uint8 RGB."""
         ...
 
 
@@ -99,13 +86,7 @@ class SavedImage:
 
 
 class SavedDetector:
-    """Looks detections up by image id; a `Detector`.
-
-    Args:
-        images: {id: what was found}.
-        title: how messages name the file.
-        identity: digest of the file.
-    """
+    """Looks detections up by image id; a `Detector`."""
 
     class_names = CLASS_NAMES
     batch = 64
@@ -143,9 +124,7 @@ class SavedDetector:
         return saved.detections
 
 
-def build(
-    *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
-) -> SavedDetector:
+def build(*, assets: Mapping[str, AssetFile], **unused: object) -> SavedDetector:
     """Read the file; options and device have no part in it.
 
     Raises:
@@ -211,14 +190,9 @@ def _whole(value: Any) -> int:
 
 
 def decode_mask(mask: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
-    """Decode COCO's uncompressed run lengths.
+    """Decode COCO's uncompressed run lengths: [height, width] bool of the given shape.
 
-    Args:
-        mask: `size` [height, width] and `counts`, lengths of runs of zeros and ones in turn, down columns.
-        shape: (height, width) it must have.
-
-    Returns:
-        [height, width] bool.
+    `size` is [height, width], `counts` are lengths of runs of zeros and ones in turn, down columns.
 
     Raises:
         ValueError: another size, compressed counts, or runs that do not fill the image.

@@ -7,8 +7,7 @@ six. The rules are in `rules`; detector and colour classifier are parts that the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +19,7 @@ from alignbench.evaluators.geneval.rules import ColourFunction, Demand, Verdict,
 from alignbench.files import digest_of
 from alignbench.metrics.clusters import interval_of_mean, share_interval
 from alignbench.registry.lookup import import_target
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.protocol import EvaluatorCard
-    from alignbench.registry.schema import Scalar
+from alignbench.registry.protocol import EvaluatorCard
 
 VERSION = 1
 """Of the rules; part of the identity."""
@@ -38,13 +33,7 @@ NAMES = tuple(tag.replace("_", "-") for tag in (OVERALL, *TASKS, IMAGES))
 
 
 class GenEval:
-    """Judges images against their prompts.
-
-    Args:
-        detector: finds objects.
-        colours: names their colours.
-        prefix: of the metric names, e.g. `geneval-`.
-    """
+    """Judges images against their prompts."""
 
     def __init__(self, detector: Detector, colours: Colours, *, prefix: str) -> None:
         self.identity = digest_of(
@@ -57,9 +46,8 @@ class GenEval:
     def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
         """Apply the rules to every image.
 
-        Returns:
-            `correct` [n] bool; `reason` [n] text, one line per clause that failed; `task` [n] int8, index
-            into TASKS.
+        Returns `correct` [n] bool; `reason` [n] text, one line per clause that failed; `task` [n] int8,
+        index into TASKS.
 
         Raises:
             UserError: images without prompts, or a prompt that is not GenEval's.
@@ -116,23 +104,14 @@ class GenEval:
         return lambda name, objects: self._colours.classify(image, objects, name)
 
 
-def build(
-    card: EvaluatorCard,
-    *,
-    options: Mapping[str, Scalar],
-    assets: Mapping[str, AssetFile],
-    device: torch.device,
-) -> GenEval:
+def build(card: EvaluatorCard, **common: Any) -> GenEval:
     """Build the evaluator with the parts its card names.
 
     Raises:
         UserError: a part that cannot be imported or refuses its files.
     """
-    parts = {
-        name: import_target(card.parts[name])(options=options, assets=assets, device=device)
-        for name in ("detector", "colours")
-    }
-    return GenEval(parts["detector"], parts["colours"], prefix=prefix_of(card))
+    detector, colours = (import_target(card.parts[name])(**common) for name in ("detector", "colours"))
+    return GenEval(detector, colours, prefix=prefix_of(card))
 
 
 def _share(correct: np.ndarray, prompt: np.ndarray) -> tuple[float, int, tuple[float, float] | None]:

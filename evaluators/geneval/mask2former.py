@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +20,9 @@ from alignbench.evaluators.geneval.mask2former_arrays import instances, prepare
 from alignbench.evaluators.geneval.mask2former_keys import convert
 from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
+from alignbench.hub.verify import AssetFile
 from alignbench.nets.precision import full_precision
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.schema import Scalar
+from alignbench.registry.schema import Scalar
 
 VERSION = 1
 """Of this file's arithmetic; part of the identity."""
@@ -33,24 +31,14 @@ HUB = "mask2former-swin-small-hub"
 
 
 class Mask2FormerDetector:
-    """Finds COCO objects and their masks; a `detectors.Detector`.
+    """Finds COCO objects and their masks in float32; a `detectors.Detector`.
 
-    Args:
-        network: a `transformers.Mask2FormerForUniversalSegmentation` for as many classes as there are names.
-        identity: digest of the weights.
-        batch: images at once.
-        device: where it computes, in float32.
-        class_names: name of each label.
+    The network is a `transformers.Mask2FormerForUniversalSegmentation` for as many classes as there are
+    names.
     """
 
     def __init__(
-        self,
-        network: Any,
-        *,
-        identity: str,
-        batch: int,
-        device: torch.device,
-        class_names: Sequence[str],
+        self, network: Any, *, identity: str, batch: int, device: torch.device, class_names: Sequence[str]
     ) -> None:
         classes = network.config.num_labels
         if classes != len(class_names):
@@ -83,10 +71,10 @@ def build_official(
     Raises:
         UserError: a file that is not this network's.
     """
+    from transformers import Mask2FormerForUniversalSegmentation
+
     file = assets[OFFICIAL]
     with torch.random.fork_rng(devices=[]):  # building draws weights that are then replaced
-        from transformers import Mask2FormerForUniversalSegmentation
-
         network = Mask2FormerForUniversalSegmentation(swin_s_config())
     network.load_state_dict(convert(read_checkpoint(file), network.state_dict()))
     return _detector(network, file, options, device)
@@ -96,10 +84,10 @@ def build_hub(
     *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
 ) -> Mask2FormerDetector:
     """Read a folder in the hub's form; its label file is not looked at, the order of COCO's classes is."""
+    from transformers import Mask2FormerForUniversalSegmentation
+
     folder = assets[HUB]
     with torch.random.fork_rng(devices=[]):
-        from transformers import Mask2FormerForUniversalSegmentation
-
         network: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
             folder.path, dtype=torch.float32, local_files_only=True
         )

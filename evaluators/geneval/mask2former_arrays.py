@@ -39,14 +39,9 @@ def detector_size(height: int, width: int) -> tuple[int, int]:
 
 
 def resize_bytes(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize as OpenCV's `INTER_LINEAR` does with bytes: fixed point, no antialias.
+    """Resize [..., H, W] uint8 to (height, width) as OpenCV's `INTER_LINEAR` does, equal in every byte.
 
-    Args:
-        images: [..., H, W] uint8.
-        size: (height, width).
-
-    Returns:
-        [..., height, width] uint8, equal to OpenCV's in every byte.
+    Fixed point, no antialias.
     """
     height, width = images.shape[-2:]
     if (height, width) == size:
@@ -83,13 +78,9 @@ def _weights(
 
 
 def prepare(images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Make the network's input.
+    """Make the network's input of [n, 3, H, W] uint8 RGB.
 
-    Args:
-        images: [n, 3, H, W] uint8 RGB.
-
-    Returns:
-        [n, 3, h, w] float32, sides multiples of 32; and (height, width) of the picture in its corner.
+    Returns [n, 3, h, w] float32, sides multiples of 32; and (height, width) of the picture in its corner.
     """
     size = detector_size(*images.shape[-2:])
     below, beside = (-side % DIVISOR for side in size)
@@ -109,18 +100,12 @@ def instances(
     resized: tuple[int, int],
     original: tuple[int, int],
 ) -> list[Detection]:
-    """Turn one image's queries into detections.
+    """Turn one image's queries, class logits [Q, C + 1] and mask logits [Q, h, w], into detections.
 
-    The best 100 pairs of query and class are kept. Mask logits are brought to the padded size, cut to the
-    picture, brought to the original size and only then thresholded at 0. The score is the class probability
-    times the mean mask probability inside the mask; the box is the mask's, its end one past the last pixel.
-
-    Args:
-        class_logits: [Q, C + 1], the last one means no object.
-        mask_logits: [Q, h, w].
-        padded: (height, width) of the network's input.
-        resized: of the picture in it.
-        original: of the image as it came.
+    The last class means no object. The best 100 pairs of query and class are kept. Mask logits are brought
+    to the (height, width) of the padded input, cut to the resized picture in it, brought to the image's
+    original size and only then thresholded at 0. The score is the class probability times the mean mask
+    probability inside the mask; the box is the mask's, its end one past the last pixel.
     """
     scores = class_logits.softmax(dim=-1)[:, :-1]
     classes = scores.shape[1]

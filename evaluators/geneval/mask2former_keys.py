@@ -109,9 +109,7 @@ def by_pixel(values: Tensor) -> Tensor:
 def convert(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Make a transformers state dict out of an mmdetection checkpoint.
 
-    Args:
-        state: the checkpoint's `state_dict`.
-        wanted: the model's own `state_dict`; names and shapes count. What no image passes through stays.
+    Of the model's own state dict names and shapes count; what no image passes through stays.
 
     Raises:
         UserError: names or shapes that do not fit, on either side.

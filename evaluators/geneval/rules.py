@@ -101,12 +101,7 @@ class Verdict:
 def demand_of(
     metadata: Mapping[str, Any], *, class_names: Sequence[str], colour_names: Sequence[str]
 ) -> Demand:
-    """Read one line of a GenEval prompt file.
-
-    Args:
-        metadata: `tag`, `include`, perhaps `exclude`; other keys of the line are ignored.
-        class_names: what the detector can find.
-        colour_names: what the colour classifier can say.
+    """Read one line of a GenEval prompt file: `tag`, `include`, perhaps `exclude`; other keys are ignored.
 
     Raises:
         UserError: something that no image could satisfy or that has no meaning, naming the prompt.
@@ -169,11 +164,6 @@ def select(
 
     Equal scores go last first, as in the official script. Its suppression of overlapping boxes is switched
     off by its default, so there is none here.
-
-    Args:
-        detections: all of one image.
-        class_names: name of each label.
-        threshold: a score must be above it.
     """
     scores = np.array([item.score for item in detections], dtype=np.float32)
     kept: dict[str, list[Detection]] = {}
@@ -193,14 +183,11 @@ Box = tuple[float, float, float, float]
 
 
 def relations(box: Box, target: Box) -> frozenset[str]:
-    """Say where the first box is relative to the second; y grows downwards.
+    """Say where the first box (left, top, right, bottom) is relative to the second; y grows downwards.
 
     The offset of the centres is shortened along each axis by a tenth of the summed extents, not below 0.
     A direction holds if more than half of the unshortened distance remains along its axis, so two directions
     can hold at once, and none.
-
-    Args:
-        box, target: left, top, right, bottom.
     """
     boxes = np.array([box, target], dtype=np.float32).reshape(2, 2, 2)
     centres = boxes.mean(axis=1)
@@ -218,15 +205,10 @@ def relations(box: Box, target: Box) -> frozenset[str]:
 
 
 def judge(objects: Mapping[str, Sequence[Detection]], demand: Demand, colours: ColourFunction) -> Verdict:
-    """Hold what was found against what was asked for.
+    """Hold what was found against what was asked for; colours are asked only where a clause demands one.
 
     Of each class the `count` best detections are taken, and only they are looked at: colour and place of the
     others do not matter. A relation must hold between each taken object and each taken object of its target.
-
-    Args:
-        objects: what `select` returned.
-        demand: what the prompt asks for.
-        colours: asked only where a colour is demanded and enough objects are there.
     """
     failures: list[str] = []
     taken: list[Sequence[Detection] | None] = []

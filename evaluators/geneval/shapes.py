@@ -7,10 +7,8 @@ every answer is right with a score of 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from alignbench.data import shapes_detector
@@ -18,10 +16,7 @@ from alignbench.data.shapes_scenes import COLOURS, SHAPES, SIDE
 from alignbench.errors import UserError
 from alignbench.evaluators.geneval.rules import Detection
 from alignbench.files import digest_of
-
-if TYPE_CHECKING:
-    from alignbench.hub.verify import AssetFile
-    from alignbench.registry.schema import Scalar
+from alignbench.registry.schema import Scalar
 
 
 class ShapesDetector:
@@ -58,7 +53,6 @@ class ShapesColours:
         self.identity = digest_of({"colours": "shapes", "version": shapes_detector.VERSION})
 
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
-        """See `Colours.classify`."""
         colours = []
         for item in objects:
             assert item.mask is not None, "the detector gives masks"
@@ -66,15 +60,11 @@ class ShapesColours:
         return colours
 
 
-def build_detector(
-    *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
-) -> ShapesDetector:
+def build_detector(*, options: Mapping[str, Scalar], **unused: object) -> ShapesDetector:
     """Build the detector; it computes on the CPU."""
     return ShapesDetector(batch=int(options["batch"]))
 
 
-def build_colours(
-    *, options: Mapping[str, Scalar], assets: Mapping[str, AssetFile], device: torch.device
-) -> ShapesColours:
+def build_colours(**unused: object) -> ShapesColours:
     """Build the classifier of colours; it has no options."""
     return ShapesColours()

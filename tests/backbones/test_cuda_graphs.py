@@ -6,6 +6,7 @@ That a step can be captured, and a replay gives the same, is in test_gpu.py; her
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,24 +26,23 @@ from tests.helpers import janus_toys
 TOKENS = 25
 
 
+CLASSES = GPTConfig(dim=32, layers=3, heads=4, ffn_hidden=64, vocab_size=50, grid=(5, 5), num_classes=7)
+
+
 def classes() -> tuple[Any, Condition]:
-    config = GPTConfig(dim=32, layers=3, heads=4, ffn_hidden=64, vocab_size=50, grid=(5, 5), num_classes=7)
-    return spread(GPT(config)), ClassLabels(torch.tensor([0, 6, 3]))
+    return spread(GPT(CLASSES)), ClassLabels(torch.tensor([0, 6, 3]))
 
 
 def captions() -> tuple[Any, Condition]:
-    config = GPTConfig(
-        dim=32, layers=3, heads=4, ffn_hidden=64, vocab_size=50, grid=(5, 5), condition="text",
-        caption_dim=12, condition_tokens=6,
-    )  # fmt: skip
     numbers = torch.Generator().manual_seed(1)
     mask = torch.tensor([[False] * (6 - length) + [True] * length for length in (6, 1, 4)])
     features = torch.randn(3, 6, 12, generator=numbers) * mask[..., None]
+    config = replace(CLASSES, condition="text", caption_dim=12, condition_tokens=6)
     return spread(GPT(config)), TextFeatures(features, mask)
 
 
 def prompts() -> tuple[Any, Condition]:
-    model = logits_matter(build(janus_toys.card(), None, seed=1))
+    model = logits_matter(build(janus_toys.CARD, None, seed=1))
     return unwrap(model.policy), model.text_condition(CAPTIONS)
 
 

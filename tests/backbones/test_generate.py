@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from alignbench.api import ClassLabels, Condition, Sampling
-from alignbench.backbones.generate import filter_logits, generate, generate_steps
+from alignbench.backbones.generate import filter_logits, generate_steps
 from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
-from tests.helpers.small_gpt import CLASS_CONFIG, TEXT_CONFIG, caption, make, tokens_of
+from tests.backbones.test_gpt import CLASS_CONFIG, TEXT_CONFIG, caption, make, tokens_of
 
 BOTH = pytest.mark.parametrize("config", [CLASS_CONFIG, TEXT_CONFIG], ids=["class", "text"])
 
@@ -55,14 +55,19 @@ def test_guidance_mixes_both_halves_until_the_interval_ends(config: GPTConfig):
         torch.testing.assert_close(trace.logits, expected, rtol=0, atol=2e-5)
 
 
-def test_the_null_half_is_not_computed_after_the_interval():
-    gpt = make(CLASS_CONFIG)
-    batches = []
+@pytest.mark.parametrize(
+    ("sampling", "rows"),
+    [
+        (Sampling(cfg_scale=2.0, cfg_interval=1), [6, 6, 6, 3, 3, 3]),
+        (Sampling(cfg_scale=1.0), [3] * 6),
+    ],
+    ids=["after the interval", "without guidance"],
+)
+def test_the_null_half_is_computed_where_it_counts(sampling: Sampling, rows: list[int]):
+    gpt, batches = make(CLASS_CONFIG), []
     gpt.layers[0].register_forward_hook(lambda _module, inputs, _out: batches.append(inputs[0].shape[0]))
-    generate(
-        gpt, condition_for(CLASS_CONFIG, 3), uniforms_for(gpt, 3), Sampling(cfg_scale=2.0, cfg_interval=1)
-    )
-    assert batches == [6, 6, 6, 3, 3, 3]
+    generate_steps(gpt, condition_for(CLASS_CONFIG, 3), uniforms_for(gpt, 3), sampling)
+    assert batches == rows
 
 
 @BOTH
@@ -78,9 +83,10 @@ def test_the_null_half_is_not_computed_after_the_interval():
 def test_batch_size_does_not_change_the_tokens(config: GPTConfig, sampling: Sampling):
     gpt = make(config)
     condition, uniforms = condition_for(config, 4), uniforms_for(gpt, 4)
-    whole = generate(gpt, condition, uniforms, sampling)
+    whole = generate_steps(gpt, condition, uniforms, sampling)
     parts = [
-        generate(gpt, condition.select(slice(i, j)), uniforms[i:j], sampling) for i, j in ((0, 1), (1, 4))
+        generate_steps(gpt, condition.select(slice(i, j)), uniforms[i:j], sampling)
+        for i, j in ((0, 1), (1, 4))
     ]
     assert torch.equal(whole.tokens, torch.cat([part.tokens for part in parts]))
     torch.testing.assert_close(whole.logprobs, torch.cat([part.logprobs for part in parts]))
@@ -91,7 +97,7 @@ def test_batch_size_does_not_change_the_tokens(config: GPTConfig, sampling: Samp
 def test_logprobs_are_those_of_the_teacher_forced_policy(config: GPTConfig):
     gpt = make(config)
     condition = condition_for(config, 3)
-    rollout = generate(gpt, condition, uniforms_for(gpt, 3), Sampling(temperature=0.8))
+    rollout = generate_steps(gpt, condition, uniforms_for(gpt, 3), Sampling(temperature=0.8))
     logits = gpt(condition, rollout.tokens[:, :-1]) / 0.8
     expected = logits.log_softmax(-1).gather(-1, rollout.tokens[..., None])[..., 0]
     torch.testing.assert_close(rollout.logprobs, expected.detach(), rtol=0, atol=1e-5)
@@ -102,7 +108,7 @@ def test_first_tokens_follow_the_distribution():
     gpt = make(CLASS_CONFIG)
     rows = 4000
     uniforms = (torch.arange(rows, dtype=torch.float64)[:, None] + 0.5) / rows
-    rollout = generate(gpt, ClassLabels(torch.full((rows,), 3)), uniforms, Sampling(top_k=6))
+    rollout = generate_steps(gpt, ClassLabels(torch.full((rows,), 3)), uniforms, Sampling(top_k=6))
     logits = gpt(ClassLabels(torch.tensor([3])), tokens_of(gpt, 1)[:, :-1])[0, 0].detach()
     kept = torch.where(logits >= logits.sort(descending=True).values[5], logits.exp(), 0.0)
     share = torch.bincount(rollout.tokens[:, 0], minlength=11) / rows
@@ -112,8 +118,8 @@ def test_first_tokens_follow_the_distribution():
 def test_greedy_ignores_the_random_numbers():
     gpt = make(CLASS_CONFIG)
     labels = condition_for(CLASS_CONFIG, 2)
-    one = generate(gpt, labels, uniforms_for(gpt, 2), Sampling(greedy=True))
-    other = generate(gpt, labels, torch.zeros(2, 6), Sampling(greedy=True))
+    one = generate_steps(gpt, labels, uniforms_for(gpt, 2), Sampling(greedy=True))
+    other = generate_steps(gpt, labels, torch.zeros(2, 6), Sampling(greedy=True))
     assert torch.equal(one.tokens, other.tokens)
     logits = gpt(labels, one.tokens[:, :-1])
     assert torch.equal(logits.argmax(-1), one.tokens)
@@ -124,17 +130,17 @@ def test_greedy_ignores_the_random_numbers():
 def test_shorter_sequences_are_prefixes(config: GPTConfig, count: int):
     gpt = make(config)
     condition, uniforms = condition_for(config, 2), uniforms_for(gpt, 2)
-    whole = generate(gpt, condition, uniforms, Sampling(cfg_scale=1.5))
-    short = generate(gpt, condition, uniforms[:, :count], Sampling(cfg_scale=1.5))
+    whole = generate_steps(gpt, condition, uniforms, Sampling(cfg_scale=1.5))
+    short = generate_steps(gpt, condition, uniforms[:, :count], Sampling(cfg_scale=1.5))
     assert torch.equal(short.tokens, whole.tokens[:, :count])
 
 
 def test_generation_turns_dropout_off_and_leaves_the_mode():
     gpt = make(CLASS_CONFIG)
     labels, uniforms = condition_for(CLASS_CONFIG, 2), uniforms_for(gpt, 2)
-    still = generate(gpt, labels, uniforms, Sampling())
+    still = generate_steps(gpt, labels, uniforms, Sampling())
     gpt.train()
-    assert torch.equal(generate(gpt, labels, uniforms, Sampling()).tokens, still.tokens)
+    assert torch.equal(generate_steps(gpt, labels, uniforms, Sampling()).tokens, still.tokens)
     assert gpt.training and gpt.layers[0].attention.resid_dropout.training
     assert not any("cache" in key for key in gpt.state_dict())
 
@@ -183,12 +189,3 @@ def test_filter_matches_its_definition(sampling: Sampling):
 def test_codes_tied_with_the_kth_survive():
     kept = filter_logits(torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0]]), Sampling(top_k=2)).isfinite()
     assert kept.tolist() == [[True, False, True, True, True]]
-
-
-def test_without_guidance_the_null_half_is_not_computed():
-    gpt = make(CLASS_CONFIG)
-    labels, uniforms = condition_for(CLASS_CONFIG, 2), uniforms_for(gpt, 2)
-    batches = []
-    gpt.layers[0].register_forward_hook(lambda _module, inputs, _out: batches.append(inputs[0].shape[0]))
-    generate(gpt, labels, uniforms, Sampling(cfg_scale=1.0))
-    assert set(batches) == {2}

@@ -1,4 +1,4 @@
-"""The Janus backbone: alignment, padding, cache, guidance, and what it must not inherit from transformers."""
+"""The Janus backbone: alignment, padding, cache, guidance, training, and what it must not inherit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch import Tensor
 
 from alignbench.api import Backbone, ClassLabels, Sampling, Tokenizer
 from alignbench.backbones.base import unwrap
+from alignbench.backbones.generate import generate_steps
 from alignbench.backbones.janus.model import Janus, build
-from alignbench.backbones.janus.policy import JanusPolicy
+from alignbench.backbones.janus.policy import PARTS
 from alignbench.backbones.janus.prompts import PromptTokens
-from tests.helpers import janus_toys
+from alignbench.errors import UserError
+from alignbench.registry.lookup import Registry
 
 CAPTIONS = ["a cat", "two red cubes on a table", "x"]
+CARD = Registry.default().model("janus-tiny")
 CODES = 128
 
 
@@ -30,12 +33,12 @@ def logits_matter(model: Janus) -> Janus:
 
 @pytest.fixture(scope="module")
 def model() -> Janus:
-    return logits_matter(build(janus_toys.card(), None, seed=1))
+    return logits_matter(build(CARD, None, seed=1))
 
 
 @pytest.fixture(scope="module")
 def released() -> Janus:
-    return logits_matter(build(janus_toys.card(), None, seed=1, fidelity="as_released"))
+    return logits_matter(build(CARD, None, seed=1, fidelity="as_released"))
 
 
 def drawn(rows: int, model: Janus, seed: int = 0) -> Tensor:
@@ -57,9 +60,6 @@ def first_changed(model: Janus, length: int, place: int) -> int:
 def test_it_is_a_backbone(model: Janus) -> None:
     assert isinstance(model, Backbone) and isinstance(model.tokenizer, Tokenizer)
     assert (model.grid, model.num_tokens, model.image_size) == ((5, 5), 25, 20)
-    assert len(unwrap(model.policy).blocks()) == 2
-    names = {type(block).__name__ for block in unwrap(model.policy).blocks()}
-    assert names == set(JanusPolicy.shard_classes)
     with pytest.raises(TypeError, match="ClassLabels"):
         model.logits(ClassLabels(torch.zeros(1, dtype=torch.int64)), drawn(1, model))
 
@@ -68,12 +68,9 @@ def test_it_is_a_backbone(model: Janus) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 7, 23])
-def test_a_token_changes_only_what_comes_after_it(model: Janus, place: int) -> None:
+def test_a_token_changes_only_what_comes_after_it(model: Janus, released: Janus, place: int) -> None:
+    """The released alignment scores a token that it has read."""
     assert first_changed(model, model.num_tokens - 1, place) == place + 1
-
-
-@pytest.mark.parametrize("place", [0, 7, 23])
-def test_the_released_alignment_scores_a_token_that_it_has_read(released: Janus, place: int) -> None:
     assert first_changed(released, released.num_tokens - 1, place) == place
     assert first_changed(released, released.num_tokens, place) == place
 
@@ -115,16 +112,13 @@ def test_both_alignments_generate_alike(model: Janus, released: Janus) -> None:
 def test_prompts_of_different_lengths_together_and_alone(model: Janus) -> None:
     prompts, context = model.text_condition(CAPTIONS), drawn(3, model)[:, :-1]
     assert not prompts.mask[2, 0] and prompts.mask[1].all()
-    null = unwrap(model.policy).null(prompts)
-    with torch.no_grad():
-        batched, nulls = model.logits(prompts, context), model.logits(null, context)
-        for row, text in enumerate(CAPTIONS):
-            alone = model.text_condition([text])
-            own = model.logits(alone, context[row : row + 1])
-            own_null = model.logits(unwrap(model.policy).null(alone), context[row : row + 1])
-            scale = float(own.abs().max())
-            assert float((batched[row] - own[0]).abs().max()) < 1e-5 * max(scale, 1.0)
-            assert float((nulls[row] - own_null[0]).abs().max()) < 1e-5 * max(scale, 1.0)
+    for kind in (lambda given: given, unwrap(model.policy).null):
+        with torch.no_grad():
+            batched = model.logits(kind(prompts), context)
+            alone = [model.logits(kind(model.text_condition([text])), context[row : row + 1])[0]
+                     for row, text in enumerate(CAPTIONS)]  # fmt: skip
+        for together, own in zip(batched, alone, strict=True):
+            assert float((together - own).abs().max()) < 1e-5 * max(float(own.abs().max()), 1.0)
 
 
 def test_what_stands_in_the_padding_does_not_matter(model: Janus) -> None:
@@ -207,3 +201,100 @@ def test_the_cache_is_allocated_once(model: Janus) -> None:
     policy.step(torch.zeros(3, dtype=torch.int64), prompts, cache)
     assert layers[0].keys.data_ptr() == place
     assert layers[0].keys.shape[2] == prompts.ids.shape[1] + 24
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_casting_leaves_the_positions_alone(model: Janus) -> None:
+    """A cast of the module would round the rotary frequencies, and with them every angle."""
+    twin = model.reference()
+    twin.policy.to(torch.bfloat16)
+    rotary, original = (unwrap(each.policy).language_model.rotary_emb for each in (twin, model))
+    assert rotary.inv_freq.dtype == torch.float32 and torch.equal(rotary.inv_freq, original.inv_freq)
+    assert unwrap(twin.policy).generation_head.vision_head.weight.dtype == torch.bfloat16
+    prompts = twin.text_condition(CAPTIONS)
+    trace = generate_steps(unwrap(twin.policy), prompts, torch.zeros(3, 25), Sampling(), keep_logits=True)
+    assert trace.logits is not None and trace.logits.dtype == torch.float32
+    twin.policy.double()
+    assert twin.logits(prompts, drawn(3, model)).dtype == torch.float64
+
+
+def gradients(model: Janus) -> dict[str, Tensor]:
+    model.policy.zero_grad(set_to_none=True)
+    prompts, tokens = model.text_condition(CAPTIONS), drawn(3, model)
+    chosen = model.logits(prompts, tokens[:, :-1]).log_softmax(-1).gather(-1, tokens[..., None])
+    chosen.mean().backward()
+    return {name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None}
+
+
+def test_recomputing_gives_the_same_gradients_in_eval_mode() -> None:
+    model = build(CARD, None)
+    model.policy.requires_grad_(True)
+    calls: list[int] = []
+    layer: Any = unwrap(model.policy).language_model.layers[0]
+    layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    kept = gradients(model)
+    assert len(calls) == 1
+    model.recompute(True)
+    again = gradients(model)
+    assert len(calls) == 3, "once forward, once backward"
+    assert kept.keys() == again.keys() and all(torch.equal(kept[name], again[name]) for name in kept)
+    assert not any(part.training for part in model.policy.modules())
+    assert not layer.gradient_checkpointing, "generation must not trip over it"
+    model.recompute(False)
+    gradients(model)
+    assert len(calls) == 4
+
+
+def test_all_of_the_policy_trains_by_default() -> None:
+    """transformers keeps the row of padding fixed; unconditional rows consist of it."""
+    model = build(CARD, None)
+    model.policy.requires_grad_(True)
+    found = gradients(model)
+    assert found.keys() == {name for name, _ in model.policy.named_parameters()}
+    assert all((value != 0).any() for value in found.values())
+    null = unwrap(model.policy).null(model.text_condition(["a cat"]))
+    model.policy.zero_grad()
+    model.logits(null, drawn(1, model)[:, :-1]).square().mean().backward()
+    gradient = model.policy.get_parameter("language_model.embed_tokens.weight").grad
+    assert gradient is not None and (gradient[model.prompts.pad] != 0).any()
+
+
+@pytest.mark.parametrize("parts", [("head",), "aligner, generation_embedding", ("language_model",)])
+def test_gradients_only_where_asked(parts: str | tuple[str, ...]) -> None:
+    model = build(CARD, None, trains=parts)
+    model.policy.requires_grad_(True)
+    found = gradients(model)
+    names = parts.split(", ") if isinstance(parts, str) else parts
+    wanted = tuple(prefix for part in names for prefix in PARTS[part])
+    assert found and all(name.startswith(wanted) for name in found)
+    assert found.keys() == {name for name, _ in model.policy.named_parameters() if name.startswith(wanted)}
+    model.policy.requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in model.policy.parameters())
+
+
+def test_parts_cover_the_policy_once(model: Janus) -> None:
+    prefixes = [prefix for part in PARTS.values() for prefix in part]
+    for name, _ in model.policy.named_parameters():
+        assert sum(name.startswith(prefix) for prefix in prefixes) == 1, name
+
+
+@pytest.mark.parametrize("parts", [("heads",), (), "head,neck", ""])
+def test_parts_and_fidelities_that_do_not_exist_are_refused(parts: str | tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="part"):
+        build(CARD, None, trains=parts)
+    with pytest.raises(UserError, match="fidelity 'released' is not one of exact, as_released"):
+        build(CARD, None, fidelity="released")  # type: ignore[arg-type]
+
+
+def test_a_reference_is_a_frozen_copy(model: Janus) -> None:
+    twin = model.reference()
+    assert twin.tokenizer is model.tokenizer
+    assert not any(parameter.requires_grad for parameter in twin.policy.parameters())
+    prompts, context = model.text_condition(CAPTIONS), drawn(3, model)[:, :-1]
+    with torch.no_grad():
+        before = model.logits(prompts, context)
+        twin.policy.get_parameter("generation_head.vision_head.weight").zero_()
+        assert torch.equal(before, model.logits(prompts, context))
+        assert not torch.equal(before, twin.logits(prompts, context))

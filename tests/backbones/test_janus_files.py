@@ -1,4 +1,4 @@
-"""Janus on disk: the forms its weights come in, its prompt tokenizer, and what must be refused."""
+"""Janus on disk: the forms its weights come in, its prompts, and what must be refused."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignbench.api import Sampling
-from alignbench.backbones.base import unwrap
 from alignbench.backbones.janus.model import Janus, build, load
-from alignbench.backbones.janus.prompts import template
+from alignbench.backbones.janus.prompts import SPECIAL, read_prompt_tokenizer, stand_in, template
 from alignbench.errors import UserError
 from tests.helpers import janus_toys
 
@@ -125,9 +124,9 @@ def test_released_names_look_like_the_released_ones(released: dict[str, Path]) -
 
 
 def test_released_weights_are_those_of_the_hub(hub: Path, released: dict[str, Path]) -> None:
-    same(build(janus_toys.hub_card(), released), load(hub))
-    same(build(janus_toys.hub_card(), {"policy": hub}), load(hub))
-    same(build(janus_toys.hub_card(), {"policy": hub / "model.safetensors"}), load(hub))
+    same(build(janus_toys.CARD, released), load(hub))
+    same(build(janus_toys.CARD, {"policy": hub}), load(hub))
+    same(build(janus_toys.CARD, {"policy": hub / "model.safetensors"}), load(hub))
 
 
 def test_a_run_s_policy_goes_with_the_tokenizer_of_a_whole_model(hub: Path, tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def test_a_run_s_policy_goes_with_the_tokenizer_of_a_whole_model(hub: Path, tmp_
     for role, state in trained.export().items():
         files[role] = tmp_path / f"{role}.safetensors"
         save_file({key: value.contiguous() for key, value in state.items()}, files[role])
-    card = janus_toys.hub_card()
+    card = janus_toys.CARD
     both = build(card, {**files, "text": hub / "tokenizer.json"})
     mixed = build(card, {"policy": files["policy"], "tokenizer": hub})
     for model in (both, mixed):
@@ -172,7 +171,7 @@ def test_saved_in_shards_and_read_by_us_and_by_transformers(hub: Path, tmp_path:
     prompts = again.text_condition(texts)
     assert torch.equal(talk["input_ids"], prompts.ids)
     drawn = theirs.generate(**talk, generation_mode="image", do_sample=False, guidance_scale=4.0)
-    ours = again.generate(prompts, torch.zeros(2, 16), Sampling(greedy=True, cfg_scale=4.0))
+    ours = again.generate(prompts, torch.zeros(2, 25), Sampling(greedy=True, cfg_scale=4.0))
     assert torch.equal(drawn, ours.tokens)
 
 
@@ -189,16 +188,82 @@ def test_models_read_from_a_community_configuration_are_untied(hub: Path, tmp_pa
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"] is False
 
 
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def test_the_stand_in_reads_what_the_hub_s_tokenizer_reads(hub: Path) -> None:
+    texts = ["a cat", " zwei  rote Würfel\n", "", "a photo of <|User|>"]
+    one, other = stand_in().encode(texts), read_prompt_tokenizer(hub / "tokenizer.json").encode(texts)
+    assert torch.equal(one.ids, other.ids) and torch.equal(one.mask, other.mask)
+    assert one.ids[:, -1].eq(3).all() and (one.ids * one.mask).eq(3).sum() == 4
+
+
+def edited(hub: Path, path: Path, change: Any) -> Path:
+    content = json.loads((hub / "tokenizer.json").read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_special_ids_are_looked_up_by_text(hub: Path, tmp_path: Path) -> None:
+    """Releases number them differently: here padding and begin-of-image change places."""
+
+    def swap(content: Any) -> None:
+        vocabulary, added = content["model"]["vocab"], content["added_tokens"]
+        one, other = SPECIAL[2], SPECIAL[3]
+        vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+        for token in added:
+            token["id"] = vocabulary[token["content"]]
+        added.sort(key=lambda token: token["id"])
+
+    tokenizer = read_prompt_tokenizer(edited(hub, tmp_path / "tokenizer.json", swap))
+    assert (tokenizer.bos, tokenizer.pad, tokenizer.begin_image) == (0, 3, 2)
+    prompts = tokenizer.encode(["a cat", "cat"])
+    assert prompts.ids[:, -1].tolist() == [2, 2] and prompts.ids[1, 0] == 3
+
+
+def rename(content: Any) -> None:
+    text = json.dumps(content).replace(TAG, "<image>")
+    content.clear()
+    content.update(json.loads(text))
+
+
+def metaspace(content: Any) -> None:
+    """What some versions of transformers make of this tokenizer: spaces vanish."""
+    content["pre_tokenizer"] = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": "first",
+        "split": False,
+    }
+
+
+@pytest.mark.parametrize(("change", "message"), [(rename, "has no token"), (metaspace, "turns")])
+def test_a_tokenizer_that_would_spoil_prompts_is_refused(
+    change: Any, message: str, hub: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_prompt_tokenizer(edited(hub, tmp_path / "tokenizer.json", change))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_prompt_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_padding_settings_inside_the_file_are_ignored(hub: Path, tmp_path: Path) -> None:
+    def pad(content: Any) -> None:
+        content["padding"] = {
+            "strategy": {"Fixed": 100}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 2, "pad_type_id": 0, "pad_token": SPECIAL[2],
+        }  # fmt: skip
+        content["truncation"] = {
+            "direction": "Right", "max_length": 12, "strategy": "LongestFirst", "stride": 0,
+        }  # fmt: skip
+
+    tokenizer = read_prompt_tokenizer(edited(hub, tmp_path / "tokenizer.json", pad))
+    assert torch.equal(tokenizer.encode(["a cat"]).ids, stand_in().encode(["a cat"]).ids)
+
+
 # --- what is refused ------------------------------------------------------------------------------
-
-
-def broken(hub: Path, folder: Path, change: Any) -> Path:
-    """The hub's folder with other tensors."""
-    shutil.copytree(hub, folder)
-    state = load_file(folder / "model.safetensors")
-    change(state)
-    save_file(state, folder / "model.safetensors")
-    return folder
 
 
 CHANGES = {
@@ -211,49 +276,44 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_weights_that_do_not_fit_are_refused(what: str, hub: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(hub, tmp_path / "hub"))
+    state = load_file(folder / "model.safetensors")
+    CHANGES[what](state)
+    save_file(state, folder / "model.safetensors")
     with pytest.raises(UserError, match=what):
-        load(broken(hub, tmp_path / "hub", CHANGES[what]))
+        load(folder)
 
 
-def test_a_missing_shard_is_noticed(released: dict[str, Path]) -> None:
+def test_released_files_that_do_not_do_are_refused(released: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="missing"):
-        build(janus_toys.hub_card(), {"policy": released["policy"]})
-
-
-def test_the_released_configuration_is_refused(released: dict[str, Path]) -> None:
-    """transformers reads it as a wrong default: 32 layers of width 4096."""
+        build(janus_toys.CARD, {"policy": released["policy"]})
     with pytest.raises(UserError, match="not that of a Janus model"):
+        # transformers reads the configuration as a wrong default: 32 layers of width 4096.
         load(released["policy"].parent)
 
 
 def test_other_mistakes_are_named(hub: Path, tmp_path: Path) -> None:
     shutil.copyfile(hub / "model.safetensors", tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"no tokenizer\.json beside"):
-        build(janus_toys.hub_card(), {"policy": tmp_path / "model.safetensors"})
+        build(janus_toys.CARD, {"policy": tmp_path / "model.safetensors"})
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no weights"):
-        build(janus_toys.hub_card(), {"policy": tmp_path / "empty", "text": hub / "tokenizer.json"})
+        build(janus_toys.CARD, {"policy": tmp_path / "empty", "text": hub / "tokenizer.json"})
     with pytest.raises(UserError, match="no weights file for policy"):
-        build(janus_toys.hub_card(), {"tokenizer": hub})
-    with pytest.raises(UserError, match="264 ids, the model knows 100"):
-        shape = janus_toys.hub_card().policy.model_copy(update={"text_vocab": 100})
-        build(janus_toys.hub_card().model_copy(update={"policy": shape}), {"policy": hub})
-    with pytest.raises(UserError, match="text_vocab"):
-        shape = janus_toys.hub_card().policy.model_copy(update={"text_vocab": None})
-        build(janus_toys.hub_card().model_copy(update={"policy": shape}), None)
+        build(janus_toys.CARD, {"tokenizer": hub})
+    for vocabulary, message, files in (
+        (100, "264 ids, the model knows 100", {"policy": hub}),
+        (None, "text_vocab", None),
+    ):
+        shape = janus_toys.CARD.policy.model_copy(update={"text_vocab": vocabulary})
+        with pytest.raises(UserError, match=message):
+            build(janus_toys.CARD.model_copy(update={"policy": shape}), files)
     with pytest.raises(UserError, match="only understanding needs"):
-        build(janus_toys.card(), None).save(tmp_path / "saved")
-
-
-def test_unwrap_finds_the_policy_inside_wrappers(hub: Path) -> None:
-    model = load(hub)
-    inner = model.policy
-    model.policy = torch.nn.parallel.DataParallel(torch.nn.parallel.DataParallel(inner))
-    assert unwrap(model.policy) is inner
+        build(janus_toys.CARD, None).save(tmp_path / "saved")
 
 
 def test_without_transformers_the_extra_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for attempt in (lambda: load(hub), lambda: build(janus_toys.card(), None)):
+    for attempt in (lambda: load(hub), lambda: build(janus_toys.CARD, None)):
         with pytest.raises(UserError, match=r"needs transformers.*pip install"):
             attempt()

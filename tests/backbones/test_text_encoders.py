@@ -86,10 +86,7 @@ def test_t5_features_are_those_of_the_bare_caption_at_the_right_end(folder: Path
 def test_t5_cleans_as_the_released_program_does(folder: Path, plain: Plain) -> None:
     examples = json.loads((DATA / "llamagen" / "text_cleaning.json").read_text(encoding="utf-8"))
     assert len(examples) >= 10
-    encoder = text_t5.T5TextEncoder(
-        folder, digest="d", slots=120, width=WIDTH, device=CPU, dtype=torch.float32
-    )
-    out = encoder.encode([example["in"] for example in examples])
+    out = t5(folder, slots=120).encode([example["in"] for example in examples])
     for features, mask, example in zip(out.features, out.mask, examples, strict=True):
         torch.testing.assert_close(features[mask], plain(example["out"], slots=120), atol=1e-5, rtol=1e-5)
 

@@ -15,15 +15,9 @@ from alignbench.backbones.llamagen.vq import Quantizer, VQConfig, VQModel
 
 DATA = Path(__file__).parents[1] / "golden" / "llamagen"
 TINY = VQConfig(
-    base_channels=12,
-    multipliers=(1, 2),
-    res_blocks=1,
-    z_channels=10,
-    codebook_size=16,
-    code_dim=4,
-    entropy_ratio=0.1,
-    usage_window=64,
-)
+    base_channels=12, multipliers=(1, 2), res_blocks=1, z_channels=10, codebook_size=16, code_dim=4,
+    entropy_ratio=0.1, usage_window=64,
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from alignbench.api import ImageBatch, Prompt
 from alignbench.registry.lookup import Registry
 from alignbench.samples.geneval_layout import write_layout
 from tests.evaluators.test_geneval import tiny_clip  # noqa: F401  (a fixture)
-from tests.runs.test_evaluate import alignbench
+from tests.helpers.command import alignbench
 
 BENCH, COW = {"class": "bench", "count": 1}, {"class": "cow", "count": 1}
 LINES = [
@@ -48,7 +48,7 @@ def given(tmp_path: Path, tiny_clip: Path) -> list[Any]:  # noqa: F811
         for number, seen in enumerate(SEEN)
     ]
     (tmp_path / "found.jsonl").write_text("".join(json.dumps(line) + "\n" for line in detections))
-    card = Registry.default().found["protocols"]["geneval-saved"].path.read_text(encoding="utf-8")
+    card = Registry.default().locations["protocols"]["geneval-saved"].path.read_text(encoding="utf-8")
     small = card.replace("image_size = 512", "image_size = 8").replace("samples = 2212", "samples = 12")
     small = small.replace("images_per_prompt = 4", "images_per_prompt = 2")
     (tmp_path / "cards" / "protocols").mkdir(parents=True)
@@ -66,7 +66,8 @@ def given(tmp_path: Path, tiny_clip: Path) -> list[Any]:  # noqa: F811
 
 
 def test_a_folder_is_scored(given: list[Any], tmp_path: Path) -> None:
-    assert alignbench(*given, "--out", tmp_path / "run") == 0
+    done = alignbench(*given, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (result,) = record["results"]
     metrics = {name: values[0] for name, values in result["metrics"].items()}
@@ -79,10 +80,7 @@ def test_a_folder_is_scored(given: list[Any], tmp_path: Path) -> None:
     assert metrics["geneval-saved-overall"] == pytest.approx(sum(six) / 6)
 
 
-def test_detections_of_other_images_are_refused(
-    given: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_detections_of_other_images_are_refused(given: list[Any], tmp_path: Path) -> None:
     lines = (tmp_path / "found.jsonl").read_text().splitlines()
     (tmp_path / "found.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    assert alignbench(*given, "--out", tmp_path / "run") != 0
-    assert "no line with id 11" in capsys.readouterr().err
+    assert "no line with id 11" in alignbench(*given, "--out", tmp_path / "run").stderr

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.command import alignbench
 from tests.helpers.inception_toys import ASSET, pictures, save_pngs, save_random
-from tests.runs.test_evaluate import alignbench
 
 COUNT = 10
 """The fewest that an Inception Score over ten parts allows."""
@@ -32,38 +32,35 @@ def weights(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_images_are_scored_against_a_reference_of_one_s_own(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    reference = tmp_path / "ref.npz"
+def test_images_are_scored_against_a_reference_of_one_s_own(folder: Path, tmp_path: Path) -> None:
+    reference, found = tmp_path / "ref.npz", {}
     made = alignbench("reference", folder / "real", "--out", reference, *weights(folder))
-    assert made == 0, capsys.readouterr().err
-    assert f"moments of {COUNT} images, {COUNT} of them inside" in capsys.readouterr().out
-    found = {}
+    assert made.returncode == 0, made.stderr
+    assert f"moments of {COUNT} images, {COUNT} of them inside" in made.stdout
     for name in ("real.npz", "generated"):
-        assert alignbench(
+        done = alignbench(
             "evaluate", "--protocol", "imagenet256-adm", "--samples", folder / name, "--out", tmp_path / name,
             "--set", f"assets.imagenet256-adm-reference={reference}", "--set", f"protocol.samples={COUNT}",
             *weights(folder),
-        ) == 0, capsys.readouterr().err  # fmt: skip
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
         (result,) = json.loads((tmp_path / name / "run.json").read_text())["results"]
         found[name] = {metric: values[0] for metric, values in result["metrics"].items()}
     same, other = found["real.npz"], found["generated"]
     assert abs(same["fid"]) < 1e-3 and abs(same["sfid"]) < 1e-3
     assert same["precision-adm"] == same["recall-adm"] == 1
-    assert {name for name, value in other.items() if value is None} == {"kid", "fid-corrected", "fid-inf"}, (
-        "subsets of 1,000 images; 2,048 features"
-    )
+    # Subsets of 1,000 images; 2,048 features.
+    assert {name for name, value in other.items() if value is None} == {"kid", "fid-corrected", "fid-inf"}
     assert other["fid"] > 0 and other["sfid"] > 0 and other["is"] == 1  # ten parts of one image
 
 
-def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_text("no weights")
     for out, options, words in (
         ("ref.npz", [], "alignbench fetch inception-2015-12-05"),
         ("ref.npz", weights(tmp_path), "holds no weights of the FID Inception network"),
         ("ref.txt", weights(tmp_path), "a reference is an .npz file"),
     ):
-        assert alignbench("reference", tmp_path, "--out", tmp_path / out, *options) == 2
-        printed = capsys.readouterr()
-        assert words in printed.err and len(printed.err.strip().splitlines()) == 1 and not printed.out
+        done = alignbench("reference", tmp_path, "--out", tmp_path / out, *options)
+        assert done.returncode == 2 and words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,9 +47,7 @@ def test_fetch_takes_models_evaluators_and_assets(capsys: pytest.CaptureFixture[
         weights.fetch("drawbnch")
 
 
-def test_doctor_names_the_command_for_each_missing_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_names_the_command_for_each_missing_file(tmp_path: Path, monkeypatch: Any) -> None:
     folder = tmp_path / "cache" / "assets" / "hpsv2.1"
     folder.mkdir(parents=True)
     (folder / "HPS_v2.1_compressed.pt").write_bytes(b"1")

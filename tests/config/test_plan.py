@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+import torch
 
+from alignbench.api import ClassLabels
+from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
 from alignbench.config.estimate import estimate, layer_values, memory_note
 from alignbench.config.plan import Plan, make_plan
 from alignbench.config.settings import resolve
@@ -16,16 +19,19 @@ from alignbench.errors import UserError
 from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import PolicyShape
 
-if TYPE_CHECKING:
-    import torch
-
 ROOT = Path(__file__).parents[2]
 
 
-def plan_of(model: str, *assignments: str, dataset: str | None = None, evaluates: bool = True) -> Plan:
-    registry = Registry.default()
-    config = resolve(registry, method="vapi", model=model, assignments=assignments, dataset=dataset)
+def plan_of(model: str, *assignments: str, **given: Any) -> Plan:
+    """The plan of VA-π, or of another method; `evaluates` is for the plan, the rest for the configuration."""
+    registry, evaluates = Registry.default(), given.pop("evaluates", True)
+    config = resolve(registry, model=model, assignments=assignments, **{"method": "vapi", **given})
     return make_plan(registry, config, evaluates=evaluates)
+
+
+def problems(model: str, *assignments: str, **given: Any) -> dict[str, tuple[str, str]]:
+    """{where: (what, fix)}."""
+    return {one.where: (one.what, one.fix) for one in plan_of(model, *assignments, **given).problems}
 
 
 def test_the_default_has_no_problems() -> None:
@@ -35,28 +41,35 @@ def test_the_default_has_no_problems() -> None:
 
 
 def test_the_paper_s_geometry() -> None:
-    plan = plan_of("llamagen-xxl")
-    values = plan.as_dict()
+    values = plan_of("llamagen-xxl").as_dict()
     assert values["parameters"] == 1_410_972_672
-    assert values["images_per_step"] == 128
-    assert values["sequences_per_step"] == 1024
+    assert (values["images_per_step"], values["sequences_per_step"]) == (128, 1024)
     assert values["config"]["values"]["train.steps"] == 100
 
 
-def test_missing_things_are_listed_together_with_remedies() -> None:
-    plan = plan_of("llamagen-xxl")
-    texts = {problem.where: (problem.what, problem.fix) for problem in plan.problems}
-    assert {"weights/policy", "weights/tokenizer", "data imagenet"} <= set(texts)
+def test_missing_things_are_listed_together_with_remedies(tmp_path: Path) -> None:
+    """Missing files, too few images, and a protocol for other models: all before anything is trained."""
+    texts = problems("llamagen-xxl")
+    assert {"weights/policy", "weights/tokenizer"} <= set(texts)
     assert "c2i_XXL_384.pt" in texts["weights/policy"][0]
     assert "alignbench fetch llamagen-xxl" in texts["weights/policy"][1]
     assert texts["data imagenet"][1] == "--set data.root=PATH"
+    for asset in ("inception-2015-12-05", "imagenet256-adm-reference"):
+        assert f"alignbench fetch {asset}" in texts[f"assets/{asset}"][1]
+    assert problems("llamagen-tiny", "protocol.samples=9")["evaluator distribution-digits"] == (
+        "needs at least 10 images, 9 are planned",
+        "--set protocol.samples=10 or more",
+    )
+    (stray,) = problems("llamagen-tiny", f"assets.inception-2015-12-05={tmp_path}").values()
+    assert stray[0] == "protocol digits8 does not read it"
+    others = {what for what, _ in problems("llamagen-tiny", protocol="drawbench").values()}
+    assert "is for text-conditioned models, llamagen-tiny is class-conditioned" in others
 
 
 def test_an_impossible_size_is_answered_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "5")
-    (problem,) = plan_of("llamagen-tiny").problems
-    assert problem.what == "32 images cannot be shared by 5 devices"
-    assert problem.fix == "--set train.images_per_step=30 or 35"
+    (problem,) = problems("llamagen-tiny").values()
+    assert problem == ("32 images cannot be shared by 5 devices", "--set train.images_per_step=30 or 35")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert plan_of("llamagen-tiny").problems == []
     assert plan_of("llamagen-tiny", "train.micro_batch=3").accumulation == 3
@@ -68,22 +81,18 @@ def test_the_digest_is_the_identity_of_the_run() -> None:
     own = base.config.train.lr  # the recipe's
     assert plan_of("llamagen-tiny", f"train.lr={own}").digest == base.digest
     assert plan_of("llamagen-tiny", f"train.lr={2 * own}").digest != base.digest
-    assert plan_of("llamagen-tiny", "protocol.samples=7").digest != base.digest
     assert plan_of("llamagen-tiny", evaluates=False).digest != base.digest
-
-
-def test_changing_a_protocol_changes_its_digest() -> None:
-    assert (
-        plan_of("llamagen-tiny", "protocol.samples=7").protocol_digest
-        != plan_of("llamagen-tiny").protocol_digest
-    )
+    for change in ("protocol.samples=7", "protocol.batch=100"):  # images generated together, too
+        other = plan_of("llamagen-tiny", change)
+        assert other.digest != base.digest and other.protocol_digest != base.protocol_digest
+    assert (base.protocol.batch, other.protocol.batch) == (500, 100)
+    assert "protocol.batch" not in base.config.values, "older configurations keep their digest"
     fewer = plan_of("llamagen-tiny", "protocol.settings=t1,cfg2", "protocol.seeds=4,5")
-    assert fewer.protocol_digest == plan_of("llamagen-tiny").protocol_digest
+    assert fewer.protocol_digest == base.protocol_digest
     assert list(fewer.protocol.settings) == ["t1", "cfg2"] and fewer.protocol.seeds == [4, 5]
-    with pytest.raises(UserError, match=r"no setting named 't2'"):
-        plan_of("llamagen-tiny", "protocol.settings=t2")
-    with pytest.raises(UserError, match=r"not of the form 0,1,2"):
-        plan_of("llamagen-tiny", "protocol.seeds=a")
+    for change, said in (("settings=t2", "no setting named 't2'"), ("seeds=a", "not of the form 0,1,2")):
+        with pytest.raises(UserError, match=said):
+            plan_of("llamagen-tiny", f"protocol.{change}")
 
 
 def test_a_model_without_a_backbone_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,24 +101,7 @@ def test_a_model_without_a_backbone_is_said_so(tmp_path: Path, monkeypatch: pyte
     text = re.sub(r"(?m)^target = .*$", "", card).replace('"llamagen"', '"someday"')
     (tmp_path / "models" / "someday.toml").write_text(text)
     monkeypatch.setenv("ALIGNBENCH_PATH", str(tmp_path))
-    assert "this version has no someday backbone" in {p.what for p in plan_of("someday").problems}
-
-
-def test_what_evaluators_need_is_listed_with_remedies(tmp_path: Path) -> None:
-    """Missing files, too few images, and a protocol for other models: all before anything is trained."""
-    texts = {p.where: (p.what, p.fix) for p in plan_of("llamagen-xxl").problems}
-    assert "alignbench fetch inception-2015-12-05" in texts["assets/inception-2015-12-05"][1]
-    assert "alignbench fetch imagenet256-adm-reference" in texts["assets/imagenet256-adm-reference"][1]
-    few = {p.where: (p.what, p.fix) for p in plan_of("llamagen-tiny", "protocol.samples=9").problems}
-    assert few["evaluator distribution-digits"] == (
-        "needs at least 10 images, 9 are planned",
-        "--set protocol.samples=10 or more",
-    )
-    stray = plan_of("llamagen-tiny", f"assets.inception-2015-12-05={tmp_path}").problems
-    assert [p.what for p in stray] == ["protocol digits8 does not read it"]
-    config = resolve(Registry.default(), method="vapi", model="llamagen-tiny", protocol="drawbench")
-    others = {p.what for p in make_plan(Registry.default(), config).problems}
-    assert "is for text-conditioned models, llamagen-tiny is class-conditioned" in others
+    assert "this version has no someday backbone" in {what for what, _ in problems("someday").values()}
 
 
 def test_a_file_other_than_the_card_s_makes_another_protocol(tmp_path: Path) -> None:
@@ -134,51 +126,31 @@ def trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_files_of_rewards_are_looked_for_before_anything_is_built(trunk: Path) -> None:
-    def problems(*more: str) -> list[str]:
-        found = plan_of(
-            "llamagen-xxl", "model.weights=random", *more, dataset="synthetic", evaluates=False
-        ).problems
-        return [f"{problem.where}: {problem.what}" for problem in found]
+def test_files_are_looked_for_before_anything_is_built(tmp_path: Path, trunk: Path) -> None:
+    def found(*more: str) -> dict[str, tuple[str, str]]:
+        return problems("llamagen-xxl", *more, dataset="synthetic", evaluates=False)
 
-    assert problems() == []
+    (tmp_path / "weights.pt").write_bytes(b"x" * 10)
+    own = [f"model.{role}={tmp_path}/weights.pt" for role in ("policy", "tokenizer")]
+    assert problems("llamagen-xxl", *own, f"data.root={tmp_path}", evaluates=False) == {}
+    random = "model.weights=random"
+    assert found(random) == {}
     trunk.unlink()
-    assert problems() == [f"method.perceptual: reward 'lpips-vgg' needs {trunk}, which is not there"]
+    (missing,) = found(random).items()
+    assert missing[0] == "method.perceptual"
+    assert missing[1][0] == f"reward 'lpips-vgg' needs {trunk}, which is not there"
     # Not computed, or computed elsewhere.
-    assert problems("method.perceptual_weight=0") == problems("method.policy_weight=0") == []
-    assert problems("method.perceptual=lpips-vgg(placement=http://localhost:1)") == []
-
-
-def test_weights_on_disk_are_accepted(tmp_path: Path, trunk: Path) -> None:
-    for name in ("policy.safetensors", "tokenizer.pt"):
-        (tmp_path / name).write_bytes(b"x" * 10)
-    plan = plan_of(
-        "llamagen-xxl",
-        f"model.policy={tmp_path}/policy.safetensors",
-        f"model.tokenizer={tmp_path}/tokenizer.pt",
-        f"data.root={tmp_path}",
-        evaluates=False,
-    )
-    assert plan.problems == []
-
-
-def test_random_weights_need_no_files_of_their_own(trunk: Path) -> None:
-    plan = plan_of("llamagen-xxl", "model.weights=random", dataset="synthetic", evaluates=False)
-    assert plan.random_weights and plan.problems == []
+    for change in ("perceptual_weight=0", "policy_weight=0", "perceptual=lpips-vgg(placement=http://here:1)"):
+        assert found(random, f"method.{change}") == {}
 
 
 def test_free_running_methods_hold_every_sequence() -> None:
-    registry = Registry.default()
-    parts = {}
-    for method in ("vapi", "ar-grpo"):
-        config = resolve(
-            registry,
-            method=method,
-            model="llamagen-xxl",
-            assignments=["train.micro_batch=2", "method.group_size=4", "train.precision=fp32"],
-        )
-        parts[method] = make_plan(registry, config, evaluates=False).estimate.parts
-    assert parts["ar-grpo"]["logits"] == pytest.approx(4 * parts["vapi"]["logits"])
+    given = ["train.micro_batch=2", "method.group_size=4", "train.precision=fp32"]
+    forced, free = (
+        plan_of("llamagen-xxl", *given, method=method, evaluates=False).estimate.parts["logits"]
+        for method in ("vapi", "ar-grpo")
+    )
+    assert free == pytest.approx(4 * forced)
 
 
 def test_memory_estimate_by_hand() -> None:
@@ -193,16 +165,10 @@ def test_memory_estimate_by_hand() -> None:
     assert estimate(plan.config, plan.model, plan.method) == plan.estimate
 
 
-def test_images_generated_together_are_part_of_the_protocol() -> None:
-    plain, smaller = plan_of("llamagen-tiny"), plan_of("llamagen-tiny", "protocol.batch=100")
-    assert (plain.protocol.batch, smaller.protocol.batch) == (500, 100)
-    assert plain.protocol_digest != smaller.protocol_digest and plain.digest != smaller.digest
-    assert "protocol.batch" not in plain.config.values, "older configurations keep their digest"
-
-
 def test_too_small_a_device_is_named_before_it_is_tried() -> None:
-    found = plan_of("llamagen-xxl", "model.weights=random", dataset="synthetic", evaluates=False).estimate
-    assert memory_note(found, found.train_gib) == ""
+    plan = plan_of("llamagen-xxl", "model.weights=random", dataset="synthetic", evaluates=False)
+    found = plan.estimate
+    assert plan.random_weights and memory_note(found, found.train_gib) == ""
     note = memory_note(found, 23.6)
     assert f"about {found.train_gib:.2g} GiB" in note and "has 24" in note and "train.recompute=true" in note
 
@@ -225,10 +191,7 @@ LENGTH = 64
 
 def _saved_bytes(family: str, shape: PolicyShape, precision: str) -> int:
     """Bytes that a forward leaves for the backward pass, parameters and their casts left out."""
-    import torch
-
-    make = _llama if family == "janus" else _gpt
-    network, run = make(shape)
+    network, run = (_llama if family == "janus" else _gpt)(shape)
     storages: dict[int, tuple[int, torch.Tensor]] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -242,35 +205,24 @@ def _saved_bytes(family: str, shape: PolicyShape, precision: str) -> int:
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
         run()
-    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    for parameter in network.parameters():
+        storages.pop(parameter.untyped_storage().data_ptr(), None)
     casts = {tuple(parameter.shape) for parameter in network.parameters() if parameter.dim() > 1}
     casts |= {shape[::-1] for shape in casts}
-    return sum(
-        size
-        for place, (size, tensor) in storages.items()
-        if place not in own and tuple(tensor.shape) not in casts
-    )
+    return sum(size for size, tensor in storages.values() if tuple(tensor.shape) not in casts)
 
 
 def _gpt(shape: PolicyShape) -> Any:
-    import torch
-
-    from alignbench.api import ClassLabels
-    from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
-
-    network = GPT(
-        GPTConfig(
-            dim=shape.dim, layers=shape.layers, heads=shape.heads, ffn_hidden=shape.ffn_hidden,
-            vocab_size=shape.vocab_size, grid=(8, 8), num_classes=3,
-        )
-    ).eval()  # fmt: skip
+    config = GPTConfig(
+        dim=shape.dim, layers=shape.layers, heads=shape.heads, ffn_hidden=shape.ffn_hidden,
+        vocab_size=shape.vocab_size, grid=(8, 8), num_classes=3,
+    )  # fmt: skip
+    network = GPT(config).eval()
     context = torch.zeros(1, LENGTH - 1, dtype=torch.int64)
     return network, lambda: network(ClassLabels(torch.tensor([1])), context)
 
 
 def _llama(shape: PolicyShape) -> Any:
-    import torch
-
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         hidden_size=shape.dim, intermediate_size=shape.ffn_hidden, num_attention_heads=shape.heads,

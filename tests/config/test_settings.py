@@ -15,13 +15,8 @@ def registry() -> Registry:
 
 
 def test_precedence_is_default_recipe_flag(registry: Registry) -> None:
-    config = resolve(
-        registry,
-        method="vapi",
-        model="llamagen-xxl",
-        assignments=["method.clip_range=0.1", "noise=0.5"],
-        steps=7,
-    )
+    given = ["method.clip_range=0.1", "noise=0.5"]
+    config = resolve(registry, method="vapi", model="llamagen-xxl", assignments=given, steps=7)
     assert config.recipe == "vapi-llamagen-xxl"
     origins = {key: (origin.value, origin.source) for key, origin in config.values.items()}
     assert origins["method.clip_range"] == (0.1, "--set")
@@ -39,12 +34,8 @@ def test_precedence_is_default_recipe_flag(registry: Registry) -> None:
         ({"method": "vappi"}, "no method named 'vappi'. Did you mean vapi? See: alignbench list methods"),
         ({"model": "lamagen-xxl"}, "no model named 'lamagen-xxl'. Did you mean llamagen-xxl"),
         ({"dataset": "digits9"}, "no dataset named 'digits9'. Did you mean digits8?"),
-        (
-            {"assignments": ["method.clip_rang=1"]},
-            "no setting named 'method.clip_rang'. Did you mean method.clip_range?",
-        ),
-        ({"assignments": ["clip_rng=1"]}, "Did you mean method.clip_range?"),
-        ({"assignments": ["train.lrr=1"]}, "Did you mean train.lr?"),
+        ({"assignments": ["clip_rng=1"]}, "no setting named 'clip_rng'. Did you mean method.clip_range?"),
+        ({"assignments": ["train.lrr=1"]}, "no setting named 'train.lrr'. Did you mean train.lr?"),
         ({"assignments": ["train.steps"]}, "not of the form key=value"),
         ({"assignments": ["train.steps=ten"]}, "train.steps: 'ten' is not a whole number"),
         ({"assignments": ["train.steps=1.5"]}, "train.steps: '1.5' is not a whole number"),

@@ -7,21 +7,23 @@ Rewards whose weights are not here stand on tiny random networks of the same cla
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from alignbench import api
+from alignbench.data.shapes_scenes import SIZE, Thing, draw
 from alignbench.errors import UserError
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.schema import RewardCard
 from alignbench.rewards.build import BuiltDistance, BuiltReward, Placed, build
 from alignbench.rewards.remote import serve
-from tests.helpers.tiny_rewards import REQUESTS, TINY
+from tests.helpers.tiny_rewards import TINY
 from tests.rewards.test_remote import running
 
 REGISTRY = Registry([("built-in", Path(__file__).parent.parent.parent / "registry")])
@@ -30,6 +32,25 @@ CPU = torch.device("cpu")
 COUNT = 5
 TOLERANCE = 2e-5
 """Relative to the largest score: float32 sums in another order."""
+
+
+def captioned_shapes(side: int) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Five scenes that show ever more of one caption, [5, 3, side, side], cut or padded with black."""
+    circles = [[], [("circle", "red")], [("circle", "white")], [("circle", "white")], [("circle", "white")]]
+    squares = [[], [], [], [("square", "red")], [("square", "green")]]
+    scenes = [
+        draw([Thing(*kind, row, 0) for row, kind in zip((0, 2), (*circle, *square), strict=False)])
+        for circle, square in zip(circles, squares, strict=True)
+    ]
+    pixels = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2)[..., :side, :side].float() / 255
+    room = (0, max(0, side - SIZE), 0, max(0, side - SIZE))
+    return torch.nn.functional.pad(pixels, room), ("a white circle and a green square",) * 5
+
+
+REQUESTS: dict[str, Callable[[int], tuple[torch.Tensor, tuple[str, ...]]]] = {
+    "shapes-detector": captioned_shapes,
+}
+"""{card: (images, captions) of a side that it understands}, for rewards that take no other language."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
@@ -10,19 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignbench.cli.main import main
 from alignbench.data.dataset import open_dataset
 from alignbench.registry.plugins import load_registry
 from alignbench.registry.schema import DatasetCard
+from tests.e2e.test_adding import FOLDER, blocks
+from tests.runs.test_evaluate import alignbench
 
-TEXT = (Path(__file__).parents[2] / "docs" / "adding" / "data-set.md").read_text(encoding="utf-8")
+TEXT = (FOLDER / "data-set.md").read_text(encoding="utf-8")
 
 
 def test_the_example_is_a_data_set_and_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    (commands,) = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+    (code,), (commands,) = blocks(TEXT, "python"), blocks(TEXT, "bash")
     monkeypatch.chdir(tmp_path)
     Path("pets.py").write_text(code)
     Path("images").mkdir()
@@ -32,23 +31,11 @@ def test_the_example_is_a_data_set_and_trains(
     Path("images/j_cat_9.png").write_text("no image")
     card = load_registry([Path("pets.py")]).dataset("pets")
     assert isinstance(card, DatasetCard)
-    dataset = open_dataset(
-        card,
-        split="all",
-        image_size=8,
-        num_classes=10,
-        options={"root": "images"},
-        workers=0,
-        cache_dir=tmp_path / "cache",
-    )
+    options = {"options": {"root": "images"}, "workers": 0, "cache_dir": tmp_path / "cache"}
+    dataset = open_dataset(card, split="all", image_size=8, num_classes=10, **options)  # type: ignore[arg-type]
     assert len(dataset) == 20 and dataset.labels.tolist() == sorted([*range(10)] * 2)
-    assert dataset.class_names[0] == "a_cat" and [skipped.path for skipped in dataset.skipped] == [
-        "j_cat_9.png"
-    ]
-    for command in commands.splitlines():
-        program, *arguments = shlex.split(command)
-        assert program == "alignbench"
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        assert not ended.value.code, capsys.readouterr().err
+    assert dataset.class_names[0] == "a_cat"
+    assert [skipped.path for skipped in dataset.skipped] == ["j_cat_9.png"]
+    for program, *arguments in map(shlex.split, commands.splitlines()):
+        assert program == "alignbench" and alignbench(*arguments) == 0, capsys.readouterr().err
     assert list(tmp_path.glob("runs/*/run.json"))

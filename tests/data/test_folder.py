@@ -180,14 +180,9 @@ def test_file_names_that_are_not_utf8(folder: Folder, root: Path) -> None:
     assert Skipped("ant/\ufffd.png", "not a PNG, JPEG, WebP or BMP image") in folder().skipped
 
 
-def test_only_unreadable_images_is_an_error(folder: Folder, root: Path) -> None:
-    for path in root.rglob("*"):
-        if path.is_file():
-            path.write_text("no image")
-    assert "none of 6 images can be read; ant/a.bmp: not a PNG" in refused(folder)
-
-
-def test_a_file_that_changes_or_vanishes_later_fails_the_run(folder: Folder, root: Path) -> None:
+def test_images_that_change_or_vanish_later_or_are_all_unreadable_are_an_error(
+    folder: Folder, root: Path
+) -> None:
     dataset = folder()
     shutil.copyfile(root / "ant" / "b.png", root / "ant" / "a.bmp")
     with pytest.raises(RunFailed, match=r"ant/a\.bmp .* is not what it was .*: it has other content"):
@@ -195,6 +190,10 @@ def test_a_file_that_changes_or_vanishes_later_fails_the_run(folder: Folder, roo
     (root / "ant" / "a.bmp").unlink()
     with pytest.raises(RunFailed, match=r"ant/a\.bmp .* is not what it was .*: no such file"):
         dataset.load(0)
+    for path in root.rglob("*"):
+        if path.is_file():
+            path.write_text("no image")
+    assert "none of 5 images can be read; ant/b.png: not a PNG" in refused(folder)
 
 
 def test_other_pixels_with_the_time_of_the_old_are_noticed(folder: Folder, root: Path) -> None:

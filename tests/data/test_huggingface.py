@@ -25,19 +25,10 @@ def table() -> Any:
     """Six rows; row 4 holds no image."""
     cells = [{"bytes": encoded(image), "path": None} for image in PIXELS]
     cells[4]["bytes"] = b"text"
-    columns = {
-        "img": cells,
-        "label": [0, 1, 2, 0, 1, 2],
-        "number": [5, 0, 1, 1, 0, 2],
-        "name": list("abcdef"),
-    }
-    kinds = {
-        "img": datasets.Image(),
-        "label": datasets.ClassLabel(names=["ant", "bee", "cat"]),
-        "number": datasets.Value("int16"),
-        "name": datasets.Value("string"),
-    }
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    columns = {"img": cells, "label": [0, 1, 2] * 2, "number": [5, 0, 1, 1, 0, 2], "name": list("abcdef")}
+    table = datasets.Dataset.from_dict(columns).cast_column("img", datasets.Image())
+    table = table.cast_column("label", datasets.ClassLabel(names=["ant", "bee", "cat"]))
+    return table.cast_column("number", datasets.Value("int16"))
 
 
 @pytest.fixture

@@ -50,21 +50,14 @@ def test_json_list_of_texts_may_repeat(tmp_path: Path) -> None:
 
 
 def test_tables_of_drawbench_and_parti(tmp_path: Path) -> None:
-    drawbench = write(
-        tmp_path, "d.csv", 'Prompts,Category\r\n"A cat, left of a dog.",Positional\r\nx,"T"\r\n'
-    )
-    assert read_prompts(drawbench) == [
-        Prompt(
-            "A cat, left of a dog.",
-            "Positional",
-            {"Prompts": "A cat, left of a dog.", "Category": "Positional"},
-        ),
-        Prompt("x", "T", {"Prompts": "x", "Category": "T"}),
+    content = 'Prompts,Category\r\n"A cat, left of a dog.",Positional\r\nx,"T"\r\n'
+    rows = [("A cat, left of a dog.", "Positional"), ("x", "T")]
+    assert read_prompts(write(tmp_path, "d.csv", content)) == [
+        Prompt(text, tag, {"Prompts": text, "Category": tag}) for text, tag in rows
     ]
     parti = write(tmp_path, "p.tsv", "Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tmeanings\n")
-    assert [(prompt.text, prompt.tag, prompt.metadata["Challenge"]) for prompt in read_prompts(parti)] == [
-        ("bond", "Abstract", "Basic")
-    ]
+    (prompt,) = read_prompts(parti)
+    assert (prompt.text, prompt.tag, prompt.metadata["Challenge"]) == ("bond", "Abstract", "Basic")
 
 
 WRONG = [

@@ -35,27 +35,19 @@ CPU = torch.device("cpu")
 SOME = [shapes_scenes.scene(7, "test", number) for number in range(300)]
 
 
-def geneval() -> evaluator.GenEval:
-    card = REGISTRY.evaluator("geneval-shapes")
-    defaults = {key: option.default for key, option in card.options.items()}
-    return evaluator.build(card, options=defaults, assets={}, device=CPU)
-
-
 def pixels(some: list[Scene]) -> np.ndarray:
     return np.stack([shapes_scenes.draw(scene.things) for scene in some])
 
 
 def judge(images: np.ndarray, texts: list[str]) -> np.ndarray:
     """The evaluator's verdicts, [n] bool."""
-    prompts = [
-        Prompt(text, request.tag, request.metadata())
-        for text in texts
-        for request in [shapes_scenes.by_text()[text]]
-    ]
-    batch = ImageBatch(
-        ids=range(len(images)), images=torch.from_numpy(images).permute(0, 3, 1, 2), prompts=prompts
-    )
-    return geneval().measure(batch)["correct"]
+    requests = [shapes_scenes.by_text()[text] for text in texts]
+    prompts = [Prompt(request.text, request.tag, request.metadata()) for request in requests]
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    card = REGISTRY.evaluator("geneval-shapes")
+    defaults = {key: option.default for key, option in card.options.items()}
+    geneval = evaluator.build(card, options=defaults, assets={}, device=CPU)
+    return geneval.measure(ImageBatch(ids=range(len(images)), images=tensor, prompts=prompts))["correct"]
 
 
 def verdict(text: str, *things: tuple[str, str, int, int]) -> bool:
@@ -77,18 +69,17 @@ def test_content_never_changes() -> None:
 
 
 def test_a_scene_is_a_function_of_its_address() -> None:
-    assert shapes_scenes.scene(0, "a", 3) == shapes_scenes.scene(0, "a", 3)
-    others = [shapes_scenes.scene(*place) for place in [(0, "a", 9), (1, "a", 3), (0, "b", 3)]]
-    assert shapes_scenes.scene(0, "a", 3) not in others
+    places = [(0, "a", 3), (0, "a", 3), (0, "a", 9), (1, "a", 3), (0, "b", 3)]
+    first, again, *others = (shapes_scenes.scene(*place) for place in places)
+    assert first == again and first not in others
 
 
 def test_the_language_is_closed_and_unambiguous() -> None:
     counts = {tag: len(shapes_scenes.requests(tag)) for tag in TASKS}
     assert counts == dict(zip(TASKS, (5, 20, 15, 30, 80, 600), strict=True))
     assert len(shapes_scenes.by_text()) == 750 and len(shapes_scenes.words()) == 26
-    assert max(len(text.split()) for text in shapes_scenes.by_text()) == shapes_scenes.MOST_WORDS
     policy = REGISTRY.model("shapes-tiny").policy
-    assert policy.condition_tokens == shapes_scenes.MOST_WORDS
+    assert max(len(text.split()) for text in shapes_scenes.by_text()) == policy.condition_tokens
 
 
 def test_scenes_hold_what_is_asked_and_nothing_else() -> None:
@@ -100,12 +91,8 @@ def test_scenes_hold_what_is_asked_and_nothing_else() -> None:
         for clause, thing in zip(scene.request.include, scene.things, strict=False):
             assert thing.colour == clause.get("color", thing.colour)
     image = shapes_scenes.draw([Thing("ring", "purple", 3, 2)])
-    assert (
-        image[12:19, 8:15].any(axis=2).sum()
-        == image.any(axis=2).sum()
-        == shapes_scenes.mask("ring").sum()
-        == 28
-    )
+    drawn = image.any(axis=2)
+    assert drawn[12:19, 8:15].sum() == drawn.sum() == shapes_scenes.mask("ring").sum() == 28
     assert set(map(tuple, image.reshape(-1, 3).tolist())) == {(0, 0, 0), (255, 0, 255)}
 
 
@@ -118,21 +105,14 @@ def test_every_request_is_a_geneval_prompt() -> None:
 # --- the detector ---------------------------------------------------------------------------------
 
 
-def test_scenes_as_drawn_are_found_exactly() -> None:
+def test_scenes_as_drawn_are_found_exactly_and_judged_right_in_every_task() -> None:
     for scene, found in zip(SOME, shapes_detector.find(pixels(SOME)), strict=True):
         image = shapes_scenes.draw(scene.things)
-        assert all(item.match == 1.0 for item in found)
-        seen = {
+        assert all(item.match == 1.0 for item in found) and len(found) == len(scene.things)
+        assert {
             (list(SHAPES)[item.shape], shapes_detector.colour_of(image, item.mask), item.box[1], item.box[0])
             for item in found
-        }
-        assert len(found) == len(scene.things)
-        assert seen == {
-            (thing.shape, thing.colour, 4 * thing.row, 4 * thing.column) for thing in scene.things
-        }
-
-
-def test_verdicts_on_scenes_as_drawn_are_right_in_every_task() -> None:
+        } == {(thing.shape, thing.colour, 4 * thing.row, 4 * thing.column) for thing in scene.things}
     assert {scene.request.tag for scene in SOME} == set(TASKS)
     assert judge(pixels(SOME), [scene.request.text for scene in SOME]).all()
 
@@ -211,11 +191,13 @@ def test_nearest_colours_are_those_of_a_plain_search() -> None:
         assert found[y, x] == distances.index(min(distances))
 
 
-def test_scores_say_shapes_and_are_the_mean_of_six() -> None:
+def test_scores_say_shapes_and_reward_and_metrics_name_the_same_detector() -> None:
     card = REGISTRY.evaluator("geneval-shapes")
     assert evaluator.prefix_of(card) == "shapes-"
-    assert all(name.startswith("shapes-") for name in card.metrics)
-    assert all(fact.title.startswith("Shapes") for fact in card.metrics.values())
+    networks = REGISTRY.reward("shapes-detector").networks
+    assert networks == ["shapes-detector"]
+    for name, fact in card.metrics.items():
+        assert name.startswith("shapes-") and fact.title.startswith("Shapes") and fact.networks == networks
 
 
 # --- the reward -----------------------------------------------------------------------------------
@@ -257,22 +239,12 @@ SHARES = [
 ]
 
 
-def test_parts_of_a_caption_have_their_share() -> None:
+def test_parts_of_a_caption_have_their_share_and_other_captions_none() -> None:
     for text, things, expected in SHARES:
         image = shapes_scenes.draw([Thing(*thing) for thing in things])
         assert reward(image[None], [text], "shapes-detector").item() == pytest.approx(expected), text
-
-
-def test_the_reward_refuses_other_captions() -> None:
     message = refused(reward, pixels(SOME[:1]), ["a photo of a bench"], "shapes-detector")
     assert "does not understand 'a photo of a bench'" in message
-
-
-def test_reward_and_metrics_name_the_same_detector() -> None:
-    networks = REGISTRY.reward("shapes-detector").networks
-    metrics = REGISTRY.evaluator("geneval-shapes").metrics
-    assert networks == ["shapes-detector"]
-    assert all(fact.networks == networks for fact in metrics.values())
 
 
 # --- the prompt files -----------------------------------------------------------------------------

@@ -33,15 +33,13 @@ def same(left: Batch, right: Batch) -> bool:
 @pytest.mark.parametrize(("count", "share"), [(10, 4), (3, 8)])
 def test_every_epoch_shows_every_image_once(count: int, share: int) -> None:
     stream = Stream(noise(count), seed=5, images_per_step=share, workers=0)
-    order = np.concatenate([stream.indices(step) for step in range(count * 3)])
-    for epoch in range(3 * share):
-        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
+    epochs = np.concatenate([stream.indices(step) for step in range(count * 3)]).reshape(-1, count)
+    assert (np.sort(epochs) == np.arange(count)).all()
 
 
 def test_order_depends_on_seed_and_epoch() -> None:
-    first = Stream(noise(50), seed=0, images_per_step=50, workers=0)
-    assert (first.indices(0) != first.indices(1)).any()
-    assert (first.indices(0) != Stream(noise(50), seed=1, images_per_step=50, workers=0).indices(0)).any()
+    first, other = (Stream(noise(50), seed=seed, images_per_step=50, workers=0) for seed in (0, 1))
+    assert (first.indices(0) != first.indices(1)).any() and (first.indices(0) != other.indices(0)).any()
     # Must never change: recorded runs rest on it.
     assert first.indices(0)[:6].tolist() == [1, 11, 12, 40, 39, 46]
 
@@ -61,57 +59,39 @@ def test_batches_hold_the_images_in_the_range_of_the_models() -> None:
     assert batch.images.min() >= -1 and batch.images.max() <= 1
 
 
-def test_ranks_share_a_step_in_blocks() -> None:
-    stream = Stream(noise(6), seed=2, images_per_step=8, workers=0)
-    whole = stream.batch(5, 0, 1)
-    parts = [stream.batch(5, rank, 4) for rank in range(4)]
-    assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
-    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
-
-
-def test_threads_and_history_change_nothing() -> None:
+def test_ranks_share_a_step_in_blocks_and_threads_and_history_change_nothing() -> None:
     dataset = noise(7)
-    plain = Stream(dataset, seed=3, images_per_step=4, workers=0)
-    with Stream(dataset, seed=3, images_per_step=4, workers=3) as threaded:
+    plain = Stream(dataset, seed=3, images_per_step=8, workers=0)
+    with Stream(dataset, seed=3, images_per_step=8, workers=3) as threaded:
         for step in (0, 1, 2, 9, 8, 8, 0):  # forwards, a jump, backwards, again
-            assert same(threaded.batch(step, 0, 1), plain.batch(step, 0, 1))
-        assert same(threaded.batch(1, 1, 2), plain.batch(1, 1, 2))
+            whole = plain.batch(step, 0, 1)
+            assert same(threaded.batch(step, 0, 1), whole)
+            parts = [threaded.batch(step, rank, 4) for rank in range(4)]
+            assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
+            assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
 
 
-class Watched:
-    """A data set that notes which thread loads what."""
+def test_background_threads_load_each_image_once_and_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, plain = noise(100), noise(10)
+    load, loads, threads = type(dataset).load, Counter[int](), set()
 
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-        self.loads: Counter[int] = Counter()
-        self.threads: set[str] = set()
+    def watched(self: ImageDataset, index: int) -> tuple[np.ndarray, int]:
+        loads[index] += 1
+        threads.add(threading.current_thread().name)
+        return load(self, index)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def load(self, index: int) -> tuple[np.ndarray, int]:
-        self.loads[index] += 1
-        self.threads.add(threading.current_thread().name)
-        return self.dataset.load(index)
-
-
-def test_background_threads_load_each_image_once_and_ahead() -> None:
-    dataset = Watched(noise(100))
-    stream = Stream(dataset, seed=0, images_per_step=5, workers=2)  # type: ignore[arg-type]
-    for step in range(4):
-        stream.batch(step, 0, 1)
-    stream.close()
-    assert threading.current_thread().name not in dataset.threads
-    assert set(dataset.loads.values()) == {1}
+    monkeypatch.setattr(type(dataset), "load", watched)
+    with Stream(dataset, seed=0, images_per_step=5, workers=2) as stream:
+        for step in range(4):
+            stream.batch(step, 0, 1)
+    assert threading.current_thread().name not in threads
+    assert set(loads.values()) == {1}
     used = {int(index) for step in range(4) for index in stream.indices(step)}
     ahead = {int(index) for step in (4, 5) for index in stream.indices(step)}
-    assert used <= set(dataset.loads) <= used | ahead
-    plain = Watched(noise(10))
-    Stream(plain, seed=0, images_per_step=5, workers=0).batch(0, 0, 1)  # type: ignore[arg-type]
-    assert plain.threads == {threading.current_thread().name}
+    assert used <= set(loads) <= used | ahead
+    threads.clear()
+    Stream(plain, seed=0, images_per_step=5, workers=0).batch(0, 0, 1)
+    assert threads == {threading.current_thread().name}
 
 
 def test_ordered_map_keeps_order_and_reads_only_what_it_needs() -> None:

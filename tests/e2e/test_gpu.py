@@ -29,11 +29,7 @@ from tests.helpers.memory import Memory
 pytestmark = pytest.mark.gpu
 REGISTRY = Registry.default()
 DEVICES = ("cpu", "cuda")
-MODELS = {
-    "llamagen-tiny": (),
-    "shapes-tiny": (),
-    "janus-tiny": ("model.weights=random",),
-}
+MODELS = {"llamagen-tiny": (), "shapes-tiny": (), "janus-tiny": ("model.weights=random",)}
 PLAIN = {"perceptual": "none", "perceptual_weight": "0", "rewards": "shapes-detector"}
 """Options of methods on models without networks of their own for rewards."""
 
@@ -101,21 +97,9 @@ def test_every_method_trains_every_family(method: str, model: str, precision: st
         given += [f"method.{key}={value}" for key, value in PLAIN.items() if key in options]
     settings = [word for text in given for word in ("--set", text)]
     out = tmp_path / "run"
-    on_cuda(
-        [
-            "run",
-            "--method",
-            method,
-            "--model",
-            model,
-            "--steps",
-            "3",
-            "--no-eval",
-            "--out",
-            str(out),
-            *settings,
-        ]
-    )
+    on_cuda([
+        "run", "--method", method, "--model", model, "--steps", "3", "--no-eval", "--out", str(out), *settings
+    ])  # fmt: skip
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "complete"
     assert record["train"]["device"] != "CPU" and record["train"]["peak_memory_gib"] > 0

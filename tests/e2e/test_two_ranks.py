@@ -22,7 +22,7 @@ def test_the_driver_gives_the_same_at_one_and_two_ranks(tmp_path: Path) -> None:
         out.mkdir()
         start = TORCHRUN if ranks == 2 else [sys.executable]
         subprocess.run(
-            [*start, "-m", "tests.helpers.two_ranks", str(out)], check=True, cwd=ROOT, capture_output=True
+            [*start, "-m", "tests.training.test_driver", str(out)], check=True, cwd=ROOT, capture_output=True
         )
     one, two = (torch.load(tmp_path / str(ranks) / "out.pt") for ranks in (1, 2))
     for name, value in one["weights"].items():

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from alignbench.api import ImageBatch, Reference
 from alignbench.errors import UserError
@@ -46,7 +49,8 @@ def scores(samples: Memory, reference: Memory, **changes: int) -> dict[str, floa
 
 def test_rows_are_one_per_image_in_float64() -> None:
     labels = torch.arange(6)
-    rows = measured(strokes(6, 0, side=16), labels).rows
+    images = strokes(6, 0, side=16)
+    rows = measured(images, labels).rows
     assert {name: (column.shape, column.dtype) for name, column in rows.items()} == {
         "pixels": ((6, 64), np.float64),
         "penultimate": ((6, 32), np.float64),
@@ -55,35 +59,20 @@ def test_rows_are_one_per_image_in_float64() -> None:
         "correct": ((6,), np.float64),
     }
     assert np.array_equal(rows["correct"], rows["logits"].argmax(axis=1) == labels.numpy())
-
-
-def test_all_values_match_a_direct_computation() -> None:
-    samples, reference = strokes(160, 0), strokes(150, 1)
-    net = digits.load("digits-features-a").double()
-    labels = net.logits(samples.double() / 127.5 - 1).argmax(dim=1)
-    labels[:40] = (labels[:40] + 1) % 10
-    found = scores(measured(samples, labels), measured(reference), splits=1)
-    logits = net.logits(samples.double() / 127.5 - 1).numpy()
-    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert found["is-digits"] == pytest.approx(np.exp((p * np.log(p / p.mean(0))).sum(1).mean()))
-    assert found["class-accuracy"] == pytest.approx(0.75)
-    grey = [part.double().mean(1).flatten(1) / 127.5 - 1 for part in (samples, reference)]
-    assert found["fd-pixels"] == pytest.approx(frechet(*grey), rel=1e-9)
+    grey = images[:, :, ::2, ::2].double().mean(1).flatten(1) / 127.5 - 1
+    assert rows["pixels"] == pytest.approx(grey.numpy())
+    logits = digits.load("digits-features-a").double().logits(images[..., ::2, ::2].double() / 127.5 - 1)
+    assert rows["logits"] == pytest.approx(logits.numpy(), abs=1e-9)
 
 
 def frechet(generated: Tensor, real: Tensor) -> float:
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
     moments = [fid_features_to_statistics(rows) for rows in (generated, real)]
     return float(fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])
 
 
 def test_all_metrics_are_torch_fidelitys() -> None:
     """It made the published records, so its last digits count: precision and recall are float32."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    generated, real = measured(strokes(400, 0)), measured(strokes(300, 1))
+    generated, real = measured(strokes(400, 0), torch.arange(400) % 10), measured(strokes(300, 1))
     found = scores(generated, real)
     ours, theirs = (
         {name: torch.from_numpy(rows.column(name)) for name in rows.rows} for rows in (generated, real)
@@ -98,13 +87,8 @@ def test_all_metrics_are_torch_fidelitys() -> None:
     assert {name: found[name] for name in ("precision", "recall")} == {
         name: shares[name] for name in ("precision", "recall")
     }
+    assert found["class-accuracy"] == generated.column("correct").mean()
     assert 0 < found["precision"] < 1 and 0 < found["recall"] < 1
-
-
-def test_a_few_of_the_real_images_are_precise_but_miss_the_rest() -> None:
-    images = strokes(80, 2)
-    found = scores(measured(images[:12]), measured(images))
-    assert found["precision"] == 1 > 0.9 > found["recall"] >= 12 / 80
 
 
 def test_pixel_repeated_copies_and_other_batches_score_the_same() -> None:

@@ -6,22 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from alignbench.errors import UserError
-from alignbench.evaluators.geneval.rules import (
-    Box,
-    Detection,
-    Verdict,
-    demand_of,
-    judge,
-    relations,
-    select,
-)
+from alignbench.evaluators.geneval.rules import Box, Detection, Verdict, demand_of, judge, relations, select
 from alignbench.registry.lookup import Registry
+from tests.helpers.data_sets import refused
 
 NAMES = ("person", "car", "carrot", "dog", "hot dog", "bear", "teddy bear", "tv", "tv remote", "orange")
 COLOURS = ("red", "orange", "green", "blue")
@@ -60,11 +53,14 @@ def want(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
     return {"class": name, "count": count, **more}
 
 
+demanded = partial(demand_of, class_names=NAMES, colour_names=COLOURS)
+
+
 def verdict(case: Case) -> Verdict:
     metadata = {"tag": case.tag, "include": case.include, "prompt": case.why}
     if case.exclude:
         metadata["exclude"] = case.exclude
-    demand = demand_of(metadata, class_names=NAMES, colour_names=COLOURS)
+    demand = demanded(metadata)
     found = {Detection(NAMES.index(item.name), item.score, item.box): item.colour for item in case.seen}
 
     def colours(name: str, objects: Sequence[Detection]) -> list[str]:
@@ -86,7 +82,6 @@ FIVE = [want("dog", 5)]
 
 CASES = {
     "presence and the threshold of 0.3": [
-        Case("one wanted, one there", [want("car")], [Seen("car")], True),
         Case("nothing detected", [want("car")], [], False, "car: 1 wanted, 0 found"),
         Case("0.3 is not above 0.3", [want("car")], [Seen("car", 0.3)], False, "0 found"),
         Case("0.3 in float32 is not above 0.3", [want("car")], [Seen("car", float(np.float32(0.3)))], False),
@@ -103,20 +98,16 @@ CASES = {
         Case("a tv does not count for both", [want("tv"), want("tv remote")], [Seen("tv")], False, "tv remote: 1"),
     ],
     "counting: threshold 0.9, exclude makes the number exact": [
-        Case("two wanted, two there", [want("dog", 2)], times(2, Seen("dog")), True, tag="counting", exclude=[want("dog", 3)]),
         Case("two wanted, one there", [want("dog", 2)], [Seen("dog")], False, "2 wanted, 1 found", "counting", [want("dog", 3)]),
         Case("two wanted, three there", [want("dog", 2)], times(3, Seen("dog")), False, "fewer than 3 wanted, 3 found", "counting", [want("dog", 3)]),
         Case("counting: 0.9 is not above 0.9", [want("dog")], [Seen("dog", 0.9)], False, "0 found", "counting"),
-        Case("counting: 0.5 does not count", [want("dog", 2)], [Seen("dog"), Seen("dog", 0.5)], False, "1 found", "counting"),
         Case("counting: a third at 0.9 is not too many", [want("dog", 2)], [*times(2, Seen("dog")), Seen("dog", 0.9)], True, tag="counting", exclude=[want("dog", 3)]),
         Case("exclude alone fails", [want("car")], [Seen("car"), Seen("dog")], False, "dog: fewer than 1 wanted, 1 found", exclude=[want("dog")]),
-        Case("exclude ignores what is below the threshold", [want("car")], [Seen("car"), Seen("dog", 0.2)], True, exclude=[want("dog")]),
         Case("any exclude that fails is enough", [want("car")], [Seen("car"), Seen("bear")], False, "bear", exclude=[want("dog"), want("bear")]),
     ],
     "sixteen per class": [
         Case("17 wanted can never be found: 16 are kept", [want("dog", 17)], times(20, Seen("dog")), False, "17 wanted, 16 found"),
         Case("16 wanted of 20", [want("dog", 16)], times(20, Seen("dog")), True),
-        Case("fewer than 17 holds with 20 there", [want("dog")], times(20, Seen("dog")), True, exclude=[want("dog", 17)]),
         Case("the cap is per class", [want("dog", 16), want("car")], [*times(20, Seen("dog")), Seen("car", 0.31)], True),
     ],
     "colours": [
@@ -143,7 +134,6 @@ CASES = {
         Case("target of the wrong colour counts as missing", [want("car", color="red"), want("dog", position=["left of", 0])], [Seen("car", colour="blue"), Seen("dog", box=moved(-100, 0))], False, "nothing to be left of"),
         Case("wrong colour: the place is not asked for", [want("car"), want("dog", color="blue", position=["left of", 0])], [Seen("car"), Seen("dog", box=moved(100, 0))], False, "dog: 1 blue wanted, found red"),
         Case("every taken object has to be left: one is right", TWO_DOGS_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0)), Seen("dog", box=moved(100, 0))], False, "is right of"),
-        Case("every taken object is left", TWO_DOGS_LEFT, [Seen("car"), Seen("dog", box=moved(-100, 0)), Seen("dog", box=moved(-300, 0))], True),
         Case("left of every taken target: one is further left", [want("car", 2), want("dog", position=["left of", 0])], [Seen("car"), Seen("car", box=moved(-300, 0)), Seen("dog", box=moved(-100, 0))], False, "is right of"),
         Case("a target that is not taken does not matter", DOG_LEFT, [Seen("car", 0.9), Seen("car", 0.5, moved(-300, 0)), Seen("dog", box=moved(-100, 0))], True),
         Case("an object that is not taken does not matter", DOG_LEFT, [Seen("car"), Seen("dog", 0.9, moved(100, 0)), Seen("dog", 0.8, moved(-100, 0))], False, "is right of"),
@@ -215,11 +205,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 def test_meaningless_prompts_are_refused_by_name() -> None:
     for metadata, words in BAD:
-        with pytest.raises(UserError) as caught:
-            demand_of({"tag": "position", "prompt": "P", **metadata}, class_names=NAMES, colour_names=COLOURS)
-        assert words in caught.value.what and "'P'" in caught.value.what
-    with pytest.raises(UserError, match="'tag' is missing"):
-        demand_of({"include": [want("car")]}, class_names=NAMES, colour_names=COLOURS)
+        message = refused(demanded, {"tag": "position", "prompt": "P", **metadata})
+        assert words in message and "'P'" in message
+    assert "'tag' is missing" in refused(demanded, {"include": [want("car")]})
 
 
 # --- the overall score of published rows ----------------------------------------------------------
@@ -228,14 +216,12 @@ PUBLISHED = ("position", "color", "attribute", "counting", "single", "two")
 
 
 def test_published_overall_is_the_mean_of_the_tasks_within_a_thousandth() -> None:
-    tables = {item.id: item for item in Registry.default().published("va-pi").tables}
-    off = {}
+    tables, off = {item.id: item for item in Registry.default().published("va-pi").tables}, {}
     for name in ("T3.llamagen-xl", "T3.janus-pro-1b", "T5"):
         for row in tables[name].rows:
             mean = sum(row.values[task] for task in PUBLISHED) / 6
             assert abs(mean - row.values["overall"]) < 1e-3
             if f"{mean:.3f}" != f"{row.values['overall']:.3f}":
                 off[name, row.method] = (round(mean, 4), row.values["overall"])
-    # Printed numbers that the mean of the printed tasks does not round to; the card lists the first.
-    assert off[("T3.janus-pro-1b", "va-pi")] == (0.7433, 0.744)
-    assert set(off) == {("T3.janus-pro-1b", "va-pi")}
+    # The printed number that the mean of the printed tasks does not round to; the card lists it.
+    assert off == {("T3.janus-pro-1b", "va-pi"): (0.7433, 0.744)}

@@ -19,7 +19,7 @@ from alignbench.api import ImageBatch
 from alignbench.evaluators.inception import InceptionDistribution, Options
 from alignbench.hub.verify import AssetFile
 from alignbench.nets import inception
-from alignbench.nets.inception import Inception, Untrained
+from alignbench.nets.inception import Inception
 from alignbench.registry.lookup import Registry, import_target
 
 ASSET = "inception-2015-12-05"
@@ -54,7 +54,7 @@ def save_random(path: Path, *, seed: int = 0) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Untrained()
+        net = inception.untrained("2048")
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -1,27 +1,16 @@
-"""A tiny Janus in the hub's form with its processor, made by transformers alone, and golden sets of it.
-
-Every number of a golden set comes from transformers or numpy, one prompt at a time and without padding:
-attention written out, generation by `JanusForConditionalGeneration.generate` or without any cache.
-"""
+"""The card `janus-tiny`, and a model of its shape with its processor, made by transformers alone."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor
 
 from alignbench.registry.lookup import Registry
-from alignbench.registry.schema import ModelCard
 
-CAPTIONS = ("a cat", "  two red cubes on a table ", "")
-SIZE, PATCH, WIDTH, CODES = 16, 4, 32, 64
-TOKENS = (SIZE // PATCH) ** 2
+CARD = Registry.default().model("janus-tiny")
+SIZE, TOKENS, WIDTH, CODES = CARD.image_size, CARD.policy.tokens, CARD.policy.dim, CARD.policy.vocab_size
 SPECIAL = {
     "bos_token": "<｜begin▁of▁sentence｜>",
     "eos_token": "<｜end▁of▁sentence｜>",
@@ -30,43 +19,23 @@ SPECIAL = {
     "eoi_token": "<end_of_image>",
     "image_token": "<image_placeholder>",
 }
-ROLES = ("<|User|>", "<|Assistant|>")
 TEMPLATE = (
     "{% for m in messages %}<|User|>: {{ m['content'][0]['text'] }}{{ '\\n\\n' }}{% endfor %}<|Assistant|>:"
 )
-
-
-def card(**changes: Any) -> ModelCard:
-    """The card of the tiny model, or of the one that `hub_model` makes."""
-    return Registry.default().model("janus-tiny").model_copy(update=changes)
-
-
-def hub_card() -> ModelCard:
-    """A card of the geometry of `hub_model`."""
-    tiny = card()
-    policy = {"dim": WIDTH, "heads": 2, "ffn_hidden": 48, "vocab_size": CODES, "tokens": TOKENS}
-    tokenizer = {"multipliers": [1, 1, 2], "codebook_size": CODES}
-    return tiny.model_copy(
-        update={
-            "image_size": SIZE,
-            "policy": tiny.policy.model_copy(update=policy),
-            "tokenizer": tiny.tokenizer.model_copy(update=tokenizer),
-        }
-    )
 
 
 def hub_config() -> Any:
     from transformers import JanusConfig
 
     text = {
-        "model_type": "llama", "vocab_size": 264, "hidden_size": WIDTH, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "model_type": "llama", "vocab_size": 264, "hidden_size": WIDTH, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
         "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "pad_token_id": 2, "bos_token_id": 0,
         "eos_token_id": 1, "tie_word_embeddings": False,
     }  # fmt: skip
     vision = {
         "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2.0,
-        "image_size": SIZE, "patch_size": PATCH, "num_image_tokens": TOKENS, "projection_dim": WIDTH,
+        "image_size": SIZE, "patch_size": 4, "num_image_tokens": TOKENS, "projection_dim": WIDTH,
     }  # fmt: skip
     codes = {
         "base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "latent_channels": 32,
@@ -103,8 +72,7 @@ def processor() -> Any:
     from tokenizers.processors import TemplateProcessing
     from transformers import JanusImageProcessor, JanusProcessor, PreTrainedTokenizerFast
 
-    texts = [*SPECIAL.values(), *ROLES]
-    order = [texts[number] for number in (0, 1, 2, 3, 4, 5, 6, 7)]
+    order = [*SPECIAL.values(), "<|User|>", "<|Assistant|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({text: n for n, text in enumerate([*order, *alphabet])}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -117,7 +85,7 @@ def processor() -> Any:
         tokenizer_object=backend, padding_side="left", extra_special_tokens=extra, **own
     )
     images = JanusImageProcessor(
-        image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"height": SIZE, "width": SIZE}, min_size=PATCH
+        image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"height": SIZE, "width": SIZE}, min_size=4
     )
     return JanusProcessor(
         image_processor=images, tokenizer=tokenizer, chat_template=TEMPLATE, num_image_tokens=TOKENS
@@ -128,114 +96,3 @@ def write_hub_folder(folder: Path, model: Any) -> Path:
     model.save_pretrained(folder)
     processor().save_pretrained(folder)
     return folder
-
-
-# --- a golden set ---------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def image_logits(model: Any, ids: Tensor, tokens: Tensor) -> Tensor:
-    """Logits [len(tokens) + 1, V] behind one unpadded prompt [S], no cache."""
-    parts = model.model
-    image = parts.generation_aligner(parts.generation_embeddings(tokens))
-    embeddings = torch.cat([parts.language_model.embed_tokens(ids), image])[None]
-    states = parts.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[0]
-    logits: Tensor = parts.generation_head(states[len(ids) - 1 :])
-    return logits
-
-
-def unconditional(ids: Tensor) -> Tensor:
-    return torch.cat([ids[:1], torch.full_like(ids[1:-1], 2), ids[-1:]])
-
-
-def greedy(model: Any, ids: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The most likely tokens [T] and their logits [T, V], recomputed from the start for each token."""
-    tokens, kept = torch.empty(0, dtype=torch.int64), []
-    for _ in range(TOKENS):
-        logits = image_logits(model, ids, tokens)[-1]
-        if scale != 1:
-            null = image_logits(model, unconditional(ids), tokens)[-1]
-            logits = null + scale * (logits - null)
-        kept.append(logits)
-        tokens = torch.cat([tokens, logits.argmax()[None]])
-    return tokens, torch.stack(kept)
-
-
-def nearest_codes(model: Any, latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [B, T] of the nearest direction, in numpy and float64, and unit vectors [B, 8, h, w]."""
-    rows = model.model.vqmodel.quantize.embedding.weight.detach().double().numpy()
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    points = latent.double().permute(0, 2, 3, 1).numpy()
-    points = points / np.linalg.norm(points, axis=-1, keepdims=True)
-    ids = (points @ rows.T).argmax(axis=-1)
-    return torch.from_numpy(ids).flatten(1), torch.from_numpy(rows[ids]).permute(0, 3, 1, 2).float()
-
-
-def write_golden(folder: Path, model: Any, captions: tuple[str, ...] = CAPTIONS) -> Path:
-    """A golden set in the form that `alignbench.verify.janus` checks."""
-    write_hub_folder(folder, model)
-    model.set_attn_implementation("eager")
-    processed = processor()
-    talks = [[{"role": "user", "content": [{"type": "text", "text": text.strip()}]}] for text in captions]
-    formatted = [processed.apply_chat_template(talk, tokenize=False) for talk in talks]
-    encoded = processed(text=formatted, generation_mode="image", padding=True, return_tensors="pt")
-    ids, mask = encoded["input_ids"], encoded["attention_mask"]
-    rows = [row[keep.bool()] for row, keep in zip(ids, mask, strict=True)]
-    numbers = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (len(rows), 3, SIZE, SIZE), generator=numbers)
-    image = pixels / 127.5 - 1
-    vq = model.model.vqmodel
-    with torch.no_grad():
-        latent = vq.quant_conv(vq.encoder(image))
-    codes, vectors = nearest_codes(model, latent)
-    drawn = torch.rand(codes.shape, generator=numbers) < 0.4
-    corrupted = codes.where(~drawn, torch.randint(0, CODES, codes.shape, generator=numbers))
-    null_ids = ids.clone()
-    for row, keep in zip(null_ids, mask.bool(), strict=True):
-        row[keep] = unconditional(row[keep])
-    expected: dict[str, Tensor] = {
-        "vq_latent": latent, "vq_ids": codes, "vq_code_vectors": vectors,
-        "vq_ids_unnormalised": vq.encode(image).image_tokens.view(codes.shape),
-        "recon_pixels": vq.decode(codes), **_gradients(vq, latent, codes, vectors, image),
-    }  # fmt: skip
-    for name, tokens in {"clean": codes, "corrupt": corrupted}.items():
-        pairs = list(zip(rows, tokens, strict=True))
-        cond = torch.stack([image_logits(model, row, row_tokens[:-1]) for row, row_tokens in pairs])
-        null = torch.stack([image_logits(model, unconditional(row), t[:-1]) for row, t in pairs])
-        expected |= {f"tf_logits_cond_{name}": cond, f"tf_logits_uncond_{name}": null}
-        expected[f"tf_logits_cfg5_{name}"] = null + 5 * (cond - null)
-        chosen = cond.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
-        expected[f"tf_logp_clean_targets_cond_{name}"] = chosen
-    for scale in (1, 5):
-        drawn_rows = [greedy(model, row, scale) for row in rows]
-        expected[f"greedy_ids_cfg{scale}"] = torch.stack([tokens for tokens, _ in drawn_rows])
-        expected[f"greedy_step_logits_cfg{scale}"] = torch.stack([logits for _, logits in drawn_rows])
-    decoded = vq.decode(expected["greedy_ids_cfg5"])
-    expected["decoded_pixels"] = decoded
-    expected["decoded_u8"] = ((decoded + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1)
-    inputs = {
-        "image_u8": pixels.byte(), "image": image, "prompt_ids": ids, "prompt_mask": mask,
-        "uncond_prompt_ids": null_ids, "corrupt_mask": drawn, "corrupted_ids": corrupted,
-    }  # fmt: skip
-    save_file({key: _plain(value) for key, value in inputs.items()}, folder / "inputs.safetensors")
-    save_file({key: _plain(value) for key, value in expected.items()}, folder / "expected.safetensors")
-    tag = SPECIAL["boi_token"]
-    meta = {"prompt_texts": captions, "formatted_prompts": [text + tag for text in formatted]}
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    return folder
-
-
-def _gradients(vq: Any, latent: Tensor, codes: Tensor, vectors: Tensor, image: Tensor) -> dict[str, Tensor]:
-    """Of the mean squared error, by transformers' decoder; the straight-through one by the chain rule."""
-    leaf = vectors.clone().requires_grad_()
-    loss = F.mse_loss(vq.decoder(vq.post_quant_conv(leaf)), image)
-    gradient = torch.autograd.grad(loss, leaf)[0]
-    length = latent.norm(dim=1, keepdim=True)
-    unit = latent / length
-    through = (gradient - unit * (unit * gradient).sum(dim=1, keepdim=True)) / length
-    return {"recon_mse_grad_code_vectors": gradient, "ste_grad_vq_latent": through}
-
-
-def _plain(value: Tensor) -> Tensor:
-    value = value.detach()
-    return (value.int() if value.dtype in (torch.int64, torch.bool) else value).contiguous()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import types
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ def build(case: Case, folder: Path, *, global_seed: int = 0) -> Subject:
     return Subject.build(case, folder)
 
 
+def whole_step(case: Case, folder: Path, *, global_seed: int = 0) -> Outcome:
+    subject = build(case, folder, global_seed=global_seed)
+    return take_step(subject, [subject.batch()])
+
+
 def require_equal(whole: Outcome, parts: list[Outcome], what: str) -> None:
     """Require that parts add up to the whole."""
     assert whole.gradients, "no gradient at all"
@@ -53,52 +58,56 @@ def require_equal(whole: Outcome, parts: list[Outcome], what: str) -> None:
 
 def two_ranks_give_what_one_gives(case: Case, folder: Path) -> None:
     """Gradients and logged numbers of two half steps, each in a process of its own, add up to the whole."""
-    subject = build(case, folder)
-    whole = take_step(subject, [subject.batch()])
-    ranks = []
+    whole, ranks = whole_step(case, folder), []
     for rank in (0, 1):
-        other = build(case, folder)
-        ranks.append(take_step(other, [other.batch(rank, 2)]))
+        subject = build(case, folder)
+        ranks.append(take_step(subject, [subject.batch(rank, 2)]))
     require_equal(whole, ranks, "at two ranks")
 
 
 def micro_batches_change_nothing(case: Case, folder: Path) -> None:
     """Pieces of 3, 3 and 2 images give what all 8 give."""
-    subject = build(case, folder)
-    whole = take_step(subject, [subject.batch()])
+    whole, subject = whole_step(case, folder), build(case, folder)
     pieces = list(subject.batch().split(3))
     assert [len(piece) for piece in pieces] == [3, 3, 2]
-    require_equal(whole, [take_step(build(case, folder), pieces)], "in micro-batches of 3")
+    require_equal(whole, [take_step(subject, pieces)], "in micro-batches of 3")
 
 
 def repetition_gives_the_same_bits(case: Case, folder: Path) -> None:
     """Built again under other global seeds, a step has the same gradients and numbers, bit for bit."""
-    outcomes = []
-    for global_seed in (0, 1):
-        subject = build(case, folder, global_seed=global_seed)
-        outcomes.append(take_step(subject, [subject.batch()]))
-    first, again = outcomes
+    first, again = (whole_step(case, folder, global_seed=seed) for seed in (0, 1))
     assert first.numbers == again.numbers
     for name, value in first.gradients.items():
         assert torch.equal(value, again.gradients[name]), f"the gradient of {name} differs"
-    drawn, redrawn = (list(tensors(outcome.collected[0].experience)) for outcome in outcomes)
-    assert len(drawn) == len(redrawn) and all(torch.equal(a, b) for a, b in zip(drawn, redrawn, strict=True))
+    drawn, redrawn = (list(_inside(outcome.collected[0].experience, Tensor)) for outcome in (first, again))
+    assert len(drawn) == len(redrawn) and all(map(torch.equal, drawn, redrawn))
 
 
 def collecting_leaves_no_trace(case: Case, folder: Path) -> None:
     """`collect` keeps no graph; neither call touches a global generator or a network's mode."""
     subject = build(case, folder)
-    networks = [subject.backbone.policy, *modules(subject.backbone.tokenizer)]
-    before = _global_state(), [part.training for network in networks for part in network.modules()]
+
+    def state() -> tuple[Any, list[bool]]:
+        numpy_state = np.random.get_state()
+        generators = (
+            torch.get_rng_state().tolist(),
+            numpy_state[1].tolist(),
+            numpy_state[2],
+            random.getstate(),
+        )
+        networks = [subject.backbone.policy, *_inside(subject.backbone.tokenizer, nn.Module)]
+        return generators, [part.training for network in networks for part in network.modules()]
+
+    before = state()
     with torch.no_grad():
         collected = subject.method.collect(subject.batch(), STEP)
-    kept = [*tensors(collected.experience), *collected.metrics.values()]
+    kept = [*_inside(collected.experience, Tensor), *collected.metrics.values()]
     assert kept and not any(value.requires_grad for value in kept), "the experience carries a graph"
     loss = subject.method.loss(collected.experience)
     assert loss.value.shape == () and loss.value.requires_grad, "the loss is no scalar with a gradient"
     assert not any(value.requires_grad for value in loss.metrics.values()), "a metric carries a graph"
     assert all(value.numel() == 1 for value in (*collected.metrics.values(), *loss.metrics.values()))
-    after = _global_state(), [part.training for network in networks for part in network.modules()]
+    after = state()
     assert before[0] == after[0], "a global random generator was used"
     assert before[1] == after[1], "a network was left in another mode"
 
@@ -130,23 +139,25 @@ def counts_are_right(case: Case, folder: Path) -> None:
 def only_what_trains_changes(case: Case, folder: Path) -> None:
     """After two steps of the real driver every other weight is bit-identical, and what trains has moved."""
     subject = build(case, folder)
-    trained = {id(value) for value in subject.module.parameters()}
-    frozen = [value for value in _weights(subject) if id(value) not in trained]
+    trained = list(subject.module.parameters())
+    ids, places = {id(value) for value in trained}, {value.data_ptr() for value in trained}
+    networks = (*_inside(subject.backbone, nn.Module), *_inside(subject.method, nn.Module))
+    weights = [value for network in networks for value in (*network.parameters(), *network.buffers())]
+    frozen = [value for value in weights if id(value) not in ids]
     before = [value.detach().clone() for value in frozen]
-    start = [value.detach().clone() for value in subject.module.parameters()]
-    exported = {role: dict(state) for role, state in subject.backbone.export().items()}
+    start = [value.detach().clone() for value in trained]
     kept = {
         (role, name): value.clone()
-        for role, state in exported.items()
+        for role, state in subject.backbone.export().items()
         for name, value in state.items()
-        if value.data_ptr() not in {weight.data_ptr() for weight in subject.module.parameters()}
+        if value.data_ptr() not in places
     }
     _train(subject, folder, steps=2)
     assert all(value.grad is None for value in frozen), "a gradient reached what does not train"
-    assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True)), "frozen weights changed"
+    assert all(map(torch.equal, before, frozen)), "frozen weights changed"
     for (role, name), value in kept.items():
         assert torch.equal(value, subject.backbone.export()[role][name]), f"{role} {name} changed"
-    moved = [not torch.equal(a, b) for a, b in zip(start, subject.module.parameters(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(start, trained, strict=True)]
     assert all(moved), f"{moved.count(False)} of {len(moved)} trained parameters did not move"
 
 
@@ -160,16 +171,12 @@ METHOD_CHECKS = (
 )
 
 
-# --- helpers --------------------------------------------------------------------------------------
-
-
 def _train(subject: Subject, folder: Path, *, steps: int) -> None:
     """Train with the driver, a rate that moves every parameter."""
-    config = subject.job.plan.config.train
-    config = type(config)(**{**vars(config), "steps": steps, "lr": 1e-3, "schedule": "constant"})
+    config = replace(subject.job.plan.config.train, steps=steps, lr=1e-3, schedule="constant")
+    optimizer = torch.optim.AdamW(parameter_groups(subject.module, config.weight_decay), lr=config.lr)
     parallel = Parallel("fp32")
     try:
-        optimizer = torch.optim.AdamW(parameter_groups(subject.module, config.weight_decay), lr=config.lr)
         module, wrapped = parallel.wrap(subject.module, optimizer)
         with subject.stream() as stream:
             Driver(
@@ -187,50 +194,23 @@ def _train(subject: Subject, folder: Path, *, steps: int) -> None:
         parallel.close()
 
 
-def _global_state() -> tuple[Any, ...]:
-    numpy_state = np.random.get_state()
-    return torch.get_rng_state().tolist(), numpy_state[1].tolist(), numpy_state[2], random.getstate()
-
-
-def _weights(subject: Subject) -> list[Tensor]:
-    """Parameters and buffers of every network in reach of backbone and method, rewards included."""
-    found: dict[int, Tensor] = {}
-    for network in (*modules(subject.backbone), *modules(subject.method)):
-        found |= {id(value): value for value in (*network.parameters(), *network.buffers())}
-    return list(found.values())
-
-
-def tensors(thing: object) -> Iterator[Tensor]:
-    """Every tensor inside an experience."""
-    yield from _inside(thing, Tensor, set())
-
-
-def modules(thing: object) -> Iterator[nn.Module]:
-    """Every network that an object holds."""
-    yield from _inside(thing, nn.Module, set())
-
-
-def _inside(thing: object, kind: type, seen: set[int]) -> Iterator[Any]:
-    """Walk attributes, containers, bound methods and closures."""
+def _inside(thing: Any, kind: type, seen: set[int] | None = None) -> Iterator[Any]:
+    """Everything of a kind in attributes, containers, bound methods and closures."""
+    seen = set() if seen is None else seen
     if id(thing) in seen or isinstance(thing, type | types.ModuleType | str | bytes | int | float):
         return
     seen.add(id(thing))
     if isinstance(thing, kind):
         yield thing
         return
-    for child in _children(thing):
-        yield from _inside(child, kind, seen)
-
-
-def _children(thing: Any) -> list[Any]:
+    children: Iterable[Any] = vars(thing).values() if hasattr(thing, "__dict__") else ()
     if isinstance(thing, Mapping):
-        return list(thing.values())
-    if isinstance(thing, list | tuple | set | frozenset):
-        return list(thing)
-    if isinstance(thing, types.MethodType):
-        return [thing.__self__, thing.__func__]
-    if isinstance(thing, types.FunctionType):
-        return [cell.cell_contents for cell in thing.__closure__ or ()]
-    if is_dataclass(thing):
-        return [getattr(thing, field.name) for field in fields(thing)]
-    return list(vars(thing).values()) if hasattr(thing, "__dict__") else []
+        children = thing.values()
+    elif isinstance(thing, list | tuple | set | frozenset):
+        children = thing
+    elif isinstance(thing, types.MethodType):
+        children = thing.__self__, thing.__func__
+    elif isinstance(thing, types.FunctionType):
+        children = [cell.cell_contents for cell in thing.__closure__ or ()]
+    for child in list(children):
+        yield from _inside(child, kind, seen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.registry.lookup import Registry
-from alignbench.rewards.requests import FromReference
+from alignbench.rewards.pixel import PixelDistance
+from alignbench.rewards.requests import all_valid
 
 BUILT_IN = Path(__file__).parents[2] / "registry"
 
@@ -30,7 +31,6 @@ def registry(
     folder: Path,
     target: str,
     *,
-    name: str = "toy",
     direction: str = "higher",
     differentiable: str = "true",
     scope: str = "image",
@@ -40,7 +40,7 @@ def registry(
     place = folder / "rewards"
     place.mkdir(parents=True, exist_ok=True)
     text = CARD.format(target=target, direction=direction, differentiable=differentiable, scope=scope)
-    (place / f"{name}.toml").write_text(text + more)
+    (place / "toy.toml").write_text(text + more)
     return Registry([("built-in", BUILT_IN), ("test", folder)])
 
 
@@ -64,48 +64,39 @@ class Brightness:
 
     def score(self, request: api.ScoreRequest) -> api.Scores:
         self.asked.append(request)
-        values = request.images.mean(dim=(1, 2, 3))
-        return api.Scores(values, torch.ones(len(values), dtype=torch.bool))
+        return all_valid(self.values(request))
+
+    def values(self, request: api.ScoreRequest) -> Tensor:
+        return request.images.mean(dim=(1, 2, 3))
 
 
 class Reader(Brightness):
     """Length of the text."""
 
-    def score(self, request: api.ScoreRequest) -> api.Scores:
-        self.asked.append(request)
-        values = torch.tensor([float(len(text)) for text in request.texts])
-        return api.Scores(values, torch.ones(len(values), dtype=torch.bool))
+    def values(self, request: api.ScoreRequest) -> Tensor:
+        return torch.tensor([float(len(text)) for text in request.texts])
 
 
-class Gap(FromReference):
-    """Largest difference."""
+class Gap(PixelDistance):
+    """Remembers where it was moved."""
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__("l1")
         self.moves: list[str] = []
 
     def to(self, device: torch.device) -> None:
         self.moves.append(str(device))
 
-    def prepare(self, reference: Tensor) -> Tensor:
-        return reference
 
-    def distance(self, images: Tensor, prepared: Tensor, *, repeats: int) -> Tensor:
-        difference = (images - prepared.repeat_interleave(repeats, dim=0)).abs()
-        return difference.flatten(start_dim=1).amax(dim=1)
-
-
-@dataclass
 class Moody:
     """Scores 1, 2, 3, … and fails where it is told to."""
 
-    failed: list[int] = field(default_factory=list)
-    nan: list[int] = field(default_factory=list)
+    def __init__(self, failed: Sequence[int], nan: Sequence[int] = ()) -> None:
+        self.failed, self.nan = torch.tensor(failed), torch.tensor(nan, dtype=torch.int64)
 
     def score(self, request: api.ScoreRequest) -> api.Scores:
-        values = request.group.float() + 1
-        values[torch.isin(request.group, torch.tensor(self.nan, dtype=torch.int64))] = float("nan")
-        valid = ~torch.isin(request.group, torch.tensor(self.failed, dtype=torch.int64))
-        return api.Scores(values, valid)
+        values = (request.group + 1.0).masked_fill(torch.isin(request.group, self.nan), torch.nan)
+        return api.Scores(values, ~torch.isin(request.group, self.failed))
 
 
 def moody(device: torch.device) -> Moody:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tests.helpers.tiny_rewards import seeded, spread
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def spread(module: torch.nn.Module) -> None:
+    """Widen the default initialisation, so that scores differ between images by more than rounding."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
 
 
 def make_config(*, quick_gelu: bool, side: int = 28, head: int = 8) -> dict[str, Any]:
@@ -35,7 +50,7 @@ def save_folder(folder: Path, *, quick_gelu: bool, weights: str = "open_clip_mod
 
     config = make_config(quick_gelu=quick_gelu)
     state = make_model(config).state_dict()
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     content = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.3, 0.2]}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     if weights.endswith(".safetensors"):

@@ -1,7 +1,8 @@
-"""Caches inside the test's folder, and a hub on this machine."""
+"""Caches inside the test's folder, a hub on this machine, and the cards and files that these tests share."""
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,53 @@ from typing import Any
 
 import pytest
 
-from tests.hub.examples import COMMIT, CONTENT, SHA256
+from alignbench.hub.locate import FileStatus, locate_asset, locate_weights
+from alignbench.registry.lookup import Registry
+from alignbench.registry.protocol import AssetCard
+from alignbench.registry.schema import WeightFile
+
+CONTENT = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def asset_card(**changes: Any) -> AssetCard:
+    values = {"title": "Net", "licence": "MIT", "what": "network", "file": "net.pt"}
+    return AssetCard.model_validate(values | changes)
+
+
+def folder_card(**changes: Any) -> AssetCard:
+    """A repository of two files, the second in one of two forms."""
+    values = {"file": ".", "repo": "someone/net", "revision": COMMIT, "files": ["a.json", "w.st|w.bin"]}
+    return asset_card(**values | changes)
+
+
+def weight_file(**changes: Any) -> WeightFile:
+    values = {"role": "policy", "repo": "someone/model", "revision": COMMIT, "path": "policy.pt"}
+    return WeightFile.model_validate(values | changes)
+
+
+def weights(*files: WeightFile, **overrides: str) -> dict[str, FileStatus]:
+    """Locate weight files of a model named `mine`."""
+    card = Registry.default().model("llamagen-b").model_copy(update={"files": list(files)})
+    return locate_weights("mine", card, overrides)
+
+
+def policy(**changes: Any) -> FileStatus:
+    """Locate a weight file."""
+    return weights(weight_file(**changes))["policy"]
+
+
+def net(**changes: Any) -> FileStatus:
+    """Locate an asset named `net`."""
+    return locate_asset("net", asset_card(**changes))
+
+
+def put(path: Path, content: bytes) -> Path:
+    """Write a file with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
 
 
 @pytest.fixture(autouse=True)
@@ -30,22 +77,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers like the hub: HEAD with size and version, GET with ranges; /moved sends elsewhere."""
 
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
     def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
         state: Any = self.server.state  # type: ignore[attr-defined]
         part, token = self.headers.get("Range"), self.headers.get("Authorization")
         state.requests.append(SimpleNamespace(method=self.command, path=self.path, range=part, token=token))
         start = int(part.removeprefix("bytes=").partition("-")[0]) if part else 0
-        headers = {
-            "Content-Length": str(len(CONTENT) - start),
-            "ETag": f'"{state.etag}"',
-            "X-Repo-Commit": COMMIT,
-        }
+        headers = {"Content-Length": str(len(CONTENT) - start), "X-Repo-Commit": COMMIT}
+        headers |= {"ETag": f'"{state.etag}"'}
         if part:
             headers["Content-Range"] = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
         status = 206 if part else 200
@@ -58,8 +96,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if body and status < 300:
+        if self.command == "GET" and status < 300:
             self.wfile.write(CONTENT[start:])
+
+    do_HEAD = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""

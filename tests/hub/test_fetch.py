@@ -14,13 +14,11 @@ import pytest
 
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, RunFailed, UserError
 from alignbench.files import read_json
-from alignbench.hub import download
-from alignbench.hub.fetch import Fetched, fetch_files
+from alignbench.hub.fetch import Fetched, ask, fetch_files, human_size
 from alignbench.hub.locate import FOLDER, FileStatus, locate_asset
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
-from tests.hub import examples
-from tests.hub.examples import COMMIT, CONTENT, SHA256, folder_card, net, policy, put, weight_file
+from tests.hub.conftest import COMMIT, CONTENT, SHA256, folder_card, net, policy, put, weight_file, weights
 
 Make = Callable[..., FileStatus]
 
@@ -77,14 +75,11 @@ def test_data_sets_and_folders_of_the_hub(server: SimpleNamespace, cache: Path) 
 
 
 def test_files_without_a_public_source_are_reported(server: SimpleNamespace) -> None:
-    files = examples.weights(weight_file(repo="", path="own.pt"), weight_file(role="tokenizer", path="vq.pt"))
+    files = weights(weight_file(repo="", path="own.pt"), weight_file(role="tokenizer", path="vq.pt"))
     lines = list[str]()
     done = fetch_files([*files.values(), net(licence="")], say=lines.append)
-    assert {item.name: item.action for item in done} == {
-        "policy": "bring your own",
-        "tokenizer": "downloaded",
-        "net": "bring your own",
-    }
+    assert [item.name for item in done] == ["policy", "tokenizer", "net"]
+    assert [item.action for item in done] == ["bring your own", "downloaded", "bring your own"]
     assert "licence not stated, size unknown, no public source" in lines[2]
     for option, name in (("model.policy", "own.pt"), ("assets.net", "net.pt")):
         assert any(name in line and f"--set {option}=PATH" in line for line in lines)
@@ -101,14 +96,14 @@ def test_dry_run_touches_neither_network_nor_disk(server: SimpleNamespace, cache
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "message", "fix"),
     [
-        (ConnectionResetError("reset by peer"), "policy.pt: ConnectionResetError: reset by peer"),
-        (OSError(28, "No space left on device"), "policy.pt: no space left on the disk"),
+        (ConnectionResetError("reset by peer"), "ConnectionResetError: reset by peer", "run the same"),
+        (OSError(28, "No space left on device"), "no space left on the disk", "free some space and "),
     ],
 )
 def test_a_broken_transfer_is_continued(
-    server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str
+    server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str, fix: str
 ) -> None:
     def breaks(url: str, stream: Any, **options: Any) -> None:
         stream.write(CONTENT[:4000])
@@ -118,8 +113,8 @@ def test_a_broken_transfer_is_continued(
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
         patch.setattr("huggingface_hub.file_download.http_get", breaks)
         fetch_files([file])
-    assert caught.value.what == f"{message}; 4000 of 10240 bytes are kept"
-    assert caught.value.fix.startswith("free some space and " if "space" in message else "run the same")
+    assert caught.value.what == f"policy.pt: {message}; 4000 of 10240 bytes are kept"
+    assert caught.value.fix.startswith(fix)
     assert caught.value.exit_code == EXIT_FAILED and not file.expected.exists()
     assert fetch_files([file])[0].sha256 == SHA256
     assert ranges(server) == ["bytes=4000-"]
@@ -128,7 +123,7 @@ def test_a_broken_transfer_is_continued(
 def test_a_part_is_continued_if_it_is_of_this_version(server: SimpleNamespace, make: Make) -> None:
     file = make()
     put(file.expected.with_name(f"{file.expected.name}.{'0' * 16}.partial"), b"something else")
-    (transfer,) = download.ask([file])
+    (transfer,) = ask([file])
     put(transfer.partial, CONTENT[:100])
     fetch_files([file])
     assert ranges(server) == ["bytes=100-"] and file.expected.read_bytes() == CONTENT
@@ -158,9 +153,7 @@ def test_another_file_is_refused_before_the_download(server: SimpleNamespace, ma
     assert {request.method for request in server.requests} == {"HEAD"}
 
 
-def test_the_first_digest_is_recorded_and_compared_with_the_offer(
-    server: SimpleNamespace, cache: Path
-) -> None:
+def test_the_first_digest_is_recorded_and_compared_with_the_offer(server: Any, cache: Path) -> None:
     server.etag = "version-1"
     fetch_files([policy()])
     record = read_json(cache / "weights" / "digests.json")
@@ -177,9 +170,7 @@ def test_a_wrong_file_on_disk_stops_everything_and_is_kept(server: SimpleNamespa
     assert "reinstall" in refused(policy(path="weights/absent.safetensors", repo="", shipped=True)).fix
 
 
-def test_too_little_room(
-    server: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
+def test_too_little_room(server: Any, tmp_path: Path, monkeypatch: Any, cache: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_239))
     error = refused(policy())
     assert "10.2 kB" in error.what and "ALIGNBENCH_CACHE" in error.fix and not ranges(server)
@@ -198,18 +189,17 @@ def test_without_a_network_one_line_says_how_to_get_the_files(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda *_, **__: "http://127.0.0.1:9/nothing")
-    files = examples.weights(weight_file(), weight_file(role="tokenizer", path="vq.pt"))
-    error = refused(*files.values())
-    assert error.what.startswith("cannot reach the hub for someone/model/policy.pt, someone/model/vq.pt (")
-    assert ("(HF_HUB_OFFLINE is set)" in error.what) is offline
-    assert f"hf download someone/model policy.pt vq.pt --revision {COMMIT} --local-dir mine" in error.fix
-    assert error.fix.endswith(f"copy the files to {cache / 'weights' / 'mine'}")
+    files = weights(weight_file(), weight_file(role="tokenizer", path="vq.pt"))
     file = net(url="http://127.0.0.1:9/net.pt")
-    error = refused(file)
-    assert error.what.startswith("cannot get http://127.0.0.1:9/net.pt (")
-    assert ("(HF_HUB_OFFLINE is set)" in error.what) is offline
-    assert "curl -fL -o net.pt http://127.0.0.1:9/net.pt; then copy it to" in error.fix
-    assert error.fix.endswith(str(file.expected))
+    hub, plain = refused(*files.values()), refused(file)
+    assert hub.what.startswith("cannot reach the hub for someone/model/policy.pt, someone/model/vq.pt (")
+    assert f"hf download someone/model policy.pt vq.pt --revision {COMMIT} --local-dir mine" in hub.fix
+    assert hub.fix.endswith(f"copy the files to {cache / 'weights' / 'mine'}")
+    assert plain.what.startswith("cannot get http://127.0.0.1:9/net.pt (")
+    assert "curl -fL -o net.pt http://127.0.0.1:9/net.pt; then copy it to" in plain.fix
+    assert plain.fix.endswith(str(file.expected))
+    for error in (hub, plain):
+        assert ("(HF_HUB_OFFLINE is set)" in error.what) is offline
 
 
 def test_a_file_that_is_not_there(server: SimpleNamespace) -> None:
@@ -242,7 +232,7 @@ def test_a_server_that_does_not_say_the_size(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_sizes_read_as_on_the_hub() -> None:
     sizes = [None, 12, 443_736_709, 12_386_725_354]
-    assert [download.human_size(size) for size in sizes] == ["size unknown", "12 bytes", "444 MB", "12.4 GB"]
+    assert [human_size(size) for size in sizes] == ["size unknown", "12 bytes", "444 MB", "12.4 GB"]
 
 
 def test_docs_list_every_asset_as_its_card_says() -> None:
@@ -258,6 +248,6 @@ def table_row(name: str, card: AssetCard) -> str:
         source = f"<{card.url}>"
     first = [names.split("|")[0] for names in card.files]
     file = f"`{card.file}`" if card.file != FOLDER else f"folder: {', '.join(first)}"
-    size = download.human_size(card.size) if card.size else "–"
+    size = human_size(card.size) if card.size else "–"
     cells = (f"`{name}`", card.what, file, size, "yes" if card.sha256 else "no", card.licence, source)
     return f"| {' | '.join(cells)} |"

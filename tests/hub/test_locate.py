@@ -1,20 +1,27 @@
-"""Where files from outside are looked for, and what is said where they are not."""
+"""Where files from outside are looked for, what is said where they are not, and which bytes are refused."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from alignbench.errors import UserError
 from alignbench.files import cache_root, package_file
 from alignbench.hub.locate import FOLDER, assets_of, locate_asset
+from alignbench.hub.verify import AssetFile, verify, verify_asset
 from alignbench.registry.lookup import Registry
-from tests.hub.examples import (
+from alignbench.registry.protocol import AssetCard
+from tests.hub.conftest import (
     COMMIT,
     CONTENT,
+    SHA256,
     asset_card,
     folder_card,
     net,
@@ -25,9 +32,7 @@ from tests.hub.examples import (
 )
 
 
-def test_cache_root_is_the_variable_or_the_home(
-    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
-) -> None:
+def test_cache_root_is_the_variable_or_the_home(monkeypatch: Any, cache: Path, tmp_path: Path) -> None:
     assert cache_root() == cache
     monkeypatch.delenv("ALIGNBENCH_CACHE")
     assert cache_root() == tmp_path / "home" / ".cache" / "alignbench"
@@ -42,14 +47,12 @@ def test_a_missing_file_names_its_place_and_the_command(cache: Path) -> None:
         assert status.reason == f"{path.name} is not in {path.parent}"
         assert status.fix == f"alignbench fetch {status.owner}, or --set {status.option}=PATH"
     assert policy().as_dict() == {
-        "role": "policy",
-        "path": None,
+        **{"role": "policy", "path": None, "ok": False, "reason": policy().reason, "sha256": None},
         "expected": str(cache / "weights" / "mine" / "policy.pt"),
-        "ok": False,
-        "reason": policy().reason,
         "fix": "alignbench fetch mine, or --set model.policy=PATH",
-        "sha256": None,
     }
+    with pytest.raises(UserError, match=r"asset 'net': net\.pt is not in .* → alignbench fetch net"):
+        verify_asset(net(url="http://somewhere/net.pt"))
 
 
 def test_a_file_without_public_source_is_brought() -> None:
@@ -72,14 +75,9 @@ def test_size_decides(cache: Path) -> None:
     assert policy(repo="").fix == "replace it"
 
 
-def test_places_are_looked_through_in_order(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    card = asset_card(
-        repo="someone/net",
-        revision=COMMIT,
-        places=["$TORCH_HOME/hub/checkpoints/other-name.pt", "~/.cache/clip/net.pt"],
-    )
+def test_places_are_looked_through_in_order(tmp_path: Path, cache: Path, monkeypatch: Any) -> None:
+    places = ["$TORCH_HOME/hub/checkpoints/other-name.pt", "~/.cache/clip/net.pt"]
+    card = asset_card(repo="someone/net", revision=COMMIT, places=places)
     for path in (
         tmp_path / "hf" / "models--someone--net" / "snapshots" / COMMIT / "net.pt",
         tmp_path / "home" / ".cache" / "clip" / "net.pt",
@@ -94,14 +92,14 @@ def test_places_are_looked_through_in_order(
 
 
 def test_revisions_and_data_sets_in_the_hugging_face_cache(tmp_path: Path) -> None:
-    for kind in ("models", "datasets"):
-        repo = tmp_path / "hf" / f"{kind}--someone--model"
-        path = put(repo / "snapshots" / COMMIT / "policy.pt", CONTENT)
-        put(repo / "refs" / "main", COMMIT.encode())
-    assert net(file="policy.pt", repo="someone/model", kind="dataset").path == path
-    for revision in (COMMIT, "main"):
-        found = policy(revision=revision).path
-        assert found == tmp_path / "hf" / "models--someone--model" / "snapshots" / COMMIT / "policy.pt"
+    dataset, model = (
+        put(tmp_path / "hf" / f"{kind}--someone--model" / "snapshots" / COMMIT / "policy.pt", CONTENT)
+        for kind in ("datasets", "models")
+    )
+    for path in (dataset, model):
+        put(path.parents[2] / "refs" / "main", COMMIT.encode())
+    assert net(file="policy.pt", repo="someone/model", kind="dataset").path == dataset
+    assert policy(revision=COMMIT).path == policy(revision="main").path == model
     assert policy(revision="f" * 40).path is None
 
 
@@ -159,27 +157,20 @@ def test_an_override_wins_and_never_falls_back(cache: Path, tmp_path: Path) -> N
 def test_shards_have_their_own_keys_and_one_path_replaces_them(tmp_path: Path) -> None:
     files = [weight_file(path=name) for name in ("a.bin", "b.bin", "c.bin")]
     files.append(weight_file(role="tokenizer", path="t.bin"))
-    assert {key: status.expected.name for key, status in weights(*files).items()} == {
-        "policy": "a.bin",
-        "policy.2": "b.bin",
-        "policy.3": "c.bin",
-        "tokenizer": "t.bin",
-    }
+    names = {key: status.expected.name for key, status in weights(*files).items()}
+    assert names == {"policy": "a.bin", "policy.2": "b.bin", "policy.3": "c.bin", "tokenizer": "t.bin"}
     mine = put(tmp_path / "whole.safetensors", b"x")
     statuses = weights(*files, policy=str(mine))
     assert set(statuses) == {"policy", "tokenizer"} and statuses["policy"].path == mine
 
 
 def test_assets_of_a_protocol_are_all_it_reads() -> None:
-    registry = Registry.default()
-    assert assets_of(registry, registry.protocol("drawbench")) == [
-        "clip-vit-l-14-openai",
-        "clip-vit-b-32-openai",
-        "hpsv2.1",
-        "drawbench-prompts",
-    ]
-    assert "imagenet256-adm-reference" in assets_of(registry, registry.protocol("imagenet256-adm"))
-    assert assets_of(registry, registry.protocol("digits8")) == []
+    def names(protocol: str) -> list[str]:
+        return assets_of(Registry.default(), Registry.default().protocol(protocol))
+
+    scores = ["clip-vit-l-14-openai", "clip-vit-b-32-openai", "hpsv2.1"]
+    assert names("drawbench") == [*scores, "drawbench-prompts"]
+    assert "imagenet256-adm-reference" in names("imagenet256-adm") and names("digits8") == []
 
 
 def test_looking_loads_no_heavy_module(tmp_path: Path) -> None:
@@ -194,3 +185,96 @@ assert not heavy, heavy
 """
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf-home")}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+# --- which bytes they are -------------------------------------------------------------------------
+
+
+def test_a_wrong_file_is_an_error_unless_the_user_meant_it(cache: Path) -> None:
+    path = put(cache / "assets" / "net" / "net.pt", CONTENT)
+    assert verify_asset(net(sha256=SHA256)) == AssetFile("net", path, SHA256)
+    with pytest.raises(UserError) as caught:
+        verify_asset(net(sha256="0" * 64))
+    assert caught.value.what == f"{path} has SHA-256 {SHA256}, its card says {'0' * 64}"
+    assert f"--set assets.net={path} to use it all the same, in rows apart" in caught.value.fix
+    assert verify_asset(locate_asset("net", asset_card(sha256="0" * 64), str(path))).sha256 == SHA256
+    mine = weights(weight_file(sha256="0" * 64), policy=str(path))["policy"]
+    assert verify(mine) == SHA256
+
+
+def test_an_index_covers_the_files_it_lists(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    status = weights(weight_file(), policy=str(put(path, b"[]")))["policy"]
+    with pytest.raises(UserError, match=r"is not an index of weight files → name a weight file"):
+        verify(status)
+    put(path, json.dumps({"weight_map": {"x": "a.bin", "y": "b.bin", "z": "a.bin"}}).encode())
+    put(tmp_path / "a.bin", b"a")
+    with pytest.raises(UserError, match=r"lists .*b\.bin: no such file"):
+        verify(status)
+    put(tmp_path / "b.bin", b"b")
+    digest = verify(status)
+    assert digest == verify(status) and digest != hashlib.sha256(path.read_bytes()).hexdigest()
+    put(tmp_path / "b.bin", b"c")
+    assert verify(status) != digest
+    listed = put(policy(path=path.name).expected, b"{}")
+    assert verify(policy(path=path.name)) == hashlib.sha256(listed.read_bytes()).hexdigest(), "of a card"
+
+
+def test_an_asset_is_read_once_while_it_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, record = put(cache / "assets" / "net" / "net.pt", CONTENT), cache / "assets" / "digests.json"
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr("alignbench.hub.verify.file_sha256", counted)
+    for _ in range(3):
+        assert verify(net()) == SHA256
+    assert len(read) == 1
+    assert json.loads(record.read_text())[str(path)].keys() == {"size", "mtime_ns", "sha256"}
+    path.write_bytes(b"other")
+    assert verify(net()) == hashlib.sha256(b"other").hexdigest()
+    for broken in ("{broken", "[1]", json.dumps({str(path): 3})):
+        record.write_text(broken)
+        verify(net())
+        assert str(path) in json.loads(record.read_text())
+    assert len(read) == 5
+    monkeypatch.setenv("ALIGNBENCH_CACHE", str(path))
+    assert verify(locate_asset("net", asset_card(), str(path))) and len(read) == 6, "an unwritable cache"
+
+
+def test_the_digest_of_a_folder_is_that_of_what_counts(tmp_path: Path) -> None:
+    folder, listed, single = tmp_path / "form", folder_card(), asset_card()
+
+    def digest(card: AssetCard) -> str:
+        return verify(locate_asset("net", card, str(folder)))
+
+    for name in ("a.json", "w.bin", "README.md"):
+        put(folder / name, name.encode())
+    before = digest(listed), digest(single)
+    put(folder / "README.md", b"changed")
+    assert digest(listed) == before[0] and digest(single) != before[1]
+    put(folder / "w.bin", b"changed")
+    changed = digest(listed)
+    assert changed != before[0]
+    (folder / "w.bin").rename(folder / "w.st")
+    assert digest(listed) not in (changed, before[0])
+
+
+def test_the_digest_at_first_use_holds_for_ever(cache: Path) -> None:
+    path, record = put(cache / "weights" / "mine" / "policy.pt", CONTENT), cache / "weights" / "digests.json"
+    assert verify(policy()) == SHA256
+    assert json.loads(record.read_text()) == {f"someone/model@{policy().card.revision}/policy.pt": SHA256}
+    path.write_bytes(CONTENT[:-1] + b"?")
+    changed = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(UserError) as caught:
+        verify(policy())
+    assert caught.value.what == f"{path} has SHA-256 {changed}, {record} says {SHA256}"
+    assert caught.value.fix.startswith("delete it, then: alignbench fetch mine")
+    record.write_text("{broken")
+    with pytest.raises(UserError, match=r"digests\.json is not readable JSON.* → mend or delete it"):
+        verify(policy())
+    record.unlink()
+    assert verify(policy(repo="")) == changed
+    assert not record.exists(), "the user's own files are not recorded"

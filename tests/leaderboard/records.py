@@ -15,7 +15,7 @@ from typing import Any
 
 from alignbench.leaderboard.board import build, collect
 from alignbench.leaderboard.table import Board, Row, Table
-from alignbench.record import RunRecord
+from alignbench.record import RunRecord, read
 from alignbench.registry.protocol import AssetCard, MetricFact
 
 DATA = Path(__file__).parents[1] / "golden" / "records"
@@ -42,11 +42,16 @@ NAMES = {
 }
 
 
-def load(name: str, change: Callable[[dict[str, Any]], object] = lambda content: None) -> RunRecord:
-    """One of the stored records, perhaps changed."""
-    content = json.loads((DATA / f"{NAMES[name]}.json").read_text(encoding="utf-8"))
+def edited(record: RunRecord, change: Callable[[dict[str, Any]], object]) -> RunRecord:
+    """A record with a changed content."""
+    content = json.loads(record.model_dump_json(by_alias=True))
     change(content)
     return RunRecord.model_validate(content)
+
+
+def load(name: str, change: Callable[[dict[str, Any]], object] = lambda content: None) -> RunRecord:
+    """One of the stored records, perhaps changed."""
+    return edited(read(DATA / f"{NAMES[name]}.json"), change)
 
 
 def stored(*extra: RunRecord) -> Board:
@@ -77,15 +82,8 @@ def one_seed(
     protocol: dict[str, Any] | None = None,
     **changes: Any,
 ) -> RunRecord:
-    """A method run at one setting with a single sampling seed; half-widths None: no interval.
-
-    Args:
-        fd: of the method.
-        half: half-width of its interval.
-        base: both of the base.
-        result: changes to both results.
-        protocol: changes to their protocol.
-        changes: of the record.
+    """A method run at one setting with a single sampling seed: values of it and of the base, with the
+    half-widths of their intervals (None: no interval); changes to both results, their protocol, the record.
     """
 
     def change(content: dict[str, Any]) -> None:
@@ -112,19 +110,16 @@ def named(number: int, fd: float, half: float | None, **changes: Any) -> RunReco
 
 def given(name: str, fd: float, half: float | None, **changes: Any) -> RunRecord:
     """Images made elsewhere."""
-    content = json.loads(one_seed(fd, half, **changes).model_dump_json(by_alias=True))
+    model = {"name": name, "title": name.title(), "parameters": 0, "trainable_parameters": 0, "weights": {}}
     unknown = dict.fromkeys(["temperature", "top_k", "top_p", "cfg_scale", "cfg_interval"])
     setting = {"name": "given", "title": "given images", **unknown}
-    content |= dict.fromkeys(["method", "train", "recipe", "data"]) | {
-        "id": f"samples-{name}",
-        "kind": "samples",
-        "exports": {},
-        "model": {
-            "name": name, "title": name.title(), "parameters": 0, "trainable_parameters": 0, "weights": {},
-        },
-        "results": [content["results"][1] | {"subject": "samples", "setting": setting}],
-    }  # fmt: skip
-    return RunRecord.model_validate(content)
+
+    def change(content: dict[str, Any]) -> None:
+        content |= dict.fromkeys(["method", "train", "recipe", "data"])
+        content |= {"id": f"samples-{name}", "kind": "samples", "exports": {}, "model": model}
+        content["results"] = [content["results"][1] | {"subject": "samples", "setting": setting}]
+
+    return edited(one_seed(fd, half, **changes), change)
 
 
 def digest(letter: str) -> dict[str, str]:
@@ -137,8 +132,10 @@ def assets(**used: str) -> dict[str, Any]:
 
 def detailed(record: RunRecord, **changes: Any) -> RunRecord:
     """A record with a metric that is mere detail, and other changes to its protocols."""
-    content = json.loads(record.model_dump_json(by_alias=True))
-    for result in content["results"]:
-        result["metrics"]["colour"] = [0.25]
-        result["protocol"] |= changes
-    return RunRecord.model_validate(content)
+
+    def change(content: dict[str, Any]) -> None:
+        for result in content["results"]:
+            result["metrics"]["colour"] = [0.25]
+            result["protocol"] |= changes
+
+    return edited(record, change)

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from alignbench import api
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
-from alignbench.methods.ntp import Experience, NextToken
+from alignbench.methods.ntp import NextToken
 from alignbench.registry.lookup import Registry
 from tests.methods import test_vapi
-from tests.methods.test_vapi import ToyBackbone, batch, rewards
+from tests.methods.test_vapi import ToyBackbone, batch, built, gradients
 
 REGISTRY = Registry.default()
 
@@ -24,13 +23,7 @@ def defaults(method: str) -> dict[str, Any]:
 
 
 def make(backbone: ToyBackbone, **changes: Any) -> NextToken:
-    config = NextToken.Config(**{**defaults("ntp"), **changes})
-    return NextToken(config, backbone=backbone, reward=rewards, seed=0)
-
-
-def gradients(backbone: ToyBackbone, loss: api.Loss) -> Tensor:
-    found = torch.autograd.grad(loss.value, list(backbone.policy.parameters()))
-    return torch.cat([part.flatten() for part in found])
+    return built("ntp", backbone, **changes)
 
 
 def test_clean_context_is_the_prior_of_vapi() -> None:
@@ -42,7 +35,7 @@ def test_clean_context_is_the_prior_of_vapi() -> None:
     vapi = test_vapi.make(backbone, policy_weight=0.0, prior_weight=1.0)
     prior = vapi.loss(vapi.collect(batch(), step=0).experience)
     assert (loss.value - prior.value).abs().item() < 1e-14
-    assert (gradients(backbone, loss) - gradients(backbone, prior)).abs().max().item() < 1e-14
+    assert (gradients(method, loss) - gradients(vapi, prior)).abs().max().item() < 1e-14
 
 
 @pytest.mark.parametrize("kernel", ["exclusive", "inclusive"])
@@ -50,7 +43,6 @@ def test_noise_reaches_the_context_and_never_the_targets(kernel: str) -> None:
     backbone, data = ToyBackbone(), batch(400)
     collected = make(backbone, noise=0.5, noise_kernel=kernel).collect(data, step=0)
     experience = collected.experience
-    assert isinstance(experience, Experience)
     clean = backbone.tokenizer.encode(data.images)
     assert torch.equal(experience.targets, clean)
     changed = (experience.context != clean[:, :-1]).double().mean().item()
@@ -63,7 +55,6 @@ def test_loss_is_the_cross_entropy_of_the_clean_tokens() -> None:
     backbone = ToyBackbone()
     method = make(backbone, noise=0.7)
     experience = method.collect(batch(), step=0).experience
-    assert isinstance(experience, Experience)
     backbone.policy.eval()
     logits = backbone.logits(experience.condition, experience.context)
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), experience.targets.flatten())

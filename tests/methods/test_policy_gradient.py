@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,6 @@ from alignbench.methods.policy_gradient import (
     token_logprobs,
     token_mean,
 )
-from alignbench.methods.ste import straight_through
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -39,11 +40,6 @@ def test_advantages_are_standard_scores() -> None:
     rewards = randn(5, 8)
     expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-8)
     assert torch.allclose(group_advantages(rewards), expected, rtol=0, atol=1e-14)
-
-
-def test_one_outlier_of_eight_reaches_the_bound() -> None:
-    advantages = group_advantages(torch.tensor([[-0.2] * 7 + [-0.1]], dtype=torch.float64))
-    assert advantages[0, 7].item() == pytest.approx(7 / math.sqrt(8), abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [-0.2, -0.3141592, 0.0, -1e6, 1e-12])
@@ -172,6 +168,10 @@ def test_prior_equals_torch_cross_entropy() -> None:
 
 # --- the whole objective --------------------------------------------------------------------------
 
+OBJECTIVE = Objective(
+    policy_weight=1.0, prior_weight=0.0, clip_range=0.2, advantage_clip=5.0, temperature=1.0
+)
+
 
 def closed_form_gradient(
     logits: Tensor, targets: Tensor, draws: Draws, clip_range: float, beta: float
@@ -198,9 +198,7 @@ def test_gradient_of_the_objective_in_closed_form(scatter: float, beta: float) -
     logits, targets, tokens = randn(3, 6, 11), randint(11, 3, 6), randint(11, 3, 8, 6, seed=1)
     old = token_logprobs(logits + scatter * randn(3, 6, 11, seed=2), tokens, 1.0)
     draws = Draws(tokens, old, group_advantages(randn(3, 8, seed=3)))
-    objective = Objective(
-        policy_weight=1.0, prior_weight=beta, clip_range=0.2, advantage_clip=5.0, temperature=1.0
-    )
+    objective = replace(OBJECTIVE, prior_weight=beta)
     leaf = logits.clone().requires_grad_()
     loss = objective(leaf, targets, draws)
     (gradient,) = torch.autograd.grad(loss.value, leaf)
@@ -209,32 +207,13 @@ def test_gradient_of_the_objective_in_closed_form(scatter: float, beta: float) -
     assert (loss.metrics["clip_fraction"] > 0.2) == (scatter > 0)
 
 
-def test_on_policy_gradient_is_zero_where_all_samples_agree() -> None:
-    logits = randn(1, 4, 11).requires_grad_()
-    tokens = randint(11, 1, 8, 4)
-    tokens[:, :, 2] = 5
-    old = token_logprobs(logits.detach(), tokens, 1.0)
-    objective = Objective(
-        policy_weight=1.0, prior_weight=0.0, clip_range=0.2, advantage_clip=5.0, temperature=1.0
-    )
-    loss = objective(logits, randint(11, 1, 4), Draws(tokens, old, group_advantages(randn(1, 8))))
-    (gradient,) = torch.autograd.grad(loss.value, logits)
-    assert gradient[0, 2].abs().max().item() < 1e-16
-    assert gradient[0, 1].abs().max().item() > 1e-3
-
-
 # --- noise ----------------------------------------------------------------------------------------
 
 
-def noisy(tokens: Tensor, rate: float, kernel: str, num_codes: int, seed: int = 0) -> Tensor:
-    numbers = torch.from_numpy(np.random.default_rng(seed).random((2, *tokens.shape)))
+def noisy(tokens: Tensor, rate: float, kernel: Any, num_codes: int, seed: int = 0) -> Tensor:
+    flips, replacements = torch.from_numpy(np.random.default_rng(seed).random((2, *tokens.shape)))
     return corrupt(
-        tokens,
-        rate,
-        kernel,  # type: ignore[arg-type]
-        num_codes=num_codes,
-        flip_uniforms=numbers[0],
-        replacement_uniforms=numbers[1],
+        tokens, rate, kernel, num_codes=num_codes, flip_uniforms=flips, replacement_uniforms=replacements
     )
 
 
@@ -264,41 +243,10 @@ def test_replacements_are_uniform_over_the_allowed_codes(kernel: str) -> None:
     assert (counts[3] == 0) == (kernel == "exclusive")
 
 
-def test_largest_uniform_still_gives_a_code() -> None:
+@pytest.mark.parametrize("kernel", ["exclusive", "inclusive"])
+def test_largest_uniform_still_gives_a_code(kernel: Any) -> None:
     top = torch.full((1, 1), np.nextafter(1.0, 0.0), dtype=torch.float64)
+    numbers = {"flip_uniforms": torch.zeros(1, 1), "replacement_uniforms": top}
     for num_codes in (2, 3, 24, 128, 16384):
-        for kernel in ("exclusive", "inclusive"):
-            code = corrupt(
-                torch.zeros(1, 1, dtype=torch.int64),
-                1.0,
-                kernel,  # type: ignore[arg-type]
-                num_codes=num_codes,
-                flip_uniforms=torch.zeros(1, 1),
-                replacement_uniforms=top,
-            )
-            assert code.item() == num_codes - 1
-
-
-# --- straight-through -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("noisy_draw", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_straight_through_equals_the_dense_form(noisy_draw: bool, temperature: float) -> None:
-    logits, codebook, weight = randn(2, 5, 20), randn(20, 4, seed=1), randn(2, 5, 4, seed=2)
-    noise = randn(2, 5, 20, seed=3) if noisy_draw else None
-
-    leaf = logits.clone().requires_grad_()
-    embedding, tokens = straight_through(leaf, codebook, temperature, gumbel_noise=noise)
-    (gradient,) = torch.autograd.grad((embedding * weight).sum(), leaf)
-
-    dense_leaf = logits.clone().requires_grad_()
-    scores = dense_leaf if noise is None else dense_leaf + noise
-    soft = (scores / temperature).softmax(-1)
-    hard = F.one_hot(scores.argmax(-1), 20).double()
-    dense = (soft + (hard - soft).detach()) @ codebook
-    (expected,) = torch.autograd.grad((dense * weight).sum(), dense_leaf)
-
-    assert torch.equal(tokens, scores.argmax(-1))
-    assert torch.equal(embedding, codebook[tokens])
-    assert (gradient - expected).abs().max().item() < 1e-14
+        code = corrupt(torch.zeros(1, 1, dtype=torch.int64), 1.0, kernel, num_codes=num_codes, **numbers)
+        assert code.item() == num_codes - 1

@@ -96,19 +96,6 @@ def test_normalised_parts_use_their_own_valid_scores() -> None:
     assert mixed.values[1].tolist() == pytest.approx(list(-z([0.4, 0.1, 0.3, 0.2])), abs=1e-6)
 
 
-def test_normalised_mixing_ignores_units_and_raw_mixing_does_not() -> None:
-    values, valid = scores()
-    changed = [values[0] * 1000 + 7, values[1]]
-    weights = [1.0, 1.0]
-    same = combine_normalised(values, valid, weights).values
-    assert torch.allclose(combine_normalised(changed, valid, weights).values, same, atol=1e-6, equal_nan=True)
-    assert not torch.allclose(
-        combine_raw(changed, valid, weights).values,
-        combine_raw(values, valid, weights).values,
-        equal_nan=True,
-    )
-
-
 def test_what_a_failed_score_holds_never_matters() -> None:
     values, valid = scores()
     poisoned = [part.nan_to_num(nan=1e6) for part in values]

@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignbench import api
 from alignbench.backbones.llamagen.model import build
 from alignbench.errors import UserError
 from alignbench.files import package_file
-from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder
+from alignbench.methods.tokenizer_decoder import TokenizerDecoder
 from alignbench.registry.lookup import Registry
 from alignbench.training import setup
-from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, ToyTokenizer, batch, rewards
+from tests.helpers.command import alignbench
+from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, built
 
 REGISTRY = Registry.default()
-OPTIONS = REGISTRY.method("tokenizer-decoder").options
-DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
 
 
-class TrainableToy(ToyTokenizer):
-    def trainable_decoder(self) -> nn.Module:
-        return self.decoder
-
-
-def toy() -> ToyBackbone:
-    backbone = ToyBackbone()
-    backbone.tokenizer = TrainableToy()
-    setup.trained_module(backbone, "decoder")  # type: ignore[arg-type]
+def toy() -> Any:
+    backbone: Any = ToyBackbone()
+    backbone.tokenizer.trainable_decoder = lambda: backbone.tokenizer.decoder
+    setup.trained_module(backbone, "decoder")
     return backbone
 
 
-def make(backbone: api.Backbone, seed: int = 0, **changes: Any) -> TokenizerDecoder:
-    options = {**DEFAULTS, "perceptual_weight": 0.0, **changes}
-    return TokenizerDecoder(TokenizerDecoder.Config(**options), backbone=backbone, reward=rewards, seed=seed)
-
-
-def experience_of(collected: api.Collected) -> Experience:
-    assert isinstance(collected.experience, Experience)
-    return collected.experience
+def make(backbone: Any, **changes: Any) -> TokenizerDecoder:
+    return built("tokenizer-decoder", backbone, **{"perceptual_weight": 0.0, **changes})
 
 
 def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
@@ -56,10 +42,10 @@ def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
     data = api.Batch(
         torch.arange(size), one.condition.repeat(size), one.images.expand(size, -1, -1, -1).contiguous()
     )
-    collected = make(backbone, temperature=0.5).collect(data, step=0)  # type: ignore[arg-type]
+    collected = make(backbone, temperature=0.5).collect(data, step=0)
     assert (collected.images, collected.sequences, collected.tokens) == (size, size, 0)
     assert collected.reward_calls == {"pixel-mse": size}
-    tokens = experience_of(collected).tokens
+    tokens = collected.experience.tokens
     assert tokens.shape == (size, TOKENS)
     backbone.policy.eval()
     clean = backbone.tokenizer.encode(one.images)
@@ -69,24 +55,23 @@ def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
         assert (share - expected[place]).abs().max().item() < 0.04
 
 
-def test_samples_belong_to_seed_step_and_sample() -> None:
-    def tokens(*, seed: int = 0, step: int = 0, size: int = 3) -> Tensor:
-        method = make(toy(), seed)  # type: ignore[arg-type]
-        return torch.cat([experience_of(method.collect(part, step)).tokens for part in batch(12).split(size)])
-
-    assert torch.equal(tokens(), tokens(size=12))
-    assert not torch.equal(tokens(), tokens(step=1))
-    assert not torch.equal(tokens(), tokens(seed=1))
+def test_samples_belong_to_seed_and_step() -> None:
+    tokens = [
+        make(toy(), seed=seed).collect(batch(12), step).experience.tokens
+        for seed, step in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
 
 
-def test_gradient_is_the_closed_form() -> None:
+@pytest.mark.parametrize("perceptual", [0.0, 1.0])
+def test_gradient_is_the_closed_form(perceptual: float) -> None:
     """The toy decodes a code vector c to W·c + b on a patch: dL/dW = Σ 2(W·c + b − x)·cᵀ / values."""
     backbone, data = toy(), batch()
-    method = make(backbone, pixel_weight=0.7)  # type: ignore[arg-type]
+    method = make(backbone, pixel_weight=0.7, perceptual_weight=perceptual, perceptual="pixel-mse")
     collected = method.collect(data, step=0)
     loss = method.loss(collected.experience)
-    loss.value.backward()  # type: ignore[no-untyped-call]
-    decoder, tokens = backbone.tokenizer.decoder, experience_of(collected).tokens
+    loss.value.backward()
+    decoder, tokens = backbone.tokenizer.decoder, collected.experience.tokens
     weight, bias = torch.zeros(3, 3).double(), torch.zeros(3).double()
     for row in range(len(data)):
         for place in range(TOKENS):
@@ -94,7 +79,7 @@ def test_gradient_is_the_closed_form() -> None:
             top, left = 2 * (place // 2), 2 * (place % 2)
             patch = data.images[row, :, top : top + 2, left : left + 2]
             error = (decoder.weight @ code + decoder.bias).detach()[:, None, None] - patch
-            pull = 0.7 * 2 * error.sum(dim=(1, 2)) / data.images.numel()
+            pull = (0.7 + perceptual) * 2 * error.sum(dim=(1, 2)) / data.images.numel()
             weight += pull[:, None] * code
             bias += pull
     assert decoder.weight.grad is not None and decoder.bias.grad is not None
@@ -104,53 +89,9 @@ def test_gradient_is_the_closed_form() -> None:
     assert all(part.grad is None for part in backbone.policy.parameters())
 
 
-@pytest.mark.parametrize("perceptual", [0.0, 1.0])
-def test_gradient_agrees_with_finite_differences_on_the_real_decoder(perceptual: float) -> None:
-    """LlamaGen's decoder at toy size in float64, along one random direction of all its parameters."""
-    backbone = build(REGISTRY.model("llamagen-tiny"), None)
-    backbone.tokenizer.double()
-    module = setup.trained_module(backbone, "decoder")
-    method = make(backbone, pixel_weight=1.0, perceptual_weight=perceptual, perceptual="pixel-mse")
-    numbers = torch.Generator().manual_seed(0)
-    images = torch.rand(2, 3, 8, 8, generator=numbers, dtype=torch.float64) * 2 - 1
-    tokens = torch.randint(0, 128, (2, 16), generator=numbers)
-    experience = Experience(images, tokens)
-    gradients = torch.autograd.grad(method.loss(experience).value, list(module.parameters()))
-    direction = [
-        torch.randn(part.shape, generator=numbers, dtype=torch.float64) for part in module.parameters()
-    ]
-
-    @torch.no_grad()
-    def shifted(size: float) -> float:
-        for part, along in zip(module.parameters(), direction, strict=True):
-            part.add_(along, alpha=size)
-        decoded = backbone.tokenizer.decode(tokens, backbone.grid)
-        for part, along in zip(module.parameters(), direction, strict=True):
-            part.sub_(along, alpha=size)
-        return float((1 + perceptual) * (decoded - images).square().mean())
-
-    slope = sum(float((g * d).sum()) for g, d in zip(gradients, direction, strict=True))
-    step = 1e-5
-    measured = (shifted(step) - shifted(-step)) / (2 * step)
-    assert abs(slope) > 1e-2
-    assert measured == pytest.approx(slope, rel=1e-5)
-
-
-def test_only_what_trains_has_gradients_switched_on() -> None:
-    backbone = build(REGISTRY.model("llamagen-tiny"), None)
-    setup.trained_module(backbone, "decoder")
-    on = {name for name, part in backbone.tokenizer.named_parameters() if part.requires_grad}
-    decoder = {name for name, _ in backbone.tokenizer.named_parameters() if name.startswith("decoder.")}
-    assert on == decoder | {"post_quant_conv.weight", "post_quant_conv.bias"}
-    assert not any(part.requires_grad for part in backbone.policy.parameters())
-    setup.trained_module(backbone, "policy")
-    assert all(part.requires_grad for part in backbone.policy.parameters())
-    assert not any(part.requires_grad for part in backbone.tokenizer.parameters())
-
-
 def test_nothing_to_train_on_is_refused() -> None:
     with pytest.raises(UserError, match="both 0"):
-        make(toy(), pixel_weight=0.0)  # type: ignore[arg-type]
+        make(toy(), pixel_weight=0.0)
 
 
 def test_recipes_short_by_default_and_long_by_name() -> None:
@@ -168,23 +109,12 @@ def test_recipes_short_by_default_and_long_by_name() -> None:
 # --- the whole run --------------------------------------------------------------------------------
 
 
-def run(out: Path) -> subprocess.CompletedProcess[str]:
-    arguments = [
-        "--method", "tokenizer-decoder", "--model", "llamagen-tiny",
-        "--steps", "4", "--checkpoint-every", "2",
-        "--set", "protocol.samples=60", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
-    ]  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-m", "alignbench", "run", "--out", str(out), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_run_trains_exports_and_evaluates_the_tokenizer(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = run(out)
+    done = alignbench(
+        "run", "--out", out, "--method", "tokenizer-decoder", "--model", "llamagen-tiny", "--steps", "4",
+        "--set", "protocol.samples=60", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "complete" and list(record["exports"]) == ["tokenizer"]
@@ -207,21 +137,8 @@ def test_run_trains_exports_and_evaluates_the_tokenizer(tmp_path: Path) -> None:
     scores = {result["subject"]: result["metrics"] for result in record["results"]}
     assert scores["base"]["fd-pixels"] != scores["method"]["fd-pixels"]
 
-    # As if killed after the second step: the same bytes again.
-    again = tmp_path / "again"
-    shutil.copytree(out, again)
-    for name in ("checkpoints/step-000004", "export", "samples", "metrics"):
-        shutil.rmtree(again / name)
-    (again / "run.json").unlink()
-    done = run(again)
-    assert done.returncode == 0 and "resuming at step 2" in done.stderr, done.stderr
-    for name in ("export/tokenizer.safetensors", "metrics.jsonl"):
-        assert (out / name).read_bytes() == (again / name).read_bytes(), name
-
 
 def sample_tokens(out: Path, subject: str) -> Tensor:
-    import numpy as np
-
     files = sorted((out / "samples" / subject / "t1" / "seed-0").glob("*.npz"))
     assert files
     return torch.cat([torch.from_numpy(np.load(file)["tokens"].astype("int64")) for file in files])

@@ -6,8 +6,7 @@ python -m tests.metrics.coverage_study            # the table of docs/evaluators
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +14,7 @@ from alignbench.metrics.bootstrap import frechet_at_infinity, frechet_bootstrap
 from alignbench.metrics.frechet import frechet_distance
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table."""
 
     features: int
@@ -27,38 +25,18 @@ class Setting:
     """Standard deviations of the generated set over those of the reference."""
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """What many image sets from one law say."""
+def study(setting: Setting, *, sets: int, replicates: int, seed: int = 0) -> dict[str, float]:
+    """Draw image sets from one law, bootstrap each, and count.
 
-    truth: float
-    """Distance of the laws."""
-    value: float
-    """Mean of the plain distances."""
-    corrected: float
-    """Mean of the corrected ones."""
-    infinity: float
-    """Mean of the extrapolated ones."""
-    spread: float
-    """Standard deviation over sets of the plain distances."""
-    infinity_spread: float
-    """The same of the extrapolated ones."""
-    sd: float
-    """Mean of the bootstrap's estimates of `spread`."""
-    percentile: float
-    """Share of sets whose 2.5th to 97.5th percentile covers the truth."""
-    basic: float
-    """The same of those percentiles mirrored at the plain distance."""
-    plain: float
-    """The same of the plain interval."""
-    shifted: float
-    """The same of the corrected interval."""
-    repeated: float
-    """Share of sets whose plain interval covers the mean plain distance of all sets."""
-
-
-def study(setting: Setting, *, sets: int, replicates: int, seed: int = 0) -> Coverage:
-    """Draw image sets, bootstrap each, and count."""
+    Returns:
+        truth: distance of the laws.
+        value, corrected, infinity: means over sets of the plain, corrected and extrapolated distances.
+        spread, infinity_spread: standard deviations over sets of `value` and `infinity`.
+        sd: mean of the bootstrap's estimates of `spread`.
+        percentile, basic, plain, shifted: shares of sets whose interval covers the truth: the 2.5th to 97.5th
+            percentile, those mirrored at the plain distance, the plain interval, the corrected one.
+        repeated: share of sets whose plain interval covers the mean plain distance of all sets.
+    """
     rng = np.random.default_rng(seed)
     # Spectrum of network features: a few wide directions, many narrow ones.
     scales = 1 / np.sqrt(1 + np.arange(setting.features))
@@ -70,50 +48,39 @@ def study(setting: Setting, *, sets: int, replicates: int, seed: int = 0) -> Cov
     for number in range(sets):
         shape = (setting.images, setting.features)
         drawn = rng.normal(size=shape) * scales * setting.stretch + there
-        rows.append(_row(drawn, mean, cov, replicates, number))
+        found = frechet_bootstrap(drawn, mean, cov, replicates=replicates, seed=number)
+        low, high = np.percentile(found.resampled, [2.5, 97.5])
+        rows.append(
+            {name: getattr(found, name) for name in ("value", "sd", "corrected")}
+            | {
+                "infinity": frechet_at_infinity(drawn, mean, cov, seed=number),
+                "percentile": (low, high),
+                "basic": (2 * found.value - high, 2 * found.value - low),
+                "plain": found.interval,
+                "shifted": found.corrected_interval,
+            }
+        )
     column = {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
     def covered(name: str, target: float) -> float:
         low, high = column[name].T
         return float(np.mean((low <= target) & (target <= high)))
 
-    return Coverage(
-        truth=truth,
-        **{name: float(column[name].mean()) for name in ("value", "corrected", "infinity", "sd")},
-        spread=float(column["value"].std(ddof=1)),
-        infinity_spread=float(column["infinity"].std(ddof=1)),
-        **{name: covered(name, truth) for name in ("percentile", "basic", "plain", "shifted")},
-        repeated=covered("plain", float(column["value"].mean())),
-    )
-
-
-def _row(drawn: np.ndarray, mean: np.ndarray, cov: np.ndarray, replicates: int, seed: int) -> dict[str, Any]:
-    """What one image set says."""
-    found = frechet_bootstrap(drawn, mean, cov, replicates=replicates, seed=seed)
-    low, high = np.percentile(found.resampled, [2.5, 97.5])
     return {
-        "value": found.value,
-        "sd": found.sd,
-        "corrected": found.corrected,
-        "infinity": frechet_at_infinity(drawn, mean, cov, seed=seed),
-        "percentile": (low, high),
-        "basic": (2 * found.value - high, 2 * found.value - low),
-        "plain": found.interval,
-        "shifted": found.corrected_interval,
+        "truth": truth,
+        **{name: float(column[name].mean()) for name in ("value", "corrected", "infinity", "sd")},
+        "spread": float(column["value"].std(ddof=1)),
+        "infinity_spread": float(column["infinity"].std(ddof=1)),
+        **{name: covered(name, truth) for name in ("percentile", "basic", "plain", "shifted")},
+        "repeated": covered("plain", float(column["value"].mean())),
     }
 
 
 SETTINGS = (
-    Setting(features=64, images=500, shift=0.0),
-    Setting(features=64, images=500, shift=0.3),
-    Setting(features=64, images=500, shift=1.0),
-    Setting(features=64, images=500, shift=0.0, stretch=1.3),
-    Setting(features=64, images=5000, shift=0.3),
-    Setting(features=128, images=1024, shift=0.3),
-    Setting(features=128, images=512, shift=0.3),
-    Setting(features=128, images=256, shift=0.3),
-    Setting(features=128, images=128, shift=0.3),
-    Setting(features=128, images=64, shift=0.3),
+    *(Setting(64, 500, shift) for shift in (0.0, 0.3, 1.0)),
+    Setting(64, 500, shift=0.0, stretch=1.3),
+    Setting(64, 5000, shift=0.3),
+    *(Setting(128, images, shift=0.3) for images in (1024, 512, 256, 128, 64)),
 )
 
 
@@ -126,15 +93,11 @@ def table(sets: int, replicates: int) -> str:
     ]
     for setting in SETTINGS:
         found = study(setting, sets=sets, replicates=replicates)
-        numbers = [found.truth, found.value, found.corrected, found.infinity]
-        shares = [found.percentile, found.basic, found.plain, found.shifted, found.repeated]
-        cells = [
-            str(setting.features),
-            str(setting.images),
-            *(f"{round(x, 3) + 0.0:.3f}" for x in numbers),
-        ]  # no "-0.000"
-        cells[-1] += f" ± {found.infinity_spread:.3f}"
-        cells += [f"{x:.3f}" for x in (found.spread, found.sd)]
+        numbers = (round(found[name], 3) + 0.0 for name in ("truth", "value", "corrected", "infinity"))
+        cells = [str(setting.features), str(setting.images), *(f"{x:.3f}" for x in numbers)]  # no "-0.000"
+        cells[-1] += f" ± {found['infinity_spread']:.3f}"
+        cells += [f"{found[name]:.3f}" for name in ("spread", "sd")]
+        shares = [found[name] for name in ("percentile", "basic", "plain", "shifted", "repeated")]
         lines.append("| " + " | ".join([*cells, *(f"{x:.0%}" for x in shares)]) + " |")
     return "\n".join(lines) + "\n"
 

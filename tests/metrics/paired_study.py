@@ -5,8 +5,6 @@ python -m tests.metrics.paired_study            # the table of docs/evaluators/c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from alignbench.metrics.bootstrap import frechet_bootstrap
@@ -15,27 +13,9 @@ from alignbench.metrics.intervals import Z95, resampled_difference
 FEATURES, IMAGES = 64, 500
 
 
-@dataclass(frozen=True)
-class PairedCoverage:
-    """What many pairs of image sets from one law say."""
-
-    difference: float
-    """Mean difference of the plain distances, second set minus first."""
-    spread: float
-    """Its standard deviation over pairs of sets."""
-    paired_sd: float
-    """Mean of what paired resamples say it is."""
-    unpaired_sd: float
-    """The same of the two sets' own errors."""
-    paired: float
-    """Share of pairs whose paired interval covers the mean difference."""
-    unpaired: float
-    """The same of the unpaired one."""
-    found: float
-    """Share of pairs whose paired interval leaves out 0."""
-
-
-def study(correlation: float, stretch: float, *, sets: int, replicates: int, seed: int = 0) -> PairedCoverage:
+def study(
+    correlation: float, stretch: float, *, sets: int, replicates: int, seed: int = 0
+) -> dict[str, float]:
     """Draw pairs of sets whose images belong together, and count.
 
     Args:
@@ -44,6 +24,13 @@ def study(correlation: float, stretch: float, *, sets: int, replicates: int, see
         sets: pairs of sets.
         replicates: resamples of each.
         seed: of the images.
+
+    Returns:
+        difference, spread: mean and standard deviation over pairs of the plain distances' difference, second
+            set minus first.
+        paired_sd, unpaired_sd: mean of what paired resamples, and the two sets' own errors, say `spread` is.
+        paired, unpaired: shares of pairs whose interval covers `difference`.
+        found: share of pairs whose paired interval leaves out 0.
     """
     rng = np.random.default_rng(seed)
     scales = 1 / np.sqrt(1 + np.arange(FEATURES))
@@ -61,19 +48,17 @@ def study(correlation: float, stretch: float, *, sets: int, replicates: int, see
         apart = float(np.hypot(a.sd, b.sd))
         paired_sd = float(np.std(np.subtract(b.resampled, a.resampled), ddof=1))
         rows.append((b.value - a.value, one.low, one.high, apart, one.significant, paired_sd))
-    values, low, high, apart, found, paired = (
-        np.array(column, dtype=float) for column in zip(*rows, strict=True)
-    )
-    mean = float(values.mean())
-    return PairedCoverage(
-        difference=mean,
-        spread=float(values.std(ddof=1)),
-        paired_sd=float(paired.mean()),
-        unpaired_sd=float(apart.mean()),
-        paired=float(np.mean((low <= mean) & (mean <= high))),
-        unpaired=float(np.mean(np.abs(values - mean) <= Z95 * apart)),
-        found=float(found.mean()),
-    )
+    values, low, high, apart, found, paired = np.array(rows, dtype=float).T
+    mean = values.mean()
+    return {
+        "difference": float(mean),
+        "spread": float(values.std(ddof=1)),
+        "paired_sd": float(paired.mean()),
+        "unpaired_sd": float(apart.mean()),
+        "paired": float(np.mean((low <= mean) & (mean <= high))),
+        "unpaired": float(np.mean(np.abs(values - mean) <= Z95 * apart)),
+        "found": float(found.mean()),
+    }
 
 
 def table(sets: int = 200, replicates: int = 50) -> str:
@@ -85,8 +70,8 @@ def table(sets: int = 200, replicates: int = 50) -> str:
     for stretch in (1.1, 1.12):
         for correlation in (0.0, 0.5, 0.9):
             one = study(correlation, stretch, sets=sets, replicates=replicates)
-            numbers = [f"{x:.4f}" for x in (one.difference, one.spread, one.paired_sd, one.unpaired_sd)]
-            shares = [f"{x:.0%}" for x in (one.paired, one.unpaired, one.found)]
+            numbers = [f"{one[name]:.4f}" for name in ("difference", "spread", "paired_sd", "unpaired_sd")]
+            shares = [f"{one[name]:.0%}" for name in ("paired", "unpaired", "found")]
             lines.append(f"| {' | '.join([str(correlation), *numbers, *shares])} |")
     return "\n".join(lines)
 

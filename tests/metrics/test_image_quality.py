@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from skimage import metrics as skimage
 from torch import Tensor
 
 from alignbench.metrics import image_quality
@@ -32,8 +33,6 @@ def last(image: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(7, 7), (32, 21)])
 def test_equal_to_scikit_image(shape: tuple[int, int]) -> None:
-    from skimage import metrics as skimage
-
     images, originals = pairs(*shape)
     signal, structure, doubled = (
         psnr(images, originals), ssim(images, originals), ssim(images, originals, data_range=510)
@@ -51,8 +50,6 @@ def test_equal_to_scikit_image(shape: tuple[int, int]) -> None:
 
 def test_the_released_program_s_calls_in_its_precision() -> None:
     """LlamaGen compares float32 images in [0, 1]; what it gets is ours but for its rounding."""
-    from skimage import metrics as skimage
-
     images, originals = pairs(64, 64)
     for row, (image, original) in enumerate(zip(map(last, images), map(last, originals), strict=True)):
         restored = image.astype(np.float32) / 255.0
@@ -65,8 +62,6 @@ def test_the_released_program_s_calls_in_its_precision() -> None:
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_equal_images() -> None:
-    from skimage import metrics as skimage
-
     images, _ = pairs(16, 16)
     assert (mean_squared_error(images, images) == 0).all()
     assert torch.allclose(ssim(images, images), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-15)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
+from sklearn.neighbors import NearestNeighbors
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from alignbench.errors import UserError
 from alignbench.metrics import precision_recall as manifold
@@ -26,39 +33,34 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     return frechet_distance(one.mean, one.covariance, two.mean, two.covariance)
 
 
+def official_frechet(a: np.ndarray, b: np.ndarray) -> float:
+    moments = (fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b))
+    return float(fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])
+
+
 # --- moments --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("sizes", "offset"), [([500], 1e4), ([1, 300, 199], 0.0), ([3, 97, 1, 150, 49, 150, 2, 48], 1e4)]
+    ("sizes", "offset", "dtype"),
+    [
+        ([500], 1e4, np.float64),
+        ([1, 300, 199], 0.0, np.float64),
+        ([3, 97, 1, 150, 49, 150, 2, 48], 1e4, np.float64),
+        ([250, 250], 1e3, np.float32),
+    ],
 )
-def test_any_cut_into_shards_gives_the_same_moments(sizes: list[int], offset: float) -> None:
-    data = rows(500, 12, 0, offset=offset)
+def test_any_cut_into_shards_and_any_order_give_the_same_moments_in_float64(
+    sizes: list[int], offset: float, dtype: type
+) -> None:
+    data = rows(500, 12, 0, offset=offset).astype(dtype)
+    wide = data.astype(np.float64)
     cuts = np.split(data, np.cumsum(sizes)[:-1])
-    streamed = moments_of([data[:0], *cuts])
-    merged = Moments.of(cuts[0])
-    for cut in cuts[1:]:
-        merged = merged.merge(Moments.of(cut))
-    for found in (streamed, merged):
-        assert found.count == 500
-        assert found.mean == pytest.approx(data.mean(axis=0), rel=1e-14)
-        assert found.covariance == pytest.approx(np.cov(data.T), rel=1e-10, abs=1e-10)
-
-
-def test_merging_does_not_depend_on_the_order() -> None:
-    parts = [Moments.of(rows(n, 6, n)) for n in (1, 40, 7)]
-    there = parts[0].merge(parts[1]).merge(parts[2])
-    back = parts[2].merge(parts[1].merge(parts[0]))
-    assert there.count == back.count == 48
-    assert there.mean == pytest.approx(back.mean, rel=1e-13)
-    assert there.scatter == pytest.approx(back.scatter, rel=1e-12)
-
-
-def test_float32_rows_are_summed_in_float64() -> None:
-    data = rows(300, 4, 1, offset=1e3).astype(np.float32)
-    found = moments_of(np.array_split(data, 7))
-    assert found.covariance.dtype == np.float64
-    assert found.covariance == pytest.approx(np.cov(data.T.astype(np.float64)), rel=1e-11)
+    merged = [functools.reduce(Moments.merge, map(Moments.of, order)) for order in (cuts, cuts[::-1])]
+    for found in (moments_of([data[:0], *cuts]), *merged):
+        assert found.count == 500 and found.covariance.dtype == np.float64
+        assert found.mean == pytest.approx(wide.mean(axis=0), rel=1e-14)
+        assert found.covariance == pytest.approx(np.cov(wide.T), rel=1e-10, abs=1e-10)
 
 
 def test_input_is_not_changed() -> None:
@@ -75,13 +77,8 @@ def test_input_is_not_changed() -> None:
 
 @pytest.mark.parametrize(("count", "other"), [(300, 200), (90, 900)])
 def test_frechet_distance_is_torch_fidelitys_and_scipys(count: int, other: int) -> None:
-    from scipy.linalg import sqrtm
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
     a, b = rows(count, 24, 0), rows(other, 24, 1) * 1.2
-    theirs = fid_statistics_to_metric(
-        *(fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)), verbose=False
-    )["frechet_inception_distance"]
+    theirs = official_frechet(a, b)
     root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     scipys = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     assert frechet(a, b) == pytest.approx(theirs, rel=1e-9)
@@ -92,26 +89,19 @@ def test_frechet_distance_is_torch_fidelitys_and_scipys(count: int, other: int) 
 def test_frechet_distance_of_one_dimension_is_the_closed_form() -> None:
     found = frechet_distance(np.array([1.0]), np.array([[4.0]]), np.array([-2.0]), np.array([[0.25]]))
     assert found == pytest.approx(9 + (2 - 0.5) ** 2, rel=1e-15)
+    assert frechet(np.ones((5, 3)), np.zeros((4, 3))) == pytest.approx(3), "constant features have no spread"
 
 
 @pytest.mark.parametrize(("count", "other"), [(9, 7), (9, 400)])
 def test_fewer_images_than_features_lose_no_digits(count: int, other: int) -> None:
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
     a, b = rows(count, 32, 0), rows(other, 32, 1)
     # Singular values of the product of two tall factors: no covariance is ever formed.
     x, y = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (a, b))
     traces = np.sum((a.mean(0) - b.mean(0)) ** 2) + (x**2).sum() + (y**2).sum()
     expected = traces - 2 * np.linalg.svd(x @ y.T, compute_uv=False).sum()
     assert frechet(a, b) == pytest.approx(expected, rel=1e-11)
-    theirs = fid_statistics_to_metric(
-        *(fid_features_to_statistics(torch.from_numpy(z)) for z in (a, b)), verbose=False
-    )["frechet_inception_distance"]
+    theirs = official_frechet(a, b)
     assert frechet(a, b) == pytest.approx(theirs, rel=1e-6)
-
-
-def test_constant_features_have_no_spread() -> None:
-    assert frechet(np.ones((5, 3)), np.zeros((4, 3))) == pytest.approx(3)
 
 
 # --- class score ----------------------------------------------------------------------------------
@@ -119,8 +109,6 @@ def test_constant_features_have_no_spread() -> None:
 
 @pytest.mark.parametrize(("count", "order", "shuffle"), [(200, "in-order", False), (207, "shuffled", True)])
 def test_inception_score_is_torch_fidelitys(count: int, order: str, shuffle: bool) -> None:
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
     logits = 3 * rows(count, 11, 3)
     theirs = isc_features_to_metric(torch.from_numpy(logits), splits=10, shuffle=shuffle, rng_seed=2020)
     expected = (theirs["inception_score_mean"], theirs["inception_score_std"])
@@ -155,9 +143,6 @@ def test_impossible_classes_count_as_nothing() -> None:
 
 @pytest.mark.parametrize(("k", "block"), [(1, 2048), (3, 7), (9, 64)])
 def test_manifolds_are_torch_fidelitys_and_scikit_learns(k: int, block: int) -> None:
-    from sklearn.neighbors import NearestNeighbors
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
     generated, real = rows(110, 6, 5), rows(80, 6, 6)
     found = precision_recall(generated, real, k=k, block=block)
     theirs = prc_features_to_metric(

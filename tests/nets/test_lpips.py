@@ -108,9 +108,9 @@ def test_the_heads_are_those_of_version_0_1() -> None:
 def real_trunk(net: lpips.Net) -> Path:
     folder = os.environ.get(TRUNKS)
     if not folder:
-        pytest.skip(f"{TRUNKS} is not set; python -m tests.helpers.lpips_trunks OUT makes the trunks (64 MB)")
+        pytest.skip(f"{TRUNKS} is not set; python -m tests.nets.real_trunks OUT makes the trunks (64 MB)")
     path = Path(folder) / f"{net}.pth"
-    assert path.is_file(), f"{path}: python -m tests.helpers.lpips_trunks {folder}"
+    assert path.is_file(), f"{path}: python -m tests.nets.real_trunks {folder}"
     return path
 
 

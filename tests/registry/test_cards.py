@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from alignbench.config.settings import known_options
 from alignbench.registry.lookup import KINDS, Registry
 from alignbench.registry.protocol import PublishedTable
-from alignbench.registry.schema import ModelCard, PolicyShape, Scalar, TokenizerShape
+from alignbench.registry.schema import PolicyShape, Scalar, TokenizerShape
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
-CARDS = ROOT / "registry"
-REGISTRY = Registry([("built-in", CARDS)])
+REGISTRY = Registry([("built-in", ROOT / "registry")])
 MODELS = {name: REGISTRY.model(name) for name in REGISTRY.names("models")}
-EMBEDDED = ("llamagen-tiny", "shapes-tiny")
-"""Our own small models; there is no release to compare with."""
 LLAMAGEN = [name for name, card in MODELS.items() if card.family == "llamagen"]
 RECIPES = {name: REGISTRY.recipe(name) for name in REGISTRY.names("recipes")}
-CLASS_MODELS = dict(
-    zip(
-        [f"llamagen-{size}" for size in ("b", "l", "xl", "xxl", "3b")],
-        (111, 343, 775, 1411, 3097),
-        strict=True,
-    )
-)
+CLASS_MODELS = {
+    f"llamagen-{size}": millions
+    for size, millions in {"b": 111, "l": 343, "xl": 775, "xxl": 1411, "3b": 3097}.items()
+}
 GENEVAL = ["position", "color", "attribute", "counting", "single", "two"]
 
 
@@ -58,51 +52,46 @@ def test_cards_are_well_formed(card_name: str) -> None:
 # --- every name resolves --------------------------------------------------------------------------
 
 
-def references() -> list[tuple[str, str, str]]:
-    """(card that mentions, kind of the mentioned, name of the mentioned)."""
-    found: list[tuple[str, str, str]] = []
+def references() -> Iterator[tuple[str, str, str | None]]:
+    """(card that mentions, kind of the mentioned, name of the mentioned or nothing)."""
     for name, model in MODELS.items():
-        found += [
-            (f"models/{name}", "datasets", model.dataset),
-            (f"models/{name}", "protocols", model.protocol),
-        ]
-        found += [(f"models/{name}", "protocols", model.reconstruction)] if model.reconstruction else []
+        yield f"models/{name}", "datasets", model.dataset
+        for protocol_name in (model.protocol, model.reconstruction):
+            yield f"models/{name}", "protocols", protocol_name
     for name, recipe in RECIPES.items():
-        found.append((f"recipes/{name}", "methods", recipe.method))
-        found += [(f"recipes/{name}", "models", model_name) for model_name in recipe.models]
-        reward = recipe.values.get("method.perceptual")
-        found += [(f"recipes/{name}", "rewards", str(reward))] if reward not in (None, "none") else []
+        yield f"recipes/{name}", "methods", recipe.method
+        for model_name in recipe.models:
+            yield f"recipes/{name}", "models", model_name
+        reward = str(recipe.values.get("method.perceptual", "none"))
+        yield f"recipes/{name}", "rewards", reward.removeprefix("none")
     for name in REGISTRY.names("protocols"):
         protocol = REGISTRY.protocol(name)
         spec = protocol.reference
-        found += [(f"protocols/{name}", "datasets", spec.dataset)] if spec and spec.dataset else []
-        assets = [spec.statistics if spec else "", protocol.prompts]
-        found += [(f"protocols/{name}", "assets", asset) for asset in assets if asset]
-        found += [(f"protocols/{name}", "evaluators", evaluator) for evaluator in protocol.evaluators]
+        yield f"protocols/{name}", "datasets", spec and spec.dataset
+        for asset in (spec and spec.statistics, protocol.prompts):
+            yield f"protocols/{name}", "assets", asset
+        for evaluator in protocol.evaluators:
+            yield f"protocols/{name}", "evaluators", evaluator
     for name in REGISTRY.names("evaluators"):
-        found += [(f"evaluators/{name}", "assets", asset) for asset in REGISTRY.evaluator(name).assets]
+        for asset in REGISTRY.evaluator(name).assets:
+            yield f"evaluators/{name}", "assets", asset
     for name in REGISTRY.names("published"):
-        rows = [row for table in REGISTRY.published(name).tables for row in table.rows]
-        found += [(f"published/{name}", "models", row.model) for row in rows if row.model]
-    return sorted(set(found))
+        for item in REGISTRY.published(name).tables:
+            for row in item.rows:
+                yield f"published/{name}", "models", row.model
 
 
 def test_mentioned_names_exist() -> None:
     for card, kind, name in references():
-        assert name in REGISTRY.names(kind), f"{card} mentions {kind}/{name}"
-
-
-@for_each(REGISTRY.names("protocols"))
-def test_protocol_ranks_by_a_metric_it_computes(name: str) -> None:
-    protocol = REGISTRY.protocol(name)
-    metrics = {metric for item in protocol.evaluators for metric in REGISTRY.evaluator(item).metrics}
-    assert protocol.rank_by in metrics
+        assert not name or name in REGISTRY.names(kind), f"{card} mentions {kind}/{name}"
 
 
 @for_each(REGISTRY.names("protocols"))
 def test_protocol_is_whole(name: str) -> None:
-    """Evaluators get what they need, and their defaults cannot drift under a protocol."""
+    """It ranks by what it computes; evaluators get what they need, and their defaults cannot drift."""
     protocol = REGISTRY.protocol(name)
+    metrics = {metric for item in protocol.evaluators for metric in REGISTRY.evaluator(item).metrics}
+    assert protocol.rank_by in metrics
     given = {"originals": protocol.task == "reconstruction", "prompts": bool(protocol.prompts)}
     given["reference"] = protocol.reference is not None
     if protocol.task == "generation":
@@ -193,9 +182,6 @@ def test_vapi_recipes_hold_the_published_settings() -> None:
     }
     for name, values in own.items():
         assert {key: RECIPES[name].values[key] for key in common | values} == common | values, name
-
-
-def test_transferred_recipe_says_so_and_changes_nothing() -> None:
     transferred = RECIPES["vapi-llamagen-transferred"]
     assert transferred.source.startswith("transferred")
     assert transferred.values == RECIPES["vapi-llamagen-xxl"].values
@@ -255,9 +241,8 @@ def tokenizer_parameters(shape: TokenizerShape) -> int:
         decoder += stage(inputs, outputs, shape.res_blocks + 1, attends=level == 0)
         decoder += convolution(outputs, outputs) if level < last else 0
     decoder += 2 * down[-1] + convolution(down[-1], 3)
-    bridge = convolution(shape.z_channels, shape.code_dim, 1) + convolution(
-        shape.code_dim, shape.z_channels, 1
-    )
+    bridge = convolution(shape.z_channels, shape.code_dim, 1)
+    bridge += convolution(shape.code_dim, shape.z_channels, 1)
     return encoder + decoder + shape.codebook_size * shape.code_dim + bridge
 
 
@@ -273,37 +258,32 @@ def test_tokenizer_parameters_follow_from_the_shape(name: str) -> None:
     assert tokenizer_parameters(shape) == shape.parameters
 
 
-@for_each([name for name in LLAMAGEN if name not in EMBEDDED])
-def test_released_llamagen_geometry(name: str) -> None:
+@for_each([name for name in LLAMAGEN if not name.endswith("-tiny")])  # of ours there is no release
+def test_released_llamagen_geometry_and_file_sizes(name: str) -> None:
     policy = MODELS[name].policy
     assert policy.ffn_hidden == -(-int(2 * 4 * policy.dim / 3) // 256) * 256
     assert policy.dim % policy.heads == 0 and (policy.dim // policy.heads) % 4 == 0
     rates = (policy.norm_eps, policy.rope_base, policy.dropout, policy.condition_dropout)
     assert rates == (1e-5, 1e4, 0.1, 0.1)
     assert policy.condition_tokens == (1 if MODELS[name].condition == "class" else 120)
+    counts = {"policy": policy.parameters, "tokenizer": MODELS[name].tokenizer.parameters}
+    for file in MODELS[name].files:  # float32
+        if file.size is not None:
+            assert 4 * counts[file.role] < file.size < 4 * counts[file.role] * 1.003
 
 
 def test_published_sizes() -> None:
-    """Parameter counts as the releases state them, in millions."""
-    millions = {
-        name: round(card.policy.parameters / 1e6)
-        for name, card in MODELS.items()
-        if not name.endswith("-tiny")
-    }
-    assert millions == {
-        **{name + end: size for end in ("", "-256") for name, size in CLASS_MODELS.items()},
-        "llamagen-xl-t2i": 778,
-        "llamagen-xl-t2i-512": 778,
-        "janus-pro-1b": 1485,
-        "janus-pro-7b": 6592,
-    }
-
-
-def test_same_size_has_the_same_shape_at_both_resolutions() -> None:
+    """Parameter counts as the releases state them, in millions; the same shape at both resolutions."""
+    others = {"llamagen-xl-t2i": 778, "llamagen-xl-t2i-512": 778, "janus-pro-1b": 1485, "janus-pro-7b": 6592}
+    small = {f"{name}-256": size for name, size in CLASS_MODELS.items()}
+    for name, size in (CLASS_MODELS | small | others).items():
+        assert round(MODELS[name].policy.parameters / 1e6) == size
+    tiny = {name for name in MODELS if name.endswith("-tiny")}
+    assert {*CLASS_MODELS, *small, *others, *tiny} == set(MODELS)
     for name in CLASS_MODELS:
-        large, small = MODELS[name], MODELS[f"{name}-256"]
-        assert (large.image_size, small.image_size) == (384, 256)
-        assert large.policy.model_copy(update={"tokens": 256}) == small.policy
+        large, less = MODELS[name], MODELS[f"{name}-256"]
+        assert (large.image_size, less.image_size) == (384, 256)
+        assert large.policy.model_copy(update={"tokens": 256}) == less.policy
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -323,15 +303,6 @@ def test_files_are_pinned_or_say_why_not(name: str) -> None:
         pinned = bool(re.fullmatch("[0-9a-f]{40}", file.revision))
         if not (pinned and file.size and file.sha256):
             assert any("found in no source" in note for note in card.notes)
-
-
-@for_each([name for name in LLAMAGEN if name not in EMBEDDED])
-def test_file_sizes_are_those_of_float32_weights(name: str) -> None:
-    card = MODELS[name]
-    counts = {"policy": card.policy.parameters, "tokenizer": card.tokenizer.parameters}
-    for file in card.files:
-        if file.size is not None:
-            assert 4 * counts[file.role] < file.size < 4 * counts[file.role] * 1.003
 
 
 def test_one_file_is_described_alike_everywhere() -> None:
@@ -408,9 +379,8 @@ def test_listed_inconsistencies_are_recomputed() -> None:
     assert f"{janus['overall']} printed" in listed["Janus overall, VA-π"]
     assert round(mean, 3) != janus["overall"]
     cheapest = min(row.values.get("minutes", 1e9) for row in table("va-pi", "T2.nocfg").rows)
-    assert (
-        cheapest < aligned["minutes"] and f"{cheapest:g} min" in listed["claim of the lowest training cost"]
-    )
+    assert cheapest < aligned["minutes"]
+    assert f"{cheapest:g} min" in listed["claim of the lowest training cost"]
 
 
 def test_llamagen_readme_rows_are_the_released_class_models() -> None:
@@ -427,24 +397,19 @@ def test_llamagen_readme_rows_are_the_released_class_models() -> None:
 # --- documentation --------------------------------------------------------------------------------
 
 
-def table_row(name: str, card: ModelCard) -> list[str]:
-    """The cells that docs/models.md must show for a model."""
-    return [f"`{name}`", f"{card.policy.parameters:,}", f"{card.image_size} px", f"{card.policy.tokens}"]
+DOCUMENTED = {
+    cells[0].strip().strip("`"): [cell.strip() for cell in cells[1:]]
+    for line in (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    if len(cells := line.split("|")[1:-1]) == 7 and cells[0].startswith(" `")
+}
 
 
 @for_each(MODELS)
 def test_docs_list_every_model(name: str) -> None:
-    card = MODELS[name]
-    lines = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith(f"| `{name}` ")
-    ]
-    assert len(rows) == 1
-    assert rows[0][:4] == table_row(name, card)
+    card, cells = MODELS[name], DOCUMENTED[name]
+    shown = [f"{card.policy.parameters:,}", f"{card.image_size} px", f"{card.policy.tokens}"]
+    assert cells[:3] == shown
     policy = next(file for file in card.files if file.role == "policy")
-    if policy.shipped:
-        assert "shipped" in rows[0][4]
-    else:
-        assert f"`{policy.path}`" in rows[0][4]
-        assert policy.size is None or rows[0][5] == f"{policy.size:,}"
-    assert card.licence.split(";")[0] in rows[0][6]
+    assert ("shipped" if policy.shipped else f"`{policy.path}`") in cells[3]
+    assert policy.shipped or policy.size is None or cells[4] == f"{policy.size:,}"
+    assert card.licence.split(";")[0] in cells[5]

@@ -22,7 +22,7 @@ def test_protocol_digest_ignores_words_settings_and_seeds_only() -> None:
 
 
 def test_two_cards_of_one_name_are_an_error(tmp_path: Path) -> None:
-    source = Registry.default().found["methods"]["vapi"].path
+    source = Registry.default().locations["methods"]["vapi"].path
     for root in ("one", "two"):
         (tmp_path / root / "methods").mkdir(parents=True)
         (tmp_path / root / "methods" / "mine.toml").write_text(source.read_text())
@@ -43,15 +43,6 @@ def test_a_broken_card_names_file_key_and_reason(tmp_path: Path) -> None:
     file.write_text("title = ")
     with pytest.raises(UserError, match=r"bad\.toml: not a readable TOML card"):
         Registry([("here", tmp_path)]).reward("bad")
-
-
-def test_a_method_from_a_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Registry.default().found["methods"]["vapi"].path
-    (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "mine.toml").write_text(source.read_text())
-    monkeypatch.setenv("ALIGNBENCH_PATH", str(tmp_path))
-    found = Registry.default().found["methods"]["mine"]
-    assert found.origin == "ALIGNBENCH_PATH"
 
 
 def test_settings_are_named_by_their_keys_and_sample_plainly_where_they_say_nothing() -> None:

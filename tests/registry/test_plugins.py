@@ -7,25 +7,23 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytest
 
-from alignbench.cli.main import main
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
 from alignbench.leaderboard import rows
-from alignbench.record import read
+from alignbench.record import RunRecord, read
 from alignbench.registry import interfaces, plugins
 from alignbench.registry.lookup import SINGULAR, Registry
 from alignbench.registry.schema import CodeFile
+from tests.conftest import ROOT
+from tests.helpers.command import alignbench
 
-ROOT = Path(__file__).parents[2]
 SHORT = [
-    "--model", "llamagen-tiny", "--steps", "2",
+    "--no-eval", "--model", "llamagen-tiny", "--steps", "2",
     "--set", "train.images_per_step=8", "--set", "train.micro_batch=4",
 ]  # fmt: skip
 
@@ -64,36 +62,34 @@ class Mine:
 '''
 
 
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class Command(Protocol):
-    def __call__(self, *arguments: object) -> Done: ...
-
-
-@pytest.fixture
-def alignbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """Run the command line in this process, and forget what it imported from `tmp_path`."""
-
-    def call(*arguments: object) -> Done:
-        capsys.readouterr()
-        try:
-            main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        return Done(code, *capsys.readouterr())
-
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget what the command line imported from `tmp_path`."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
-    yield call
+    yield
     for name in set(sys.modules) - before:
         if name.partition(".")[0] in ("theirs", "in_a_folder"):
             del sys.modules[name]
+
+
+def trained(method: str, out: Path, *more: object) -> RunRecord:
+    """Train for two steps."""
+    done = alignbench("run", "--method", method, *SHORT, *more, "--out", out / "run")
+    assert done.returncode == 0, done.stderr
+    return read(out / "run")
+
+
+def refused(*arguments: object) -> str:
+    """What a command says that nothing comes of."""
+    done = alignbench(*arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    return done.stderr
+
+
+def listed() -> set[str]:
+    """Names of the methods."""
+    return set(json.loads(alignbench("list", "--json").stdout)["methods"])
 
 
 def file(folder: Path, text: str, name: str = "mine.py") -> Path:
@@ -105,13 +101,9 @@ def file(folder: Path, text: str, name: str = "mine.py") -> Path:
 # --- a single file --------------------------------------------------------------------------------
 
 
-def test_a_file_runs_and_is_recorded(tmp_path: Path, alignbench: Command) -> None:
+def test_a_file_runs_and_is_recorded(tmp_path: Path) -> None:
     plugin = file(tmp_path, METHOD)
-    done = alignbench(
-        "run", "--method", "mine", "--plugin", str(plugin), "--no-eval", *SHORT, "--out", tmp_path / "run"
-    )
-    assert done.returncode == 0, done.stderr
-    record = read(tmp_path / "run")
+    record = trained("mine", tmp_path, "--plugin", plugin)
     assert record.method is not None and record.method.name == "mine"
     digest = hashlib.sha256(plugin.read_bytes()).hexdigest()
     assert [(one.path, one.sha256) for one in record.plugins] == [(str(plugin), f"sha256:{digest}")]
@@ -119,23 +111,21 @@ def test_a_file_runs_and_is_recorded(tmp_path: Path, alignbench: Command) -> Non
 
 def test_every_rank_imports_the_file(tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "alignbench"]
-    arguments = ["run", "--method", "mine", "--plugin", str(file(tmp_path, METHOD)), "--no-eval", *SHORT]
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments, "--out", str(tmp_path / "run")],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    arguments = ["run", "--method", "mine", "--plugin", str(file(tmp_path, METHOD)), *SHORT]
+    command = [sys.executable, *launcher, *arguments, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     record = read(tmp_path / "run")
     assert record.train is not None and record.train.world_size == 2 and len(record.plugins) == 1
 
 
-def test_list_and_show_know_the_file(tmp_path: Path, alignbench: Command) -> None:
-    plugin = str(file(tmp_path, METHOD))
-    listed = json.loads(alignbench("list", "methods", "--json", "--plugin", plugin).stdout)
-    assert listed["methods"]["mine"]["summary"] == "Cross-entropy." and "vapi" in listed["methods"]
+def test_list_and_show_know_the_file(tmp_path: Path) -> None:
+    plugin = file(tmp_path, METHOD)
+    methods = json.loads(alignbench("list", "methods", "--json", "--plugin", plugin).stdout)["methods"]
+    assert methods["mine"]["summary"] == "Cross-entropy." and "vapi" in methods
     shown = alignbench("show", "mine", "--plugin", plugin).stdout
-    assert "method.weight" in shown and plugin in shown
-    assert "mine" not in json.loads(alignbench("list", "methods", "--json").stdout)["methods"]
+    assert "method.weight" in shown and str(plugin) in shown
+    assert "mine" not in listed()
 
 
 def plan_digest(path: Path) -> str:
@@ -158,8 +148,7 @@ def test_a_leaderboard_pools_only_runs_of_the_same_code() -> None:
         return rows.identity(stored.model_copy(update={"plugins": [info]}))
 
     assert identity("/here/a.py", "1") == identity("/there/a.py", "1")
-    assert identity("/here/a.py", "1") != identity("/here/a.py", "2")
-    assert identity("/here/a.py", "1") != rows.identity(stored)
+    assert identity("/here/a.py", "1") not in (identity("/here/a.py", "2"), rows.identity(stored))
 
 
 OTHERS = '''
@@ -225,50 +214,44 @@ def others(folder: Path) -> Path:
     return file(folder, f"MODEL = {model!r}\n{OTHERS}", "others.py")
 
 
-def test_reward_and_data_set_of_a_file_train(tmp_path: Path, alignbench: Command) -> None:
-    done = alignbench(
-        "run", "--method", "ar-grpo", "--set", "method.rewards=bright@1", "--data", "squares", "--no-eval",
-        *SHORT, "--plugin", str(others(tmp_path)), "--out", tmp_path / "run",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    record = read(tmp_path / "run")
+def test_reward_and_data_set_of_a_file_train(tmp_path: Path) -> None:
+    given = ["--set", "method.rewards=bright@1", "--data", "squares", "--plugin", others(tmp_path)]
+    record = trained("ar-grpo", tmp_path, *given)
     assert record.data is not None and record.data.name == "squares" and record.data.count == 20
     assert record.train is not None and set(record.train.reward_calls) == {"bright"}
 
 
-def test_model_and_evaluator_of_a_file_are_used(tmp_path: Path, alignbench: Command) -> None:
-    protocol = Registry.default().found["protocols"]["digits8"].path.read_text(encoding="utf-8")
+def test_model_and_evaluator_of_a_file_are_used(tmp_path: Path) -> None:
+    protocol = Registry.default().locations["protocols"]["digits8"].path.read_text(encoding="utf-8")
     protocol = protocol.replace('["distribution-digits"]', '["how-many"]').replace('"fd-digits"', '"count"')
     (tmp_path / "cards" / "protocols").mkdir(parents=True)
-    (tmp_path / "cards" / "protocols" / "counted.toml").write_text(protocol, encoding="utf-8")
+    file(tmp_path / "cards" / "protocols", protocol, "counted.toml")
     done = alignbench(
         "evaluate", "--model", "other-tiny", "--protocol", "counted", "--set", "protocol.samples=30",
-        "--set", "protocol.settings=t1", "--set", "protocol.seeds=0", "--plugin", str(others(tmp_path)),
-        "--plugin", str(tmp_path / "cards"), "--out", tmp_path / "run",
+        "--set", "protocol.settings=t1", "--set", "protocol.seeds=0", "--plugin", others(tmp_path),
+        "--plugin", tmp_path / "cards", "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = read(tmp_path / "run")
-    assert [one.metrics for one in record.results] == [
-        {"count": [30.0]}
-    ] and record.model.name == "other-tiny"
-    assert record.results[0].intervals == {"count": [[29.0, 31.0]]}
-    assert record.results[0].resampled == {"count": [[30.5, 29.5]]}
-    assert "Count" in done.stdout
+    (result,) = record.results
+    assert result.metrics == {"count": [30.0]} and record.model.name == "other-tiny"
+    assert result.intervals == {"count": [[29.0, 31.0]]}
+    assert result.resampled == {"count": [[30.5, 29.5]]} and "Count" in done.stdout
 
 
-def test_what_is_built_must_have_its_members(tmp_path: Path, alignbench: Command) -> None:
-    source = """
+EMPTY = """
 def build(device):
     return object()
 
 build.card = {"kind": "reward", "title": "Empty", "name": "empty", "direction": "higher",
               "differentiable": False, "scope": "image"}
 """
-    done = alignbench(
-        "run", "--method", "ar-grpo", "--set", "method.rewards=empty", "--no-eval", *SHORT,
-        "--plugin", str(file(tmp_path, source)), "--out", tmp_path / "run",
-    )  # fmt: skip
-    assert done.returncode == 2 and "reward 'empty'" in done.stderr and "lacks score" in done.stderr
+
+
+def test_what_is_built_must_have_its_members(tmp_path: Path) -> None:
+    given = ["--method", "ar-grpo", "--set", "method.rewards=empty", "--plugin", file(tmp_path, EMPTY)]
+    said = refused("run", *given, *SHORT, "--out", tmp_path / "run")
+    assert "reward 'empty'" in said and "lacks score" in said
 
 
 @pytest.mark.parametrize(
@@ -295,99 +278,100 @@ def test_a_broken_file_is_named_with_its_reason(tmp_path: Path, source: str, rea
     assert caught.value.exit_code == 2 and str(tmp_path) in str(caught.value)
 
 
-def test_a_broken_file_ends_in_one_line(tmp_path: Path, alignbench: Command) -> None:
-    broken = str(file(tmp_path, "import nowhere_to_be_found"))
-    done = alignbench("run", "--method", "mine", "--plugin", broken, *SHORT)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and broken in done.stderr
-    assert alignbench("list", "methods", "--plugin", str(tmp_path / "none.py")).returncode == 2
+def test_a_broken_file_ends_in_one_line(tmp_path: Path) -> None:
+    broken = file(tmp_path, "import nowhere_to_be_found")
+    assert str(broken) in refused("run", "--method", "mine", "--plugin", broken, *SHORT)
+    refused("list", "methods", "--plugin", tmp_path / "none.py")
 
 
 def test_the_documentation_lists_every_member() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     for kind, names in interfaces.OBJECT_MEMBERS.items():
-        assert all(f"`{name}`" in rows[SINGULAR[kind]] for name in names), kind
+        assert all(f"`{name}`" in lines[SINGULAR[kind]] for name in names), kind
 
 
-# --- an installed package -------------------------------------------------------------------------
+# --- an installed package, a folder of cards ------------------------------------------------------
 
 
-def package(folder: Path, module: str = METHOD, *, name: str = "theirs") -> Path:
-    """A package with one method, and the metadata pip writes for its one entry-point line."""
-    (folder / name / "registry" / "methods").mkdir(parents=True)
-    (folder / name / "__init__.py").write_text("")
-    (folder / name / "work.py").write_text(module)
-    (folder / name / "registry" / "methods" / f"{name}-method.toml").write_text(
-        f'target = "{name}.work:Mine"\ntitle = "Theirs"\nsummary = "Cross-entropy."\nupdates = "policy"\n'
+def cards(folder: Path, name: str, target: str) -> None:
+    """A folder of cards with one method."""
+    (folder / "methods").mkdir(parents=True)
+    (folder / "methods" / f"{name}.toml").write_text(
+        f'target = "{target}"\ntitle = "Theirs"\nsummary = "Cross-entropy."\nupdates = "policy"\n'
         'needs = ["images"]\n[options.weight]\ndefault = 1.0\ndoc = "A factor."\n'
     )
-    info = folder / f"{name}-1.0.dist-info"
+
+
+def package(folder: Path, module: str = METHOD) -> Path:
+    """A package with one method, and the metadata pip writes for its one entry-point line."""
+    cards(folder / "theirs" / "registry", "theirs-method", "theirs.work:Mine")
+    (folder / "theirs" / "__init__.py").write_text("")
+    (folder / "theirs" / "work.py").write_text(module)
+    info = folder / "theirs-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[alignbench]\n{name} = {name}\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[alignbench]\ntheirs = theirs\n")
     return folder
 
 
-def installed(folder: Path, module: str = METHOD) -> Path:
-    sys.path.insert(0, str(package(folder, module)))
-    return folder
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder of installed packages with that one."""
+    sys.path.insert(0, str(package(tmp_path / "site")))
+    return tmp_path / "site"
 
 
-def test_an_installed_package_runs_and_is_recorded(tmp_path: Path, alignbench: Command) -> None:
-    site = installed(tmp_path / "site")
-    done = alignbench("run", "--method", "theirs-method", "--no-eval", *SHORT, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert [one.path for one in read(tmp_path / "run").plugins] == [str(site / "theirs" / "work.py")]
-
-
-def test_a_package_that_cannot_be_imported_breaks_only_itself(tmp_path: Path, alignbench: Command) -> None:
-    site = installed(tmp_path / "site")
+def half_installed(site: Path) -> None:
     (site / "theirs" / "__init__.py").write_text("raise RuntimeError('half installed')")
-    listed = json.loads(alignbench("list", "--json").stdout)
-    assert {"theirs-method", "vapi"} <= set(listed["methods"])
+
+
+def test_an_installed_package_runs_and_is_recorded(tmp_path: Path, site: Path) -> None:
+    record = trained("theirs-method", tmp_path)
+    assert [one.path for one in record.plugins] == [str(site / "theirs" / "work.py")]
+
+
+def test_a_package_that_cannot_be_imported_breaks_only_itself(tmp_path: Path, site: Path) -> None:
+    half_installed(site)
+    assert {"theirs-method", "vapi"} <= listed()
     done = alignbench("run", "--method", "vapi", "--model", "llamagen-tiny", "--dry-run")
     assert done.returncode == 0, done.stderr
-    done = alignbench("run", "--method", "theirs-method", "--no-eval", *SHORT, "--out", tmp_path / "r")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "method 'theirs-method'" in done.stderr and "RuntimeError: half installed" in done.stderr
+    said = refused("run", "--method", "theirs-method", *SHORT, "--out", tmp_path / "r")
+    assert "method 'theirs-method'" in said and "RuntimeError: half installed" in said
 
 
-def test_an_entry_point_may_name_an_inner_package_or_nothing_any_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site = package(tmp_path / "site")
-    (site / "theirs" / "inner").mkdir()
-    (site / "theirs" / "registry").rename(site / "theirs" / "inner" / "registry")
+def test_an_entry_point_may_name_an_inner_package_or_nothing_any_more(site: Path) -> None:
+    inner = site / "theirs" / "inner"
+    inner.mkdir()
+    (site / "theirs" / "registry").rename(inner / "registry")
     entries = "[alignbench]\ninner = theirs.inner\ngone = not_there_any_more\n"
     (site / "theirs-1.0.dist-info" / "entry_points.txt").write_text(entries)
-    (site / "theirs" / "__init__.py").write_text("raise RuntimeError('half installed')")
-    monkeypatch.syspath_prepend(str(site))
-    found = Registry.default().found["methods"]["theirs-method"]
-    assert found.origin == "inner" and found.path.is_relative_to(site / "theirs" / "inner")
+    half_installed(site)
+    found = Registry.default().locations["methods"]["theirs-method"]
+    assert found.origin == "inner" and found.path.is_relative_to(inner)
 
 
-def test_a_package_method_without_a_member_is_named(tmp_path: Path, alignbench: Command) -> None:
-    installed(tmp_path / "site", METHOD.replace("def collect", "def gather"))
-    done = alignbench("run", "--method", "theirs-method", "--no-eval", *SHORT, "--out", tmp_path / "r")
-    assert done.returncode == 2 and "lacks collect" in done.stderr and "theirs-method.toml" in done.stderr
+def test_a_package_method_without_a_member_is_named(tmp_path: Path, site: Path) -> None:
+    (site / "theirs" / "work.py").write_text(METHOD.replace("def collect", "def gather"))
+    said = refused("run", "--method", "theirs-method", *SHORT, "--out", tmp_path / "r")
+    assert "lacks collect" in said and "theirs-method.toml" in said
 
 
-def test_a_broken_card_of_a_package_breaks_only_itself(tmp_path: Path, alignbench: Command) -> None:
-    registry = installed(tmp_path / "site") / "theirs" / "registry"
+def test_a_broken_card_of_a_package_breaks_only_itself(site: Path) -> None:
     for kind in ("methods", "recipes", "evaluators"):
-        (registry / kind).mkdir(exist_ok=True)
-        (registry / kind / "slip.toml").write_text('title = "Slip"\nwat = 1\n')
-    done = alignbench("list", "--json")
-    assert done.returncode == 0 and {"theirs-method", "vapi"} <= set(json.loads(done.stdout)["methods"])
-    assert "left out: " in done.stderr and "slip.toml: " in done.stderr and "wat: " in done.stderr
-    run = ["run", "--model", "llamagen-tiny", "--dry-run"]
-    assert alignbench(*run, "--method", "vapi").returncode == 0
-    done = alignbench(*run, "--method", "theirs-method")
-    assert done.returncode == 2 and "recipes/slip.toml" in done.stderr  # it may be this method's recipe
+        folder = site / "theirs" / "registry" / kind
+        folder.mkdir(exist_ok=True)
+        (folder / "slip.toml").write_text('title = "Slip"\nwat = 1\n')
+    assert {"theirs-method", "vapi"} <= listed()
+    said = alignbench("list", "--json").stderr
+    assert "left out: " in said and "slip.toml: " in said and "wat: " in said
+    run = ["run", "--model", "llamagen-tiny", "--dry-run", "--method"]
+    assert alignbench(*run, "vapi").returncode == 0
+    assert "recipes/slip.toml" in refused(*run, "theirs-method")  # it may be this method's recipe
 
 
 @pytest.mark.slow
-def test_pip_installs_a_package(tmp_path: Path, alignbench: Command) -> None:
+def test_pip_installs_a_package(tmp_path: Path) -> None:
     """A real install, so that the metadata above is what pip writes."""
     source = package(tmp_path / "source")
     (source / "pyproject.toml").write_text(
@@ -400,32 +384,18 @@ def test_pip_installs_a_package(tmp_path: Path, alignbench: Command) -> None:
     site = tmp_path / "site"
     subprocess.run([*install, "--target", str(site), str(source)], check=True, capture_output=True)
     sys.path.insert(0, str(site))
-    listed = json.loads(alignbench("list", "methods", "--json").stdout)
-    assert "theirs-method" in listed["methods"]
-
-
-# --- a folder of cards ----------------------------------------------------------------------------
-
-
-def folder(place: Path) -> Path:
-    (place / "methods").mkdir(parents=True)
-    (place / "in_a_folder.py").write_text(METHOD)
-    (place / "methods" / "folded.toml").write_text(
-        'target = "in_a_folder:Mine"\ntitle = "Folded"\nsummary = "Cross-entropy."\nupdates = "policy"\n'
-        'needs = ["images"]\n[options.weight]\ndefault = 1.0\ndoc = "A factor."\n'
-    )
-    return place
+    assert "theirs-method" in listed()
 
 
 @pytest.mark.parametrize("how", ["ALIGNBENCH_PATH", "--plugin"])
 def test_a_folder_brings_cards_and_their_modules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, alignbench: Command
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    place = folder(tmp_path / "cards")
-    more: list[Any] = ["--plugin", str(place)]
+    place = tmp_path / "cards"
+    cards(place, "folded", "in_a_folder:Mine")
+    module = file(place, METHOD, "in_a_folder.py")
     if how == "ALIGNBENCH_PATH":
-        monkeypatch.setenv("ALIGNBENCH_PATH", str(place))
-        more = []
-    done = alignbench("run", "--method", "folded", "--no-eval", *SHORT, *more, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert [one.path for one in read(tmp_path / "run").plugins] == [str(place / "in_a_folder.py")]
+        monkeypatch.setenv(how, str(place))
+        assert Registry.default().locations["methods"]["folded"].origin == how
+    record = trained("folded", tmp_path, *([how, place] if how == "--plugin" else []))
+    assert [one.path for one in record.plugins] == [str(module)]

@@ -42,10 +42,8 @@ def running(server: socketserver.BaseServer) -> Iterator[str]:
         thread.join()
 
 
-def served(
-    reward: Any, name: str = "toy", options: dict[str, Any] | None = None
-) -> contextlib.AbstractContextManager[str]:
-    return running(serve(reward, "127.0.0.1", 0, name=name, options=options or {}))
+def served(reward: Any, name: str = "toy", **options: Any) -> contextlib.AbstractContextManager[str]:
+    return running(serve(reward, "127.0.0.1", 0, name=name, options=options))
 
 
 class Script(socketserver.ThreadingTCPServer):
@@ -75,10 +73,8 @@ class Handler(socketserver.StreamRequestHandler):
 
 
 def says(status: str, body: bytes, *, promised: int | None = None) -> Callable[[Any], None]:
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Length: {promised or len(body)}\r\nConnection: close\r\n\r\n".encode()
-    )
-    return lambda stream: stream.write(head + body)
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {promised or len(body)}\r\nConnection: close\r\n\r\n"
+    return lambda stream: stream.write(head.encode() + body)
 
 
 def archive(**arrays: Any) -> bytes:
@@ -87,8 +83,8 @@ def archive(**arrays: Any) -> bytes:
     return stream.getvalue()
 
 
-def good(values: list[float], valid: list[bool]) -> bytes:
-    return archive(values=np.array(values, dtype=np.float32), valid=np.array(valid))
+def good(*values: float, valid: tuple[bool, ...] = (True, True)) -> bytes:
+    return archive(values=np.array(values, dtype=np.float32), valid=np.array(valid[: len(values)]))
 
 
 hold = threading.Event()
@@ -134,17 +130,12 @@ def test_requests_arrive_exactly(eight_bit: bool) -> None:
     assert (bare.labels, bare.reference, bare.texts, bare.metadata) == (None, None, (), {})
 
 
-def test_scores_are_those_of_the_reward_itself() -> None:
-    given = request()
-    with served(Brightness(CPU)) as url:
-        scores = client(url)[0].score(given)
-    assert torch.equal(scores.values, Brightness(CPU).score(given).values)
-    assert scores.valid.all()
-
-
-def test_masks_of_the_server_come_through() -> None:
-    with served(Moody(failed=[0, 2])) as url:
-        assert client(url)[0].score(request(4)).valid.tolist() == [False, True, False, True]
+def test_scores_and_masks_are_those_of_the_reward_itself() -> None:
+    given, reward = request(4), Moody(failed=[0, 2])
+    with served(reward) as url:
+        scores, own = client(url)[0].score(given), reward.score(given)
+    assert torch.equal(scores.values, own.values)
+    assert scores.valid.tolist() == own.valid.tolist() == [False, True, False, True]
 
 
 class Bomb:
@@ -159,7 +150,7 @@ class Bomb:
         b"",
         b"rubbish",
         pickle.dumps({"values": [1.0]}),
-        good([1.0, 2.0], [True, True])[:-40],
+        good(1.0, 2.0)[:-40],
         archive(values=np.array([{"a": 1}], dtype=object), valid=np.array([True])),
         archive(other=np.zeros(2)),
     ],
@@ -179,8 +170,8 @@ BAD = {
     "hangs up": lambda stream: None,
     "answers no HTTP": lambda stream: stream.write(b"\x00\x01\x02 hello\r\n\r\n"),
     "answers rubbish": says("200 OK", b"rubbish"),
-    "cuts the answer": says("200 OK", good([1.0, 2.0], [True, True])[:50], promised=500),
-    "gives too few scores": says("200 OK", good([1.0], [True])),
+    "cuts the answer": says("200 OK", good(1.0, 2.0)[:50], promised=500),
+    "gives too few scores": says("200 OK", good(1.0)),
     "gives another dtype": says("200 OK", archive(values=np.zeros(2), valid=np.ones(2, dtype=bool))),
     "gives no mask": says("200 OK", archive(values=np.zeros(2, dtype=np.float32))),
 }
@@ -188,30 +179,20 @@ SLOW = ("hangs", "dribbles")
 
 
 @pytest.mark.parametrize("how", BAD)
-def test_a_server_that_misbehaves_is_tried_again_and_then_masked(
-    how: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_that_misbehaves_is_tried_again_and_then_masked(how: str, caplog: Any) -> None:
     hold.clear()
     server = Script(BAD[how])
     with running(server) as url:
         reward, pauses = client(url, timeout=0.3 if how in SLOW else 10.0)
         scores = reward.score(request(2))
-        hold.set()
-    assert not scores.valid.any() and scores.values.isnan().all()
-    assert server.seen == 3
-    assert pauses == [0.5, 1.0]
-    assert "2 images are left unscored" in caplog.text and url in caplog.text
-
-
-@pytest.mark.parametrize("how", BAD)
-def test_a_later_attempt_may_succeed(how: str) -> None:
-    hold.clear()
-    server = Script(BAD[how], says("200 OK", good([1.0, 2.0], [True, False])))
-    with running(server) as url:
+        assert not scores.valid.any() and scores.values.isnan().all()
+        assert server.seen == 3 and pauses == [0.5, 1.0]
+        assert "2 images are left unscored" in caplog.text and url in caplog.text
+        server.answers.append(says("200 OK", good(1.0, 2.0, valid=(True, False))))  # a later attempt
         scores = client(url, timeout=1.5 if how in SLOW else 10.0)[0].score(request(2))
         hold.set()
     assert scores.values.tolist() == [1.0, 2.0] and scores.valid.tolist() == [True, False]
-    assert server.seen == 2
+    assert server.seen == 5
 
 
 def test_nobody_there_is_masked_too() -> None:
@@ -228,18 +209,15 @@ def test_a_refused_request_is_an_error_and_not_tried_again() -> None:
 
 
 def test_the_server_refuses_what_is_no_request_and_survives_a_failing_reward() -> None:
-    class Broken:
-        def score(self, request: api.ScoreRequest) -> api.Scores:
-            raise RuntimeError("no memory")
-
-    with served(Broken()) as url:
-        with pytest.raises(remote.Refused, match=r"not an \.npz archive"):
-            remote.exchange(url, "POST", b"rubbish", timeout=5)
-        outside = api.ScoreRequest(images=torch.full((1, 3, 8, 8), 7.0), group=torch.zeros(1).long())
-        with pytest.raises(remote.Refused, match="these span 7"):
-            remote.exchange(url, "POST", wire.dump_request(outside), timeout=5)
-        with pytest.raises(OSError, match=r"500.*no memory"):
-            remote.exchange(url, "POST", wire.dump_request(request()), timeout=5)
+    outside = request(1, images=torch.full((1, 3, 8, 8), 7.0))
+    with served(object()) as url:  # which cannot score
+        for data, error, reason in (
+            (b"rubbish", remote.Refused, r"not an \.npz archive"),
+            (wire.dump_request(outside), remote.Refused, "these span 7"),
+            (wire.dump_request(request()), OSError, r"500.*no attribute 'score'"),
+        ):
+            with pytest.raises(error, match=reason):
+                remote.exchange(url, "POST", data, timeout=5)
 
 
 # --- as a placement -------------------------------------------------------------------------------
@@ -259,9 +237,8 @@ def test_a_remote_placement_keeps_transforms_and_direction_at_home(tmp_path: Pat
 def test_a_batch_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     cards = registry(tmp_path, "NotHere")
     name = says("200 OK", b'{"reward": "toy", "options": {}}')
-    first, last = (says("200 OK", good([value] * 2, [True] * 2)) for value in (1.0, 3.0))
-    server = Script(name, first, BAD["fails"], last)
-    with running(server) as url:
+    first, last = (says("200 OK", good(value, value)) for value in (1.0, 3.0))
+    with running(Script(name, first, BAD["fails"], last)) as url:
         reward = build(f"toy(placement={url},batch=2,retries=0,timeout=5)", cards, CPU, image_size=8)
         scores = reward.score(request(6))
     assert scores.valid.tolist() == [True, True, False, False, True, True]
@@ -270,14 +247,16 @@ def test_a_batch_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
 
 def test_a_wrong_or_absent_server_is_found_before_anything_starts(tmp_path: Path) -> None:
     cards = registry(tmp_path, "NotHere")
-    with (
-        served(Brightness(CPU), name="other") as url,
-        pytest.raises(UserError, match="serves reward 'other', not 'toy'"),
+    for server, reason in (
+        (
+            serve(Brightness(CPU), "127.0.0.1", 0, name="other", options={}),
+            "serves reward 'other', not 'toy'",
+        ),
+        (Script(BAD["answers rubbish"]), r"no reward server answers at .*python -m alignbench.rewards toy"),
     ):
-        build(f"toy(placement={url})", cards, CPU, image_size=8)
-    with pytest.raises(UserError, match=r"no reward server answers at .*python -m alignbench.rewards toy"):
-        build(f"toy(placement={url},timeout=2)", cards, CPU, image_size=8)
-    with running(Script(BAD["answers rubbish"])) as url, pytest.raises(UserError, match="no reward server"):
+        with running(server) as url, pytest.raises(UserError, match=reason):
+            build(f"toy(placement={url},timeout=2)", cards, CPU, image_size=8)
+    with pytest.raises(UserError, match="no reward server"):
         build(f"toy(placement={url},timeout=2)", cards, CPU, image_size=8)
 
 
@@ -286,16 +265,14 @@ def test_the_command_serves_a_reward_until_interrupted(monkeypatch: pytest.Monke
 
     class Once(ThreadingHTTPServer):
         def serve_forever(self, poll_interval: float = 0.5) -> None:
-            asking = threading.Thread(
-                target=lambda: answers.append(ask(f"http://127.0.0.1:{self.server_port}"))
-            )
+            asking = threading.Thread(target=self.ask)
             asking.start()
             self.handle_request()
             asking.join()
             raise KeyboardInterrupt
 
-    def ask(url: str) -> bytes:
-        return remote.exchange(url, "GET", b"", timeout=10)
+        def ask(self) -> None:
+            answers.append(remote.exchange(f"http://127.0.0.1:{self.server_port}", "GET", b"", timeout=10))
 
     monkeypatch.setattr(remote, "ThreadingHTTPServer", Once)
     rewards_main(["pixel-mse", "--port", "0", "--device", "cpu"])
@@ -311,13 +288,9 @@ def test_the_command_refuses_what_it_cannot_serve(spec: str, capsys: pytest.Capt
 
 
 def test_both_sides_must_agree_on_the_options(tmp_path: Path) -> None:
-    options = "".join(
-        f'[options.{name}]\ndefault = "{default}"\ndoc = "."\n'
-        for name, default in {"question": "Sharp?", "path": ""}.items()
-    )
-    cards = registry(tmp_path, "NotHere", more=options)
-    there = {"question": "Nice?", "path": "/weights"}
-    with served(Brightness(CPU), options=there) as url:
+    question = '[options.question]\ndefault = "Sharp?"\ndoc = "."\n'
+    cards = registry(tmp_path, "NotHere", more=f'{question}[options.path]\ndefault = ""\ndoc = "."\n')
+    with served(Brightness(CPU), question="Nice?", path="/weights") as url:
         assert build(f"toy(question=Nice?,placement={url})", cards, CPU, image_size=8)
         with pytest.raises(UserError, match=r"with question = 'Nice\?', not 'Sharp\?'"):
             build(f"toy(placement={url})", cards, CPU, image_size=8)

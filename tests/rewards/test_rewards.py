@@ -1,10 +1,9 @@
-"""Distances against plain loops and against the lpips package."""
+"""Distances against plain loops and the lpips package; `tests/contract` has what every distance promises."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,30 +12,24 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.nets import digits, lpips
+from alignbench.nets import lpips
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.rewards import perceptual
 from alignbench.rewards.perceptual import PerceptualDistance, require_trunk
 from alignbench.rewards.pixel import PixelDistance, PixelLoss, pixel_distance
 from tests.helpers.lpips_trunks import random_trunk
+from tests.helpers.reward_toys import BUILT_IN, request
 
-REGISTRY = Registry([("built-in", Path(__file__).parents[2] / "registry")])
+REGISTRY = Registry([("built-in", BUILT_IN)])
 
 
 def images(count: int, side: int = 8, seed: int = 0) -> Tensor:
-    numbers = torch.Generator().manual_seed(seed)
-    return torch.rand(count, 3, side, side, generator=numbers) * 2.4 - 1.2
+    return request(count, side, seed=seed).images * 2.4 - 1.2
 
 
 def apart(distance: api.Distance, decoded: Tensor, reference: Tensor) -> Tensor:
     """Distance of each image to its own reference."""
     return distance.distance(decoded, distance.prepare(reference), repeats=1)
-
-
-def digits_distance() -> PerceptualDistance:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return PerceptualDistance(digits.build("digits-features-b").eval().requires_grad_(False).features)
 
 
 # --- pixels ---------------------------------------------------------------------------------------
@@ -59,43 +52,8 @@ def test_pixel_distance_is_differentiable() -> None:
     assert decoded.grad is not None and torch.allclose(decoded.grad, expected)
 
 
-# --- what all distances share ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("distance", [PixelDistance("mse"), PixelDistance("l1"), digits_distance()])
-class TestEveryDistance:
-    def test_identical_images_score_zero_and_others_more(self, distance: Any) -> None:
-        batch = images(3)
-        assert torch.equal(apart(distance, batch, batch), torch.zeros(3))
-        assert (apart(distance, batch, images(3, seed=1)) > 0.01).all()
-
-    def test_prepared_references_give_the_same_as_repeated_ones(self, distance: Any) -> None:
-        decoded, reference = images(6), images(2, seed=1)
-        shared = distance.distance(decoded, distance.prepare(reference), repeats=3)
-        plain = apart(distance, decoded, reference.repeat_interleave(3, dim=0))
-        assert shared.shape == (6,) and shared.dtype == torch.float32
-        assert torch.allclose(shared, plain, rtol=0, atol=1e-6)
-
-    def test_a_score_does_not_depend_on_the_rest_of_the_batch(self, distance: Any) -> None:
-        decoded, reference = images(4), images(4, seed=1)
-        alone = torch.cat([apart(distance, decoded[i : i + 1], reference[i : i + 1]) for i in range(4)])
-        assert torch.allclose(apart(distance, decoded, reference), alone, rtol=0, atol=1e-6)
-
-
-def test_cards_of_distances_build_what_they_promise() -> None:
-    for name in ("pixel-mse", "pixel-l1", "perceptual-digits"):
-        card = REGISTRY.reward(name)
-        assert (card.direction, card.scope, card.differentiable) == ("lower", "distance", True)
-        distance = import_target(card.target)(torch.device("cpu"))
-        side = max(8, card.min_size)
-        assert torch.equal(apart(distance, images(1, side), images(1, side)), torch.zeros(1))
-    for name in ("lpips-vgg", "lpips-alex"):
-        assert callable(import_target(REGISTRY.reward(name).target))
-
-
-def test_digits_reward_and_digits_evaluator_use_different_networks() -> None:
-    networks = REGISTRY.reward("perceptual-digits").networks
-    assert networks == ["digits-features-b"]
+def test_the_digits_reward_is_not_the_network_of_the_digits_evaluator() -> None:
+    assert REGISTRY.reward("perceptual-digits").networks == ["digits-features-b"]
 
 
 # --- LPIPS ----------------------------------------------------------------------------------------
@@ -109,10 +67,10 @@ def test_lpips_is_the_feature_distance_of_the_trunk_with_the_package_s_heads(
     monkeypatch.setattr(perceptual, "require_trunk", lambda name: path)
     decoded, reference = images(2, side=48), images(2, side=48, seed=1)
     reward = import_target(REGISTRY.reward(f"lpips-{net}").target)(torch.device("cpu"))
-    request = api.ScoreRequest(images=(decoded + 1) / 2, group=torch.arange(2), reference=(reference + 1) / 2)
+    given = request(2, images=(decoded + 1) / 2, reference=(reference + 1) / 2)
     expected = apart(lpips.FeatureDistance(lpips.load_trunk(net, path), lpips.heads(net)), decoded, reference)
     assert expected.min().item() > 1e-4
-    assert torch.allclose(reward.score(request).values, expected, rtol=1e-5, atol=0)
+    assert torch.allclose(reward.score(given).values, expected, rtol=1e-5, atol=0)
 
 
 def test_dead_pixels_pass_finite_gradients() -> None:
@@ -152,8 +110,5 @@ def test_a_damaged_trunk_is_refused_and_a_whole_one_accepted(
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(UserError, match=r"damaged: 6,999 bytes"):
         require_trunk(name)
-
-
-def test_trunk_names_carry_the_start_of_a_digest() -> None:
-    for name in perceptual.TRUNKS.values():
+    for name in perceptual.TRUNKS.values():  # the start of a digest is in each
         assert int(Path(name).stem.rpartition("-")[2], 16) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,162 +11,123 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.cli.main import main
 from alignbench.registry.lookup import Registry
-from alignbench.runs.bench import Clock
 from alignbench.runs.bench_evaluators import MadeRows
+from tests.helpers.command import alignbench
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def _nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    return folder
+    yield
+    assert list(folder.iterdir()) == []
 
 
-def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", "--json", *arguments])
-    assert stop.value.code in (0, None)
-    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
-    return found
+def bench(*arguments: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """The one timing that is printed, and its figures by name."""
+    done = alignbench("bench", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    (timing,) = json.loads(done.stdout)
+    return timing, {figure["name"]: figure["value"] for figure in timing["figures"]}
 
 
-def values(timing: dict[str, Any]) -> dict[str, float]:
-    return {figure["name"]: figure["value"] for figure in timing["figures"]}
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", *arguments])
-    assert stop.value.code == 2
-    return capsys.readouterr().err
+def refused(*arguments: str, code: int = 2) -> str:
+    done = alignbench("bench", *arguments)
+    assert done.returncode == code
+    return done.stderr
 
 
 PLAIN = ("--set", "method.perceptual=none", "--set", "method.perceptual_weight=0")
 
 
 @pytest.mark.parametrize("model", ["llamagen-tiny", "janus-tiny"])
-def test_training_steps(model: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (found,) = bench(
-        capsys, "--method", "vapi", "--model", model, "--repeats", "2", *PLAIN,
+def test_training_steps(model: str) -> None:
+    found, numbers = bench(
+        "--method", "vapi", "--model", model, "--repeats", "2", *PLAIN,
         "--set", "train.images_per_step=8", "--set", "train.micro_batch=4",
     )  # fmt: skip
-    numbers = values(found)
     assert 0 < numbers["collecting"] < numbers["step"] and numbers["peak memory"] > 0
     assert numbers["images"] == pytest.approx(8 / numbers["step"])
-    assert numbers["sequences"] == pytest.approx(8 * numbers["images"])
+    assert numbers["sequences"] == pytest.approx(8 * numbers["images"]) and numbers["estimate"] > 0
     assert found["facts"]["micro-batch"] == "4" and found["environment"]["device"] == "CPU"
-    assert numbers["estimate"] > 0 and list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize("model", ["llamagen-tiny", "shapes-tiny"])
-def test_sampling(model: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampling(model: str) -> None:
     protocol = Registry.default().protocol(Registry.default().model(model).protocol)
-    found = bench(capsys, "--model", model, "--repeats", "1", "--set", "protocol.settings=t1")
-    assert len(found) == 1 and found[0]["facts"]["setting"] == protocol.settings["t1"].title
-    numbers = values(found[0])
+    found, numbers = bench("--model", model, "--repeats", "1", "--set", "protocol.settings=t1")
+    assert found["facts"]["setting"] == protocol.settings["t1"].title
     per_batch = numbers["batch drawn"] + numbers["batch decoded"]
     assert numbers["images"] == pytest.approx(protocol.batch / per_batch)
     total = protocol.samples * len(protocol.seeds)
     assert numbers[f"{total:,} images"] == pytest.approx(total / numbers["images"] / 3600)
-    assert list(here.iterdir()) == []
 
 
-def test_evaluators(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluators() -> None:
     arguments = ["--protocol", "digits8", "--images", "64", "--rows", "500", "--reference-rows", "200"]
-    (digits,) = bench(capsys, *arguments)
-    assert values(digits)["images"] > 0 and values(digits)["scoring 500 rows"] > 0
-    (shapes,) = bench(capsys, "--protocol", "shapes", "--images", "12", "--rows", "600")
-    assert values(shapes)["scoring 600 rows"] > 0 and "reference rows" not in shapes["facts"]
-    assert list(here.iterdir()) == []
+    _, digits = bench(*arguments)
+    assert digits["images"] > 0 and digits["scoring 500 rows"] > 0
+    found, shapes = bench("--protocol", "shapes", "--images", "12", "--rows", "600")
+    assert shapes["scoring 600 rows"] > 0 and "reference rows" not in found["facts"]
 
 
-def test_what_cannot_be_timed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nothing to time" in refused(capsys)
-    assert "nothing to time" in refused(capsys, "--method", "vapi")
-    assert "another protocol" in refused(capsys, "--protocol", "digits8-reconstruction")
-    assert "changes nothing" in refused(capsys, "--protocol", "digits8", "--set", "train.lr=1")
-    missing = refused(capsys, "--protocol", "imagenet256-adm")
-    assert "alignbench fetch inception-2015-12-05" in missing and "reference" not in missing
-    assert "Did you mean vapi" in refused(capsys, "--method", "vappi", "--model", "llamagen-tiny")
+SAMPLE, TRAIN = ("--model", "llamagen-tiny"), ("--method", "vapi", "--model", "llamagen-tiny")
+DIGITS = ("--protocol", "digits8")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "llamagen-tiny", "--rows", "5"], "--rows changes nothing where sampling is timed"),
-        (["--model", "llamagen-tiny", "--data", "digits8"], "--data changes nothing where sampling"),
-        (["--protocol", "digits8", "--repeats", "2"], "--repeats changes nothing where evaluators"),
-        (["--method", "vapi", "--model", "llamagen-tiny", "--images", "9"], "--images changes nothing where"),
-        (
-            ["--method", "vapi", "--model", "llamagen-tiny", "--set", "train.steps=3"],
-            "train.steps changes nothing here → --repeats",
-        ),
-        (["--model", "llamagen-tiny", "--protocol", "geneval"], "generates nothing from llamagen-tiny"),
-        (["--model", "llamagen-tiny", "--protocol", "digits8-reconstruction"], "generates nothing from"),
+        ([], "nothing to time"),
+        (["--method", "vapi"], "nothing to time"),
+        (["--protocol", "digits8-reconstruction"], "another protocol"),
+        ([*DIGITS, "--set", "train.lr=1"], "changes nothing"),
+        (["--protocol", "imagenet256-adm"], "alignbench fetch inception-2015-12-05"),  # and no reference
+        (["--method", "vappi", *SAMPLE], "Did you mean vapi"),
+        ([*SAMPLE, "--rows", "5"], "--rows changes nothing where sampling is timed"),
+        ([*SAMPLE, "--data", "digits8"], "--data changes nothing where sampling"),
+        ([*DIGITS, "--repeats", "2"], "--repeats changes nothing where evaluators"),
+        ([*TRAIN, "--images", "9"], "--images changes nothing where"),
+        ([*TRAIN, "--set", "train.steps=3"], "train.steps changes nothing here → --repeats"),
+        ([*SAMPLE, "--protocol", "geneval"], "generates nothing from llamagen-tiny"),
+        ([*SAMPLE, "--protocol", "digits8-reconstruction"], "generates nothing from"),
     ],
 )
-def test_what_changes_nothing_is_refused(
-    arguments: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert said in refused(capsys, *arguments)
+def test_what_cannot_be_timed_or_changes_nothing_is_refused(arguments: list[str], said: str) -> None:
+    assert said in refused(*arguments)
 
 
-def test_given_weights_count_however_they_are_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for key in ("weights", "model.weights"):
-        with pytest.raises(SystemExit):
-            main(["bench", "--model", "llamagen-tiny", "--repeats", "1", "--set", f"{key}=pretrained",
-                  "--set", "protocol.settings=t1"])  # fmt: skip
-        assert "policy.safetensors ✓" in capsys.readouterr().err
-
-
-def test_a_text_model_is_timed_on_the_protocol_s_prompts(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The real encoder of `shapes-tiny` reads no other words."""
-    (found,) = bench(
-        capsys, "--model", "shapes-tiny", "--repeats", "1", "--set", "model.weights=pretrained",
-        "--set", "protocol.settings=t1",
-    )  # fmt: skip
-    assert values(found)["tokens"] > 0
+def test_given_weights_count_however_they_are_written() -> None:
+    """The real encoder of `shapes-tiny` reads no other words than the protocol's prompts."""
+    few = ["--repeats", "1", "--set", "protocol.settings=t1", "--set"]
+    done = alignbench("bench", *SAMPLE, *few, "weights=pretrained")
+    assert "policy.safetensors ✓" in done.stderr
+    _, numbers = bench("--model", "shapes-tiny", *few, "model.weights=pretrained")
+    assert numbers["tokens"] > 0
 
 
 @pytest.mark.parametrize(
-    ("target", "name", "arguments", "said"),
+    ("target", "arguments", "said"),
     [
+        ("samples.generated.Sampler.generate", SAMPLE, "--set protocol.batch=250"),
+        ("evaluators.digits.DigitsDistribution.measure", DIGITS, "a smaller --images N"),
         (
-            "alignbench.samples.generated.Sampler",
-            "generate",
-            ["--model", "llamagen-tiny"],
-            "--set protocol.batch=250",
-        ),
-        (
-            "alignbench.evaluators.digits.DigitsDistribution",
-            "measure",
-            ["--protocol", "digits8"],
-            "a smaller --images N",
-        ),
-        (
-            "alignbench.evaluators.digits.DigitsDistribution",
-            "score",
-            ["--protocol", "digits8", "--images", "64", "--rows", "600"],
+            "evaluators.digits.DigitsDistribution.score",
+            [*DIGITS, "--images", "64", "--rows", "600"],
             "a smaller --rows N",
         ),
     ],
 )
 def test_a_shortage_of_memory_names_the_knob(
-    target: str, name: str, arguments: list[str], said: str, here: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    target: str, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def too_much(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(f"{target}.{name}", too_much)
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", *arguments])
-    assert stop.value.code == 1 and said in capsys.readouterr().err
+    monkeypatch.setattr(f"alignbench.{target}", too_much)
+    assert said in refused(*arguments, code=1)
 
 
 def test_made_rows_are_of_full_rank_and_always_the_same() -> None:
@@ -177,11 +139,3 @@ def test_made_rows_are_of_full_rank_and_always_the_same() -> None:
     assert np.linalg.matrix_rank(np.cov(rows.column("x"), rowvar=False)) == 12
     np.testing.assert_array_equal(rows.column("x"), MadeRows(seen, 5000, jitter=True).column("x"))
     assert np.linalg.matrix_rank(np.cov(MadeRows(seen, 5000, jitter=False).column("x"), rowvar=False)) == 3
-
-
-def test_a_clock_counts_laps() -> None:
-    clock = Clock(torch.device("cpu"))
-    for _ in range(3):
-        with clock.lap():
-            pass
-    assert len(clock.laps) == 3 and min(clock.laps) >= 0

@@ -73,7 +73,7 @@ def test_written_images_score_the_same_as_given_ones(evaluated: Path, tmp_path: 
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
-    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    evaluated: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     measured: list[int] = []
     stop = [True]
@@ -104,9 +104,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert not measured
 
 
-def test_a_full_disk_is_told_alike(
-    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_told_alike(evaluated: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """For given images and for a finished run as for a run."""
 
     def no_space(*_: object) -> None:
@@ -118,41 +116,37 @@ def test_a_full_disk_is_told_alike(
     samples += ["--set", "protocol.samples=600", "--out", tmp_path / "samples"]
     for arguments, folder in ((samples, tmp_path / "samples"), (["--run", run, "--reconstruction"], run)):
         assert alignbench("evaluate", *arguments) == 1
-        assert (
-            f"{folder}: no space left → free some and run the same command again" in capsys.readouterr().err
-        )
+        said = capsys.readouterr().err
+        assert f"{folder}: no space left → free some and run the same command again" in said
     assert record(run) == record(evaluated)
+
+
+IMAGES = ["--samples", "IMAGES", "--protocol", "digits8"]
+MODEL = ["--model", "llamagen-tiny"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         ([], "nothing given to evaluate → name one of"),
-        (["--model", "llamagen-tiny", "--samples", "x"], "--model and --samples given"),
+        ([*MODEL, "--samples", "x"], "--model and --samples given"),
         (["--samples", "/nowhere", "--protocol", "digits8"], "/nowhere does not exist"),
         (["--samples", "IMAGES"], "--samples needs --protocol"),
-        (
-            ["--samples", "IMAGES", "--protocol", "digits9"],
-            "no protocol named 'digits9'. Did you mean digits8",
-        ),
-        (["--samples", "IMAGES", "--protocol", "digits8"], "--set protocol.samples=3"),
-        (
-            ["--samples", "IMAGES", "--protocol", "digits8", "--set", "protocol.samples=3"],
-            "needs at least 10",
-        ),
-        (["--samples", "IMAGES", "--protocol", "digits8", "--set", "train.lr=1"], "train.lr changes nothing"),
-        (["--samples", "IMAGES", "--protocol", "digits8", "--set", "protocol.seeds=1"], "are given"),
+        (["--samples", "IMAGES", "--protocol", "digits9"], "named 'digits9'. Did you mean digits8"),
+        (IMAGES, "--set protocol.samples=3"),
+        ([*IMAGES, "--set", "protocol.samples=3"], "needs at least 10"),
+        ([*IMAGES, "--set", "train.lr=1"], "train.lr changes nothing"),
+        ([*IMAGES, "--set", "protocol.seeds=1"], "are given"),
         (["--samples", "IMAGES", "--protocol", "digits8-reconstruction"], "need a tokenizer"),
         (["--samples", "IMAGES", "--protocol", "imagenet256-adm"], "8×8"),
-        (["--model", "llamagen-tiny", "--name", "x"], "--name names images that are given"),
-        (["--model", "llamagen-tiny", "--set", "assets.inception-2015-12-05=x"], "does not read it"),
+        ([*MODEL, "--name", "x"], "--name names images that are given"),
+        ([*MODEL, "--set", "assets.inception-2015-12-05=x"], "does not read it"),
         (["--run", "/nowhere", "--reconstruction"], "--out changes nothing here"),
-        (["--model", "llamagen-tiny", "--protocol", "geneval"], "is for text-conditioned models"),
+        (["--run", "/nowhere", "--reconstruction", "--dry-run"], "--run takes neither --dry-run nor"),
+        ([*MODEL, "--protocol", "geneval"], "is for text-conditioned models"),
     ],
 )
-def test_mistakes_get_one_line(
-    arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_get_one_line(arguments: list[str], line: str, tmp_path: Path, capsys: Any) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(3):
@@ -178,28 +172,16 @@ def test_a_finished_run_is_scored_under_another_protocol(evaluated: Path, tmp_pa
     assert [r["metrics"] for r in record(alone)["results"]] == ours
 
 
-def test_settings_of_a_finished_run_are_read_as_everywhere(
-    evaluated: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    again = [
-        "evaluate",
-        "--run",
-        evaluated,
-        "--protocol",
-        "digits8",
-        "--set",
-        "seeds=0",
-        "--set",
-        "settings=t1",
-    ]
-    assert alignbench(*again, "--set", "samples=60") == 0
+def test_settings_of_a_finished_run_are_read_as_everywhere(evaluated: Path, capsys: Any) -> None:
+    again = ["evaluate", "--run", evaluated, "--protocol", "digits8", "--set", "seeds=0"]
+    assert alignbench(*again, "--set", "settings=t1", "--set", "samples=60") == 0
     assert record(evaluated)["results"][-1]["n"] == 60
     assert alignbench(*again, "--set", "train.lr=1") == 2
     assert "train.lr changes nothing here: the run is finished → leave it out" in capsys.readouterr().err
 
 
 def test_rows_of_a_later_protocol_are_compared_image_by_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     """They lie apart from those of the run's own protocol."""
     for name in ("a", "b"):
@@ -227,21 +209,18 @@ def test_the_official_layout_of_a_text_model_scores_the_same(tmp_path: Path) -> 
     made = tmp_path / "made"
     assert alignbench("evaluate", "--model", "shapes-tiny", *few, "--write-png", "--out", made) == 0
     folder = made / "images" / "base" / "t1-seed-3"
-    verdicts = [
-        json.loads(line) for line in (folder / "results-geneval-shapes.jsonl").read_text().splitlines()
-    ]
+    listed = (folder / "results-geneval-shapes.jsonl").read_text().splitlines()
+    verdicts = [json.loads(line) for line in listed]
     assert len(verdicts) == 120 and {line["correct"] for line in verdicts} == {True, False}
     assert all(line["reason"] for line in verdicts if not line["correct"])
     metadata = json.loads((folder / "00000" / "metadata.jsonl").read_text())
-    assert (
-        metadata["prompt"] == verdicts[0]["prompt"] and (folder / "00000" / "samples" / "0000.png").is_file()
-    )
+    assert metadata["prompt"] == verdicts[0]["prompt"]
+    assert (folder / "00000" / "samples" / "0000.png").is_file()
     # Nobody's prompts but those of the folder: a protocol of 120 images on the same prompts file.
     prompts = tmp_path / "prompts.jsonl"
-    lines = [json.dumps(json.loads(line["metadata"])) for line in verdicts]
-    prompts.write_text("\n".join(lines) + "\n")
+    prompts.write_text("".join(line["metadata"] + "\n" for line in verdicts))
     arguments = ["--samples", folder, "--protocol", "shapes", "--set", f"assets.shapes-prompts={prompts}"]
     assert alignbench("evaluate", *arguments, "--out", tmp_path / "given") == 0
     (ours,), (theirs,) = record(made)["results"], record(tmp_path / "given")["results"]
-    assert theirs["n"] == 120 and theirs["metrics"] == {n: v for n, v in ours["metrics"].items()}
+    assert theirs["n"] == 120 and theirs["metrics"] == ours["metrics"]
     assert theirs["protocol"]["digest"] != ours["protocol"]["digest"]  # other prompts, other protocol

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from alignbench.config.settings import resolve
 from alignbench.errors import UserError
 from alignbench.metrics.intervals import Interval
 from alignbench.progress import Progress
-from alignbench.record import RunRecord, read
+from alignbench.record import RunRecord, read, write
 from alignbench.registry.lookup import Registry, read_card
 from alignbench.registry.schema import SweepCard
 from alignbench.runs import sweep, sweep_table
@@ -117,37 +116,36 @@ def test_set_reaches_every_run_but_not_an_axis(tmp_path: Path) -> None:
 
 def toml(folder: Path, *, steps: int = 2) -> Path:
     """The same small sweep as a file, with one row that must break."""
-    file = folder / "small.toml"
-    values = "\n".join(
-        f'"{key}" = {json.dumps(value)}' for key, value in {**SMALL, "train.steps": steps}.items()
-    )
-    file.write_text(
+    values = {**SMALL, "train.steps": steps}
+    text = (
         'title = "Small"\nsource = "a test"\nmodel = "llamagen-tiny"\nmethod = "ntp"\nmetric = "fd-digits"\n'
-        f'setting = "t1"\nseeds = [0, 1]\n[values]\n{values}\n'
-        '[[rows]]\ntitle = "good"\n[[rows]]\ntitle = "broken"\n'
-        '[rows.values]\n"train.lr" = 1e30\n"train.grad_clip" = 0.0\n[[rows]]\ntitle = "better"\n'
-        '[rows.values]\n"train.lr" = 1e-5\n',
-        encoding="utf-8",
     )
+    text += 'setting = "t1"\nseeds = [0, 1]\n[values]\n'
+    text += "\n".join(f'"{key}" = {json.dumps(value)}' for key, value in values.items())
+    for title, changes in {"good": "", "broken": "1e30\n'train.grad_clip' = 0.0", "better": "1e-5"}.items():
+        text += f'\n[[rows]]\ntitle = "{title}"\n'
+        text += f"[rows.values]\n'train.lr' = {changes}\n" if changes else ""
+    file = folder / "small.toml"
+    file.write_text(text, encoding="utf-8")
     return file
 
 
 def test_a_failure_is_listed_and_the_rest_is_done_and_not_done_again(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = alignbench("sweep", str(toml(tmp_path)), "--out", str(out))
+    out, command = tmp_path / "out", ["sweep", toml(tmp_path), "--out", tmp_path / "out"]
+    done = alignbench(*command)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "sweep small: 6 runs = 3 configurations × 2 seeds (0, 1)" in done.stderr
     assert "2 of 6 runs failed" in done.stderr
     table = json.loads((out / "sweep.json").read_text())
-    assert [line["finished_seeds"] for line in table["configurations"]] == [[0, 1], [], [0, 1]]
+    good, broken, better = table["configurations"]
+    assert [line["finished_seeds"] for line in (good, broken, better)] == [[0, 1], [], [0, 1]]
     assert len(table["failures"]) == 2 and all("gradient" in text for text in table["failures"].values())
-    assert [line["best"] for line in table["configurations"]].count(True) == 1
-    assert not table["configurations"][1]["best"] and not table["configurations"][1]["tied"]
+    assert good["best"] != better["best"] and not broken["best"] and not broken["tied"]
     markdown = (out / "sweep.md").read_text()
     assert done.stdout.strip() == markdown.strip() and "| broken |" in markdown and "- Failed: " in markdown
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/export/*.safetensors")}
     assert len(stamps) == 4
-    again = alignbench("sweep", str(toml(tmp_path)), "--out", str(out))
+    again = alignbench(*command)
     assert again.stderr.count("done before") == 4 and "4 of 6" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/export/*.safetensors")} == stamps
 
@@ -157,17 +155,15 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "out"
     file = toml(tmp_path, steps=60)
     file.write_text(file.read_text().partition("[[rows]]")[0])  # one configuration, two seeds
-    process = subprocess.Popen(
-        [sys.executable, "-m", "alignbench", "sweep", str(file), "--out", str(out)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "alignbench", "sweep", str(file), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         logs = [len(log.read_text().splitlines()) for log in out.glob("*-s1-*/metrics.jsonl")]
         if logs and logs[0] >= 25:  # a checkpoint is written every 20 steps
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     (first,) = [read(path) for path in out.glob("*-s0-*")]
     assert first.status == "complete" and not list(out.glob("*-s1-*/export"))
@@ -211,34 +207,32 @@ def test_an_unexpected_error_costs_one_run(tmp_path: Path, monkeypatch: pytest.M
 # --- the table ------------------------------------------------------------------------------------
 
 
-def fake(made: sweep.Sweep, values: dict[tuple[int, int], list[float] | None]) -> None:
-    """Write records with these values of fd-digits, by (configuration, seed)."""
+def measured(made: sweep.Sweep, *values: list[list[float]]) -> tuple[list[sweep_table.Line], str]:
+    """The table after records with these values of fd-digits, by configuration and seed; [] has no record."""
     stored = read(ROOT / "tests" / "golden" / "records" / "vapi-llamagen-tiny-s0-11111111.json")
     result = next(one for one in stored.results if one.subject == "method" and one.setting.name == "t1")
     for run in made.runs:
-        number = made.configurations.index(run.configuration)
-        measured = values[number, run.seed]
-        if measured is not None:
-            changes = {"metrics": {"fd-digits": measured}, "seeds": list(range(len(measured)))}
-            record = stored.model_copy(
-                update={"id": run.plan.id, "results": [result.model_copy(update=changes)]}
-            )
-            run.folder.mkdir(parents=True)
-            (run.folder / "run.json").write_text(record.model_dump_json(by_alias=True))
+        found = values[made.configurations.index(run.configuration)][run.seed]
+        if found:
+            changes = {"metrics": {"fd-digits": found}, "seeds": list(range(len(found)))}
+            results = [result.model_copy(update=changes)]
+            write(stored.model_copy(update={"id": run.plan.id, "results": results}), run.folder)
+    facts = REGISTRY.metric_facts()
+    lines = sweep_table.measure(made, facts)
+    return lines, sweep_table.markdown(made, lines, facts, {})
 
 
 def test_intervals_are_over_training_seeds_and_the_best_has_all_of_them(tmp_path: Path) -> None:
     from scipy import stats
 
     made = plan(tmp_path, seeds=[0, 1, 2], grid={"train.lr": [1e-4, 2e-4, 3e-4, 4e-4]})
-    fake(made, {
-        (0, 0): [3.0, 3.2], (0, 1): [3.4, 3.0], (0, 2): [3.1, 3.3],
-        (1, 0): [2.0, 2.2], (1, 1): [2.4, 2.0], (1, 2): [2.1, 2.3],
-        (2, 0): [2.1, 2.2], (2, 1): [2.4, 2.1], (2, 2): [2.2, 2.4],
-        (3, 0): [1.0, 1.0], (3, 1): None, (3, 2): [1.0, 1.0],
-    })  # fmt: skip
-    facts = REGISTRY.metric_facts()
-    lines = sweep_table.measure(made, facts)
+    lines, markdown = measured(
+        made,
+        [[3.0, 3.2], [3.4, 3.0], [3.1, 3.3]],
+        [[2.0, 2.2], [2.4, 2.0], [2.1, 2.3]],
+        [[2.1, 2.2], [2.4, 2.1], [2.2, 2.4]],
+        [[1.0, 1.0], [], [1.0, 1.0]],
+    )
     assert [line.best for line in lines] == [False, True, False, False]
     assert [line.tied for line in lines] == [False, False, True, False]
     means = np.array([3.1, 3.2, 3.2])
@@ -246,7 +240,6 @@ def test_intervals_are_over_training_seeds_and_the_best_has_all_of_them(tmp_path
     assert interval.high is not None
     low, high = stats.t.interval(0.95, 2, loc=means.mean(), scale=stats.sem(means))
     assert math.isclose(interval.mean, means.mean()) and math.isclose(interval.high, high)
-    markdown = sweep_table.markdown(made, lines, facts, {})
     assert f"3.167 ± {(high - low) / 2:.3f}" in markdown
     assert "**train.lr = 0.0002**" in markdown and "train.lr = 0.0003 =" in markdown
     assert "2 of 3" in markdown
@@ -255,39 +248,21 @@ def test_intervals_are_over_training_seeds_and_the_best_has_all_of_them(tmp_path
 def test_choose_row_marks_one_in_each_row_and_counts_the_trials(tmp_path: Path) -> None:
     rows = [{"title": "ntp"}, {"title": "noisy", "values": {"method.noise": 0.5}}]
     made = plan(tmp_path, rows=rows, choose="row", seeds=[0], grid={"train.lr": [1e-4, 1e-3, 1e-2]})
-    fake(made, {
-        (0, 0): [2.0, 2.1], (1, 0): [1.0, 1.1], (2, 0): [3.0, 3.1],
-        (3, 0): [9.0, 9.1], (4, 0): [9.9, 9.8], (5, 0): [9.9, 9.9],
-    })  # fmt: skip
-    facts = REGISTRY.metric_facts()
-    lines = sweep_table.measure(made, facts)
+    values = ([2.0, 2.1], [1.0, 1.1], [3.0, 3.1], [9.0, 9.1], [9.9, 9.8], [9.9, 9.9])
+    lines, markdown = measured(made, *([value] for value in values))
     assert [line.best for line in lines] == [False, True, False, True, False, False]
-    markdown = sweep_table.markdown(made, lines, facts, {})
     assert "Configurations tried: 3 each." in markdown
     assert "Chosen for ntp: train.lr = 0.001.\n" in markdown
     assert "Chosen for noisy: train.lr = 0.0001, at the edge of what was tried (train.lr)." in markdown
 
 
 def test_single_values_are_ordered_and_not_called_ties(tmp_path: Path) -> None:
-    made = plan(tmp_path, seeds=[0])
-    fake(made, {(0, 0): [38.63], (1, 0): [7.65]})
-    lines = sweep_table.measure(made, REGISTRY.metric_facts())
+    lines, _ = measured(plan(tmp_path, seeds=[0]), [[38.63]], [[7.65]])
     assert [(line.best, line.tied) for line in lines] == [(False, False), (True, False)]
     assert lines[1].cells["fd-digits"].interval == Interval(7.65, None, None, 1, "sampling seeds")
 
 
 # --- shipped sweeps -------------------------------------------------------------------------------
-
-
-def test_tiny_and_full_size_variants_are_shipped() -> None:
-    names = set(REGISTRY.names("sweeps"))
-    assert {
-        "table4-llamagen-tiny",
-        "fig4-llamagen-tiny",
-        "table5-llamagen-tiny",
-        "tune-llamagen-tiny",
-    } <= names
-    assert {"table4-llamagen-xxl", "fig4-llamagen-xxl", "table5-llamagen-xl-t2i"} <= names
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -303,32 +278,29 @@ def switches(name: str) -> list[dict[str, Any]]:
     return [{key: v for key, v in line.values.items() if key.startswith("method.")} for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("figure", "large"),
-    [("table4", "llamagen-xxl"), ("fig4", "llamagen-xxl"), ("table5", "llamagen-xl-t2i")],
-)
-def test_both_variants_switch_the_same(figure: str, large: str) -> None:
-    assert switches(f"{figure}-llamagen-tiny") == switches(f"{figure}-{large}")
-
-
-def test_table4_has_the_rows_of_the_paper() -> None:
+def test_both_variants_switch_the_same_and_what_the_paper_did() -> None:
+    for figure, large in (
+        ("table4", "llamagen-xxl"),
+        ("fig4", "llamagen-xxl"),
+        ("table5", "llamagen-xl-t2i"),
+    ):
+        assert switches(f"{figure}-llamagen-tiny") == switches(f"{figure}-{large}")
     published = next(table for table in REGISTRY.published("va-pi").tables if table.id == "T4")
     rows = [line.row for line in sweep.configurations(REGISTRY.sweep("table4-llamagen-xxl"))]
     printed = [row.method for row in published.rows]
     assert printed[0] == "base" and rows[:3] == printed[1:4] and len(rows) == len(printed) - 1
-
-
-def test_table5_has_the_noise_levels_of_the_paper() -> None:
     levels = [values["method.noise"] for values in switches("table5-llamagen-xl-t2i")]
     assert levels == [0.0, 0.25, 0.5, 0.75, 0.95]
 
 
-def test_full_size_sweeps_say_what_is_missing() -> None:
+def test_a_dry_run_says_what_is_missing_and_a_name_without_a_model_means_the_embedded_one() -> None:
     done = alignbench("sweep", "table4-llamagen-xxl", "--dry-run")
     assert done.returncode == 2 and "alignbench fetch llamagen-xxl" in done.stdout
     assert done.stdout.count("alignbench run --method vapi") == 4
-    done = alignbench("sweep", "table5-llamagen-xl-t2i", "--dry-run")
-    assert done.returncode == 2 and "alignbench fetch llamagen-xl-t2i" in done.stdout + done.stderr
+    done = alignbench("sweep", "table4", "--dry-run")
+    assert done.returncode == 0 and "sweep table4-llamagen-tiny: 12 runs" in done.stdout
+    done = alignbench("sweep", "table6", "--dry-run")
+    assert done.returncode == 2 and "no sweep named 'table6'" in done.stderr
 
 
 def test_every_method_gets_the_same_number_of_trials_on_the_validation_split() -> None:
@@ -355,10 +327,3 @@ def test_the_documented_file_and_counts(tmp_path: Path) -> None:
             one = REGISTRY.sweep(name)
             assert len(sweep.configurations(one)) * len(one.seeds) == int(number), name
     assert all(f"`{name}`" in text for name in REGISTRY.names("sweeps"))
-
-
-def test_a_name_without_a_model_means_the_embedded_one() -> None:
-    done = alignbench("sweep", "table4", "--dry-run")
-    assert done.returncode == 0 and "sweep table4-llamagen-tiny: 12 runs" in done.stdout
-    done = alignbench("sweep", "table6", "--dry-run")
-    assert done.returncode == 2 and "no sweep named 'table6'" in done.stderr

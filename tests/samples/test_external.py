@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from alignbench.api import ImageBatch, Prompt
+from alignbench.api import Prompt
 from alignbench.data.decode import center_crop_adm
 from alignbench.errors import UserError
+from alignbench.evaluation.export import write_npz, write_png
 from alignbench.progress import Progress, Stage
 from alignbench.samples import npz
 from alignbench.samples.external import open_samples
 from alignbench.samples.pixels import channels_last
-from alignbench.samples.writers import PngWriter, write_npz, write_png
 from tests.helpers.data_sets import refused
 from tests.helpers.inception_toys import pictures, save_pngs
 
@@ -101,49 +101,21 @@ def png16(path: Path, mode: str) -> None:
     path.write_bytes(data)
 
 
-def broken_end(path: Path) -> None:
-    Image.fromarray(one()).save(path)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-
-
-def half_transparent(path: Path) -> None:
-    image = Image.fromarray(one()).convert("RGBA")
-    image.putpixel((3, 3), (1, 2, 3, 254))
-    image.save(path)
-
-
-def transparent_palette(path: Path) -> None:
-    Image.fromarray(one()).quantize(8).save(path, transparency=3)
-
-
-def transparent_colour(path: Path) -> None:
-    image = Image.fromarray(one())
-    image.save(path, transparency=image.getpixel((0, 0)))
-
-
-def cmyk(path: Path) -> None:
-    Image.fromarray(one()).convert("CMYK").save(path, format="JPEG")
-
-
-def wide(path: Path) -> None:
-    Image.fromarray(one()[:, : SIDE - 1]).save(path)
-
-
+RGB = Image.fromarray(one())
+CLEAR = RGB.convert("RGBA")
+CLEAR.putpixel((3, 3), (1, 2, 3, 254))
 REFUSED: list[tuple[Callable[[Path], object], str, bool]] = [
-    (lambda path: png16(path, "RGB"), "16 bits per channel", True),
-    (lambda path: png16(path, "RGBA"), "16 bits per channel", True),
-    (lambda path: png16(path, "L"), "16 bits per channel", True),
-    (cmyk, "CMYK pixels have no faithful RGB bytes", True),
-    (wide, "23×24 where 24×24 is scored", True),
+    *((partial(png16, mode=mode), "16 bits per channel", True) for mode in ("RGB", "RGBA", "L")),
+    (lambda path: RGB.convert("CMYK").save(path, "JPEG"), "CMYK pixels have no faithful RGB bytes", True),
+    (lambda path: RGB.crop((0, 0, SIDE - 1, SIDE)).save(path), "23×24 where 24×24 is scored", True),
     (lambda path: path.write_bytes(b""), "an empty file", True),
     (lambda path: path.write_text("not a picture"), "not a PNG, JPEG, WebP or BMP image", True),
-    (lambda path: Image.fromarray(one()).save(path, format="TIFF"), "not a PNG, JPEG, WebP or BMP", True),
+    (lambda path: RGB.save(path, "TIFF"), "not a PNG, JPEG, WebP or BMP image", True),
     (lambda path: path.symlink_to("nowhere.png"), "not a regular file", True),
-    (broken_end, "damaged image", False),
-    (half_transparent, "transparent pixels", False),
-    (transparent_palette, "transparent pixels", False),
-    (transparent_colour, "transparent pixels", False),
+    (lambda path: path.write_bytes((path.parent / "00001.png").read_bytes()[:-500]), "damaged image", False),
+    (lambda path: CLEAR.save(path), "transparent pixels", False),
+    (lambda path: RGB.quantize(8).save(path, transparency=3), "transparent pixels", False),
+    (lambda path: RGB.save(path, transparency=RGB.getpixel((0, 0))), "transparent pixels", False),
 ]
 
 
@@ -159,22 +131,18 @@ def test_what_cannot_be_scored_is_refused_by_name(tmp_path: Path) -> None:
         assert reason in str(caught.value)
 
 
-def test_many_bad_images_are_counted_and_three_named(tmp_path: Path) -> None:
-    folder = save_pngs(tmp_path / "set", pictures(2, 0, side=SIDE))
-    save_pngs(folder / "more", pictures(8, 0, side=30))
-    (folder / "z.png").write_bytes(b"")
-    with pytest.raises(UserError) as refused:
-        open_set(folder)
-    text = str(refused.value)
-    assert "9 images cannot be scored: more/00000.png: 30×30 where 24×24 is scored; more/00001.png" in text
-    assert "; and 6 more" in text and "z.png" not in text
-
-
-def test_other_kinds_of_pictures_are_not_passed_over(tmp_path: Path) -> None:
+def test_many_bad_images_are_counted_and_three_named_and_other_kinds_not_passed_over(tmp_path: Path) -> None:
     folder = save_pngs(tmp_path / "set", pictures(2, 0, side=SIDE))
     for ending in (".tif", ".GIF", ".npy"):
-        (folder / f"extra{ending}").write_bytes(b"x")
+        extra = folder / f"extra{ending}"
+        extra.write_bytes(b"x")
         assert f"extra{ending}: {ending.lower()} files are not read" in refused(open_set, folder)
+        extra.unlink()
+    save_pngs(folder / "more", pictures(8, 0, side=30))
+    (folder / "z.png").write_bytes(b"")
+    text = refused(open_set, folder)
+    assert "9 images cannot be scored: more/00000.png: 30×30 where 24×24 is scored; more/00001.png" in text
+    assert "; and 6 more" in text and "z.png" not in text
 
 
 # --- a folder -------------------------------------------------------------------------------------
@@ -190,21 +158,15 @@ def test_order_is_natural_at_any_depth(tmp_path: Path) -> None:
     assert [int(image[0, 0, 0]) for image in pixels_of(tmp_path)] == [shades[name] for name in expected]
 
 
-def test_hidden_files_are_passed_over_and_others_mentioned(tmp_path: Path) -> None:
+def test_hidden_files_and_loops_are_passed_over_and_other_files_mentioned(tmp_path: Path) -> None:
     folder = save_pngs(tmp_path / "set", pictures(2, 0, side=SIDE))
-    (folder / ".thumbs.png").write_bytes(b"x")
     (folder / ".cache").mkdir()
-    (folder / ".cache" / "a.png").write_bytes(b"x")
-    (folder / "prompts.txt").write_text("a cat")
+    for name in (".thumbs.png", ".cache/a.png", "prompts.txt"):
+        (folder / name).write_text("x")
+    (folder / "again").symlink_to(folder, target_is_directory=True)
     opened = open_set(folder)
     assert len(opened) == 2
     assert opened.notes == ("left out, no samples by their names: prompts.txt",)
-
-
-def test_a_loop_of_links_ends(tmp_path: Path) -> None:
-    folder = save_pngs(tmp_path / "set", pictures(2, 0, side=SIDE))
-    (folder / "again").symlink_to(folder, target_is_directory=True)
-    assert len(open_set(folder)) == 2
 
 
 def test_shards_are_consecutive_and_readable_in_any_order(tmp_path: Path) -> None:
@@ -344,18 +306,24 @@ def test_nothing_there(tmp_path: Path) -> None:
 # --- .npz files -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("save_", [np.savez, np.savez_compressed])
-def test_an_adm_file_is_read_in_any_order(tmp_path: Path, save_: object) -> None:
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_adm_file_is_read_in_any_order_and_a_cut_array_is_found_at_once(tmp_path: Path, kind: int) -> None:
     shown = np.random.default_rng(0).integers(0, 256, (600, 3, 3, 3), dtype=np.uint8)
     labels = np.arange(600) % 7
-    save_(tmp_path / "s.npz", shown, labels)  # type: ignore[operator]
-    opened = open_samples(tmp_path / "s.npz", image_size=3)
+    path = tmp_path / "s.npz"
+    (np.savez if kind == zipfile.ZIP_STORED else np.savez_compressed)(path, shown, labels)
+    opened = open_samples(path, image_size=3)
     assert len(opened) == 600
-    for number in (1, 0, 2, 2):
+    for number in (1, 2, 0, 2, 2):
         ids = opened.shards()[number]
         batch = opened.load(number)
         assert np.array_equal(channels_last(batch.images), shown[ids.start : ids.stop])
         assert batch.labels is not None and batch.labels.tolist() == labels[ids.start : ids.stop].tolist()
+    with zipfile.ZipFile(path) as archive:
+        member = archive.read("arr_0.npy")
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("arr_0.npy", member[:-1])
+    assert "arr_0' is cut short" in refused(open_samples, path, image_size=3)
 
 
 def test_pixels_are_not_read_to_learn_their_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +351,7 @@ def test_npz_files_that_are_no_samples(tmp_path: Path) -> None:
         assert reason in refused(open_samples, tmp_path / "s.npz", image_size=8)
 
 
-def test_files_that_are_no_npz(tmp_path: Path) -> None:
+def test_files_that_are_no_npz_or_damaged(tmp_path: Path) -> None:
     whole = tmp_path / "whole.npz"
     np.savez(whole, np.zeros((9, 8, 8, 3), np.uint8))
     (tmp_path / "text.npz").write_text("hello")
@@ -396,33 +364,12 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "new.npz", "w") as archive, archive.open("arr_0.npy", "w") as member:
         np.lib.format.write_array(member, array, version=(3, 0))
     assert "version 3.0 of the array format" in refused(open_samples, tmp_path / "new.npz", image_size=8)
-
-
-def test_a_damaged_compressed_file_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "s.npz"
+    path = tmp_path / "damaged.npz"
     np.savez_compressed(path, np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     data = bytearray(path.read_bytes())
     data[3000:3040] = bytes(40)
     path.write_bytes(bytes(data))
     assert "arr_0' is damaged" in refused(open_samples(path, image_size=8).load, 0)
-
-
-def test_rows_are_read_in_any_order_and_a_cut_array_is_found_at_once(tmp_path: Path) -> None:
-    shown = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
-    np.savez(tmp_path / "stored.npz", shown)
-    np.savez_compressed(tmp_path / "packed.npz", shown)
-    for name in ("stored.npz", "packed.npz"):
-        opened = open_samples(tmp_path / name, image_size=8)
-        for number in (2, 0, 1):
-            ids = opened.shards()[number]
-            images = opened.load(number).images.permute(0, 2, 3, 1).numpy()
-            assert np.array_equal(images, shown[ids.start : ids.stop]), (name, number)
-    with zipfile.ZipFile(tmp_path / "stored.npz") as archive:
-        member = archive.read("arr_0.npy")
-    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        with zipfile.ZipFile(tmp_path / "short.npz", "w", kind) as archive:
-            archive.writestr("arr_0.npy", member[:-1])
-        assert "arr_0' is cut short" in refused(open_samples, tmp_path / "short.npz", image_size=8)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -438,28 +385,19 @@ def test_a_written_sample_file_is_what_numpy_would_write(tmp_path: Path, labelle
         assert sorted(found.files) == (["arr_0", "arr_1"] if labelled else ["arr_0"])
         for name, array in zip(("arr_0", "arr_1"), arrays, strict=False):
             assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
-    with zipfile.ZipFile(tmp_path / "ours.npz") as archive:
+    with zipfile.ZipFile(tmp_path / "ours.npz") as archive, archive.open("arr_0.npy") as file:
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-def test_a_written_sample_file_can_be_read_as_a_stream(tmp_path: Path) -> None:
-    """As ADM's evaluator reads it: the header of the zip member, then batches of bytes."""
-    shown = pictures(10, 0, side=SIDE)
-    save_pngs(tmp_path / "set", shown)
-    write_npz(tmp_path / "s.npz", open_samples(tmp_path / "set", image_size=SIDE), stage())
-    with zipfile.ZipFile(tmp_path / "s.npz") as archive, archive.open("arr_0.npy") as file:
+        # As ADM's evaluator reads it: the header of the zip member, then a stream of bytes.
         assert np.lib.format.read_magic(file) == (1, 0)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        assert shape == shown.shape and not fortran and dtype == np.uint8
-        batches = [np.frombuffer(file.read(4 * SIDE * SIDE * 3), np.uint8) for _ in range(3)]
-    assert np.array_equal(np.concatenate(batches).reshape(shown.shape), shown)
+        assert np.lib.format.read_array_header_1_0(file) == (shown.shape, False, np.uint8)
+        assert file.read() == shown.tobytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_broken_set_leaves_no_file(tmp_path: Path) -> None:
     folder = save_pngs(tmp_path / "set", pictures(3, 0, side=SIDE))
     opened = open_set(folder)
-    half_transparent(folder / "00001.png")
+    CLEAR.save(folder / "00001.png")
     for write, path in ((write_npz, tmp_path / "s.npz"), (write_png, tmp_path / "out")):
         with pytest.raises(UserError, match=r"00001\.png"):
             write(path, opened, stage())
@@ -486,22 +424,14 @@ def test_png_files_hold_the_pixels(tmp_path: Path) -> None:
         assert np.array_equal(found, shown[number, :, :3])
 
 
-def test_what_goes_wrong_in_a_writing_thread_surfaces(tmp_path: Path) -> None:
-    (tmp_path / "out" / "000001.png").mkdir(parents=True)
-    batch = ImageBatch(ids=range(3), images=torch.zeros(3, 3, 2, 2, dtype=torch.uint8))
-    with pytest.raises(OSError), PngWriter(tmp_path / "out") as writer:
-        writer.write(batch)
-    with pytest.raises(KeyError), PngWriter(tmp_path / "other") as writer:
-        writer.write(batch)
-        raise KeyError("the block's own error wins")
+def test_what_goes_wrong_in_a_writing_thread_surfaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Image.Image, path: Path, **_: object) -> None:
+        raise OSError("no space left")
 
-
-def test_memory_of_waiting_images_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignbench.samples.writers.AHEAD", 2)
-    with PngWriter(tmp_path, workers=1) as writer:
-        for start in range(0, 40, 10):
-            writer.write(
-                ImageBatch(ids=range(start, start + 10), images=torch.zeros(10, 3, 2, 2, dtype=torch.uint8))
-            )
-            assert len(writer._pending) <= 2
-    assert len(list(tmp_path.glob("*.png"))) == 40
+    np.savez(tmp_path / "s.npz", np.zeros((3, 3, 3, 3), dtype=np.uint8))
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_png(tmp_path / "out", open_samples(tmp_path / "s.npz", image_size=3), stage())
+    assert not (tmp_path / "out").exists()

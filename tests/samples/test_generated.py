@@ -30,19 +30,14 @@ def with_protocol(sampler: Sampler, **changes: object) -> Sampler:
     return Sampler(sampler.backbone, sampler.protocol.model_copy(update=changes), 10, CPU)
 
 
-def test_images_do_not_depend_on_the_batch(sampler: Sampler) -> None:
+def test_images_depend_on_setting_and_seed_and_not_on_the_batch(sampler: Sampler) -> None:
     setting = sampler.protocol.settings["t0.8-cfg1.5"]
     tokens, labels = sampler.generate(setting, 3, range(20))
+    assert tokens.shape == (20, 16) and tokens.dtype == np.int32
     alone, label = with_protocol(sampler, batch=1).generate(setting, 3, [17])
     assert np.array_equal(tokens[17], alone[0]) and labels[17] == label[0]
-    assert tokens.shape == (20, 16) and tokens.dtype == np.int32
-
-
-def test_settings_and_seeds_give_different_images(sampler: Sampler) -> None:
-    setting = sampler.protocol.settings["t1"]
-    first, _ = sampler.generate(setting, 0, range(8))
-    assert not np.array_equal(first, sampler.generate(setting, 1, range(8))[0])
-    assert not np.array_equal(first, sampler.generate(sampler.protocol.settings["t0.6"], 0, range(8))[0])
+    for other in ((setting, 1), (sampler.protocol.settings["t0.6"], 3)):
+        assert not np.array_equal(tokens, sampler.generate(*other, range(20))[0])
 
 
 def token_images(sampler: Sampler, folder: Path, setting: str = "t1", seed: int = 0) -> TokenImages:
@@ -67,18 +62,13 @@ def test_only_missing_shards_are_made(sampler: Sampler, tmp_path: Path) -> None:
     assert shard_path(tmp_path, 0).stat().st_mtime_ns == kept
 
 
-def test_decoded_images_have_the_protocol_s_size(sampler: Sampler, tmp_path: Path) -> None:
-    batch = token_images(sampler, tmp_path).load(0)
-    assert batch.images.shape == (40, 3, 8, 8) and batch.images.dtype == torch.uint8
+def test_size_and_rounding_are_the_protocol_s(sampler: Sampler, tmp_path: Path) -> None:
+    images = token_images(sampler, tmp_path).load(0).images
+    assert images.shape == (40, 3, 8, 8) and images.dtype == torch.uint8
     small = with_protocol(sampler, resize="bicubic", image_size=6)
     assert token_images(small, tmp_path).load(0).images.shape[1:] == (3, 6, 6)
-
-
-def test_rounding_is_the_protocol_s(sampler: Sampler, tmp_path: Path) -> None:
-    ours = token_images(sampler, tmp_path).load(0).images.int()
-    darker = token_images(with_protocol(sampler, rounding="truncate-255"), tmp_path).load(0).images.int()
-    difference = ours - darker
-    assert set(difference.unique().tolist()) == {0, 1}
+    darker = token_images(with_protocol(sampler, rounding="truncate-255"), tmp_path).load(0).images
+    assert set((images.int() - darker.int()).unique().tolist()) == {0, 1}
 
 
 def test_labels() -> None:

@@ -64,9 +64,15 @@ def test_round_trip_keeps_pixels_prompts_and_order(tmp_path: Path, size: int) ->
         "00000/samples/0003.png",
         "00001/samples/0000.png",
     ]
-    images = open_samples(tmp_path, image_size=8, prompts=PROMPTS, images_per_prompt=4).load(0)
-    assert torch.equal(images.images, torch.cat([batch.images for batch in written]))
-    assert list(images.prompts) == prompts
+    for options in ({}, {"prompts": PROMPTS, "images_per_prompt": 4}):
+        images = open_samples(tmp_path, image_size=8, **options).load(0)  # type: ignore[arg-type]
+        assert torch.equal(images.images, torch.cat([batch.images for batch in written]))
+        assert list(images.prompts) == prompts
+    for others, reason in (
+        (PROMPTS[:2], "'a photo of two cows' is not in the protocol's prompt file"),
+        ([*PROMPTS, Prompt("a hen")], "no image of 'a hen'"),
+    ):
+        assert reason in refused(open_samples, tmp_path, image_size=8, prompts=others)
 
 
 def test_a_prompt_that_returns_keeps_the_order(tmp_path: Path) -> None:
@@ -86,15 +92,12 @@ def test_numbers_sort_as_numbers_and_other_names_are_passed_over(tmp_path: Path)
     assert found == ["9/samples/0000.png", "00010/samples/9.png", "00010/samples/10.png"]
 
 
-def test_other_folders_are_not_taken_for_the_layout(tmp_path: Path) -> None:
-    assert not is_geneval_folder(tmp_path / "absent")
-    (tmp_path / "00000").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "00000" / "0000.png")
-    assert not is_geneval_folder(tmp_path)
-    assert "metadata.jsonl" in refused(read_layout, tmp_path)
-
-
 def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    assert not is_geneval_folder(tmp_path / "absent")
+    (tmp_path / "other" / "00000").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "other" / "00000" / "0000.png")
+    assert not is_geneval_folder(tmp_path / "other")
+    assert "metadata.jsonl" in refused(read_layout, tmp_path / "other")
     folder(tmp_path, "00000", LINES[0])
     folder(tmp_path, "00001", LINES[1], [])
     assert "00001/samples: no image" in refused(read_layout, tmp_path)
@@ -110,32 +113,23 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert "already holds" in refused(write_layout, tmp_path, batches(PROMPTS, 2))
 
 
-def exif(orientation: int) -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112] = orientation
-    return found
-
-
 def test_images_turned_by_exif_are_refused(tmp_path: Path) -> None:
-    samples = folder(tmp_path, "00000", LINES[0], ["0000.png"])
-    for orientation in (1, 3, 6):
-        Image.new("RGB", (8, 8)).save(samples / "0001.png", exif=exif(orientation))
-        if orientation == 1:
-            assert len(read_layout(tmp_path)) == 2
+    file = folder(tmp_path, "00000", LINES[0]) / "0000.png"
+    exif = Image.Exif()
+    for exif[0x0112] in (1, 3, 6):
+        Image.new("RGB", (8, 8)).save(file, exif=exif)
+        if exif[0x0112] == 1:
+            assert len(read_layout(tmp_path)) == 1
         else:
-            assert f"0001.png: EXIF orientation {orientation}" in refused(read_layout, tmp_path)
-
-
-def test_an_orientation_after_the_pixels_is_found_too(tmp_path: Path) -> None:
-    samples = folder(tmp_path, "00000", LINES[0])
-    Image.new("RGB", (8, 8)).save(samples / "0000.png", exif=exif(6))
-    data = (samples / "0000.png").read_bytes()
+            assert f"0000.png: EXIF orientation {exif[0x0112]}" in refused(read_layout, tmp_path)
+    # It may stand after the pixels.
+    data = file.read_bytes()
     start = data.index(b"eXIf") - 4
     length = int.from_bytes(data[start : start + 4], "big") + 12
     chunk, rest = data[start : start + length], data[:start] + data[start + length :]
     end = rest.index(b"IEND") - 4
-    (samples / "0000.png").write_bytes(rest[:end] + chunk + rest[end:])
-    assert (samples / "0000.png").read_bytes() != data
+    file.write_bytes(rest[:end] + chunk + rest[end:])
+    assert file.read_bytes() != data
     assert "EXIF orientation 6" in refused(read_layout, tmp_path)
 
 

@@ -73,16 +73,12 @@ def test_every_image_comes_once_in_order_with_its_original_and_label(workers: in
     assert all(seen.min() >= -1 and seen.max() <= 1 for seen in tokenizer.seen)
 
 
-def test_the_protocol_s_rounding_is_used() -> None:
-    dataset = data_set(10)
-    darker = image_set(dataset, protocol(samples=10, rounding="truncate-255")).load(0)
+def test_rounding_is_the_protocol_s() -> None:
+    darker = image_set(data_set(10), protocol(samples=10, rounding="truncate-255")).load(0)
     assert darker.originals is not None
     expected = to_uint8(from_uint8(darker.originals), "truncate-255")
     assert torch.equal(darker.images, expected)
     assert not torch.equal(expected, darker.originals)  # bytes slip by a level where the product rounds down
-
-
-def test_rounding_rules() -> None:
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(from_uint8(every)), every)
     values = torch.tensor([-1.2, -1.0, -0.001, 0.0, 0.999, 1.0, 1.2])
@@ -124,24 +120,19 @@ def test_what_does_not_fit_is_refused() -> None:
         image_set(data_set(400), protocol(image_size=16)).load(0)
 
 
-def check_protocol(name: str) -> None:
-    model = REGISTRY.model(name)
-    card = REGISTRY.protocol(model.reconstruction)
-    assert (card.task, card.seeds, card.precision) == ("reconstruction", [0], "fp32")
-    assert list(card.settings) == ["reconstruction"] and card.resize == "none"
-    assert card.image_size % model.tokenizer.downsample == 0
-    assert card.reference is not None
-    assert card.reference.split in REGISTRY.dataset(card.reference.dataset).splits
-    metrics = [metric for part in card.evaluators for metric in REGISTRY.evaluator(part).metrics]
-    assert card.rank_by in metrics and {"rec-psnr", "rec-ssim"} <= set(metrics)
-
-
 def test_every_llamagen_has_a_protocol_that_fits() -> None:
-    models = {name: REGISTRY.model(name) for name in REGISTRY.names("models")}
-    reconstructing = [name for name, model in models.items() if model.reconstruction]
-    assert reconstructing == [name for name, model in models.items() if model.family == "llamagen"] != []
-    for name in reconstructing:
-        check_protocol(name)
+    models = [REGISTRY.model(name) for name in REGISTRY.names("models")]
+    reconstructing = [model for model in models if model.reconstruction]
+    assert reconstructing == [model for model in models if model.family == "llamagen"] != []
+    for model in reconstructing:
+        card = REGISTRY.protocol(model.reconstruction)
+        assert (card.task, card.seeds, card.precision) == ("reconstruction", [0], "fp32")
+        assert list(card.settings) == ["reconstruction"] and card.resize == "none"
+        assert card.image_size % model.tokenizer.downsample == 0
+        assert card.reference is not None
+        assert card.reference.split in REGISTRY.dataset(card.reference.dataset).splits
+        metrics = [metric for part in card.evaluators for metric in REGISTRY.evaluator(part).metrics]
+        assert card.rank_by in metrics and {"rec-psnr", "rec-ssim"} <= set(metrics)
 
 
 def test_the_shipped_tokenizer_comes_close_to_the_test_digits() -> None:

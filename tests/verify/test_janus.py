@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from alignbench.backbones.janus.model import Janus
@@ -22,6 +21,8 @@ from alignbench.verify import golden
 from alignbench.verify.janus import check
 from alignbench.verify.report import CheckReport
 from tests.helpers import janus_toys
+from tests.verify import janus_set
+from tests.verify.test_llamagen import edit
 
 FED = ("vq_ids", "greedy_ids_cfg5")
 """Expected results that are also the input of others."""
@@ -29,18 +30,12 @@ FED = ("vq_ids", "greedy_ids_cfg5")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return janus_toys.write_golden(tmp_path_factory.mktemp("golden"), janus_toys.hub_model(seed=5))
+    return janus_set.write_golden(tmp_path_factory.mktemp("golden"), janus_toys.hub_model(seed=5))
 
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "set"))
-
-
-def edit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
 
 
 def verdicts(report: CheckReport) -> dict[str, str]:
@@ -141,29 +136,28 @@ def right_padded(model: Janus, texts: list[str]) -> PromptTokens:
     return model.prompts.encode(texts).right_padded()
 
 
-MISTAKES: dict[str, tuple[type, str, Any, set[str]]] = {
-    "quantiser": (JanusTokenizer, "quantise", unnormalised, {"vq_ids", "vq_ids_unnormalised (tripwire)"}),
-    "alignment": (JanusPolicy, "forward", released, {"tf_logits_cond_clean", "tf_logits_cfg5_corrupt"}),
-    "padding": (Janus, "text_condition", right_padded, {"prompt_ids", "prompt_mask", "uncond_prompt_ids"}),
-    "guidance": (
-        JanusPolicy,
-        "null",
-        lambda _, prompts: prompts,
-        {"greedy_ids_cfg5", "tf_logits_cfg5_clean"},
-    ),
-    "positions": (
-        PromptTokens,
-        "positions",
-        lambda prompts: torch.zeros_like(prompts.ids),
-        {"tf_logits_cond_clean", "greedy_step_logits_cfg1"},
-    ),
-}
+def unguided(policy: JanusPolicy, prompts: PromptTokens) -> PromptTokens:
+    return prompts
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_known_mistake_is_a_miss(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    where, attribute, mistake, wrong = MISTAKES[name]
+def no_positions(prompts: PromptTokens) -> Tensor:
+    return torch.zeros_like(prompts.ids)
+
+
+@pytest.mark.parametrize(
+    ("where", "attribute", "mistake", "wrong"),
+    [
+        (JanusTokenizer, "quantise", unnormalised, "vq_ids, vq_ids_unnormalised (tripwire)"),
+        (JanusPolicy, "forward", released, "tf_logits_cond_clean, tf_logits_cfg5_corrupt"),
+        (Janus, "text_condition", right_padded, "prompt_ids, prompt_mask, uncond_prompt_ids"),
+        (JanusPolicy, "null", unguided, "greedy_ids_cfg5, tf_logits_cfg5_clean"),
+        (PromptTokens, "positions", no_positions, "tf_logits_cond_clean, greedy_step_logits_cfg1"),
+    ],
+)
+def test_a_known_mistake_is_a_miss(
+    where: type, attribute: str, mistake: object, wrong: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(where, attribute, mistake)
     found = missed(check(folder))
-    assert wrong <= found
+    assert set(wrong.split(", ")) <= found
     assert found != set(load_file(folder / "expected.safetensors")), "what the mistake does not touch is ok"

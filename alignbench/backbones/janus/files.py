@@ -165,12 +165,6 @@ def prompt_file(files: Mapping[str, Path]) -> Path:
 def write_hub_form(folder: Path, config: Any, parts: Parts, *, shard_size: str = SHARD_SIZE) -> None:
     """Write weights and configuration so that `JanusForConditionalGeneration.from_pretrained` reads them.
 
-    Args:
-        folder: exists.
-        config: a `JanusConfig`.
-        parts: of the model, on any device.
-        shard_size: largest file.
-
     Raises:
         UserError: parts for understanding are missing, as in models with random weights.
     """

@@ -20,12 +20,7 @@ from alignbench.errors import UserError
 RELEASED_MARK = ("gen_embed.", "gen_vision_model.", "language_model.model.")
 HUB_PREFIX = "model."
 VQ_PREFIX = "vqmodel."
-POLICY_PREFIXES = (
-    "language_model.",
-    "generation_embeddings.",
-    "generation_aligner.",
-    "generation_head.",
-)
+POLICY_PREFIXES = ("language_model.", "generation_embeddings.", "generation_aligner.", "generation_head.")
 REST_PREFIXES = ("vision_model.", "aligner.", "lm_head.")
 TOKENIZER_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 
@@ -84,11 +79,7 @@ class Parts:
 
 
 def take_apart(state: Mapping[str, Tensor], *, name: str) -> Parts:
-    """Sort the tensors of a checkpoint.
-
-    Args:
-        state: in the released form, in that of transformers, or a policy or tokenizer exported by a run.
-        name: what the message calls it.
+    """Sort the tensors of a checkpoint: released, transformers' or one that a run exported.
 
     Raises:
         UserError: tensors that are part of no Janus-Pro.

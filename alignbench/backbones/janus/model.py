@@ -42,14 +42,7 @@ DEFAULT_TRAINS = tuple(PARTS)
 
 
 class Janus(CachedBackbone):
-    """A `JanusPolicy` over the codes of a frozen tokenizer, driven by prompts; implements `api.Backbone`.
-
-    Args:
-        config: the `JanusConfig` of both.
-        tokenizer: pixels to codes and back.
-        policy: the networks that generate images.
-        prompts: captions to token ids.
-    """
+    """A `JanusPolicy` over the codes of a frozen tokenizer, driven by prompts; implements `api.Backbone`."""
 
     def __init__(
         self, config: Any, tokenizer: JanusTokenizer, policy: JanusPolicy, prompts: PromptTokenizer
@@ -90,16 +83,13 @@ def build(
     """Build a model in eval mode with a frozen tokenizer.
 
     Args:
-        card: the model.
         files: {role: file}. The policy's may be the released `pytorch_model.bin` or its shards (keys
             `policy`, `policy.2`, …), files or a folder in the hub's form, or a policy exported by a run. The
             VQ tokenizer is taken from `tokenizer` if given, else from the policy's files; the text tokenizer
             is `text`, or else `tokenizer.json` beside any of them. None: random weights and a text tokenizer
             of single bytes.
-        seed: of the random weights.
         device: where to build; on "meta" no weights are drawn.
         dtype: of the policy; the tokenizer stays float32, because rounding moves codes.
-        fidelity: alignment of `logits`, see `JanusPolicy.forward`.
         trains: parts of the policy that train when its gradients are switched on, see `PARTS`; a list or one
             text with commas.
 
@@ -119,29 +109,17 @@ def build(
     return model
 
 
-def load(
-    folder: Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    fidelity: Fidelity = "exact",
-    trains: str | Sequence[str] = DEFAULT_TRAINS,
-) -> Janus:
+def load(folder: Path, **options: Any) -> Janus:
     """Read a model of any size from a folder in the hub's form, as `Janus.save` writes it.
 
-    Args:
-        folder: weights, `config.json` and `tokenizer.json`.
-        device: where to.
-        dtype: of the policy.
-        fidelity: as for `build`.
-        trains: as for `build`.
+    Options as of `build`.
 
     Raises:
         UserError: something is missing or does not fit.
     """
     require_transformers()
     prompts = read_prompt_tokenizer(folder / PROMPT_FILE)
-    model = _networks(read_config(folder), prompts, device, dtype, fidelity, trains)
+    model = _networks(read_config(folder), prompts, **options)
     _load(model, {"policy": folder})
     return model
 
@@ -149,10 +127,10 @@ def load(
 def _networks(
     config: Any,
     prompts: PromptTokenizer,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    fidelity: Fidelity,
-    trains: str | Sequence[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fidelity: Fidelity = "exact",
+    trains: str | Sequence[str] = DEFAULT_TRAINS,
 ) -> Janus:
     """Return a model on a device whose networks are still empty."""
     from transformers.models.janus.modeling_janus import JanusVQVAE

@@ -44,7 +44,6 @@ class JanusPolicy(nn.Module):
     """The policy: `(condition, context) → logits`.
 
     Args:
-        config: a `JanusConfig`.
         pad: id of the padding token, which unconditional prompts are made of.
         fidelity: how `forward` aligns; see there. Generation is the same for both.
         trains: parts that `requires_grad_(True)` switches on, see `PARTS`; the others stay frozen.
@@ -52,9 +51,6 @@ class JanusPolicy(nn.Module):
     Raises:
         UserError: an unknown part or fidelity, or nothing to train.
     """
-
-    shard_classes = ("LlamaDecoderLayer",)
-    """Classes to wrap one by one under FSDP. `forward` does all the work, so this module can be the root."""
 
     def __init__(
         self,
@@ -98,10 +94,6 @@ class JanusPolicy(nn.Module):
             else:
                 parameter.normal_(0.0, INIT_STD)
 
-    def blocks(self) -> list[nn.Module]:
-        """Return the modules to shard or compile one by one."""
-        return list(self.language_model.layers)
-
     def requires_grad_(self, requires_grad: bool = True) -> JanusPolicy:
         """Switch gradients of the parts that train on or off; the others are off either way."""
         prefixes = tuple(prefix for part in self.trains for prefix in PARTS[part])
@@ -142,7 +134,6 @@ class JanusPolicy(nn.Module):
         as released.
 
         Args:
-            condition: N `PromptTokens`.
             context: [N, L] int64, L ≤ T-1; up to T with `as_released`.
 
         Returns:
@@ -170,10 +161,7 @@ class JanusPolicy(nn.Module):
         mask = F.pad(prompts.mask, (0, context.shape[1]), value=True)
         with self._recomputing():
             out = self.language_model(
-                inputs_embeds=embeddings,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                use_cache=False,
+                inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, use_cache=False
             )
         states: Tensor = out.last_hidden_state
         return states
@@ -232,7 +220,6 @@ class JanusPolicy(nn.Module):
         return FixedPrompts(filled, position, positions)
 
     def fixed_step(self, tokens: Tensor, state: FixedPrompts) -> Tensor:
-        """See `cuda_graphs.FixedPolicy`."""
         embedded = self._embed_image(tokens[:, None])
         bias = state.position.bias(embedded.dtype)
         logits = self._advance(embedded, bias, state.positions, state.cache)

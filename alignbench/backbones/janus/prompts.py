@@ -84,11 +84,7 @@ def template(caption: str) -> str:
 
 
 class PromptTokenizer:
-    """Captions to `PromptTokens`.
-
-    Args:
-        tokenizer: of the language model.
-        folder: where it was read from; None for the stand-in.
+    """Captions to `PromptTokens`; the folder is where the tokenizer was read from, None for the stand-in.
 
     Raises:
         UserError: it lacks a special token, or loses spaces.
@@ -137,13 +133,13 @@ class PromptTokenizer:
         return ids
 
     def _id(self, text: str) -> int:
-        found = self._tokenizer.token_to_id(text)
-        if found is None:
+        number = self._tokenizer.token_to_id(text)
+        if number is None:
             raise UserError(
                 f"{self._folder or 'the tokenizer'} has no token {text}",
                 fix=f"take {PROMPT_FILE} from the repository of the weights",
             )
-        return int(found)
+        return int(number)
 
     def _check(self) -> None:
         ids = self._ids(template(PROBE))

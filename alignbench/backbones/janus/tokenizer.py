@@ -18,11 +18,7 @@ from alignbench.backbones.llamagen.vq import ConvTokenizer
 
 
 class JanusTokenizer(ConvTokenizer):
-    """An `api.Tokenizer` under the keys of `JanusVQVAE`; always computed in float32 or better.
-
-    Args:
-        vqmodel: a `JanusVQVAE`; its networks are taken over.
-    """
+    """An `api.Tokenizer` under the keys of `JanusVQVAE`; always computed in float32 or better."""
 
     def __init__(self, vqmodel: Any) -> None:
         super().__init__()
@@ -51,10 +47,10 @@ class JanusTokenizer(ConvTokenizer):
         return F.normalize(at_least_float32(rows), dim=-1)
 
     def quantise(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose the code of the nearest direction for each place of a latent map [B, D, h, w].
+        """Choose the code of the nearest direction for each position of a latent map [B, D, h, w].
 
-        Returns:
-            Code vectors [B, D, h, w], straight-through to the normalised latent; tokens [B, h·w] int64.
+        Returns code vectors [B, D, h, w], straight-through to the normalised latent, and tokens [B, h·w]
+        int64.
         """
         with torch.autocast(latent.device.type, enabled=False):
             z = F.normalize(at_least_float32(latent).permute(0, 2, 3, 1), dim=-1)
@@ -64,5 +60,4 @@ class JanusTokenizer(ConvTokenizer):
         return straight.permute(0, 3, 1, 2), tokens.flatten(1)
 
     def tokens_of(self, latent: Tensor) -> Tensor:
-        """See `ConvTokenizer.tokens_of`."""
         return self.quantise(latent)[1]

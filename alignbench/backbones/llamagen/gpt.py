@@ -157,22 +157,12 @@ class GPT(nn.Module):
             self.cls_embedding.uncond_embedding.normal_(0.0, std)
         self.output.weight.normal_(0.0, head_std)
 
-    def blocks(self) -> list[nn.Module]:
-        """Return the modules to shard or compile one by one."""
-        return list(self.layers)
-
     def forward(self, condition: Condition, context: Tensor) -> Tensor:
-        """Teacher-forced logits of every next token.
+        """Teacher-forced logits of every next token, [N, L+1, V] float32 (float64 for a float64 model).
 
-        In train mode dropout is active and conditions are dropped at random, as in LlamaGen's training.
-
-        Args:
-            condition: N `ClassLabels` or `TextFeatures`.
-            context: [N, L] integer tokens, L ≤ T; L = T-1 scores all T tokens.
-
-        Returns:
-            [N, L+1, V] float32 (float64 for a float64 model); entry t scores token t from the condition and
-            the tokens before t.
+        Entry t scores token t from the condition and the tokens before t, [N, L], L ≤ T; L = T-1 scores all
+        T tokens. In train mode dropout is active and conditions are dropped at random, as in LlamaGen's
+        training.
         """
         x = torch.cat([self.cls_embedding(condition), self.tok_embeddings(context)], dim=1)
         x = self.tok_dropout(x)
@@ -197,13 +187,9 @@ class GPT(nn.Module):
             return ClassLabels(torch.full_like(condition.ids, self.config.num_classes))
         raise TypeError(f"no null condition for {type(condition).__name__}")
 
-    def new_cache(self, length: int) -> list[LayerCache]:
-        """Return an empty cache for `length` positions, one entry a layer."""
-        return [LayerCache(length) for _ in self.layers]
-
     def cache_for(self, condition: Condition, count: int) -> list[LayerCache]:
         """Return an empty cache for drawing `count` tokens; every condition has the same length."""
-        return self.new_cache(self.config.condition_tokens + count - 1)
+        return [LayerCache(self.config.condition_tokens + count - 1) for _ in self.layers]
 
     def prefill(self, condition: Condition, cache: list[LayerCache]) -> Tensor:
         """Run the condition through the network and fill the cache; returns logits of token 0, [N, V]."""
@@ -222,14 +208,12 @@ class GPT(nn.Module):
         return self._advance(self.tok_embeddings(tokens[:, None]), mask, cache)
 
     def fix(self, condition: Condition, cache: list[LayerCache]) -> FixedCache:
-        """See `cuda_graphs.FixedPolicy`."""
         hidden = ~condition.mask if isinstance(condition, TextFeatures) else None
         device = next(self.parameters()).device
         position = CachePosition.behind(cache[0].length, cache[0].capacity, hidden, device)
         return FixedCache([layer.fixed(position) for layer in cache], position)
 
     def fixed_step(self, tokens: Tensor, state: FixedCache) -> Tensor:
-        """See `cuda_graphs.FixedPolicy`."""
         x = self.tok_embeddings(tokens[:, None])
         table = self._rope(x.device).index_select(0, state.position.index)
         bias = state.position.bias(x.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -24,20 +24,13 @@ USAGE_KEY = "quantize.codebook_used"
 
 
 class LlamaGen(CachedBackbone):
-    """A `GPT` over the codes of a frozen `VQModel`; implements `api.Backbone`.
-
-    Args:
-        tokenizer: pixels to codes and back.
-        policy: the transformer.
-        encoder: of captions; only for text-conditioned models.
-    """
+    """A `GPT` over the codes of a frozen `VQModel`; implements `api.Backbone`."""
 
     def __init__(self, tokenizer: VQModel, policy: GPT, encoder: TextEncoder | None = None) -> None:
         super().__init__(tokenizer, policy, policy.config.grid)
         self.encoder = encoder
 
     def text_condition(self, texts: Sequence[str]) -> Condition:
-        """See `api.Backbone.text_condition`."""
         if unwrap(self.policy).config.condition == "class":
             raise UserError(
                 "this model is class-conditional: it reads no text",
@@ -61,11 +54,7 @@ class LlamaGen(CachedBackbone):
 
 
 def gpt_config(card: ModelCard, *, image_size: int | None = None) -> GPTConfig:
-    """Return the policy's geometry.
-
-    Args:
-        card: the model.
-        image_size: side in pixels if not the card's; the weights of one model serve every resolution.
+    """Return the policy's geometry; the weights of one model serve every image size, in pixels.
 
     Raises:
         UserError: the size is not a multiple of the tokenizer's ratio.
@@ -82,38 +71,23 @@ def gpt_config(card: ModelCard, *, image_size: int | None = None) -> GPTConfig:
         raise UserError("a class-conditional model card needs num_classes", fix="add it to the card")
     if card.condition == "text" and shape.caption_dim is None:
         raise UserError("a text-conditional model card needs policy.caption_dim", fix="add it to the card")
+    as_written = {
+        **shape.model_dump(include={field.name for field in fields(GPTConfig)} - {"caption_dim"}),
+        **dict.fromkeys(("token_dropout", "residual_dropout", "ffn_dropout"), shape.dropout),
+    }
     return GPTConfig(
-        dim=shape.dim,
-        layers=shape.layers,
-        heads=shape.heads,
-        ffn_hidden=shape.ffn_hidden,
-        vocab_size=shape.vocab_size,
+        **as_written,
         grid=(side, side),
         condition=card.condition,
         num_classes=card.num_classes or 0,
         caption_dim=shape.caption_dim or 0,
-        condition_tokens=shape.condition_tokens,
-        norm_eps=shape.norm_eps,
-        rope_base=shape.rope_base,
-        token_dropout=shape.dropout,
-        residual_dropout=shape.dropout,
-        ffn_dropout=shape.dropout,
-        condition_dropout=shape.condition_dropout,
     )
 
 
 def vq_config(card: ModelCard) -> VQConfig:
     """Return the tokenizer's geometry."""
-    shape = card.tokenizer
-    return VQConfig(
-        base_channels=shape.base_channels,
-        multipliers=tuple(shape.multipliers),
-        res_blocks=shape.res_blocks,
-        z_channels=shape.z_channels,
-        codebook_size=shape.codebook_size,
-        code_dim=shape.code_dim,
-        l2_norm=shape.l2_norm,
-    )
+    as_written = card.tokenizer.model_dump(include={field.name for field in fields(VQConfig)})
+    return VQConfig(**{**as_written, "multipliers": tuple(card.tokenizer.multipliers)})
 
 
 def build(
@@ -129,13 +103,10 @@ def build(
     """Build a model in eval mode with a frozen tokenizer.
 
     Args:
-        card: the model.
         files: {"policy": file, "tokenizer": file}, or None for random weights. Random weights include a
             random output head (the recipe's head starts at zero), so that logits are informative.
-        seed: of the random weights.
         device: where to build; on "meta" no weights are drawn.
         dtype: of the policy; the tokenizer stays float32, as LlamaGen samples.
-        image_size: side in pixels if not the card's.
         encoder: of captions, with its features on `device`.
 
     Raises:

@@ -81,17 +81,10 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def text_mask(valid: Tensor, length: int) -> Tensor:
-    """Return who may attend whom when a left-padded caption stands in front.
+    """Return who may attend whom behind a left-padded caption: [N, length, length] bool, rows are queries.
 
-    Causal, and padded caption columns are hidden; the diagonal is forced open so that padded rows stay
-    finite.
-
-    Args:
-        valid: [N, S] bool, True at real caption tokens.
-        length: rows and columns of the mask, at least S.
-
-    Returns:
-        [N, length, length] bool, rows are queries, True may attend.
+    Causal, and caption columns that are not valid, [N, S] bool, are hidden; the diagonal is forced open so
+    that padded rows stay finite. `length` is at least S.
     """
     causal = torch.ones(length, length, dtype=torch.bool, device=valid.device).tril()
     visible = F.pad(valid, (0, length - valid.shape[1]), value=True)
@@ -218,11 +211,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self,
-        x: Tensor,
-        table: Tensor,
-        mask: Tensor | None,
-        cache: LayerCache | FixedLayer | None = None,
+        self, x: Tensor, table: Tensor, mask: Tensor | None, cache: LayerCache | FixedLayer | None = None
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), table, mask, cache)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))

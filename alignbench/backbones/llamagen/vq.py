@@ -200,20 +200,17 @@ class VQModel(ConvTokenizer):
         self.quantize.initialise()
 
     def codebook(self) -> Tensor:
-        """See `ConvTokenizer.codebook`."""
         return self.quantize.codebook()
 
     def tokens_of(self, latent: Tensor) -> Tensor:
-        """See `ConvTokenizer.tokens_of`."""
         quantised: Quantised = self.quantize(latent)
         return quantised.tokens
 
     def train_losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Autoencode a batch for tokenizer training and note which codes it used.
 
-        Returns:
-            Reconstruction [B, 3, H, W], codebook loss, commitment loss (weighted), entropy loss (weighted),
-            share of the codebook used in the window.
+        Returns the reconstruction [B, 3, H, W], codebook loss, commitment and entropy loss (weighted), and
+        the share of the codebook used in the window.
         """
         quantised: Quantised = self.quantize(self.latent(images))
         usage = self.quantize.record_usage(quantised.tokens)

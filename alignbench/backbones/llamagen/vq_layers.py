@@ -144,60 +144,65 @@ class Level(nn.Module):
         return x if self.resample is None else self.get_submodule(self.resample)(x)
 
 
-class Encoder(nn.Module):
+class _Coder(nn.Module):
+    """Input convolution, two lists of layers, norm and output convolution, in the order they were added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv_in, first, second, norm_out, conv_out = self.children()
+        x = conv_in(x)
+        for part in (*first.children(), *second.children()):
+            x = part(x)
+        out: Tensor = conv_out(F.silu(norm_out(x)))
+        return out
+
+
+class Encoder(_Coder):
     """Pixels [B, 3, H, W] to a map [B, z_channels, h, w]."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        groups, widths = config.norm_groups, config.widths
+        groups, widths = config.norm_groups, (config.base_channels, *config.widths)
         self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
-        levels = []
-        before = config.base_channels
-        for index, width in enumerate(widths):
-            last = index == len(widths) - 1
-            resample: Literal["downsample"] | None = None if last else "downsample"
-            chain = [before] + [width] * config.res_blocks
-            levels.append(Level(chain, groups, attention=last, resample=resample))
-            before = width
-        self.conv_blocks = nn.ModuleList(levels)
-        self.mid = _middle(before, groups)
-        self.norm_out = _group_norm(before, groups)
-        self.conv_out = nn.Conv2d(before, config.z_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for part in (*self.conv_blocks, *self.mid):
-            x = part(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        return out
+        self.conv_blocks = _levels(
+            widths, config.res_blocks, groups, attention=len(widths) - 2, resample="downsample"
+        )
+        self.mid = _middle(widths[-1], groups)
+        self.norm_out = _group_norm(widths[-1], groups)
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
 
-class Decoder(nn.Module):
+class Decoder(_Coder):
     """A map [N, z_channels, h, w] to pixels [N, 3, H, W], not clamped."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        groups, widths = config.norm_groups, config.widths[::-1]
-        before = widths[0]
-        self.conv_in = nn.Conv2d(config.z_channels, before, 3, padding=1)
-        self.mid = _middle(before, groups)
-        levels = []
-        for index, width in enumerate(widths):
-            last = index == len(widths) - 1
-            resample: Literal["upsample"] | None = None if last else "upsample"
-            chain = [before] + [width] * (config.res_blocks + 1)
-            levels.append(Level(chain, groups, attention=index == 0, resample=resample))
-            before = width
-        self.conv_blocks = nn.ModuleList(levels)
-        self.norm_out = _group_norm(before, groups)
-        self.conv_out = nn.Conv2d(before, config.in_channels, 3, padding=1)
+        groups, widths = config.norm_groups, (config.widths[-1], *config.widths[::-1])
+        self.conv_in = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
+        self.mid = _middle(widths[0], groups)
+        self.conv_blocks = _levels(widths, config.res_blocks + 1, groups, attention=0, resample="upsample")
+        self.norm_out = _group_norm(widths[-1], groups)
+        self.conv_out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for part in (*self.mid, *self.conv_blocks):
-            x = part(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        return out
+
+def _levels(
+    widths: Sequence[int],
+    blocks: int,
+    groups: int,
+    *,
+    attention: int,
+    resample: Literal["downsample", "upsample"],
+) -> nn.ModuleList:
+    """A level from each width to the next; the last one keeps its resolution."""
+    chains = [[before] + [after] * blocks for before, after in itertools.pairwise(widths)]
+    return nn.ModuleList(
+        Level(
+            chain,
+            groups,
+            attention=index == attention,
+            resample=None if index == len(chains) - 1 else resample,
+        )
+        for index, chain in enumerate(chains)
+    )
 
 
 def _group_norm(channels: int, groups: int) -> nn.GroupNorm:

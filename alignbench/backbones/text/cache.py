@@ -24,12 +24,8 @@ HASH_BYTES = 16
 class CachedText:
     """A text encoder that remembers; implements `api.TextEncoder`.
 
-    What is remembered is returned bit for bit. A folder that cannot be written costs time, not the run.
-
-    Args:
-        encoder: asked for what is not there.
-        folder: shared by all encoders; their entries are kept apart by `identity`.
-        device: of the features that are returned.
+    What is remembered is returned bit for bit. A folder that cannot be written costs time, not the run. All
+    encoders share it; their entries are kept apart by `identity`.
     """
 
     def __init__(self, encoder: TextEncoder, folder: Path, *, device: torch.device) -> None:
@@ -39,7 +35,6 @@ class CachedText:
         self._device = device
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
-        """See `api.TextEncoder.encode`."""
         unique = dict.fromkeys(texts)
         entries = {text: entry for text in unique if (entry := self._read(text)) is not None}
         absent = [text for text in unique if text not in entries]

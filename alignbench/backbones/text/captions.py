@@ -34,14 +34,10 @@ def clean_caption(caption: str) -> str:
 
 
 def left_pad(features: Tensor, mask: Tensor) -> TextFeatures:
-    """Move right-padded text features to the right end, as LlamaGen takes them.
+    """Move right-padded text features [B, S, C] to the right end, as LlamaGen takes them.
 
-    Args:
-        features: [B, S, C]; rows behind the last real token may hold anything.
-        mask: [B, S] of 0/1 or bool, the real tokens first.
-
-    Returns:
-        Features with the real tokens last in their old order and zeros before them.
+    The mask, [B, S] of 0/1 or bool, has the real tokens first; rows behind them may hold anything. Returns
+    features with the real tokens last in their old order and zeros before them.
     """
     valid = mask.bool()
     count = valid.sum(dim=1, keepdim=True)

@@ -17,13 +17,7 @@ END = 1
 
 
 class RandomText:
-    """Normal numbers that are functions of (caption, slot); implements `api.TextEncoder`.
-
-    Args:
-        slots: S.
-        width: C.
-        device: of the features.
-    """
+    """Normal numbers that are functions of (caption, slot); implements `api.TextEncoder`."""
 
     def __init__(self, *, slots: int, width: int, device: torch.device) -> None:
         self.slots, self.width, self.device = slots, width, device

@@ -31,10 +31,7 @@ class T5TextEncoder:
 
     Args:
         folder: model and tokenizer in the hub's form.
-        digest: of the folder.
         slots: tokens a caption is cut and padded to, S.
-        width: of the features, C.
-        device: where to compute.
         dtype: of weights, arithmetic and features; LlamaGen's features are bfloat16.
     """
 

@@ -48,9 +48,7 @@ class WordConfig:
 class WordEncoder(nn.Module):
     """Captions of known words to left-padded features; an `api.TextEncoder` once it is trained.
 
-    Args:
-        config: geometry and word list.
-        digest: of the file it was read from; part of `identity`.
+    Its identity has the digest of the file it was read from.
     """
 
     def __init__(self, config: WordConfig, *, digest: str = "") -> None:
@@ -66,8 +64,8 @@ class WordEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[B, S] int64 word ids and [B, S] bool mask, words at the right end → [B, S, C], zero elsewhere."""
         # Counted from the first word, so that a word's features do not depend on the padding before it.
-        place = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        x = self.word(ids) + self.place(place)
+        position = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        x = self.word(ids) + self.place(position)
         if self.layer is not None:
             x = self.layer(x, mask)
         out: Tensor = x.masked_fill(~mask[..., None], 0.0)

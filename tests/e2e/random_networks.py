@@ -1,6 +1,6 @@
 """Networks of the official shapes with random weights, to time evaluators where the real ones cannot be had.
 
-`python -m tests.helpers.random_networks OUT` writes about 6 GB: Inception, two CLIPs, HPSv2.1, a Mask2Former
+`python -m tests.e2e.random_networks OUT` writes about 6 GB: Inception, two CLIPs, HPSv2.1, a Mask2Former
 in the hub's form, VGG-16's convolutions. `alignbench bench --protocol NAME --set assets.ASSET=OUT/FILE` reads
 them. Numbers computed with them mean nothing.
 """
