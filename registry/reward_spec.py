@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 
 from alignbench.errors import UserError, missing_packages, suggest
-from alignbench.files import expand
 from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import Option, RewardCard, Scalar
 
@@ -188,22 +187,6 @@ def resolve(text: str, registry: Registry) -> Resolved:
 def is_remote(placement: str) -> bool:
     """Whether another machine computes it."""
     return placement.startswith(("http://", "https://"))
-
-
-def require_parts(resolved: Resolved) -> None:
-    """Raise UserError if a reward that is computed here lacks a module, or a file whose path its card names.
-
-    Nothing is loaded. What a server computes is the server's to check.
-    """
-    if is_remote(str(resolved.common["placement"])):
-        return
-    require_packages(resolved.name, resolved.card)
-    for file in resolved.card.files:
-        if file.startswith("$TORCH_HOME/") and not (path := expand(file)).is_file():
-            raise UserError(
-                f"reward {resolved.name!r} needs {path}, which is not there",
-                fix=f"alignbench show {resolved.name} says where it comes from",
-            )
 
 
 def require_packages(name: str, card: RewardCard) -> None:

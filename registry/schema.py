@@ -238,6 +238,25 @@ class MethodCard(Card):
     """Options any of which at 0 leaves these rewards out: they are then neither loaded nor computed."""
 
 
+class RewardFile(TomlTable):
+    """What a reward reads and pip does not bring; in every text `{option}` stands for the option's value."""
+
+    asset: str = ""
+    """Asset card that says all the rest."""
+    repo: str = ""
+    """Hub repository; empty: a file from `url`."""
+    revision: str = "main"
+    files: list[str] = []
+    """What is needed of the repository; `a|b` means either."""
+    file: str = "."
+    """Name of a plain file; `.`: the repository."""
+    url: str = ""
+    option: str = ""
+    """Option of the card that names a path instead."""
+    size: str = ""
+    """For people."""
+
+
 class RewardCard(Card):
     """A score of decoded images that training can use.
 
@@ -263,11 +282,12 @@ class RewardCard(Card):
     """Modules it imports that a plain installation lacks."""
     extra: str = ""
     """The extra that brings them: `pip install 'alignbench[EXTRA]'`."""
-    files: list[str] = []
-    """Files it needs that pip does not bring. One that begins with $TORCH_HOME/ is a path, looked for before
-    a run starts; the others are words."""
+    files: list[RewardFile] = []
+    """Files it needs that pip does not bring; looked for before a run starts, and fetched by its name."""
     min_size: int = 1
     """Smallest image side it accepts."""
+    num_classes: int | None = None
+    """Classes whose labels it understands; None: any, or none are asked for."""
 
     @model_validator(mode="after")
     def _networks_name_options(self) -> RewardCard:

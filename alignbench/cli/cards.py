@@ -62,13 +62,16 @@ def show(
     if not kinds:
         known = [key for members in registry.locations.values() for key in members]
         raise UserError(f"nothing is named {name!r}.{suggest(name, known)} See: alignbench list")
-    for kind in kinds:
-        card = registry.card(kind, name)
-        if as_json:
-            print_json({"kind": kind, "name": name, **card.model_dump(mode="json")})
-        else:
-            _print_card(kind, name, card)
-            put(f"  card: {registry.locations[kind][name].path}")
+    cards = {kind: registry.card(kind, name) for kind in kinds}
+    if as_json:
+        listed = [
+            {"kind": kind, "name": name, **card.model_dump(mode="json")} for kind, card in cards.items()
+        ]
+        print_json(listed if len(listed) > 1 else listed[0])
+        return
+    for kind, card in cards.items():
+        _print_card(kind, name, card)
+        put(f"  card: {registry.locations[kind][name].path}")
 
 
 def _print_card(kind: str, name: str, card: Card) -> None:
@@ -76,11 +79,13 @@ def _print_card(kind: str, name: str, card: Card) -> None:
     console.print(f"{SINGULAR[kind]} {name}: {card.title}", highlight=False, markup=False)
     if card.summary:
         console.print(card.summary, highlight=False, markup=False)
-    values = card.model_dump(mode="json", exclude={"title", "summary", "notes", "options"})
+    options = getattr(card, "options", {})
+    declared = all(isinstance(option, Option) for option in options.values())
+    hidden = {"title", "summary", "notes"} | ({"options"} if declared else set())
+    values = card.model_dump(mode="json", exclude=hidden)
     put(*(f"  {key:<28} {value}" for key, value in _flat(values)))
     put(*(f"  note: {note}" for note in card.notes))
-    options: dict[str, Option] = getattr(card, "options", {})
-    if options:
+    if options and declared:
         prefix = {"methods": "method", "datasets": "data", "models": "model"}.get(kind, kind)
         _print_options(prefix, options)
 

@@ -11,9 +11,18 @@ from rich.console import Console
 
 from alignbench.cli.common import print_json, put
 from alignbench.cli.options import Json
+from alignbench.config import settings
+from alignbench.config.plan import files_of
 from alignbench.errors import EXIT_FAILED, UserError, suggest
-from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_weights
+from alignbench.hub.locate import (
+    FileStatus,
+    assets_of,
+    locate_asset,
+    locate_reward_files,
+    locate_weights,
+)
 from alignbench.progress import Progress
+from alignbench.registry import reward_spec
 from alignbench.registry.lookup import Registry
 from alignbench.verify.report import CheckReport
 
@@ -24,39 +33,46 @@ PRETRAINABLE = {
 
 
 def fetch(
-    name: str = typer.Argument(help="Model, asset, evaluator or protocol whose files to download."),
+    names: list[str] = typer.Argument(
+        help="Whose files to download: recipes (all that a run needs), models, protocols, rewards, "
+        "evaluators, assets."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be downloaded and stop."),
 ) -> None:
     """Download weights and other files: pinned, checked, resumable. Licences and sizes come first."""
     from alignbench.hub.fetch import fetch_files
 
     progress = Progress()
-    files = _wanted(Registry.default(), name)
-    if not files:
-        progress.say(f"{name} needs no files from outside")
-    for item in fetch_files(files, dry_run=dry_run, say=progress.say):
+    registry = Registry.default()
+    files: dict[tuple[str, str], FileStatus] = {}
+    for name in names:
+        wanted = _wanted(registry, name)
+        files |= {(file.owner, file.option): file for file in wanted}
+        if not wanted:
+            progress.say(f"{name} needs no files from outside")
+    for item in fetch_files(list(files.values()), dry_run=dry_run, say=progress.say):
         put(f"{item.name}  {item.path}  ({item.action})")
 
 
 def _wanted(registry: Registry, name: str) -> list[FileStatus]:
-    """Locate the files that a name stands for.
+    """Locate the files that a name stands for, in each kind of card that has it.
 
-    A protocol stands for its evaluators' assets, its reference statistics and its prompts, a model for the
-    text encoder it reads with.
+    A recipe stands for its run on its first model, a protocol for its evaluators' assets, its reference
+    statistics and its prompts, a model for the text encoder it reads with too.
 
     Raises:
         UserError: nothing that could be downloaded has this name.
     """
-    kinds = ("models", "assets", "evaluators", "protocols")
+    kinds = ("models", "assets", "evaluators", "protocols", "rewards", "recipes")
     meant = [kind for kind in kinds if name in registry.locations[kind]]
     if not meant:
         names = [other for kind in kinds for other in registry.locations[kind]]
         raise UserError(
-            f"no model, asset, evaluator or protocol named {name!r}.{suggest(name, names)} "
+            f"no recipe, model, protocol, reward, evaluator or asset named {name!r}.{suggest(name, names)} "
             "See: alignbench list"
         )
     assets = [name] if "assets" in meant else []
-    weights: list[FileStatus] = []
+    files: list[FileStatus] = []
     if "evaluators" in meant:
         assets += registry.evaluator(name).assets
     if "protocols" in meant:
@@ -64,8 +80,14 @@ def _wanted(registry: Registry, name: str) -> list[FileStatus]:
     if "models" in meant:
         card = registry.model(name)
         assets += [card.text.asset] if card.text and card.text.asset else []
-        weights += locate_weights(name, card).values()
-    return [locate_asset(asset, registry.asset(asset)) for asset in dict.fromkeys(assets)] + weights
+        files += locate_weights(name, card).values()
+    if "rewards" in meant:
+        files += locate_reward_files(registry, reward_spec.resolve(name, registry))
+    if "recipes" in meant:
+        recipe = registry.recipe(name)
+        config = settings.resolve(registry, method=recipe.method, model=recipe.models[0], recipe=name)
+        files += files_of(registry, config)
+    return [locate_asset(asset, registry.asset(asset)) for asset in dict.fromkeys(assets)] + files
 
 
 def pretrain(

@@ -20,11 +20,18 @@ from alignbench.config.requirements import (
     find_text_encoder,
     problems_of,
     requirements_of,
+    rewards_of,
 )
 from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
 from alignbench.files import cache_root, digest_of
-from alignbench.hub.locate import FileStatus, locate_weights
+from alignbench.hub.locate import (
+    FileStatus,
+    assets_of,
+    locate_asset,
+    locate_reward_files,
+    locate_weights,
+)
 from alignbench.hub.verify import AssetFile, Requirements, verify
 from alignbench.registry.lookup import Registry
 from alignbench.registry.plugins import foreign_code
@@ -172,6 +179,18 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         ],
         plugins=code,
     )
+
+
+def files_of(registry: Registry, config: RunConfig) -> list[FileStatus]:
+    """Return everything from outside that a run reads: weights, rewards' and evaluators' files, prompts."""
+    model = registry.model(config.model)
+    method = registry.method(config.method) if config.method else None
+    assets = [model.text.asset] if model.text and model.text.asset else []
+    assets += assets_of(registry, registry.protocol(config.protocol))
+    files = [locate_asset(name, registry.asset(name)) for name in assets]
+    for reward in rewards_of(registry, config, method) if method else ():
+        files += locate_reward_files(registry, reward)
+    return [*files, *locate_weights(config.model, model).values()]
 
 
 def weights_digest(weights: dict[str, str]) -> str:

@@ -13,11 +13,11 @@ from alignbench.config.settings import RunConfig
 from alignbench.data.prompts import read_prompts
 from alignbench.distributed import world_size
 from alignbench.errors import Problem, UserError, missing_packages
-from alignbench.hub.locate import FileStatus, assets_of, locate_asset
+from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_reward_files
 from alignbench.hub.verify import AssetFile, Requirements, verify_asset
 from alignbench.registry.lookup import SINGULAR, Registry
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
-from alignbench.registry.reward_spec import parse_terms, require_parts, resolve
+from alignbench.registry.reward_spec import Resolved, is_remote, parse_terms, resolve
 from alignbench.registry.schema import MethodCard, ModelCard, Scalar
 
 
@@ -135,7 +135,7 @@ def problems_of(
         yield Problem(f"method {config.method}", f"does not train {model.condition}-conditioned models")
     yield from text_problems
     if method:
-        yield from _reward_problems(registry, config, method)
+        yield from _reward_problems(registry, config, method, model)
     if config.section("model")["weights"] == "pretrained":
         yield from _weight_problems(config.model, model, weights)
     if method:
@@ -148,18 +148,46 @@ def problems_of(
         yield Problem("train.images_per_step", what, f"--set train.images_per_step={near}")
 
 
-def _reward_problems(registry: Registry, config: RunConfig, method: MethodCard) -> Iterator[Problem]:
+def rewards_of(registry: Registry, config: RunConfig, method: MethodCard) -> Iterator[Resolved]:
+    """Yield the rewards that a method's options name, but those of weight 0; raises UserError: unreadable."""
     options = config.section("method")
-    used = all(options[switch] != 0 for switch in method.reward_switches)
+    if all(options[switch] != 0 for switch in method.reward_switches):
+        for text in (str(options[option]) for option in method.reward_options):
+            for spec, _ in parse_terms(text) if text not in ("", "none") else []:
+                yield resolve(spec, registry)
+
+
+def _reward_problems(
+    registry: Registry, config: RunConfig, method: MethodCard, model: ModelCard
+) -> Iterator[Problem]:
     for option in method.reward_options:
-        text = str(options[option])
-        try:
-            for spec, _ in parse_terms(text) if text != "none" else []:
-                resolved = resolve(spec, registry)
-                if used:
-                    require_parts(resolved)
-        except UserError as error:
-            yield Problem(f"method.{option}", error.what, error.fix)
+        if not config.section("method")[option]:
+            what, fix = "no reward is named", f"--set method.{option}=NAME; see: alignbench list rewards"
+            yield Problem(f"method.{option}", what, fix)
+    try:
+        rewards = list(rewards_of(registry, config, method))
+    except UserError as error:
+        yield Problem(f"method.{method.reward_options[0]}", error.what, error.fix)
+        return
+    named = bool(registry.dataset(config.dataset).class_names)
+    for reward in rewards:
+        card, where = reward.card, f"reward {reward.name}"
+        missing, fix = missing_packages(card.packages, card.extra)
+        if missing and not is_remote(str(reward.common["placement"])):
+            yield Problem(where, f"needs {', '.join(missing)}", fix)
+        for status in locate_reward_files(registry, reward):
+            if not status.ok:
+                yield Problem(where, status.reason, status.fix)
+        other = "choose another: alignbench list rewards"
+        if card.min_size > model.image_size:
+            yield Problem(where, f"needs images of {card.min_size} px, these have {model.image_size}", other)
+        if "label" in card.needs and model.condition != "class":
+            yield Problem(where, f"needs class labels, {config.model} has captions", other)
+        if card.num_classes not in (None, model.num_classes):
+            what = f"knows {card.num_classes} classes, {config.model} has {model.num_classes}"
+            yield Problem(where, what, other)
+        if "text" in card.needs and model.condition == "class" and not named:
+            yield Problem(where, f"reads a text, and the classes of {config.dataset} have no names", other)
 
 
 def _weight_problems(name: str, model: ModelCard, weights: Mapping[str, FileStatus]) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from alignbench.errors import UserError
 from alignbench.files import cache_root, expand, package_file
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard, ProtocolCard
+from alignbench.registry.reward_spec import Resolved, is_remote
 from alignbench.registry.schema import ModelCard
 
 FOLDER = "."
@@ -228,32 +229,61 @@ def _overridden(status: FileStatus, path: Path) -> FileStatus:
 # --- what rewards read ----------------------------------------------------------------------------
 
 
+def locate_reward_files(registry: Registry, resolved: Resolved) -> list[FileStatus]:
+    """Find what a reward reads and pip does not bring; nothing of what a server computes."""
+    if is_remote(str(resolved.common["placement"])):
+        return []
+    values = {key: str(value) for key, value in resolved.options.items()}
+    statuses = []
+    for file in resolved.card.files:
+        repo, revision = file.repo.format_map(values), file.revision.format_map(values)
+        path = values.get(file.option, "")
+        if file.asset:
+            status = locate_asset(file.asset, registry.asset(file.asset), path)
+        elif repo:
+            status = _in_hub(repo, revision, [name.format_map(values) for name in file.files], path)
+        else:
+            status = _plain(file.file, file.url, path)
+        fix = status.fix and f"alignbench fetch {shlex.quote(resolved.name)}"
+        if fix and file.option:
+            fix += f", or {resolved.name}({file.option}=PATH)"
+        card = status.card.model_copy(update={"licence": status.card.licence or resolved.card.licence})
+        statuses.append(replace(status, card=card, fix=fix))
+    return statuses
+
+
+def _in_hub(repo: str, revision: str, files: Sequence[str], path: str) -> FileStatus:
+    title, name = f"{repo} @ {revision}", f"{repo.replace('/', '--')}@{revision[:12]}"
+    card = AssetCard(
+        title=title, what="network", file=FOLDER, repo=repo, revision=revision, files=list(files)
+    )
+    return locate_asset(name, card, path)
+
+
+def _plain(file: str, url: str, path: str) -> FileStatus:
+    return locate_asset(Path(file).stem, AssetCard(title=file, what="network", file=file, url=url), path)
+
+
 def hub_folder(reward: str, repo: str, revision: str, path: str, files: Sequence[str]) -> Path:
     """Return the folder that holds a repository's files for a reward; nothing is downloaded in mid-run.
 
     Args:
         reward: for messages.
-        path: folder in the hub's form that the user names instead; empty: look into the hub's cache.
+        path: folder in the hub's form that the user names instead; empty: alignbench's and the hub's caches.
         files: what must be there; `a|b` means any of them.
 
     Raises:
-        UserError: the repository is not in the cache, or files are missing from it.
+        UserError: files are missing.
     """
-    folder = Path(path).expanduser() if path else snapshot_folder(repo, revision)
-    if missing := missing_files(folder, files):
-        branch = "" if revision == "main" else f" --revision {shlex.quote(revision)}"
-        fix = f"hf download {shlex.quote(repo)}{branch}"
-        if path:
-            fix = f"put it there, or leave path out to use {repo} from the hub's cache"
-        needs = " and ".join(missing) + ("" if path else f" of {repo} at {revision}")
-        raise UserError(f"reward {reward!r} needs {needs}, which is not in {folder}", fix=fix)
-    return folder
+    return _of_reward(reward, _in_hub(repo, revision, files, path))
 
 
 def plain_file(reward: str, path: str, name: str, url: str) -> Path:
     """Return a file for a reward: the user's, or the one in the cache; raises UserError if absent."""
-    file = Path(path).expanduser() if path else cache_root() / "weights" / reward / name
-    if not file.is_file():
-        fix = f"curl --create-dirs -fL -o {shlex.quote(str(file))} {shlex.quote(url)}"
-        raise UserError(f"reward {reward!r} needs {file}, which is not there", fix=fix)
-    return file
+    return _of_reward(reward, _plain(name, url, path))
+
+
+def _of_reward(reward: str, status: FileStatus) -> Path:
+    if not status.ok or status.path is None:
+        raise UserError(f"reward {reward!r}: {status.reason}", fix=f"alignbench fetch {shlex.quote(reward)}")
+    return status.path

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from alignbench.errors import UserError
-from alignbench.files import file_sha256
+from alignbench.hub.locate import locate_asset
+from alignbench.hub.verify import verify_asset
 from alignbench.nets import digits, lpips
+from alignbench.registry.lookup import Registry
 from alignbench.rewards.requests import FromReference
 
-TRUNKS: dict[lpips.Net, str] = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
-"""torchvision's ImageNet weights; the digits before the suffix begin the file's sha256."""
-TRUNK_URL = "https://download.pytorch.org/models/"
+TRUNKS: dict[lpips.Net, str] = {"vgg": "lpips-vgg16-trunk", "alex": "lpips-alexnet-trunk"}
+"""Assets: torchvision's ImageNet weights, whose file names carry the first digits of their sha256."""
 
 
 class PerceptualDistance(lpips.FeatureDistance, FromReference):
@@ -36,8 +36,8 @@ def build_digits(device: torch.device) -> PerceptualDistance:
     return PerceptualDistance(net.features, module=net)
 
 
-def require_trunk(name: str) -> Path:
-    """Return where a trunk lies, after comparing its sha256 with the start that its name carries.
+def require_trunk(asset: str) -> Path:
+    """Return where a trunk lies, after comparing its sha256 with its card's and the start in its name.
 
     Nothing is downloaded: hundreds of megabytes in the middle of a run should be nobody's surprise, and
     torchvision itself never looks at a file that is already there.
@@ -45,13 +45,10 @@ def require_trunk(name: str) -> Path:
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    fix = f"curl --create-dirs -fL -o {shlex.quote(str(path))} {TRUNK_URL}{name}"
-    if not path.is_file():
-        raise UserError(f"LPIPS needs {path}, which is not there", fix=fix)
-    digest = file_sha256(path)
-    wanted = path.stem.rpartition("-")[2]
-    if not digest.startswith(wanted):
-        size = path.stat().st_size
-        raise UserError(f"{path} is damaged: {size:,} bytes, sha256 {digest[:8]}…, not {wanted}…", fix=fix)
-    return path
+    file = verify_asset(locate_asset(asset, Registry.default().asset(asset)))
+    if not file.sha256.startswith(file.path.stem.rpartition("-")[2]):
+        raise UserError(
+            f"{file.path} is damaged: its sha256 begins with {file.sha256[:8]}",
+            fix=f"delete it, then: alignbench fetch {asset}",
+        )
+    return file.path

@@ -48,6 +48,7 @@ def test_the_skeleton_passes_our_contract(skeleton: Path, tmp_path: Path) -> Non
         check(case, tmp_path / check.__name__)
 
 
+@pytest.mark.slow
 def test_the_generated_test_passes(skeleton: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_written_now.py"]
     done = subprocess.run(command, cwd=skeleton, capture_output=True, text=True, timeout=300)

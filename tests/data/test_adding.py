@@ -12,16 +12,16 @@ from PIL import Image
 from alignbench.data.dataset import open_dataset
 from alignbench.registry.plugins import load_registry
 from alignbench.registry.schema import DatasetCard
-from tests.e2e.test_adding import FOLDER, blocks
+from tests.e2e.test_docs import ADDING, blocks
 from tests.runs.test_evaluate import alignbench
 
-TEXT = (FOLDER / "data-set.md").read_text(encoding="utf-8")
+PAGE = ADDING / "data-set.md"
 
 
 def test_the_example_is_a_data_set_and_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,), (commands,) = blocks(TEXT, "python"), blocks(TEXT, "bash")
+    (code,), (commands,) = blocks(PAGE, "python"), blocks(PAGE, "bash")
     monkeypatch.chdir(tmp_path)
     Path("pets.py").write_text(code)
     Path("images").mkdir()

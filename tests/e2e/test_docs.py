@@ -156,6 +156,7 @@ PYTHON = ROOT / "docs" / "python.md"
 EXAMPLES = blocks(PYTHON, "python")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_page_runs(number: int, tmp_path: Path) -> None:
     """Each block is a file of its own, of at most eight lines, the first of six."""

@@ -34,6 +34,7 @@ def test_the_driver_gives_the_same_at_one_and_two_ranks(tmp_path: Path) -> None:
             assert abs(value - json.loads(second)[name]) < 1e-5, name
 
 
+@pytest.mark.slow
 def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     arguments = [
         "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny", "--steps", "4",

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_adding import FOLDER, blocks
+from tests.e2e.test_docs import ADDING, blocks
 from tests.runs.test_evaluate import alignbench
 
 
 def test_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (FOLDER / "evaluator.md").read_text(encoding="utf-8")
-    (code,), (card,), (commands,) = (blocks(text, language) for language in ("python", "toml", "bash"))
+    page = ADDING / "evaluator.md"
+    (code,), (card,), (commands,) = (blocks(page, language) for language in ("python", "toml", "bash"))
     (tmp_path / "protocols").mkdir()
     (tmp_path / "contrast.py").write_text(code, encoding="utf-8")
     (tmp_path / "protocols" / "contrast8.toml").write_text(card, encoding="utf-8")

@@ -111,8 +111,8 @@ def save_vlm(folder: Path) -> str:
 
 def random_lpips(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """LPIPS with its real heads on a random trunk."""
-    nets = {name: net for net, name in perceptual.TRUNKS.items()}
-    patch.setattr(perceptual, "require_trunk", lambda name: random_trunk(nets[name], folder / name))
+    nets = {asset: net for net, asset in perceptual.TRUNKS.items()}
+    patch.setattr(perceptual, "require_trunk", lambda asset: random_trunk(nets[asset], folder / asset))
 
 
 TINY: dict[str, Callable[[Path, pytest.MonkeyPatch], str | None]] = {

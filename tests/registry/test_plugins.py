@@ -109,6 +109,7 @@ def test_a_file_runs_and_is_recorded(tmp_path: Path) -> None:
     assert [(one.path, one.sha256) for one in record.plugins] == [(str(plugin), f"sha256:{digest}")]
 
 
+@pytest.mark.slow
 def test_every_rank_imports_the_file(tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "alignbench"]
     arguments = ["run", "--method", "mine", "--plugin", str(file(tmp_path, METHOD)), *SHORT]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
+from alignbench.hub.verify import AssetFile
 from alignbench.nets import lpips
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.rewards import perceptual
@@ -84,31 +84,28 @@ def test_dead_pixels_pass_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize("name", ["lpips-vgg", "lpips-alex"])
-def test_a_missing_trunk_is_named_with_its_place_and_the_command(
+def test_a_missing_trunk_is_named_with_the_command(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch home"))
     card = REGISTRY.reward(name)
     with pytest.raises(UserError) as caught:
         import_target(card.target)(torch.device("cpu"))
-    place = tmp_path / "torch home" / card.files[0].removeprefix("$TORCH_HOME/")
-    assert str(place) in caught.value.what
-    assert caught.value.fix.startswith("curl ")
-    assert f"'{place}' https://download.pytorch.org/models/{place.name}" in caught.value.fix
+    asset = REGISTRY.asset(card.files[0].asset)
+    assert asset.file in caught.value.what and f"alignbench fetch {card.files[0].asset}" in caught.value.fix
+    assert int(Path(asset.file).stem.rpartition("-")[2], 16) > 0, "the start of a digest is in the name"
 
 
-def test_a_damaged_trunk_is_refused_and_a_whole_one_accepted(
+def test_a_damaged_trunk_is_refused_and_torchvision_s_copy_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    content = b"weights" * 1000
-    name = f"trunk-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    (folder / name).write_bytes(content)
-    assert require_trunk(name) == folder / name
-    (folder / name).write_bytes(content[:-1])
-    with pytest.raises(UserError, match=r"damaged: 6,999 bytes"):
-        require_trunk(name)
-    for name in perceptual.TRUNKS.values():  # the start of a digest is in each
-        assert int(Path(name).stem.rpartition("-")[2], 16) > 0
+    file = tmp_path / "hub" / "checkpoints" / REGISTRY.asset("lpips-alexnet-trunk").file
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights" * 1000)
+    with pytest.raises(UserError, match=r"alexnet-owt-7be5be79\.pth is damaged: its sha256 begins with"):
+        require_trunk("lpips-alexnet-trunk")
+    whole = tmp_path / "alexnet-owt-0123abcd.pth"
+    verified = AssetFile("", whole, "0123abcd" + "0" * 56)
+    monkeypatch.setattr("alignbench.rewards.perceptual.verify_asset", lambda status: verified)
+    assert require_trunk("lpips-alexnet-trunk") == whole

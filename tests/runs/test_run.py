@@ -123,6 +123,7 @@ def test_kill_and_resume_is_bit_identical(finished: Path, tmp_path: Path) -> Non
         assert ours["train"][total] == theirs["train"][total]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     process = start(folder)

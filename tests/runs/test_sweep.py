@@ -130,6 +130,7 @@ def toml(folder: Path, *, steps: int = 2) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_failure_is_listed_and_the_rest_is_done_and_not_done_again(tmp_path: Path) -> None:
     out, command = tmp_path / "out", ["sweep", toml(tmp_path), "--out", tmp_path / "out"]
     done = alignbench(*command)
