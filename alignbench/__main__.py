@@ -12,7 +12,7 @@ from alignbench.errors import EXIT_PARTIAL
 from alignbench.training.signals import SIGNALS
 
 
-def main() -> None:
+def start() -> None:
     """Run the command line; a signal ends it in one line with exit status 3, whatever it is doing."""
 
     def interrupt(*_: object) -> None:
@@ -22,13 +22,13 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, interrupt)
     try:
-        from alignbench.cli.main import main as command_line
+        from alignbench.cli.main import main
 
-        command_line()
+        main()
     except KeyboardInterrupt:
         sys.stderr.write("alignbench: interrupted → run the same command again\n")
         sys.exit(EXIT_PARTIAL)
 
 
 if __name__ == "__main__":
-    main()
+    start()

@@ -117,12 +117,11 @@ class Loss:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a method gathered from one micro-batch before the update; built without a graph."""
+    """What a method gathered from one micro-batch, without a graph; metrics as those of `Loss`."""
 
     experience: object
     """Whatever the method's own `loss` wants back."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """As those of `Loss`."""
     images: int = 0
     """Images read, B."""
     sequences: int = 0
@@ -130,9 +129,8 @@ class Collected:
     tokens: int = 0
     """Image tokens drawn one after another (free-running); 0 for parallel, teacher-forced draws."""
     reward_calls: Mapping[str, int] = field(default_factory=dict)
-    """Images scored, by reward name."""
     reward_failures: Mapping[str, int] = field(default_factory=dict)
-    """How many of them got no valid score, by the same names; 0 where a name is missing."""
+    """Images scored, and how many of them got no valid score, by reward name."""
 
 
 @dataclass(frozen=True, kw_only=True)

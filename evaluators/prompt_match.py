@@ -84,15 +84,8 @@ class PromptMatch:
         }
 
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
-        """Return the mean with the interval over prompts, and the number of images whose prompt was cut.
-
-        Raises:
-            UserError: a score that is not finite.
-        """
+        """Return the mean with the interval over prompts, and the number of images whose prompt was cut."""
         values = samples.column("score")
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise UserError(f"{self.metric}: {len(bad)} scores are not finite, the first of image {bad[0]}")
         interval = resampled_interval(values, samples.column(PROMPT))
         truncated = float(samples.column("truncated").sum())
         return [

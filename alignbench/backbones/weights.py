@@ -68,7 +68,11 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) ->
     ]
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     lists = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    lists["with values that are not numbers"] = broken
+    if broken:
+        raise UserError(
+            f"{name} holds values that are not numbers: {_listing('weights', broken)}",
+            fix="the file is damaged, or its training overflowed",
+        )
     problems = [_listing(what, keys) for what, keys in lists.items() if keys]
     if problems:
         raise UserError(

@@ -81,7 +81,7 @@ def _wanted(registry: Registry, name: str) -> list[FileStatus]:
         card = registry.model(name)
         assets += [card.text.asset] if card.text and card.text.asset else []
         files += locate_weights(name, card).values()
-    if "rewards" in meant:
+    if "rewards" in meant and "assets" not in meant:
         files += locate_reward_files(registry, reward_spec.resolve(name, registry))
     if "recipes" in meant:
         recipe = registry.recipe(name)

@@ -241,10 +241,11 @@ def locate_reward_files(registry: Registry, resolved: Resolved) -> list[FileStat
         if file.asset:
             status = locate_asset(file.asset, registry.asset(file.asset), path)
         elif repo:
-            status = _in_hub(repo, revision, [name.format_map(values) for name in file.files], path)
+            names = [name.format_map(values) for name in file.files]
+            status = _in_hub(resolved.name, repo, revision, names, path)
         else:
             status = _plain(file.file, file.url, path)
-        fix = status.fix and f"alignbench fetch {shlex.quote(resolved.name)}"
+        fix = status.fix and _how_to_get(resolved.name, status)
         if fix and file.option:
             fix += f", or {resolved.name}({file.option}=PATH)"
         card = status.card.model_copy(update={"licence": status.card.licence or resolved.card.licence})
@@ -252,11 +253,12 @@ def locate_reward_files(registry: Registry, resolved: Resolved) -> list[FileStat
     return statuses
 
 
-def _in_hub(repo: str, revision: str, files: Sequence[str], path: str) -> FileStatus:
+def _in_hub(reward: str, repo: str, revision: str, files: Sequence[str], path: str) -> FileStatus:
+    """Locate a repository; an asset named like the reward may hold the same files."""
     title, name = f"{repo} @ {revision}", f"{repo.replace('/', '--')}@{revision[:12]}"
-    card = AssetCard(
-        title=title, what="network", file=FOLDER, repo=repo, revision=revision, files=list(files)
-    )
+    places = [str(cache_root() / "assets" / reward)]
+    about = {"title": title, "what": "network", "repo": repo, "revision": revision, "places": places}
+    card = AssetCard.model_validate({**about, "file": FOLDER, "files": list(files)})
     return locate_asset(name, card, path)
 
 
@@ -275,7 +277,7 @@ def hub_folder(reward: str, repo: str, revision: str, path: str, files: Sequence
     Raises:
         UserError: files are missing.
     """
-    return _of_reward(reward, _in_hub(repo, revision, files, path))
+    return _of_reward(reward, _in_hub(reward, repo, revision, files, path))
 
 
 def plain_file(reward: str, path: str, name: str, url: str) -> Path:
@@ -285,5 +287,13 @@ def plain_file(reward: str, path: str, name: str, url: str) -> Path:
 
 def _of_reward(reward: str, status: FileStatus) -> Path:
     if not status.ok or status.path is None:
-        raise UserError(f"reward {reward!r}: {status.reason}", fix=f"alignbench fetch {shlex.quote(reward)}")
+        raise UserError(f"reward {reward!r}: {status.reason}", fix=_how_to_get(reward, status))
     return status.path
+
+
+def _how_to_get(reward: str, status: FileStatus) -> str:
+    if status.overridden:
+        return "put it there, or leave the option out"
+    card = status.card
+    by_hand = f", or hf download {shlex.quote(card.repo)} --revision {card.revision}" if card.repo else ""
+    return f"alignbench fetch {shlex.quote(reward)}{by_hand}"

@@ -110,14 +110,7 @@ def open_samples(
         files = [file for file, _ in layout]
         expanded = _matched(path, layout, prompts) if prompts else [prompt for _, prompt in layout]
     else:
-        if stray := next(path.glob(f"*/{geneval_layout.METADATA}"), None):
-            raise UserError(
-                f"{stray}: prompts are only read from folders named by numbers",
-                fix="call them 00000, 00001, …",
-            )
-        files, notes = list_pictures(path)
-        if prompts:
-            notes.append("images are matched with the prompts by their order")
+        files, notes = _in_order(path, prompts)
         names = [relative(file, path) for file in files]
         files = [files[position] for position in choose(names, limit=limit, seed=seed)]
         expanded = _expand(path, len(files), prompts, images_per_prompt)
@@ -191,6 +184,16 @@ def _expand(path: Path, count: int, prompts: Sequence[Prompt], each: int) -> lis
             fix=f"give {len(prompts) * each} images, those of one prompt after another",
         )
     return [prompt for prompt in prompts for _ in range(each)]
+
+
+def _in_order(path: Path, prompts: Sequence[Prompt]) -> tuple[list[Path], list[str]]:
+    """List a plain folder's pictures and notes on it; what only looks like GenEval's layout is refused."""
+    if stray := next(path.glob(f"*/{geneval_layout.METADATA}"), None):
+        raise UserError(
+            f"{stray}: prompts are only read from folders named by numbers", fix="call them 00000, 00001, …"
+        )
+    files, notes = list_pictures(path)
+    return files, notes + ["images are matched with the prompts by their order"] * bool(prompts)
 
 
 def _matched(path: Path, layout: Sequence[tuple[Path, Prompt]], prompts: Sequence[Prompt]) -> list[Prompt]:

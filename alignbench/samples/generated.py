@@ -160,9 +160,8 @@ class TokenImages:
             made = read_shard(path, self.identity)
             if made is None:
                 made = self.sampler.generate(self.setting, self.seed, ids)
-                arrays = {"ids": np.asarray(ids), "tokens": made[0], "labels": made[1]}
-                buffer = io.BytesIO()
-                np.savez_compressed(buffer, key=np.array(self.identity), **arrays)
+                key, numbers, buffer = np.array(self.identity), np.asarray(ids), io.BytesIO()
+                np.savez_compressed(buffer, key=key, ids=numbers, tokens=made[0], labels=made[1])
                 write_atomic(path, buffer.getvalue())
             tokens, labels = made
             images = self.decoder.decode(torch.from_numpy(tokens).long())

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed as group
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from alignbench.errors import RunFailed
 from alignbench.training.signals import ignore_signals
@@ -38,7 +39,7 @@ def rejoin() -> None:
         return
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = group.TCPStore(
+    store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size,
@@ -47,7 +48,7 @@ def rejoin() -> None:
     )
     group.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
-        store=group.PrefixStore(f"attempt-{attempt}", store),
+        store=PrefixStore(f"attempt-{attempt}", store),
         rank=rank,
         world_size=world_size,
         timeout=TIMEOUT,

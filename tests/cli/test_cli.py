@@ -112,7 +112,7 @@ SURFACE = {
     ],
     "sweep": ["--dry-run", "--json", "--out", "--plugin", "--set", "sweep"],
     "doctor": ["--json", "--method"],
-    "fetch": ["--dry-run", "name"],
+    "fetch": ["--dry-run", "names"],
     "pretrain": ["--out", "--seed", "model"],
     "verify": ["--device", "--failures", "--golden", "--json"],
 }  # fmt: skip

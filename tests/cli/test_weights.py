@@ -23,7 +23,7 @@ def other_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fetching_a_protocol_lists_all_it_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    weights.fetch("drawbench", dry_run=True)
+    weights.fetch(["drawbench"], dry_run=True)
     said, registry = capsys.readouterr(), Registry.default()
     names = assets_of(registry, registry.protocol("drawbench"))
     assert [line.split("  ")[0] for line in said.out.splitlines()] == names
@@ -38,13 +38,25 @@ def test_fetch_takes_models_evaluators_and_assets(capsys: pytest.CaptureFixture[
         "hpsv2.1": ["hpsv2.1"],  # an evaluator and its asset have this name
         "clip-score-l14": ["clip-vit-l-14-openai"],
         "llamagen-xl-t2i": ["flan-t5-xl", "policy", "tokenizer"],
+        "lpips-vgg": ["lpips-vgg16-trunk"],
+        "aesthetic": ["openai--clip-vit-large-patch14@32bd64288804", "sac+logos+ava1-l14-linearMSE"],
     }.items():
-        weights.fetch(name, dry_run=True)
+        weights.fetch([name], dry_run=True)
         assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == files
-    weights.fetch("digits8", dry_run=False)
+    registry = Registry.default()
+    recipe = registry.recipe("vapi-llamagen-xxl")
+    weights.fetch(["vapi-llamagen-xxl", "lpips-vgg"], dry_run=True)
+    brought = {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
+    assert brought == {
+        "policy",
+        "tokenizer",
+        "lpips-vgg16-trunk",
+        *assets_of(registry, registry.protocol(registry.model(recipe.models[0]).protocol)),
+    }
+    weights.fetch(["digits8"], dry_run=False)
     assert "digits8 needs no files from outside" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"named 'drawbnch'\. Did you mean drawbench"):
-        weights.fetch("drawbnch")
+        weights.fetch(["drawbnch"])
 
 
 def test_doctor_names_the_command_for_each_missing_file(tmp_path: Path, monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth"
     path.parent.mkdir(parents=True)
     path.touch()
+    os.truncate(path, 553_433_881)
     return path
 
 
@@ -137,8 +139,8 @@ def test_files_are_looked_for_before_anything_is_built(tmp_path: Path, trunk: Pa
     assert found(random) == {}
     trunk.unlink()
     (missing,) = found(random).items()
-    assert missing[0] == "method.perceptual"
-    assert missing[1][0] == f"reward 'lpips-vgg' needs {trunk}, which is not there"
+    assert missing[0] == "reward lpips-vgg" and missing[1][1] == "alignbench fetch lpips-vgg"
+    assert missing[1][0].startswith("vgg16-397923af.pth is not in ")
     # Not computed, or computed elsewhere.
     for change in ("perceptual_weight=0", "policy_weight=0", "perceptual=lpips-vgg(placement=http://here:1)"):
         assert found(random, f"method.{change}") == {}

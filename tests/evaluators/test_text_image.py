@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as tv
 
 from alignbench.api import Evaluator, ImageBatch, Prompt, ScoreRequest
+from alignbench.errors import RunFailed
 from alignbench.evaluation.evaluate import build_evaluators
 from alignbench.evaluation.features import FeatureStore, StoredFeatures, measure
 from alignbench.evaluators import hps
@@ -179,8 +180,8 @@ def test_scores_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> N
     evaluator = built("clip-score-l14", folder / "quick")
     with torch.no_grad():
         evaluator.network.visual.proj.fill_(math.nan)  # type: ignore[attr-defined]
-    rows = rows_of(evaluator, batch_of(pictures()), tmp_path)
-    assert "6 scores are not finite, the first of image 0" in refused(evaluator.score, rows, None)
+    with pytest.raises(RunFailed, match="evaluator 'it': column score holds values that are not numbers"):
+        rows_of(evaluator, batch_of(pictures()), tmp_path)
 
 
 # --- HPS ------------------------------------------------------------------------------------------

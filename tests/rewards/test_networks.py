@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from alignbench import api
 from alignbench.errors import UserError
-from alignbench.hub.locate import hub_folder
+from alignbench.hub.locate import hub_folder, locate_reward_files
 from alignbench.nets import digits
 from alignbench.nets.preprocess import Preprocess
 from alignbench.registry.lookup import Registry
+from alignbench.registry.reward_spec import resolve
 from alignbench.rewards.build import build
 from tests.helpers.reward_toys import BUILT_IN, request
 from tests.helpers.tiny_rewards import TINY, save_clip
@@ -209,8 +210,10 @@ def test_missing_weights_are_named_with_repository_file_and_command(
 ) -> None:
     with pytest.raises(UserError) as caught:
         build(name, REGISTRY, CPU, image_size=256)
-    assert name in caught.value.what and file in caught.value.what and str(empty_hub) in caught.value.what
-    assert caught.value.fix.startswith(command)
+    assert name in caught.value.what and file in caught.value.what
+    assert caught.value.fix.startswith(f"alignbench fetch {name}, or {command}")
+    (status, *_) = locate_reward_files(REGISTRY, resolve(name, REGISTRY))
+    assert status.reason in caught.value.what, "the plan says the same"
 
 
 @pytest.fixture
@@ -242,7 +245,7 @@ def test_an_incomplete_folder_is_named_with_the_file(tmp_path: Path, options: di
     path = options["aesthetic"].partition(",")[0]
     with pytest.raises(UserError, match=r"sac\+logos\+ava1-l14-linearMSE\.pth") as caught:
         build(f"aesthetic({path})", REGISTRY, CPU, image_size=48)
-    assert caught.value.fix.startswith("curl ") and "improved-aesthetic-predictor" in caught.value.fix
+    assert caught.value.fix == "alignbench fetch aesthetic"
 
 
 @pytest.mark.parametrize(
