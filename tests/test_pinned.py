@@ -141,6 +141,7 @@ def test_protocols() -> None:
     check("protocols.json", {name: plan(*given, name)["protocol"]["digest"] for name in cards("protocols")})
 
 
+@pytest.mark.slow
 def test_trained_weights(tmp_path: Path) -> None:
     """Four steps of every method, two micro-batches each: equal bits, or equal sums on another CPU."""
     files = {}

@@ -448,6 +448,7 @@ main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_killed_while_the_record_is_being_written(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-c", KILL_AT, "run.json", *TINY, str(folder)]

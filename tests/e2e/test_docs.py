@@ -78,6 +78,7 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 # --- adding one's own -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["backbone", "method", "reward"])
 def test_a_page_works_as_it_stands(name: str, tmp_path: Path) -> None:
     page = ADDING / f"{name}.md"

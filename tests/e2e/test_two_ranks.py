@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+@pytest.mark.slow
 def test_the_driver_gives_the_same_at_one_and_two_ranks(tmp_path: Path) -> None:
     for ranks in (1, 2):
         out = tmp_path / str(ranks)
