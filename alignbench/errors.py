@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib.util
 import os
 import traceback
@@ -19,6 +20,8 @@ EXIT_NOT_RUNNABLE = 2
 """Nothing was started: a wrong name, key, value or file."""
 EXIT_PARTIAL = 3
 """Interrupted on request; running the same command again continues."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk or a quota is full."""
 
 
 class UserError(Exception):

@@ -269,6 +269,8 @@ def dumps(record: RunRecord) -> str:
         for name in LATER & part.keys():
             if not part[name]:
                 del part[name]
+    # What no file can hold becomes a question mark, here and in what the digest is of.
+    values = json.loads(json.dumps(values, ensure_ascii=False).encode(errors="replace"))
     values["sha256"] = f"sha256:{digest_of(values)}"
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

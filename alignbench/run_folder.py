@@ -7,7 +7,6 @@ checkpoints/step-000120/  export/policy.safetensors  samples/…  metrics/…
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alignbench.distributed import is_first
-from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, UserError
+from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, FULL, UserError
 from alignbench.files import read_json, remove_leftovers, write_json
 
 PLAN = "plan.json"
@@ -167,7 +166,7 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"{folder} cannot be written: {(error.strerror or str(error)).lower()}",
         fix="choose another folder with --out",
-        exit_code=EXIT_FAILED if error.errno == errno.ENOSPC else EXIT_NOT_RUNNABLE,
+        exit_code=EXIT_FAILED if error.errno in FULL else EXIT_NOT_RUNNABLE,
     )
 
 

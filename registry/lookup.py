@@ -60,7 +60,7 @@ def read_card(path: Path, kind: str) -> Card:
     """Read one card, or raise UserError naming the file, the key and the reason."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not a readable TOML card: {error}") from error
     try:
         return KINDS[kind].model_validate(values)

@@ -12,7 +12,7 @@ from pydantic import field_serializer, field_validator, model_validator
 from alignbench.api import Sampling
 from alignbench.errors import UserError, suggest
 from alignbench.files import digest_of
-from alignbench.registry.schema import Card, JsonTable, Name, Option, Scalar, Target, TomlTable
+from alignbench.registry.schema import Card, InnerPath, JsonTable, Name, Option, Scalar, Target, TomlTable
 
 
 def protocol_digest(card: ProtocolCard, assets: Mapping[str, str] | None = None) -> str:
@@ -109,7 +109,7 @@ class AssetCard(Card):
     """
 
     what: Literal["network", "reference", "prompts", "detections"]
-    file: str
+    file: InnerPath
     """File name; `.` for a whole repository in the hub's folder form."""
     url: str = ""
     """Where it can be downloaded; empty: from the hub, or nowhere."""
@@ -118,7 +118,7 @@ class AssetCard(Card):
     revision: str = "main"
     kind: Literal["model", "dataset"] = "model"
     """Of the hub repository."""
-    files: list[str] = []
+    files: list[InnerPath] = []
     """What a repository must hold; `a|b` means either. Only with `file = "."`."""
     places: list[str] = []
     """Where other programs keep it, e.g. `$TORCH_HOME/hub/checkpoints/NAME`."""

@@ -9,7 +9,7 @@ import contextlib
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Scalar = bool | int | float | str
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
@@ -146,6 +146,16 @@ class TokenizerShape(TomlTable):
         return int(2 ** (len(self.multipliers) - 1))
 
 
+def _stays_inside(path: str) -> str:
+    if path.startswith(("/", "~")) or "\\" in path or ".." in path.split("/"):
+        raise ValueError(f"{path!r} leads out of its folder")
+    return path
+
+
+InnerPath = Annotated[str, AfterValidator(_stays_inside)]
+"""Of a file in a repository or folder; the file is written under it."""
+
+
 class WeightFile(TomlTable):
     """One file of weights: on the hub, or shipped inside the package."""
 
@@ -153,7 +163,7 @@ class WeightFile(TomlTable):
     repo: str = ""
     """Hub repository; empty for files without a public release."""
     revision: str = "main"
-    path: str
+    path: InnerPath
     """File name in the repository, or relative to the package for shipped files."""
     shipped: bool = False
     size: int | None = None
@@ -246,9 +256,9 @@ class RewardFile(TomlTable):
     repo: str = ""
     """Hub repository; empty: a file from `url`."""
     revision: str = "main"
-    files: list[str] = []
+    files: list[InnerPath] = []
     """What is needed of the repository; `a|b` means either."""
-    file: str = "."
+    file: InnerPath = "."
     """Name of a plain file; `.`: the repository."""
     url: str = ""
     option: str = ""

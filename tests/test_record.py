@@ -39,6 +39,12 @@ def test_schema_1_stays_readable_and_canonical() -> None:
         assert text == path.read_text(encoding="utf-8"), path.name
 
 
+def test_a_title_that_no_file_can_hold_is_readable_again(tmp_path: Path) -> None:
+    odd = record.read(METHOD)
+    odd = odd.model_copy(update={"model": odd.model.model_copy(update={"title": "mine \udcff"})})
+    assert record.read(record.write(odd, tmp_path)).model.title == "mine ?"
+
+
 def test_any_changed_bit_of_a_record_is_found(tmp_path: Path) -> None:
     """A flipped digit would otherwise be another score in every table."""
     path = record.write(record.read(METHOD), tmp_path)

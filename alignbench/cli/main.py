@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -26,7 +25,7 @@ from alignbench.cli import (
     sweep,
     weights,
 )
-from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, UserError
+from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
 
 
 class Commands(TyperGroup):
@@ -97,10 +96,10 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _complain(str(error), error.exit_code)
     except OSError as error:
-        if error.strerror is None or (error.filename is None and error.errno != errno.ENOSPC):
+        if error.strerror is None or (error.filename is None and error.errno not in FULL):
             raise
         # A run words its own; what arrives here comes from before it, but for a full disk.
-        exit_code = EXIT_FAILED if error.errno == errno.ENOSPC else EXIT_NOT_RUNNABLE
+        exit_code = EXIT_FAILED if error.errno in FULL else EXIT_NOT_RUNNABLE
         _complain(": ".join(filter(None, (error.filename, error.strerror.lower()))), exit_code)
 
 

@@ -69,7 +69,7 @@ def estimate(
     if model.text and model.text.parameters:
         parts["text encoder"] = model.text.parameters * 2.0
     parts = {name: size / GIB for name, size in parts.items()}
-    disk = (trainable * 12.0 * 2 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB + rows_gib
+    disk = (trainable * 12.0 * 3 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB + rows_gib
     return Estimate(train_gib=sum(parts.values()), disk_gib=disk, parts=parts)
 
 
@@ -103,7 +103,8 @@ def memory_note(estimate: Estimate, available_gib: float) -> str:
 
 
 def disk_problem(folder: Path, needed_gib: float) -> Problem | None:
-    """Return a problem if the file system that will hold `folder` has too little room."""
+    """Return a problem if the file system of `folder` has too little room for what is not in it yet."""
+    needed_gib -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / GIB
     existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
     if free >= needed_gib:

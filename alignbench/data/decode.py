@@ -96,6 +96,9 @@ def decode_exact(data: bytes, size: int) -> np.ndarray:
         Exception: whatever Pillow raises on a damaged picture.
     """
     with open_exact(io.BytesIO(data), size) as image:
+        if image.mode in ("1", "L") and "transparency" in image.info and data[_PNG_DEPTH] < 8:
+            # Pillow widens the grey to 8 bits but not the value that is transparent.
+            raise UnreadableImage("transparent pixels in less than 8 bits; save it with 8")
         if "A" in image.mode or "transparency" in image.info:
             image = image.convert("RGBA")
             if np.asarray(image.getchannel("A")).min() < 255:

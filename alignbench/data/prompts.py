@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from alignbench.api import Prompt
 from alignbench.errors import UserError
+from alignbench.files import parse_json
 
 TEXT_NAMES = ("prompt", "prompts")
 """Column or field of the text, in any case: DrawBench says Prompts, PartiPrompts Prompt, GenEval prompt."""
@@ -68,12 +68,17 @@ def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[str, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise UserError(f"{where}: not as many fields as the header has")
+            if separator == "\t" and any("\n" in value for value in row.values()):
+                raise UserError(
+                    f"{where}: a prompt of several lines",
+                    fix='close the quotation mark that an earlier row opens, or write it as """"',
+                )
             yield where, row
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
@@ -81,14 +86,14 @@ def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[str, dict[str
 
 def _parse(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise UserError(f"{where}: not JSON: {error}") from error
 
 
 def _prompt(where: str, entry: Any) -> Prompt:
     if isinstance(entry, str):
-        return Prompt(_not_blank(where, entry))
+        return Prompt(_checked(where, entry))
     if not isinstance(entry, dict):
         raise UserError(f"{where}: neither a text nor an object with a prompt")
     names = {name.strip().lower(): name for name in entry}
@@ -99,10 +104,19 @@ def _prompt(where: str, entry: Any) -> Prompt:
     if not isinstance(text, str):
         raise UserError(f"{where}: {column} is not text")
     tag = next((str(entry[names[name]]) for name in TAG_NAMES if name in names), "")
-    return Prompt(_not_blank(where, text), tag=tag, metadata=dict(entry))
+    return Prompt(_checked(where, text), tag=_whole(where, tag), metadata=dict(entry))
 
 
-def _not_blank(where: str, text: str) -> str:
+def _checked(where: str, text: str) -> str:
     if not text.strip():
         raise UserError(f"{where}: the prompt is empty")
+    return _whole(where, text)
+
+
+def _whole(where: str, text: str) -> str:
+    """Refuse halves of characters, which JSON can hold and no file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {text!r} holds half a character", fix="write the text anew") from None
     return text

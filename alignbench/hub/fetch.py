@@ -4,17 +4,18 @@ checked before they get their final name.
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import fcntl
 import hashlib
 import itertools
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from alignbench.errors import RunFailed, UserError
+from alignbench.errors import FULL, RunFailed, UserError
 from alignbench.files import file_sha256, make_folder
 from alignbench.hub.locate import FOLDER, FileStatus
 from alignbench.hub.verify import check_digest, promised, verify
@@ -93,10 +94,11 @@ def _download(files: Sequence[FileStatus], say: Log) -> dict[Path, str]:
     digests = {}
     for transfer in transfers:
         say(f"downloading {transfer.file.card.file}, {human_size(transfer.remaining)} to go")
-        _run(transfer)
-        digest = digests[transfer.file.expected] = file_sha256(transfer.partial)
-        check_digest(transfer.file, transfer.partial, digest, transfer.sha256)
-        transfer.partial.replace(transfer.file.expected)
+        with _alone(transfer):
+            _run(transfer)
+            digest = digests[transfer.file.expected] = file_sha256(transfer.partial)
+            check_digest(transfer.file, transfer.partial, digest, transfer.sha256)
+            transfer.partial.replace(transfer.file.expected)
     return digests
 
 
@@ -215,6 +217,21 @@ def _headers(file: FileStatus) -> dict[str, str]:
     return {**build_hf_headers(token=False if file.card.url else None), "Accept-Encoding": "identity"}
 
 
+@contextlib.contextmanager
+def _alone(transfer: Transfer) -> Iterator[None]:
+    """Be the only process that brings a file; raises UserError: another one is at it."""
+    make_folder(transfer.partial.parent)
+    expected = transfer.file.expected
+    with expected.with_name(f".{expected.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{transfer.file.card.file}: another process is downloading it", fix="wait for it to end"
+            ) from None
+        yield
+
+
 def _run(transfer: Transfer) -> None:
     """Append to the partial file until it is whole; raises RunFailed: no room, no connection."""
     from huggingface_hub import file_download
@@ -232,7 +249,7 @@ def _run(transfer: Transfer) -> None:
                 displayed_filename=transfer.file.expected.name,
             )
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        full = isinstance(error, OSError) and error.errno in FULL
         raise RunFailed(
             f"{transfer.file.card.file}: {'no space left on the disk' if full else _cause(error)}; "
             f"{transfer.size - transfer.remaining} of {transfer.size} bytes are kept",

@@ -8,7 +8,6 @@ embeddings that do not fit. Here a file fits its architecture exactly or is refu
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench.errors import UserError
+from alignbench.files import parse_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -114,7 +114,7 @@ def architecture_of(name: str) -> dict[str, Any]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
         return {**config, "model_cfg": dict(config["model_cfg"])}
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"

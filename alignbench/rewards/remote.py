@@ -24,10 +24,13 @@ import torch
 
 from alignbench import api
 from alignbench.errors import UserError
+from alignbench.files import parse_json
 from alignbench.rewards import requests, wire
 
 MAX_BYTES = 2**31
 """Largest request or answer that is read."""
+BUSY = (408, 425, 429)
+"""Answers that ask to come again later."""
 FIRST_PAUSE = 0.5
 """Seconds before the first retry; doubled before each further one."""
 CONTENT_TYPE = "application/octet-stream"
@@ -69,7 +72,9 @@ class RemoteReward:
             if attempt:
                 self._sleep(FIRST_PAUSE * 2 ** (attempt - 1))
             try:
-                scores = wire.load_scores(exchange(self.url, "POST", body, timeout=self.timeout), count)
+                limit = wire.answer_bytes(count)
+                answer = exchange(self.url, "POST", body, timeout=self.timeout, limit=limit)
+                scores = wire.load_scores(answer, count)
                 return api.Scores(scores.values.to(device), scores.valid.to(device))
             except Refused as error:
                 raise UserError(f"reward {self.name!r} at {self.url} refuses a request: {error}") from error
@@ -95,7 +100,7 @@ def connect(
     """
     fix = f"start it there: python -m alignbench.rewards {name} --host ADDRESS --port PORT"
     try:
-        answer = json.loads(exchange(url, "GET", b"", timeout=timeout))
+        answer = parse_json(exchange(url, "GET", b"", timeout=timeout))
         served, settings = answer["reward"], dict(answer["options"])
     except (Refused, OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -112,11 +117,11 @@ def connect(
     return RemoteReward(url, name, timeout=timeout, retries=retries)
 
 
-def exchange(url: str, verb: str, body: bytes, *, timeout: float) -> bytes:
-    """One request, one answer, within `timeout` seconds for everything together.
+def exchange(url: str, verb: str, body: bytes, *, timeout: float, limit: int = 1 << 20) -> bytes:
+    """One request, one answer of at most `limit` bytes, within `timeout` seconds for everything together.
 
     Raises:
-        Refused: status 4xx.
+        Refused: status 4xx, but for those that ask to come again.
         OSError, http.client.HTTPException: anything else that is not status 200 in time.
     """
     deadline = time.monotonic() + timeout
@@ -131,13 +136,15 @@ def exchange(url: str, verb: str, body: bytes, *, timeout: float) -> bytes:
     try:
         connection.request(verb, address.path or "/", body, {"Content-Type": CONTENT_TYPE})
         answer = connection.getresponse()
-        data = answer.read(MAX_BYTES)
+        data = answer.read(limit + 1)
     finally:
         cut.cancel()
         connection.close()
+    if len(data) > limit:
+        raise OSError(f"the answer is longer than {limit} bytes")
     if time.monotonic() > deadline:
         raise TimeoutError(f"no whole answer within {timeout:g} s")
-    if 400 <= answer.status < 500:
+    if 400 <= answer.status < 500 and answer.status not in BUSY:
         raise Refused(data[:500].decode(errors="replace"))
     if answer.status != 200:
         raise OSError(f"status {answer.status}: {data[:200].decode(errors='replace')}")
@@ -163,6 +170,8 @@ def serve(
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 60  # seconds that a client may say nothing
+
         def do_GET(self) -> None:
             self._answer(200, json.dumps({"reward": name, "options": dict(options)}).encode())
 

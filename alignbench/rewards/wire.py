@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor
 
 from alignbench import api
+from alignbench.files import parse_json
+
+MAX_REQUEST = 2**31
+"""Bytes that a request may unpack to."""
 
 
 class Malformed(ValueError):
@@ -54,9 +59,9 @@ def dump_request(request: api.ScoreRequest) -> bytes:
 
 def load_request(data: bytes) -> api.ScoreRequest:
     """Raises Malformed."""
-    arrays = _load(data)
+    arrays = _load(data, MAX_REQUEST)
     try:
-        words = json.loads(arrays["json"].tobytes())
+        words = parse_json(arrays["json"].tobytes())
         return api.ScoreRequest(
             images=unpack_images(arrays["images"]),
             group=_integers(arrays["group"]),
@@ -77,7 +82,7 @@ def dump_scores(scores: api.Scores) -> bytes:
 
 def load_scores(data: bytes, count: int) -> api.Scores:
     """Return `count` scores on the CPU; raises Malformed."""
-    arrays = _load(data)
+    arrays = _load(data, answer_bytes(count))
     if set(arrays) != {"values", "valid"}:
         raise Malformed(f"not scores: it holds {', '.join(sorted(arrays)) or 'nothing'}")
     values, valid = arrays["values"], arrays["valid"]
@@ -102,8 +107,18 @@ def _dump(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
     return stream.getvalue()
 
 
-def _load(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
+def answer_bytes(count: int) -> int:
+    """Largest answer with `count` scores: five bytes each, headers, and whatever another server packs in."""
+    return 64 * count + (1 << 16)
+
+
+def _load(data: bytes, limit: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Read arrays of at most `limit` bytes: a small archive can unpack to a thousand times its size."""
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as members:
+            unpacked = sum(member.file_size for member in members.infolist())
+        if unpacked > limit:
+            raise ValueError(f"it unpacks to {unpacked} bytes, more than {limit}")
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds on damaged input

@@ -7,7 +7,6 @@ same for all.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Literal
 
 from alignbench import run_folder
 from alignbench.distributed import is_first, world_size
-from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
+from alignbench.errors import EXIT_PARTIAL, FULL, RunFailed, UserError
 from alignbench.files import write_atomic
 from alignbench.leaderboard import report
 from alignbench.progress import Progress
@@ -110,7 +109,7 @@ def session(
         except OSError as error:
             if error.strerror is None:  # not the operating system's
                 raise
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = error.errno in FULL
             reason = "no space left" if full else f"{error.strerror.lower()}: {error.filename or ''}"
             fix = f"{'free some' if full else 'mend that'} and {again}; finished work is kept"
             raise RunFailed(f"{folder}: {reason.removesuffix(': ')}", fix=fix) from error

@@ -8,7 +8,6 @@ below. Class and colour names are the parts' own: prompts are checked against th
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from alignbench.errors import UserError, suggest
 from alignbench.evaluators.geneval.rules import Detection
-from alignbench.files import digest_of
+from alignbench.files import digest_of, parse_json
 from alignbench.hub.verify import AssetFile
 
 _NAMES = (
@@ -149,7 +148,7 @@ def read_detections(path: Path) -> dict[int, SavedImage]:
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             key = _whole(line["id"])
             if key in images:
                 raise ValueError(f"id {key} stands there twice")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from alignbench.data.decode import UnreadableImage, center_crop_adm, decode_cropped, random_crop_adm
+from alignbench.data.decode import (
+    UnreadableImage,
+    center_crop_adm,
+    decode_cropped,
+    decode_exact,
+    random_crop_adm,
+)
 from alignbench.data.encoded import choose
 from alignbench.data.walk import natural
 
@@ -71,6 +79,21 @@ def test_what_has_no_8_bit_form_is_refused_by_name() -> None:
         decode_cropped(encoded(Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16))), 8)
     with pytest.raises(UnreadableImage, match="10000×9000 is more than 89478485 pixels"):
         decode_cropped(encoded(Image.new("1", (10000, 9000))), 8)
+
+
+def test_narrow_grey_with_a_transparent_value_is_not_taken_for_opaque() -> None:
+    """Pillow widens 4-bit grey to 8 bits, but not the value that the file calls transparent."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 8, 8, 4, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\x00" + bytes([0x5A] * 4) for _ in range(8)))
+    parts = [chunk(b"IHDR", header), chunk(b"tRNS", b"\x00\x0a"), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    with pytest.raises(UnreadableImage, match="transparent pixels in less than 8 bits"):
+        decode_exact(b"\x89PNG\r\n\x1a\n" + b"".join(parts), 8)
+    opaque = decode_exact(b"\x89PNG\r\n\x1a\n" + b"".join(parts[:1] + parts[2:]), 8)
+    assert opaque[0, :2, 0].tolist() == [5 * 17, 10 * 17]
 
 
 def test_subset_is_fixed_nested_and_in_order() -> None:

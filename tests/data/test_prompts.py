@@ -80,5 +80,12 @@ WRONG = [
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
     for name, content, message in WRONG:
         assert message in refused(read_prompts, write(tmp_path, name, content))
+    for name, content, message in (
+        ("half.jsonl", '{"prompt": "a \\ud800 dog"}', "line 1: 'a \\ud800 dog' holds half a character"),
+        ("tag.jsonl", '{"prompt": "a dog", "tag": "\\udc00"}', "holds half a character"),
+        ("deep.jsonl", "[" * 200_000, "line 1: not JSON: it is nested too deeply"),
+        ("stray.tsv", 'Prompt\tCategory\n"a dog\tx\nb cat\ty"\tz\n', "a prompt of several lines"),
+    ):
+        assert message in refused(read_prompts, write(tmp_path, name, content)), name
     message = refused(read_prompts, tmp_path / "none.txt")
     assert message.startswith("cannot read ") and message.endswith("none.txt: no such file or directory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import shutil
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, RunFailed, UserError
 from alignbench.files import read_json
@@ -18,6 +20,7 @@ from alignbench.hub.fetch import Fetched, ask, fetch_files, human_size
 from alignbench.hub.locate import FOLDER, FileStatus, locate_asset
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
+from alignbench.registry.schema import WeightFile
 from tests.hub.conftest import COMMIT, CONTENT, SHA256, folder_card, net, policy, put, weight_file, weights
 
 Make = Callable[..., FileStatus]
@@ -127,6 +130,24 @@ def test_a_part_is_continued_if_it_is_of_this_version(server: SimpleNamespace, m
     put(transfer.partial, CONTENT[:100])
     fetch_files([file])
     assert ranges(server) == ["bytes=100-"] and file.expected.read_bytes() == CONTENT
+
+
+def test_two_downloads_of_one_file_do_not_mix(server: SimpleNamespace, make: Make) -> None:
+    """Both would append to the same part, and a file of double length would get the final name."""
+    file = make()
+    with put(file.expected.with_name(f".{file.expected.name}.lock"), b"").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "another process is downloading it" in refused(file).what
+    fetch_files([file])
+    assert file.expected.read_bytes() == CONTENT
+
+
+def test_no_card_may_lead_out_of_its_folder() -> None:
+    for path in ("../x", "a/../../x", "/etc/x", "~/x", "a\\..\\x"):
+        with pytest.raises(ValidationError, match="leads out of its folder"):
+            AssetCard(title="t", what="network", file=path)
+        with pytest.raises(ValidationError, match="leads out of its folder"):
+            WeightFile(role="policy", path=path)
 
 
 def test_a_damaged_transfer_never_gets_the_final_name(server: SimpleNamespace) -> None:

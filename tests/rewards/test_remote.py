@@ -7,6 +7,7 @@ import io
 import pickle
 import socketserver
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -83,6 +84,15 @@ def archive(**arrays: Any) -> bytes:
     return stream.getvalue()
 
 
+def bomb() -> bytes:
+    """Scores with a third array that packs to next to nothing and unpacks to a thousand times that."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as packed, packed.open("values.npy", "w") as file:
+        for _ in range(20):
+            file.write(bytes(1_000_000))
+    return stream.getvalue()
+
+
 def good(*values: float, valid: tuple[bool, ...] = (True, True)) -> bytes:
     return archive(values=np.array(values, dtype=np.float32), valid=np.array(valid[: len(values)]))
 
@@ -153,6 +163,7 @@ class Bomb:
         good(1.0, 2.0)[:-40],
         archive(values=np.array([{"a": 1}], dtype=object), valid=np.array([True])),
         archive(other=np.zeros(2)),
+        bomb(),
     ],
 )
 def test_rubbish_is_malformed_and_nothing_is_unpickled(load: Callable[[bytes], Any], data: bytes) -> None:
@@ -165,6 +176,8 @@ def test_rubbish_is_malformed_and_nothing_is_unpickled(load: Callable[[bytes], A
 BAD = {
     "fails": says("500 Internal Server Error", b"out of memory"),
     "is busy": says("503 Service Unavailable", b""),
+    "asks to wait": says("429 Too Many Requests", b""),
+    "answers without end": says("200 OK", b"x" * 70_000),
     "hangs": hang,
     "dribbles": dribble,
     "hangs up": lambda stream: None,

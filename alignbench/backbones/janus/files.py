@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from alignbench.backbones.janus.keys import Parts, put_together, take_apart
 from alignbench.backbones.janus.prompts import PROMPT_FILE
 from alignbench.backbones.weights import read_state_dict
 from alignbench.errors import UserError, missing_packages
+from alignbench.files import parse_json
 from alignbench.registry.schema import ModelCard
 
 CONFIG = "config.json"
@@ -94,7 +94,7 @@ def read_config(folder: Path) -> Any:
 
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})", fix="name a folder of the hub's form") from error
     if not isinstance(content, dict) or content.get("model_type") != "janus":
@@ -193,7 +193,7 @@ def write_hub_form(folder: Path, config: Any, parts: Parts, *, shard_size: str =
 
 def _shards(index: Path) -> list[Path]:
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = parse_json(index.read_text(encoding="utf-8"))
         names = sorted(set(content["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} cannot be read as an index of shards", fix="fetch it again") from error
