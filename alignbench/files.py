@@ -131,6 +131,12 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def lock_of(path: Path) -> Path:
+    """Where processes lock a file that is on its way; not beside it, where it would be one of the files."""
+    make_folder(cache_root() / "locks")
+    return cache_root() / "locks" / digest_of(str(path))[:24]
+
+
 def file_sha256(path: Path) -> str:
     """Return the hex digest of a file, read in pieces."""
     digest = hashlib.sha256()

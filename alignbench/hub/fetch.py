@@ -1,6 +1,4 @@
-"""How files from outside get onto the disk: listed with licence and size first, continued where they stopped,
-checked before they get their final name.
-"""
+"""How files from outside get onto the disk: licence and size first, then in parts, checked, then named."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignbench.errors import FULL, RunFailed, UserError
-from alignbench.files import file_sha256, make_folder
+from alignbench.files import file_sha256, lock_of, make_folder
 from alignbench.hub.locate import FOLDER, FileStatus
 from alignbench.hub.verify import check_digest, promised, verify
 
@@ -220,9 +218,7 @@ def _headers(file: FileStatus) -> dict[str, str]:
 @contextlib.contextmanager
 def _alone(transfer: Transfer) -> Iterator[None]:
     """Be the only process that brings a file; raises UserError: another one is at it."""
-    make_folder(transfer.partial.parent)
-    expected = transfer.file.expected
-    with expected.with_name(f".{expected.name}.lock").open("w") as lock:
+    with lock_of(transfer.file.expected).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, RunFailed, UserError
-from alignbench.files import read_json
+from alignbench.files import lock_of, read_json
 from alignbench.hub.fetch import Fetched, ask, fetch_files, human_size
 from alignbench.hub.locate import FOLDER, FileStatus, locate_asset
 from alignbench.registry.lookup import Registry
@@ -135,7 +135,7 @@ def test_a_part_is_continued_if_it_is_of_this_version(server: SimpleNamespace, m
 def test_two_downloads_of_one_file_do_not_mix(server: SimpleNamespace, make: Make) -> None:
     """Both would append to the same part, and a file of double length would get the final name."""
     file = make()
-    with put(file.expected.with_name(f".{file.expected.name}.lock"), b"").open() as other:
+    with lock_of(file.expected).open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert "another process is downloading it" in refused(file).what
     fetch_files([file])
