@@ -101,7 +101,9 @@ def _notes(table: Table, *, trained: bool) -> list[str]:
 
 
 def _cost(train: TrainInfo, record: RunRecord) -> list[str]:
-    calls = ", ".join(f"{name} {count:,}" for name, count in sorted(train.reward_calls.items()))
+    failed = {name: f" ({count:,} without a score)" for name, count in train.reward_failures.items()}
+    called = sorted(train.reward_calls.items())
+    calls = ", ".join(f"{name} {count:,}{failed.get(name, '')}" for name, count in called)
     sampling = sum(result.sample_seconds for result in record.results)
     scoring = sum(result.evaluate_seconds for result in record.results)
     peak, model = train.peak_memory_gib, record.model

@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from alignbench.leaderboard.table import Cell, Column, Cost, Row, RowKind, Unranked
@@ -202,6 +203,10 @@ def method_rows(
         if rival is not record:  # the same seed twice is one observation, not two
             reason = f"same configuration and training seed {seed} as {rival.id}, which finished later"
             left_out.append(Unranked(record.id, reason, (digest,)))
+    for record in sorted(records.values(), key=attrgetter("id")):
+        for reward, failed in sorted(record.train.reward_failures.items()) if record.train else ():
+            calls = record.train.reward_calls[reward] if record.train else 0
+            notes.append(f"{record.id} trained without {failed:,} of {calls:,} scores: {reward} gave none")
     rows = []
     for name, pool in sorted(pools.items()):
         for setting in settings:

@@ -8,7 +8,10 @@ import re
 import pytest
 import typer.main
 
+from alignbench.cli import cards
 from alignbench.cli.main import app
+from alignbench.config.settings import COMMON_OPTIONS
+from alignbench.registry.lookup import Registry
 from tests.helpers.command import alignbench
 
 TINY = ["run", "--method", "vapi", "--model", "llamagen-tiny"]
@@ -66,6 +69,18 @@ def test_list_and_show() -> None:
     assert shown["kind"] == "models" and shown["policy"]["parameters"] == 1_410_972_672
     text = alignbench("show", "vapi").stdout
     assert "method.group_size" in text and "arXiv:2512.19680" in text
+
+
+def test_every_card_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    registry = Registry.default()
+    names = sorted(
+        {name for members in registry.locations.values() for name in members} | set(COMMON_OPTIONS)
+    )
+    for name in sorted(names):
+        cards.show(name=name, plugin=[], as_json=False)
+        assert name in capsys.readouterr().out
+        cards.show(name=name, plugin=[], as_json=True)
+        json.loads(capsys.readouterr().out)
 
 
 def test_doctor_reports_what_can_run() -> None:

@@ -131,3 +131,15 @@ def test_the_report_of_single_sets() -> None:
     images = report_markdown(given("mine", 1.5, 0.05), FACTS)
     assert images.startswith("# Mine\n") and "| images | Mine, given |" in images
     assert "1.500 ± 0.050‡" in images and "Bold" not in images and "samples.png" not in images
+
+
+def test_scores_that_a_reward_did_not_give_are_told() -> None:
+    def failing(content: dict[str, Any]) -> None:
+        content["train"]["reward_failures"] = {next(iter(content["train"]["reward_calls"])): 7}
+
+    record = load("vapi-0", failing)
+    assert record.train is not None
+    (name,) = record.train.reward_failures
+    told = f"{record.id} trained without 7 of {record.train.reward_calls[name]:,} scores: {name} gave none"
+    assert told in table_of(record).notes
+    assert f"{name} {record.train.reward_calls[name]:,} (7 without a score)" in report_markdown(record, FACTS)
