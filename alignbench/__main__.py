@@ -9,7 +9,7 @@ import signal
 import sys
 
 from alignbench.errors import EXIT_PARTIAL
-from alignbench.training.signals import SIGNALS
+from alignbench.training.signals import SIGNALS, ignore_signals
 
 
 def start() -> None:
@@ -28,6 +28,8 @@ def start() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("alignbench: interrupted → run the same command again\n")
         sys.exit(EXIT_PARTIAL)
+    finally:
+        ignore_signals()  # the work is over; Python takes its own answers back before it ends
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from alignbench.text import visible
+
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines of one stage."""
 
@@ -58,7 +60,7 @@ class Progress:
         self.bar: RichProgress | None = None
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(visible(text), highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:

@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import digest_of, parse_json, write_atomic
 from alignbench.registry.protocol import Setting
-from alignbench.registry.schema import CodeFile, Digest, JsonTable, Name, reasons
+from alignbench.registry.schema import CodeFile, Digest, JsonTable, Name, Title, reasons
 
 SCHEMA = 1
 FILE_NAME = "run.json"
@@ -38,7 +38,7 @@ class MethodInfo(JsonTable):
     """What post-trained the model."""
 
     name: Name
-    title: str
+    title: Title
     options: dict[str, JsonValue]
     """Every option with its value, defaults included."""
 
@@ -47,7 +47,7 @@ class ModelInfo(JsonTable):
     """The model the run started from, or the name of the images that were given."""
 
     name: Name
-    title: str
+    title: Title
     """As tables show it; for images given by the user what they called them."""
     parameters: Count
     """Of the policy; 0 where images were given."""
@@ -126,7 +126,7 @@ class ProtocolRef(JsonTable):
     name: Name
     version: int
     digest: Digest
-    title: str
+    title: Title
     rank_by: str
     """Metric that orders the table; kept here so that old records stay rankable."""
 

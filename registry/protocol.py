@@ -12,7 +12,17 @@ from pydantic import field_serializer, field_validator, model_validator
 from alignbench.api import Sampling
 from alignbench.errors import UserError, suggest
 from alignbench.files import digest_of
-from alignbench.registry.schema import Card, InnerPath, JsonTable, Name, Option, Scalar, Target, TomlTable
+from alignbench.registry.schema import (
+    Card,
+    InnerPath,
+    JsonTable,
+    Name,
+    Option,
+    Scalar,
+    Target,
+    Title,
+    TomlTable,
+)
 
 
 def protocol_digest(card: ProtocolCard, assets: Mapping[str, str] | None = None) -> str:
@@ -73,7 +83,7 @@ class Setting(JsonTable):
     """
 
     name: Name
-    title: str
+    title: Title
     temperature: float | None
     top_k: int | None
     top_p: float | None

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from alignbench.text import plain_line
+
 Scalar = bool | int | float | str
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 """`module:attribute` of the implementation."""
@@ -43,11 +45,14 @@ def reasons(error: ValidationError, whole: str) -> list[str]:
     return [f"{'.'.join(map(str, item['loc'])) or f'({whole})'}: {item['msg']}" for item in error.errors()]
 
 
+Title = Annotated[str, AfterValidator(plain_line)]
+"""How tables name a thing."""
+
+
 class Card(TomlTable):
     """What all cards have in common."""
 
-    title: str
-    """How tables name it."""
+    title: Title
     summary: str = ""
     """One sentence."""
     paper: str = ""

@@ -15,6 +15,7 @@ from alignbench.config import estimate
 from alignbench.config.plan import Plan
 from alignbench.errors import Problem, problem_lines
 from alignbench.registry.lookup import Registry
+from alignbench.text import visible
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord
@@ -24,7 +25,7 @@ def put(*lines: object) -> None:
     """Print lines on standard output as they are."""
     console = Console(soft_wrap=True)
     for line in lines:
-        console.print(line, highlight=False, markup=False)
+        console.print(visible(str(line)), highlight=False, markup=False)
 
 
 def carry_out(

@@ -26,6 +26,7 @@ from alignbench.cli import (
     weights,
 )
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
+from alignbench.text import visible
 
 
 class Commands(TyperGroup):
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _complain(text: str, exit_code: int) -> NoReturn:
-    Console(stderr=True).print(f"alignbench: {text}", highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(f"alignbench: {visible(text)}", highlight=False, markup=False, soft_wrap=True)
     sys.exit(exit_code)
 
 

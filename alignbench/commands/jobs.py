@@ -21,6 +21,7 @@ from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import Scalar
 from alignbench.run_folder import check_folder
+from alignbench.text import made_plain
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord
@@ -168,7 +169,7 @@ def plan_samples(
         registry,
         Path(samples),
         protocol=protocol,
-        title=name or Path(samples).resolve().stem,
+        title=name or made_plain(Path(samples).resolve().stem),
         assignments=assignments(choices.get("options", ())),
         workers=workers,
     )

@@ -20,6 +20,7 @@ from alignbench.registry.protocol import Setting, resolve_protocol
 from alignbench.runs import environment
 from alignbench.runs.session import devices, session
 from alignbench.samples.external import SampleImages, open_samples
+from alignbench.text import plain_line
 
 GIVEN = "given"
 """The only setting: nothing is sampled."""
@@ -92,6 +93,10 @@ def make_given_plan(
     Raises:
         UserError: unknown names, or images that cannot be scored, by name.
     """
+    try:
+        plain_line(title)
+    except ValueError as error:
+        raise UserError(f"the images' name {error}", fix="--name with plain words") from error
     options = known_options(registry, sections=["protocol", "assets"])
     values = values_of(
         assignments,
