@@ -159,9 +159,11 @@ class Evaluation:
         reference = {name: evaluator for name, evaluator in needed.items() if self._uses_reference(name)}
         self.references.measure(reference, self.rank, progress)
         with progress.stage(f"evaluate {self.subject}", units) as stage:
+            dealt = 0  # over all sets: many small ones would otherwise all be the first rank's
             for setting, seed, pending, images in work:
                 stores = {name: self._rows(name, images, setting, seed) for name in pending}
-                measure(images, pending, stores, rank=self.rank, stage=stage)
+                measure(images, pending, stores, rank=self.rank, stage=stage, first=dealt)
+                dealt += len(images.shards())
 
     def scores(self, progress: Progress) -> list[Score]:
         """Return the scores of every evaluator, setting and seed; all shards must have been measured."""

@@ -142,6 +142,7 @@ def measure(
     *,
     rank: Rank,
     stage: Stage,
+    first: int = 0,
 ) -> None:
     """Fill the stores with this process's share of the shards; each shard is decoded once for all evaluators.
 
@@ -151,7 +152,7 @@ def measure(
         RunFailed: an evaluator returns other than one row per image, or needs more memory than there is.
     """
     for number, _ in enumerate(images.shards()):
-        if number % rank.world_size == rank.rank:
+        if (first + number) % rank.world_size == rank.rank:
             absent = [name for name in evaluators if not stores[name].has(number)]
             if absent:
                 _measure_shard(images, number, {name: evaluators[name] for name in absent}, stores)

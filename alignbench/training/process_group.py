@@ -14,8 +14,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from alignbench.errors import RunFailed
 from alignbench.training.signals import ignore_signals
 
-TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others in one exchange. Rank 0 decodes a data set before the first."""
+TIMEOUT = timedelta(hours=1)
+"""How long a process waits for one that is there but does not answer: shards of an evaluation may differ by
+as much. One that ends is noticed at once."""
 
 
 class ExchangeBroken(RunFailed):
