@@ -146,7 +146,7 @@ def measure(
 ) -> None:
     """Fill the stores with this process's share of the shards; each shard is decoded once for all evaluators.
 
-    Shard n belongs to rank n mod world size.
+    Shard n belongs to rank (first + n) mod world size; `first` counts the shards of sets dealt before.
 
     Raises:
         RunFailed: an evaluator returns other than one row per image, or needs more memory than there is.
