@@ -9,14 +9,14 @@ import signal
 import sys
 
 from alignbench.errors import EXIT_PARTIAL
-from alignbench.training.signals import SIGNALS, ignore_signals
+from alignbench.training.signals import SIGNALS, Stopped, ignore_signals
 
 
 def start() -> None:
     """Run the command line; a signal ends it in one line with exit status 3, whatever it is doing."""
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise Stopped
 
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup

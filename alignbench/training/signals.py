@@ -15,6 +15,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """What users, closed terminals and schedulers (`sbatch --signal=USR1`) send."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that stops at once.
+
+    Not KeyboardInterrupt itself: where that passes through code that was executed from a text, as dataclasses
+    are, Python ends by SIGINT whatever the exit status.
+    """
+
+
 class StopOnSignal:
     """Turn the first signal into a request to stop after the present step; the second one is immediate.
 
@@ -40,7 +48,7 @@ class StopOnSignal:
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         if self._asked:
-            raise KeyboardInterrupt
+            raise Stopped
         self._asked = True
         self._progress.say("stopping after this step; Ctrl-C again stops at once")
 
