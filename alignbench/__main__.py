@@ -14,8 +14,10 @@ from alignbench.training.signals import SIGNALS, Stopped, ignore_signals
 
 def start() -> None:
     """Run the command line; a signal ends it in one line with exit status 3, whatever it is doing."""
+    asked = []
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, _: object) -> None:
+        asked.append(number)
         raise Stopped
 
     for number in SIGNALS:
@@ -25,7 +27,9 @@ def start() -> None:
         from alignbench.cli.main import main
 
         main()
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt):
+        if not asked:  # a library that is interrupted while it is imported may fail in ways of its own
+            raise
         sys.stderr.write("alignbench: interrupted → run the same command again\n")
         sys.exit(EXIT_PARTIAL)
     finally:
