@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
 from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import RunFailed, UserError
@@ -225,6 +224,8 @@ class InceptionDistribution:
         options = self.options
         if real is None or min(len(pool), len(real)) < options.kid_subset_size:
             return {"kid": UNKNOWN}
+        from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric  # heavy
+
         kid = kid_features_to_metric(
             *(torch.from_numpy(features.astype(np.float64)) for features in (pool, real)),
             kid_subsets=options.kid_subsets,
