@@ -6,6 +6,7 @@ Nothing is ever loaded by half: a file whose keys or shapes do not match is refu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,17 @@ from alignbench.errors import UserError
 
 CONTAINERS = ("model", "module", "state_dict", "ema")
 """Where a torch file may hold the weights, in LlamaGen's order of lookup; a bare state dict works too."""
-PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
-"""Left behind by DistributedDataParallel and torch.compile."""
+PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+"""Left behind by DistributedDataParallel and torch.compile at the start, by FSDP anywhere."""
+NOT_WEIGHTS = {
+    b"version https://git-lfs": (
+        "only points to the file that git-lfs keeps",
+        "git lfs pull, or fetch it again",
+    ),
+    b"<!doctype html": ("is a web page", "the address leads to a page, not to the file: fetch it again"),
+    b"<html": ("is a web page", "the address leads to a page, not to the file: fetch it again"),
+}
+"""{beginning: (what such a file is, what to do)}."""
 LISTED = 8
 """How many keys an error message spells out."""
 
@@ -47,6 +57,10 @@ def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> di
     else:
         state = _unwrap(_read_torch(path), path, containers)
     cleaned = {PREFIXES.sub("", key): tensor for key, tensor in state.items()}
+    if len(cleaned) < len(state):  # neither can be preferred
+        raise UserError(
+            f"{path} holds weights twice, with and without a wrapper's prefix", fix="save one of them"
+        )
     return {key: value for key, value in cleaned.items() if key != "freqs_cis" and ".kv_cache." not in key}
 
 
@@ -99,6 +113,11 @@ def _unreadable(path: Path, error: Exception) -> UserError:
             f"{path} holds more than weights: loading {refused[1]} from a file could run code",
             fix="where you trust the file, save its state dict alone and use that",
         )
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+        for beginning, (what, fix) in NOT_WEIGHTS.items():
+            if start.startswith(beginning):
+                return UserError(f"{path} {what}", fix=fix)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
     return UserError(
         f"{path} cannot be read as weights ({reason})",

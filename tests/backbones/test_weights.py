@@ -45,6 +45,27 @@ def test_every_container_gives_the_same_weights(tmp_path: Path, wrap: Callable[.
     assert same(read_state_dict(path), STATE)
 
 
+def test_prefixes_of_fsdp_go_and_two_of_a_name_are_refused(tmp_path: Path):
+    path = tmp_path / "weights.pt"
+    torch.save({f"_fsdp_wrapped_module.{key}": value for key, value in STATE.items()}, path)
+    assert same(read_state_dict(path), STATE)
+    key = next(iter(STATE))
+    torch.save({**STATE, f"module.{key}": STATE[key] + 1}, path)
+    with pytest.raises(UserError, match="holds weights twice"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_what_was_downloaded_instead_is_named(tmp_path: Path, suffix: str):
+    path = tmp_path / f"weights.{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match="only points to the file that git-lfs keeps"):
+        read_state_dict(path)
+    path.write_text("\n<!DOCTYPE HTML><html><body>Sign in</body></html>")
+    with pytest.raises(UserError, match="is a web page"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_training_checkpoint_with_its_optimizer_and_arguments(tmp_path: Path, zipped: bool):
     module = net()
