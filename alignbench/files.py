@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from alignbench.errors import UserError
 
@@ -129,6 +130,16 @@ def make_folder(folder: Path) -> None:
             f"cannot create {folder}: {error.strerror}",
             fix="set ALIGNBENCH_CACHE to a folder you can write to",
         ) from error
+
+
+@contextlib.contextmanager
+def alone(lock: IO[str], busy: UserError) -> Iterator[None]:
+    """Be the only process that holds a lock file while it is open; raises `busy` where another one does."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise busy from None
+    yield
 
 
 def lock_of(path: Path) -> Path:

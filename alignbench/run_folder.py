@@ -7,7 +7,6 @@ checkpoints/step-000120/  export/policy.safetensors  samples/…  metrics/…
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import Any, Protocol
 
 from alignbench.distributed import is_first
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, FULL, UserError
-from alignbench.files import read_json, remove_leftovers, write_json
+from alignbench.files import alone, read_json, remove_leftovers, write_json
 
 PLAN = "plan.json"
 INPUTS = "inputs.json"
 LOCK = ".lock"
+REASON = ".failed-"
+"""Start of the files by which processes tell each other why they ended; the rank follows."""
 
 
 class Identified(Protocol):
@@ -123,20 +124,16 @@ def locked(folder: Path) -> Iterator[None]:
         lock = (folder / LOCK).open("w")
     except OSError as error:
         raise _unwritable(folder, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is working in {folder}", fix="wait for it, or choose --out"
-            ) from None
+    busy = UserError(f"another process is working in {folder}", fix="wait for it, or choose --out")
+    with lock, alone(lock, busy):
         yield
 
 
 def _abandon(folder: Path, *, remove: bool) -> None:
     """Give up a folder in which nothing was done, so that the mended command may have it."""
-    if {entry.name for entry in folder.iterdir()} <= {LOCK, PLAN, INPUTS}:
-        for name in (PLAN, INPUTS, LOCK):
+    reasons = {path.name for path in folder.glob(f"{REASON}*")}
+    if {entry.name for entry in folder.iterdir()} <= {LOCK, PLAN, INPUTS, *reasons}:
+        for name in (PLAN, INPUTS, *reasons, LOCK):
             (folder / name).unlink(missing_ok=True)
         if remove:
             folder.rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignbench.errors import FULL, RunFailed, UserError
-from alignbench.files import file_sha256, lock_of, make_folder
+from alignbench.files import alone, file_sha256, lock_of, make_folder
 from alignbench.hub.locate import FOLDER, FileStatus
 from alignbench.hub.verify import check_digest, promised, verify
 
@@ -218,13 +217,11 @@ def _headers(file: FileStatus) -> dict[str, str]:
 @contextlib.contextmanager
 def _alone(transfer: Transfer) -> Iterator[None]:
     """Be the only process that brings a file; raises UserError: another one is at it."""
-    with lock_of(transfer.file.expected).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{transfer.file.card.file}: another process is downloading it", fix="wait for it to end"
-            ) from None
+    what = f"{transfer.file.card.file}: another process is downloading it"
+    with (
+        lock_of(transfer.file.expected).open("w") as lock,
+        alone(lock, UserError(what, fix="wait for it to end")),
+    ):
         yield
 
 

@@ -75,7 +75,7 @@ def rewarded(table: Table) -> bool:
 
 def criterion(table: Table) -> str:
     """What decides whether two numbers of the table differ."""
-    over_seeds = "95 %; pairs of equal sampling seeds, else Welch"
+    over_seeds = "95 %; t test over pairs of equal sampling seeds, else Welch's"
     return f"{over_seeds}; single sets ‡ by common resamples, else normal" if one_set(table) else over_seeds
 
 

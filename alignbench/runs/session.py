@@ -22,13 +22,11 @@ from alignbench.leaderboard import report
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, RunRecord, read, write
 from alignbench.registry.lookup import Registry
+from alignbench.run_folder import REASON
 from alignbench.runs.recorder import RunRecorder
 from alignbench.training.driver import Interrupted
 from alignbench.training.parallel import Parallel, choose_threads
 from alignbench.training.process_group import ExchangeBroken
-
-REASON = ".failed-"
-"""Start of the files in a run folder by which processes tell each other why they ended; the rank follows."""
 
 
 @dataclass

@@ -143,7 +143,7 @@ def list_pictures(root: Path) -> tuple[list[Path], list[str]]:
         raise UserError(f"{root}: no images in it", fix=f"give {', '.join(sorted(EXTENSIONS))} files")
     others = sorted(set(names.values()) - {names[path] for path in images})
     more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-    notes = [f"left out, no samples by their names: {', '.join(others[:SHOWN])}{more}"] if others else []
+    notes = [f"left out: {', '.join(others[:SHOWN])}{more}"] if others else []
     return sorted(images, key=lambda path: natural(names[path])), notes
 
 

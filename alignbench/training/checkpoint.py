@@ -117,8 +117,8 @@ def put_aside_damaged(root: Path, say: Callable[[str], None]) -> None:
             say(f"checkpoint {folder} is damaged ({error}) and put aside; an earlier one is used")
 
 
-def load_latest(root: Path) -> State | None:
-    """Read the newest finished checkpoint, or None.
+def load_latest(root: Path, *, checked: bool = False) -> State | None:
+    """Read the newest finished checkpoint, or None; `checked`: this process has just compared its digests.
 
     Raises:
         RunFailed: it changed since it was written, or cannot be read.
@@ -128,7 +128,7 @@ def load_latest(root: Path) -> State | None:
         return None
     folder = folders[-1]
     try:
-        marker = _marker(folder)
+        marker = read_json(folder / MARKER) if checked else _marker(folder)
         return State(
             step=marker["step"],
             module=load_file(folder / "module.safetensors"),

@@ -191,7 +191,7 @@ class Driver:
         if self.parallel.is_main:
             checkpoint.put_aside_damaged(root, self.progress.say)
         self.parallel.barrier()
-        state = checkpoint.load_latest(root)
+        state = checkpoint.load_latest(root, checked=self.parallel.is_main)
         if state is None:
             self._truncate_logs(0)
             return 0

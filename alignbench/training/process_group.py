@@ -11,6 +11,7 @@ import torch
 from torch import distributed as group
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from alignbench.distributed import world_size
 from alignbench.errors import RunFailed
 from alignbench.training.signals import ignore_signals
 
@@ -66,6 +67,8 @@ def exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed's errors are of this kind
+        if world_size() == 1:
+            raise
         # The launcher ends the others with SIGTERM, which must not hide why.
         ignore_signals()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from alignbench.api import ClassLabels
 from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
-from alignbench.config.estimate import estimate, layer_values, memory_note
+from alignbench.config.estimate import disk_problem, estimate, layer_values, memory_note
 from alignbench.config.plan import Plan, make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
@@ -144,6 +145,16 @@ def test_files_are_looked_for_before_anything_is_built(tmp_path: Path, trunk: Pa
     # Not computed, or computed elsewhere.
     for change in ("perceptual_weight=0", "policy_weight=0", "perceptual=lpips-vgg(placement=http://here:1)"):
         assert found(random, f"method.{change}") == {}
+
+
+def test_a_resumed_run_needs_room_only_for_what_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    needed = 3 * 2**20 / 2**30
+    assert disk_problem(tmp_path / "new", needed) is not None
+    (tmp_path / "checkpoint").write_bytes(bytes(2 * 2**20))
+    assert disk_problem(tmp_path, needed) is None
 
 
 def test_free_running_methods_hold_every_sequence() -> None:

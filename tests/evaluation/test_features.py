@@ -143,6 +143,30 @@ def test_an_evaluator_that_loses_rows_is_named(tmp_path: Path) -> None:
         run(Images(), Lossy(), tmp_path)
 
 
+def test_an_evaluator_that_fails_or_gives_no_numbers_is_named(tmp_path: Path) -> None:
+    class Broken(Mean):
+        def measure(self, batch: ImageBatch) -> Rows:
+            raise ZeroDivisionError("by zero")
+
+    class Nan(Mean):
+        def measure(self, batch: ImageBatch) -> Rows:
+            return {"level": np.full(len(batch), np.nan)}
+
+    with pytest.raises(RunFailed, match="evaluator 'mean' failed: ZeroDivisionError: by zero"):
+        run(Images(), Broken(), tmp_path)
+    with pytest.raises(RunFailed, match="'mean': column level holds values that are not numbers"):
+        run(Images(), Nan(), tmp_path)
+
+
+def test_small_sets_are_not_all_dealt_to_the_first_process(tmp_path: Path) -> None:
+    """Each of three sets is one unit; `first` counts the units of the sets before."""
+    images = [Images() for _ in range(3)]
+    for rank in range(3):
+        rows = store(tmp_path / str(rank))
+        measure(images[rank], {"mean": Mean()}, {"mean": rows}, rank=Rank(rank, 3), stage=STAGE, first=1)
+    assert [one.reads for one in images] == [[2], [0], [1]]
+
+
 def test_equal_prompts_have_equal_keys() -> None:
     assert prompt_key(Prompt("a cat", "x")) == prompt_key(Prompt("a cat", "x", {"n": 1}))
     assert len({prompt_key(Prompt(text, tag)) for text in "ab" for tag in "xy"}) == 4

@@ -166,7 +166,7 @@ def test_hidden_files_and_loops_are_passed_over_and_other_files_mentioned(tmp_pa
     (folder / "again").symlink_to(folder, target_is_directory=True)
     opened = open_set(folder)
     assert len(opened) == 2
-    assert opened.notes == ("left out, no samples by their names: prompts.txt",)
+    assert opened.notes == ("left out: prompts.txt",)
 
 
 def test_shards_are_consecutive_and_readable_in_any_order(tmp_path: Path) -> None:
@@ -237,25 +237,6 @@ def test_prompts_follow_the_order_of_the_images(tmp_path: Path) -> None:
         open_set(tmp_path, prompts=prompts, images_per_prompt=4)
 
 
-def test_a_geneval_folder_brings_its_prompts(tmp_path: Path) -> None:
-    for number, text in enumerate(["a dog", "two cats"]):
-        folder = tmp_path / f"{number:05d}"
-        save_pngs(folder / "samples", pictures(2, number, side=SIDE))
-        (folder / "metadata.jsonl").write_text(json.dumps({"prompt": text, "tag": "counting"}))
-    opened = open_set(tmp_path)
-    batch = opened.load(0)
-    assert [prompt.text for prompt in batch.prompts] == ["a dog", "a dog", "two cats", "two cats"]
-    expected = np.concatenate([pictures(2, number, side=SIDE) for number in (0, 1)])
-    assert np.array_equal(channels_last(batch.images), expected)
-    open_samples(
-        tmp_path, image_size=SIDE, prompts=[Prompt("a dog"), Prompt("two cats")], images_per_prompt=2
-    )
-    with pytest.raises(UserError, match="'two cats' is not in the protocol's prompt file"):
-        open_set(tmp_path, prompts=[Prompt("a dog")])
-    with pytest.raises(UserError, match="no image of 'a hen'"):
-        open_set(tmp_path, prompts=[Prompt(t) for t in ("a dog", "two cats", "a hen")])
-
-
 ASKED = [
     {"prompt": "a dog", "tag": "single_object", "include": [{"class": "dog", "count": 1}]},
     {"prompt": "two cats", "tag": "counting", "include": [{"class": "cat", "count": 2}], "exclude": []},
@@ -271,6 +252,7 @@ def test_what_is_asked_of_an_image_comes_from_the_protocol(tmp_path: Path, layou
         save_pngs(folder / layout, pictures(2, number, side=SIDE))
         (folder / "metadata.jsonl").write_text(json.dumps(line), encoding="utf-8-sig")
     assert list(open_set(tmp_path, prompts=prompts).load(0).prompts) == [prompts[n] for n in (1, 1, 0, 0)]
+    assert [prompt.text for prompt in open_set(tmp_path).load(0).prompts] == 2 * ["two cats"] + 2 * ["a dog"]
     (tmp_path / "00001" / "metadata.jsonl").write_text('{"prompt": "a dog"}')
     assert list(open_set(tmp_path, prompts=prompts).load(0).prompts) == [prompts[n] for n in (1, 1, 0, 0)]
     for key, value in (("include", []), ("exclude", [{"class": "cat", "count": 3}]), ("tag", "colors")):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,15 @@ def test_round_trip_and_pruning(tmp_path: Path) -> None:
     loaded = checkpoint.load_latest(tmp_path)
     assert loaded is not None
     assert (loaded.step, loaded.module["w"].tolist(), loaded.totals) == (3, [3.0, 3.0], {"seconds": 1.5})
+
+
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = checkpoint.save(tmp_path, state(1))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
 
 
 def test_unfinished_folders_do_not_count(tmp_path: Path) -> None:

@@ -143,6 +143,21 @@ def test_nan_stops_the_run_and_keeps_the_last_good_weights(tmp_path: Path, paral
     assert all(torch.isfinite(parameter).all() for parameter in line.parameters())
 
 
+def test_a_method_that_fails_or_answers_wrongly_is_named(
+    tmp_path: Path, parallel: Parallel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(name: str, answer: Any) -> str:
+        driver, _ = make_driver(tmp_path / name, parallel)
+        with monkeypatch.context() as patch, pytest.raises(RunFailed) as caught:
+            patch.setattr(Regression, name, answer)
+            driver.train()
+        return caught.value.what
+
+    assert "method Regression failed: ZeroDivisionError" in refused("collect", lambda *_: 1 / 0)
+    assert "collect returned tuple, not Collected" in refused("collect", lambda *_: ())
+    assert "no Loss whose value is a scalar" in refused("loss", lambda *_: api.Loss(torch.zeros(2)))
+
+
 def test_several_updates_on_one_collection(tmp_path: Path, parallel: Parallel) -> None:
     driver, line = make_driver(tmp_path / "two", parallel, steps=1, updates_per_collect=2)
     totals = driver.train()
