@@ -15,7 +15,7 @@ test: $(DEV)/.installed
 	$(PYTEST)
 
 test-all: $(DEV)/.installed
-	$(PYTEST) -m ""
+	$(PYTEST) -m "not heavy"
 
 lint: $(DEV)/.installed
 	$(DEV)/bin/ruff check .

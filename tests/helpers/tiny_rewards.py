@@ -68,7 +68,7 @@ def save_hps(folder: Path) -> str:
     return f"path={folder}"
 
 
-def save_vlm(folder: Path) -> str:
+def save_vlm(folder: Path, *, shard_size: str = "5GB") -> str:
     """A Qwen2.5-VL with processor and chat template."""
     import transformers
     from tokenizers.pre_tokenizers import ByteLevel
@@ -104,7 +104,7 @@ def save_vlm(folder: Path) -> str:
     with seeded():
         model = transformers.Qwen2_5_VLForConditionalGeneration(config)
         spread(model)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=shard_size)
     processor.save_pretrained(folder)
     return f"path={folder},min_mass=0,precision=fp32"
 

@@ -10,7 +10,7 @@ WIDTH = 16
 WORDS = ("a", "red", "green", "blue", "circle", "square", "photo", "of", "two", "s", "and")
 
 
-def write_tiny_t5(folder: Path, *, width: int = WIDTH) -> Path:
+def write_tiny_t5(folder: Path, *, width: int = WIDTH, shard_size: str = "5GB") -> Path:
     """Write model and tokenizer; a word that is not known is spelled out."""
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
@@ -32,5 +32,5 @@ def write_tiny_t5(folder: Path, *, width: int = WIDTH) -> Path:
         decoder_start_token_id=0,
         tie_word_embeddings=False,
     )
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    T5ForConditionalGeneration(config).save_pretrained(folder, max_shard_size=shard_size)
     return folder
