@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alignbench.errors import UserError, missing_packages, suggest
@@ -156,8 +157,16 @@ def common_options(card: RewardCard) -> dict[str, Option]:
     return options
 
 
-def resolve(text: str, registry: Registry) -> Resolved:
-    """Look a specification up; raises UserError: unknown reward or option, or a value it does not take."""
+def resolve(text: str, registry: Registry, assets: Mapping[str, Scalar] | None = None) -> Resolved:
+    """Look a specification up.
+
+    Args:
+        assets: {asset: path} as `--set assets.NAME=PATH` names them; they count where the specification names
+            no path of its own, and never for what a server computes.
+
+    Raises:
+        UserError: unknown reward or option, or a value it does not take.
+    """
     spec = parse_spec(text)
     card = registry.reward(spec.name)
     common = common_options(card)
@@ -173,6 +182,10 @@ def resolve(text: str, registry: Registry) -> Resolved:
             values[key] = both[key].parse(written)
         except ValueError as error:
             raise UserError(f"reward {text!r}: {key}: {error}") from None
+    if not is_remote(str(values["placement"])):
+        for file in card.files:
+            if file.asset and file.option:
+                values[file.option] = values[file.option] or (assets or {}).get(file.asset, "")
     if "class_prompt" in common and str(values["class_prompt"]).count("{}") != 1:
         raise UserError(f"reward {text!r}: class_prompt must hold {{}} once, where the class name goes")
     return Resolved(

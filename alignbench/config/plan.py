@@ -16,11 +16,13 @@ from alignbench import distributed
 from alignbench.api import Prompt
 from alignbench.config.estimate import Estimate, estimate, rows_gib
 from alignbench.config.requirements import (
+    assets_of_rewards,
     condition_problems,
     find_text_encoder,
     problems_of,
     requirements_of,
     rewards_of,
+    unread,
 )
 from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
@@ -136,16 +138,20 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     text, text_problems = find_text_encoder(registry, config, model)
     own = model.text.asset if model.text else ""
     paths = {asset: path for asset, path in config.section("assets").items() if asset != own}
+    of_rewards = assets_of_rewards(registry, config, method) if method else {}
     if evaluates:
-        requirements = requirements_of(registry, config.protocol, protocol, paths)
+        requirements = requirements_of(registry, config.protocol, protocol, paths, of_rewards)
     else:
-        requirements = Requirements(protocol_digest(protocol), protocol)
+        read = [*of_rewards, *([] if method else [protocol.prompts])]  # `bench` samples from prompts
+        lost = unread(paths, read, "nothing of this reads it")
+        requirements = Requirements(protocol_digest(protocol), protocol, problems=lost)
     protocol = requirements.protocol
     section = config.section("model")
     overrides = {role: str(section[role]) for role in ("policy", "tokenizer", "text") if section.get(role)}
     weights = locate_weights(config.model, model, overrides)
     code = foreign_code(registry, cards_used(registry, config, protocol))
     hashes = {name: file.sha256 for name, file in requirements.assets.items()}
+    hashes |= {name: sha256 for name, sha256 in of_rewards.items() if sha256}
     digest = digest_of(
         {
             "config": {**config.as_dict(), "recipe": None},  # a recipe is its values

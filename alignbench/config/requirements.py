@@ -5,7 +5,8 @@ Imports no torch and loads no weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from alignbench.api import Prompt
@@ -14,7 +15,7 @@ from alignbench.data.prompts import read_prompts
 from alignbench.distributed import world_size
 from alignbench.errors import Problem, UserError, missing_packages
 from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_reward_files
-from alignbench.hub.verify import AssetFile, Requirements, verify_asset
+from alignbench.hub.verify import AssetFile, Requirements, verify, verify_asset
 from alignbench.registry.lookup import SINGULAR, Registry
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import Resolved, is_remote, parse_terms, resolve
@@ -22,9 +23,18 @@ from alignbench.registry.schema import MethodCard, ModelCard, Scalar
 
 
 def requirements_of(
-    registry: Registry, name: str, protocol: ProtocolCard, paths: Mapping[str, Scalar]
+    registry: Registry,
+    name: str,
+    protocol: ProtocolCard,
+    paths: Mapping[str, Scalar],
+    read: Collection[str] = (),
 ) -> Requirements:
-    """Find what a protocol needs, {asset: path} as the user names them, and say what is lacking here."""
+    """Find what a protocol needs and say what is lacking here.
+
+    Args:
+        paths: {asset: path} as the user names them.
+        read: assets that something else reads; a path of one that nothing reads is a problem.
+    """
     if problems := list(_missing_names(registry, name, protocol)):
         return Requirements(protocol_digest(protocol), protocol, problems=problems)
     problems = list(_evaluator_problems(registry, protocol))
@@ -41,9 +51,7 @@ def requirements_of(
             problems.append(Problem(f"assets/{asset}", error.what, error.fix))
     digests = {asset: file.sha256 for asset, file in files.items()}
     unofficial = {asset: sha for asset, sha in digests.items() if sha != registry.asset(asset).sha256}
-    unread = [asset for asset, path in paths.items() if path and asset not in wanted]
-    why = f"protocol {name} does not read it"
-    problems += [Problem(f"assets.{asset}", why, "leave it out") for asset in unread]
+    problems += unread(paths, [*wanted, *read], f"protocol {name} does not read it")
     prompts: list[Prompt] = []
     if protocol.prompts in files:
         prompts = read_prompts(files[protocol.prompts].path)
@@ -56,6 +64,12 @@ def requirements_of(
                 Problem(f"assets/{protocol.prompts}", few, f"alignbench fetch {protocol.prompts}")
             )
     return Requirements(protocol_digest(protocol, unofficial), protocol, files, prompts, problems)
+
+
+def unread(paths: Mapping[str, Scalar], read: Collection[str], why: str) -> list[Problem]:
+    """A problem for each asset that the user names a path of and nothing reads."""
+    lost = [asset for asset, path in paths.items() if path and asset not in read]
+    return [Problem(f"assets.{asset}", why, "leave it out") for asset in lost]
 
 
 def _missing_names(registry: Registry, name: str, protocol: ProtocolCard) -> Iterator[Problem]:
@@ -154,7 +168,19 @@ def rewards_of(registry: Registry, config: RunConfig, method: MethodCard) -> Ite
     if all(options[switch] != 0 for switch in method.reward_switches):
         for text in (str(options[option]) for option in method.reward_options):
             for spec, _ in parse_terms(text) if text not in ("", "none") else []:
-                yield resolve(spec, registry)
+                yield resolve(spec, registry, config.section("assets"))
+
+
+def assets_of_rewards(registry: Registry, config: RunConfig, method: MethodCard) -> dict[str, str | None]:
+    """{asset: digest} of what rewards read because `assets.NAME` says so; None: it cannot be read."""
+    found: dict[str, str | None] = {}
+    with contextlib.suppress(UserError):  # unreadable specifications are among the problems
+        for reward in rewards_of(registry, config, method):
+            for status in locate_reward_files(registry, reward):
+                path = str(config.section("assets").get(status.name, ""))
+                if path and Path(path).expanduser() == status.expected:
+                    found[status.name] = verify(status) if status.ok else None
+    return found
 
 
 def _reward_problems(

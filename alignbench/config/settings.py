@@ -2,7 +2,7 @@
 
 Order of precedence: card defaults < recipe < `--set`. Namespaces: `method.*` (the method card's options),
 `train.*` (below), `model.*` (below), `data.*` (the dataset card's options), `protocol.*` (below), `assets.*`
-(paths of files that evaluators read).
+(paths of files that evaluators and rewards read).
 Imports no torch.
 """
 

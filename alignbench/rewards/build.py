@@ -8,7 +8,7 @@ better.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ from alignbench.errors import UserError, failure_of
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.reward_spec import PLACEMENTS, Resolved, is_remote, require_packages, resolve
-from alignbench.registry.schema import DatasetCard
+from alignbench.registry.schema import DatasetCard, Scalar
 from alignbench.rewards import remote, requests, transforms
 
 
@@ -107,6 +107,7 @@ def build(
     *,
     class_names: Callable[[], Sequence[str]] = tuple,
     image_size: int,
+    assets: Mapping[str, Scalar] | None = None,
     shared: MutableMapping[tuple[object, ...], Placed] | None = None,
 ) -> api.Reward:
     """Build a reward.
@@ -116,6 +117,7 @@ def build(
         device: of the images, and of the reward unless `placement` says otherwise.
         class_names: gives the name of each class; called only for rewards that read a text. Without names
             such rewards need requests that bring their own texts.
+        assets: {asset: path} as the user names them; see `reward_spec.resolve`.
         shared: what was placed before. Specifications that differ in nothing but transforms, batch and texts
             share one copy of their network.
 
@@ -126,7 +128,7 @@ def build(
         UserError: unknown reward, option or transform, a missing package or weight file, images too small, or
             a server that does not answer.
     """
-    resolved = resolve(text, registry)
+    resolved = resolve(text, registry, assets)
     transforms.check(resolved.spec.transforms)
     if resolved.card.min_size > image_size:
         raise UserError(

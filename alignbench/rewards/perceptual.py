@@ -22,8 +22,8 @@ class PerceptualDistance(lpips.FeatureDistance, FromReference):
     """A feature distance with the call of a reward."""
 
 
-def _build_lpips(net: lpips.Net, device: torch.device) -> PerceptualDistance:
-    trunk = lpips.load_trunk(net, require_trunk(TRUNKS[net])).to(device)
+def _build_lpips(net: lpips.Net, device: torch.device, *, path: str = "") -> PerceptualDistance:
+    trunk = lpips.load_trunk(net, require_trunk(TRUNKS[net], path)).to(device)
     return PerceptualDistance(trunk, [head.to(device) for head in lpips.heads(net)], module=trunk)
 
 
@@ -36,8 +36,10 @@ def build_digits(device: torch.device) -> PerceptualDistance:
     return PerceptualDistance(net.features, module=net)
 
 
-def require_trunk(asset: str) -> Path:
+def require_trunk(asset: str, path: str = "") -> Path:
     """Return where a trunk lies, after comparing its sha256 with its card's and the start in its name.
+
+    A file that the user names, `path`, is taken as it is.
 
     Nothing is downloaded: hundreds of megabytes in the middle of a run should be nobody's surprise, and
     torchvision itself never looks at a file that is already there.
@@ -45,8 +47,8 @@ def require_trunk(asset: str) -> Path:
     Raises:
         UserError: the file is missing or damaged.
     """
-    file = verify_asset(locate_asset(asset, Registry.default().asset(asset)))
-    if not file.sha256.startswith(file.path.stem.rpartition("-")[2]):
+    file = verify_asset(locate_asset(asset, Registry.default().asset(asset), path))
+    if not path and not file.sha256.startswith(file.path.stem.rpartition("-")[2]):
         raise UserError(
             f"{file.path} is damaged: its sha256 begins with {file.sha256[:8]}",
             fix=f"delete it, then: alignbench fetch {asset}",

@@ -97,6 +97,7 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
             device,
             class_names=lambda: class_names(job.registry.dataset(job.plan.config.dataset)),
             image_size=job.plan.model.image_size,
+            assets=job.plan.config.section("assets"),
             shared=shared,
         )
 

@@ -140,11 +140,36 @@ def test_files_are_looked_for_before_anything_is_built(tmp_path: Path, trunk: Pa
     assert found(random) == {}
     trunk.unlink()
     (missing,) = found(random).items()
-    assert missing[0] == "reward lpips-vgg" and missing[1][1] == "alignbench fetch lpips-vgg"
+    assert missing[0] == "reward lpips-vgg"
+    assert missing[1][1] == "alignbench fetch lpips-vgg, or lpips-vgg(path=PATH)"
     assert missing[1][0].startswith("vgg16-397923af.pth is not in ")
     # Not computed, or computed elsewhere.
     for change in ("perceptual_weight=0", "policy_weight=0", "perceptual=lpips-vgg(placement=http://here:1)"):
         assert found(random, f"method.{change}") == {}
+
+
+def test_a_reward_reads_the_file_that_the_user_names_for_its_asset(tmp_path: Path) -> None:
+    """Its bytes are part of the plan; where nothing reads it, the setting is refused by name."""
+    mine, spec = tmp_path / "mine.pth", "assets.lpips-vgg16-trunk"
+    given = ("model.weights=random", f"{spec}={mine}")
+
+    def made(*more: str, **kind: Any) -> Plan:
+        return plan_of("llamagen-b-256", *given, *more, dataset="synthetic", **{"evaluates": False, **kind})
+
+    (missing,) = made().problems
+    assert missing.where == "reward lpips-vgg" and missing.what == f"{spec} = {mine}: no such file"
+    digests = set()
+    for content in (b"one", b"another"):
+        mine.write_bytes(content)
+        assert not made().problems and spec not in {one.where for one in made(evaluates=True).problems}
+        digests.add(made().digest)
+    assert len(digests) == 2
+    own = f"method.perceptual=lpips-vgg(path={mine}.other)"
+    for more in ("method.perceptual_weight=0", "method.perceptual=lpips-vgg(placement=http://here:1)", own):
+        why = {one.where: one.what for one in made(more).problems}
+        assert why[spec] == "nothing of this reads it"
+        stated = {one.where: one.what for one in made(more, evaluates=True).problems}
+        assert stated[spec] == "protocol imagenet256-adm does not read it"
 
 
 def test_a_resumed_run_needs_room_only_for_what_is_not_there_yet(

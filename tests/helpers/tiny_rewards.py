@@ -112,7 +112,7 @@ def save_vlm(folder: Path, *, shard_size: str = "5GB") -> str:
 def random_lpips(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """LPIPS with its real heads on a random trunk."""
     nets = {asset: net for net, asset in perceptual.TRUNKS.items()}
-    patch.setattr(perceptual, "require_trunk", lambda asset: random_trunk(nets[asset], folder / asset))
+    patch.setattr(perceptual, "require_trunk", lambda asset, path: random_trunk(nets[asset], folder / asset))
 
 
 TINY: dict[str, Callable[[Path, pytest.MonkeyPatch], str | None]] = {

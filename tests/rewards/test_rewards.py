@@ -15,6 +15,7 @@ from alignbench.hub.verify import AssetFile
 from alignbench.nets import lpips
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.rewards import perceptual
+from alignbench.rewards.build import build
 from alignbench.rewards.perceptual import PerceptualDistance, require_trunk
 from alignbench.rewards.pixel import PixelDistance, PixelLoss, pixel_distance
 from tests.helpers.lpips_trunks import random_trunk
@@ -64,13 +65,25 @@ def test_lpips_is_the_feature_distance_of_the_trunk_with_the_package_s_heads(
     net: lpips.Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = random_trunk(net, tmp_path / "trunk.pth")  # tests/nets/test_lpips.py compares with the package
-    monkeypatch.setattr(perceptual, "require_trunk", lambda name: path)
+    monkeypatch.setattr(perceptual, "require_trunk", lambda name, given: path)
     decoded, reference = images(2, side=48), images(2, side=48, seed=1)
     reward = import_target(REGISTRY.reward(f"lpips-{net}").target)(torch.device("cpu"))
     given = request(2, images=(decoded + 1) / 2, reference=(reference + 1) / 2)
     expected = apart(lpips.FeatureDistance(lpips.load_trunk(net, path), lpips.heads(net)), decoded, reference)
     assert expected.min().item() > 1e-4
     assert torch.allclose(reward.score(given).values, expected, rtol=1e-5, atol=0)
+
+
+def test_lpips_takes_the_trunk_that_the_user_names(tmp_path: Path) -> None:
+    path = random_trunk("alex", tmp_path / "mine.pth")
+    real = request(2, 48, seed=1).images
+    given = request(2, 48, reference=real)
+    distance = lpips.FeatureDistance(lpips.load_trunk("alex", path), lpips.heads("alex"))
+    expected = apart(distance, 2 * given.images - 1, 2 * real - 1)
+    assets = {"lpips-alexnet-trunk": str(path)}
+    for text, paths in (("lpips-alex", assets), (f"lpips-alex(path={path})", {"lpips-alexnet-trunk": "/no"})):
+        reward = build(text, REGISTRY, torch.device("cpu"), image_size=48, assets=paths)
+        assert torch.allclose(-reward.score(given).values, expected, rtol=1e-5, atol=0)
 
 
 def test_dead_pixels_pass_finite_gradients() -> None:

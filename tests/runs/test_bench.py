@@ -14,6 +14,7 @@ import torch
 from alignbench.registry.lookup import Registry
 from alignbench.runs.bench_evaluators import MadeRows
 from tests.helpers.command import alignbench
+from tests.helpers.lpips_trunks import random_trunk
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,20 @@ def test_training_steps(model: str) -> None:
     assert numbers["images"] == pytest.approx(8 / numbers["step"])
     assert numbers["sequences"] == pytest.approx(8 * numbers["images"]) and numbers["estimate"] > 0
     assert found["facts"]["micro-batch"] == "4" and found["environment"]["device"] == "CPU"
+
+
+def test_the_user_s_file_reaches_the_reward(tmp_path: Path) -> None:
+    given = ("assets.lpips-vgg16-trunk", tmp_path / "trunk.pth")
+    train = [
+        "--method", "vapi", "--model", "shapes-tiny", "--repeats", "1",
+        "--set", "method.perceptual=lpips-vgg", "--set", "method.perceptual_weight=1",
+        "--set", "train.images_per_step=2",
+        "--set", "train.micro_batch=2", "--set", "=".join(map(str, given)),
+    ]  # fmt: skip
+    given[1].write_bytes(b"not weights")
+    assert str(given[1]) in refused(*train)
+    random_trunk("vgg", given[1])
+    assert bench(*train)[1]["collecting"] > 0
 
 
 @pytest.mark.parametrize("model", ["llamagen-tiny", "shapes-tiny"])
