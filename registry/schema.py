@@ -151,13 +151,14 @@ class TokenizerShape(TomlTable):
         return int(2 ** (len(self.multipliers) - 1))
 
 
-def _stays_inside(path: str) -> str:
+def stays_inside(path: str) -> str:
+    """Return a path that stays under the folder it is relative to; raises ValueError: it may not."""
     if path.startswith(("/", "~")) or "\\" in path or ".." in path.split("/"):
         raise ValueError(f"{path!r} leads out of its folder")
     return path
 
 
-InnerPath = Annotated[str, AfterValidator(_stays_inside)]
+InnerPath = Annotated[str, AfterValidator(stays_inside)]
 """Of a file in a repository or folder; the file is written under it."""
 
 

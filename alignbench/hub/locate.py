@@ -1,6 +1,6 @@
 """Where files from outside are: weights of models, and what evaluators and rewards read.
 
-Looking is quick, reads no file and loads no network library. Nothing here opens a file for its content: that
+Looking is quick, reads no file but an index of sharded weights, and loads no network library. What files hold
 is the business of backbones, evaluators and rewards.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from alignbench.errors import UserError
 from alignbench.files import cache_root, expand, package_file
+from alignbench.hub.folders import missing_files
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard, ProtocolCard
 from alignbench.registry.reward_spec import Resolved, is_remote
@@ -183,14 +184,6 @@ def snapshot_folder(repo: str, revision: str, kind: str = "model") -> Path:
     store = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}"
     branch = store / "refs" / revision
     return store / "snapshots" / (branch.read_text().strip() if branch.is_file() else revision)
-
-
-def missing_files(folder: Path, files: Sequence[str]) -> list[str]:
-    """Return what is listed and a folder lacks, `a|b` as `a or b`; without a list, anything at all."""
-    if not files:
-        return [] if folder.is_dir() and any(path.is_file() for path in folder.iterdir()) else ["any file"]
-    lacking = [names for names in files if not any((folder / name).is_file() for name in names.split("|"))]
-    return [names.replace("|", " or ") for names in lacking]
 
 
 def how_to_replace(status: FileStatus) -> str:

@@ -17,10 +17,10 @@ from alignbench.files import (
     file_digests,
     file_sha256,
     make_folder,
-    parse_json,
     read_json,
     write_json,
 )
+from alignbench.hub.folders import INDEX, shards
 from alignbench.hub.locate import FileStatus, how_to_replace
 from alignbench.registry.protocol import AssetCard, ProtocolCard
 
@@ -115,20 +115,20 @@ def check_digest(status: FileStatus, path: Path, digest: str, offered: str | Non
 def _index_sha256(path: Path) -> str:
     """Hash an index of sharded weights with everything it lists."""
     try:
-        listed = sorted(set(parse_json(path.read_bytes())["weight_map"].values()))
-        digests = {name: file_sha256(path.parent / name) for name in [path.name, *listed]}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not an index of weight files", fix="name a weight file") from error
+        listed = {str(file.relative_to(path.parent)): file_sha256(file) for file in [path, *shards(path)]}
     except OSError as error:
         raise UserError(f"{path} lists {error.filename}: {(error.strerror or '').lower()}") from error
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 
 def _contents(folder: Path, files: Sequence[str]) -> list[str]:
-    """Names of the files that make up a folder: those the card lists, else all."""
+    """Names of the files that make up a folder: those the card lists and their shards, else all."""
     if files:
         names = [name for alternatives in files for name in alternatives.split("|")]
-        return sorted(name for name in names if (folder / name).is_file())
+        listed = {name for name in names if (folder / name).is_file()}
+        indexes = [folder / name for name in listed if name.endswith(INDEX)]
+        parts = [file for path in indexes for file in shards(path) if file.is_file()]
+        return sorted(listed | {str(file.relative_to(folder)) for file in parts})
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 

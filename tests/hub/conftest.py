@@ -81,13 +81,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         state: Any = self.server.state  # type: ignore[attr-defined]
         part, token = self.headers.get("Range"), self.headers.get("Authorization")
         state.requests.append(SimpleNamespace(method=self.command, path=self.path, range=part, token=token))
+        content, etag, found = CONTENT, state.etag, not state.missing
+        if state.files is not None:
+            content = state.files.get(self.path.partition(f"{COMMIT}/")[2], b"")
+            etag, found = hashlib.sha256(content).hexdigest(), bool(content)
         start = int(part.removeprefix("bytes=").partition("-")[0]) if part else 0
-        headers = {"Content-Length": str(len(CONTENT) - start), "X-Repo-Commit": COMMIT}
-        headers |= {"ETag": f'"{state.etag}"'}
+        headers = {"Content-Length": str(len(content) - start), "X-Repo-Commit": COMMIT}
+        headers |= {"ETag": f'"{etag}"'}
         if part:
-            headers["Content-Range"] = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         status = 206 if part else 200
-        if state.missing:
+        if not found:
             status, headers = 404, {"X-Error-Code": "EntryNotFound", "Content-Length": "0"}
         elif self.path.startswith("/moved"):
             status = 302
@@ -97,7 +101,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET" and status < 300:
-            self.wfile.write(CONTENT[start:])
+            self.wfile.write(content[start:])
 
     do_HEAD = do_GET
 
@@ -108,11 +112,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A web server on this machine, which the hub's client takes for the hub: `requests` is what was asked,
-    `etag` the version it names."""
+    `etag` the version it names; with `files`, {name: content} are all that is in its repositories."""
     import huggingface_hub
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    state = SimpleNamespace(requests=[], etag=SHA256, missing=False)
+    state = SimpleNamespace(requests=[], etag=SHA256, missing=False, files=None)
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     web.state = state  # type: ignore[attr-defined]
     state.port, state.root = web.server_port, f"http://127.0.0.1:{web.server_port}"

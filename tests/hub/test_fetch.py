@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 from pydantic import ValidationError
 
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, RunFailed, UserError
-from alignbench.files import lock_of, read_json
-from alignbench.hub.fetch import Fetched, ask, fetch_files, human_size
+from alignbench.files import digest_of, lock_of, read_json
+from alignbench.hub.fetch import Fetched, fetch_files
 from alignbench.hub.locate import FOLDER, FileStatus, locate_asset
+from alignbench.hub.transfer import ask, human_size
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
 from alignbench.registry.schema import WeightFile
@@ -75,6 +77,47 @@ def test_data_sets_and_folders_of_the_hub(server: SimpleNamespace, cache: Path) 
     assert sorted(path.name for path in done.path.iterdir()) == ["a b.csv", "a.json", "w.st"]
     names = {request.path.rpartition("/")[2] for request in server.requests}
     assert names == {"w.st"}, "the first of two forms"
+
+
+INDEX = "w.st.index.json"
+
+
+def index_of(*names: str) -> bytes:
+    return json.dumps({"weight_map": {str(place): name for place, name in enumerate(names)}}).encode()
+
+
+def sharded(**changes: Any) -> FileStatus:
+    return locate_asset("net", folder_card(files=["a.json", f"w.st|{INDEX}|w.bin"], **changes))
+
+
+def test_shards_come_with_the_index_that_lists_them(server: SimpleNamespace, cache: Path) -> None:
+    """The first form that the hub has is taken; a folder is whole once all that its index lists is there."""
+    folder, parts = cache / "assets" / "net", ("w-1.st", "sub/w-2.st")
+    server.files = {"a.json": b"{}", INDEX: index_of(*parts, parts[0]), "w.bin": b"old", "w-1.st": b"one"}
+    what = refused(sharded()).what
+    assert what.startswith(f"the hub refuses someone/net/sub/w-2.st @ {COMMIT}") and "404" in what
+    assert not ranges(server)[2:], "nothing large moves before all that is listed was found"
+    assert sharded().reason == f"{folder} lacks sub/w-2.st and w-1.st"
+    server.files["sub/w-2.st"] = b"two"
+    put(folder / f"w-1.st.{hashlib.sha256(b'one').hexdigest()[:16]}.partial", b"on")
+    server.requests.clear()
+    (done,) = fetch_files([sharded()])
+    assert done.action == "downloaded" and sharded().path == folder == done.path
+    assert ranges(server) == [None, "bytes=2-"], "continued, and nothing came twice"
+    names = {"a.json": b"{}", INDEX: server.files[INDEX], "w-1.st": b"one", "sub/w-2.st": b"two"}
+    assert {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == names
+    assert done.sha256 == digest_of({name: hashlib.sha256(names[name]).hexdigest() for name in sorted(names)})
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", index_of(), index_of("../w.st"), index_of("/w.st"), b"[" * 10**5, index_of("a\x00")]
+)
+def test_an_index_leads_nowhere_else(server: SimpleNamespace, cache: Path, content: bytes) -> None:
+    server.files = {"a.json": b"{}", INDEX: content, "w.st": b""}
+    for _ in range(2):  # as it comes, and as it lies there
+        assert f"{INDEX} is not an index of weight files" in refused(sharded()).what
+        assert sharded().reason.endswith(f"net lacks a whole {INDEX}")
+    assert sorted(path.name for path in (cache / "assets").rglob("*") if path.is_file()) == ["a.json", INDEX]
 
 
 def test_files_without_a_public_source_are_reported(server: SimpleNamespace) -> None:
@@ -219,6 +262,7 @@ def test_without_a_network_one_line_says_how_to_get_the_files(
     assert plain.what.startswith("cannot get http://127.0.0.1:9/net.pt (")
     assert "curl -fL -o net.pt http://127.0.0.1:9/net.pt; then copy it to" in plain.fix
     assert plain.fix.endswith(str(file.expected))
+    assert f"hf download someone/net --revision {COMMIT} --local-dir net" in refused(sharded()).fix
     for error in (hub, plain):
         assert ("(HF_HUB_OFFLINE is set)" in error.what) is offline
 
@@ -226,6 +270,8 @@ def test_without_a_network_one_line_says_how_to_get_the_files(
 def test_a_file_that_is_not_there(server: SimpleNamespace) -> None:
     server.missing = True
     assert "the hub refuses someone/model/policy.pt" in refused(policy()).what
+    missing = refused(locate_asset("net", folder_card(files=["w.st|w.bin"])))
+    assert "the hub refuses someone/net/w.st or w.bin" in missing.what
     assert "404" in refused(net(url=f"{server.root}/net.pt")).what
 
 
