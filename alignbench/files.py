@@ -142,6 +142,14 @@ def alone(lock: IO[str], busy: UserError) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Read and write a file of the cache while no other process does."""
+    with lock_of(path).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def lock_of(path: Path) -> Path:
     """Where processes lock a file that is on its way; not beside it, where it would be one of the files."""
     make_folder(cache_root() / "locks")

@@ -1,6 +1,6 @@
 """The run folder: one command, one folder, and two processes never in it at once.
 
-plan.json  inputs.json  run.json  report.md  samples.png  metrics.jsonl  timing.jsonl
+plan.json  inputs.json  run.json  report.md  samples.png  metrics.jsonl  timing.jsonl  starts.json
 checkpoints/step-000120/  export/policy.safetensors  samples/…  metrics/…
 """
 

@@ -16,6 +16,7 @@ from alignbench.files import (
     digest_of,
     file_digests,
     file_sha256,
+    in_turn,
     make_folder,
     read_json,
     write_json,
@@ -107,9 +108,8 @@ def check_digest(status: FileStatus, path: Path, digest: str, offered: str | Non
             own = f"--set {status.option}={shlex.quote(str(path))}"
             fix = f"{how_to_replace(status)}; or {own} to use it all the same, in rows apart"
         raise UserError(f"{path} has SHA-256 {digest}, {authority} says {wanted}", fix=fix)
-    if status.is_weights and card.repo and not before:
-        make_folder(cache_root() / "weights")
-        write_json(cache_root() / FIRST_USE, {**_first_use(), _address(card): digest})
+    if status.is_weights and card.repo and not before and not _recorded(_address(card), digest):
+        check_digest(status, path, digest, offered)  # another process was first
 
 
 def _index_sha256(path: Path) -> str:
@@ -137,6 +137,16 @@ def _contents(folder: Path, files: Sequence[str]) -> list[str]:
 
 def _address(card: AssetCard) -> str:
     return f"{card.repo}@{card.revision}/{card.file}"
+
+
+def _recorded(address: str, digest: str) -> bool:
+    """Record a digest; False: one is there already."""
+    make_folder(cache_root() / "weights")
+    with in_turn(cache_root() / FIRST_USE):
+        known = _first_use()
+        if address not in known:
+            write_json(cache_root() / FIRST_USE, {**known, address: digest})
+        return address not in known
 
 
 def _first_use() -> dict[str, str]:

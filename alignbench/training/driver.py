@@ -7,6 +7,7 @@ Rows of a leaderboard may differ in nothing but the method, so everything else l
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,7 +24,7 @@ from alignbench.api import Batch, Collected, Loss, Method
 from alignbench.config.settings import TrainConfig
 from alignbench.data.stream import Stream
 from alignbench.errors import RunFailed, failure_of, out_of_memory_as
-from alignbench.files import write_atomic
+from alignbench.files import read_json, write_atomic, write_json
 from alignbench.progress import Progress
 from alignbench.training import checkpoint
 from alignbench.training.parallel import Parallel
@@ -31,6 +32,8 @@ from alignbench.training.totals import Totals, costs_of, peak_memory_gib
 
 STOP = "stop"
 """Name under which ranks tell each other, among a step's numbers, that they were asked to stop."""
+STARTS = "starts.json"
+"""In the run folder: how often the training was started."""
 
 
 class Interrupted(Exception):
@@ -65,7 +68,7 @@ class Driver:
     """Trains one module with one method.
 
     Args:
-        folder: run folder; `metrics.jsonl`, `timing.jsonl` and `checkpoints/` go there.
+        folder: run folder; `metrics.jsonl`, `timing.jsonl`, `starts.json` and `checkpoints/` go there.
         checkpoint_every: steps between two checkpoints; 0: none, unless the run is stopped.
         stop: asked after every step; True on any rank ends the run with a checkpoint.
     """
@@ -188,12 +191,14 @@ class Driver:
     def _resume(self) -> int:
         """Load the newest checkpoint; return the number of finished steps."""
         root = self.folder / "checkpoints"
+        earlier = _count_start(self.folder / STARTS) if self.parallel.is_main else 0
         if self.parallel.is_main:
             checkpoint.put_aside_damaged(root, self.progress.say)
         self.parallel.barrier()
         state = checkpoint.load_latest(root, checked=self.parallel.is_main)
         if state is None:
             self._truncate_logs(0)
+            self.totals.resumed = earlier
             return 0
         try:
             self.parallel.unwrap(self.module).load_state_dict(state.module)
@@ -204,7 +209,7 @@ class Driver:
                 f"{self.folder / 'checkpoints'}: step {state.step} is of another model or version",
                 fix="remove it and run the same command again",
             ) from error
-        self.totals.resumed += 1
+        self.totals.resumed = max(self.totals.resumed + 1, earlier)
         self._truncate_logs(state.step)
         left = self.config.steps - state.step
         if left:
@@ -248,6 +253,15 @@ class Driver:
             write_atomic(path, "".join(f"{line}\n" for line in kept))
             if len(kept) < step:
                 self.progress.say(f"{path} lacks {step - len(kept)} of the {step} finished steps")
+
+
+def _count_start(path: Path) -> int:
+    """Note that training starts; return how often it did before, also where no checkpoint was reached."""
+    earlier = 0
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        earlier = int(read_json(path)["starts"])
+    write_json(path, {"starts": earlier + 1})
+    return earlier
 
 
 def _step_of(line: str) -> int:

@@ -48,7 +48,7 @@ class Totals:
     """Images without a valid score; rewards that never failed are left out."""
     peak_memory_gib: float = 0.0
     resumed: int = 0
-    """How often the run was continued."""
+    """How often the training was started again, with or without a checkpoint."""
 
     def add(self, costs: Costs, peak_memory_gib: float) -> None:
         """Add a finished step."""

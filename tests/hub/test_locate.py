@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import pytest
 
 from alignbench.errors import UserError
 from alignbench.files import cache_root, package_file, read_json
+from alignbench.hub import verify as verification
 from alignbench.hub.locate import FOLDER, assets_of, locate_asset
-from alignbench.hub.verify import AssetFile, verify, verify_asset
+from alignbench.hub.verify import AssetFile, check_digest, verify, verify_asset
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard
 from tests.hub.conftest import (
@@ -278,3 +281,19 @@ def test_the_digest_at_first_use_holds_for_ever(cache: Path) -> None:
     record.unlink()
     assert verify(policy(repo="")) == changed
     assert not record.exists(), "the user's own files are not recorded"
+
+
+def test_digests_at_first_use_are_recorded_in_turn(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of several processes reads the record before another one wrote it, unless it waits."""
+    read = verification._first_use
+
+    def slowly() -> dict[str, str]:
+        known = read()
+        time.sleep(0.02)
+        return known
+
+    monkeypatch.setattr(verification, "_first_use", slowly)
+    files = [policy(path=f"{number}.pt") for number in range(6)]
+    with ThreadPoolExecutor(len(files)) as pool:
+        list(pool.map(lambda file: check_digest(file, file.expected, SHA256), files))
+    assert len(read()) == len(files)

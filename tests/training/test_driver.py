@@ -184,12 +184,24 @@ def test_vectors_do_not_decay() -> None:
 def test_without_checkpoints_nothing_is_kept_but_the_logs(tmp_path: Path, parallel: Parallel) -> None:
     driver, _ = make_driver(tmp_path, parallel, checkpoint_every=0)
     driver.train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "timing.jsonl"]
+    kept = ["metrics.jsonl", "starts.json", "timing.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
     asked = iter([False, True])
     stopped, _ = make_driver(tmp_path / "stopped", parallel, stop=lambda: next(asked), checkpoint_every=0)
     with pytest.raises(Interrupted):
         stopped.train()
     assert (tmp_path / "stopped" / "checkpoints" / "step-000002" / "DONE.json").exists()
+
+
+def test_every_start_that_went_on_is_counted(tmp_path: Path, parallel: Parallel) -> None:
+    """Whether or not it reached a checkpoint of its own."""
+    for first_bad in (0, 1, 3, 3, 2):  # the checkpoint of step 2 is reached in the third start
+        with pytest.raises(RunFailed):
+            make_driver(tmp_path, parallel, poison_at=first_bad)[0].train()
+    assert make_driver(tmp_path, parallel)[0].train().resumed == 5
+    (tmp_path / "starts.json").write_text("{broken")
+    assert make_driver(tmp_path, parallel)[0].train().resumed == 6, "a checkpoint knows of those before it"
+    assert make_driver(tmp_path / "new", parallel)[0].train().resumed == 0
 
 
 if __name__ == "__main__":
