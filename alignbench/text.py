@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 MARKUP = "<>[]`|"
 """Characters that a title may not have: it goes into Markdown tables and HTML pages."""
@@ -25,3 +26,10 @@ def made_plain(text: str) -> str:
 def visible(text: str) -> str:
     """Replace control characters but line breaks and tabs: texts of others must not steer a terminal."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+
+
+def class_line(names: Sequence[str]) -> str:
+    """Say how many classes there are, the first two and the last."""
+    shown = [f"{number} = {name}" for number, name in enumerate(names)]
+    gap = ["…"] if len(names) > 3 else []
+    return f"{len(names)} classes: {', '.join(shown[:2] + gap + shown[2:][-1:])}"

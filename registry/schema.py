@@ -383,6 +383,9 @@ class DatasetCard(Card):
     options: dict[str, Option] = {}
     leaderboard: bool = True
     """False for synthetic data: its runs never reach a leaderboard."""
+    classes: Target | None = None
+    """Called as `classes(split=, num_classes=, options=)`; lists the classes as the data names them, by id,
+    without reading an image. Plans show them."""
     class_names: list[str] | Target = []
     """What each class shows, in order of the id and in words that a text model knows, for rewards that read a
     text; or where such a list is. Empty: rewards of that kind need captions."""

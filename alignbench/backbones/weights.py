@@ -24,6 +24,14 @@ CONTAINERS = ("model", "module", "state_dict", "ema")
 """Where a torch file may hold the weights, in LlamaGen's order of lookup; a bare state dict works too."""
 PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 """Left behind by DistributedDataParallel and torch.compile at the start, by FSDP anywhere."""
+LIGHTNING = "pytorch-lightning_version"
+"""Key of its checkpoints; theirs of weights begin with the name of the attribute that holds the model."""
+BESIDE = (
+    "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "pathlib.PosixPath",
+    "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+)  # fmt: skip
+"""Classes and functions of values that training scripts save beside the weights."""
 NOT_WEIGHTS = {
     b"version https://git-lfs": (
         "only points to the file that git-lfs keeps",
@@ -37,12 +45,20 @@ LISTED = 8
 """How many keys an error message spells out."""
 
 
+class _Beside:
+    """In place of a value of `BESIDE`: nothing asks for it, and no code of its class runs."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
 def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> dict[str, Tensor]:
     """Read the weights in a safetensors or torch file, on the CPU, without running code from it.
 
-    Wrapper prefixes are stripped. Position tables and key/value caches, which some versions of the released
-    code saved, are left out. Of the containers the first match wins; a file without any is a bare state
-    dict.
+    Wrapper prefixes are stripped, and in checkpoints of Lightning the attribute's name. Position tables and
+    key/value caches, which some versions of the released code saved, are left out. Of the containers the
+    first match wins; a file without any is a bare state dict.
 
     Raises:
         UserError: the file is missing, truncated, not a weights file, or holds no tensors.
@@ -89,10 +105,12 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, name: str) ->
         )
     problems = [_listing(what, keys) for what, keys in lists.items() if keys]
     if problems:
-        raise UserError(
-            f"{name} does not fit the model: {'; '.join(problems)}",
-            fix="use the weights that belong to this model, or the model that these weights belong to",
-        )
+        fix = "use the weights that belong to this model, or the model that these weights belong to"
+        ends = "." + next(iter(expected), "")
+        prefix = next((key.removesuffix(ends[1:]) for key in state if key.endswith(ends)), "")
+        if all(prefix + key in state for key in missing) and prefix:
+            fix = f"its names begin with {prefix!r}: save those alone, without that"
+        raise UserError(f"{name} does not fit the model: {'; '.join(problems)}", fix=fix)
     module.load_state_dict(dict(state))
 
 
@@ -101,7 +119,8 @@ def _read_torch(path: Path) -> Any:
     failures = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeError)
     try:
         # LlamaGen's training scripts save their parsed arguments beside the weights: plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        beside = [(_Beside, name) for name in BESIDE]
+        with torch.serialization.safe_globals([argparse.Namespace, *beside]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (*failures, AttributeError, IndexError, TypeError) as error:
         raise _unreadable(path, error) from error
@@ -130,7 +149,8 @@ def _unwrap(content: Any, path: Path, containers: Sequence[str]) -> dict[str, Te
     if isinstance(content, Mapping):
         for key in containers:
             if _is_state_dict(content.get(key)):
-                return dict(content[key])
+                state = dict(content[key])
+                return _without_attribute(state) if LIGHTNING in content else state
         if _is_state_dict(content):
             return dict(content)
         content_is = f"its keys are {', '.join(map(str, list(content)[:LISTED]))}"
@@ -140,6 +160,13 @@ def _unwrap(content: Any, path: Path, containers: Sequence[str]) -> dict[str, Te
         f"{path} holds no weights: {content_is}",
         fix=f"expected a state dict, bare or under {', '.join(containers)}",
     )
+
+
+def _without_attribute(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the first part of all names where it is the same for all."""
+    prefix = next(iter(state)).partition(".")[0] + "."
+    shared = all(key.startswith(prefix) for key in state)
+    return {key.removeprefix(prefix): value for key, value in state.items()} if shared else state
 
 
 def _is_state_dict(content: Any) -> bool:

@@ -15,7 +15,7 @@ from alignbench.config import estimate
 from alignbench.config.plan import Plan
 from alignbench.errors import Problem, problem_lines
 from alignbench.registry.lookup import Registry
-from alignbench.text import visible
+from alignbench.text import class_line, visible
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord
@@ -91,6 +91,7 @@ def plan_lines(plan: Plan) -> list[str]:
     return [
         *lines,
         f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}",
+        *([f"  classes    {class_line(plan.classes)}"] if plan.classes else []),
         f"  evaluate   {evaluation if plan.evaluates else 'no'}",
         f"  estimate   {gib(plan.estimate.train_gib)} GiB per device ({parts}) · "
         f"{gib(plan.estimate.disk_gib)} GiB disk",

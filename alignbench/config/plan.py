@@ -18,6 +18,7 @@ from alignbench.config.estimate import Estimate, estimate, rows_gib
 from alignbench.config.requirements import (
     assets_of_rewards,
     condition_problems,
+    find_classes,
     find_text_encoder,
     problems_of,
     requirements_of,
@@ -73,6 +74,8 @@ class Plan:
     """False with `--no-eval`."""
     text: AssetFile | None
     """Files of the model's text encoder, where they are an asset."""
+    classes: Sequence[str]
+    """Of the training data by id, as it names them; empty: not known before it is opened."""
     problems: list[Problem]
     plugins: tuple[CodeFile, ...]
     """Files outside alignbench that the run's code comes from."""
@@ -163,6 +166,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
             **({"text": text.sha256} if text else {}),
         }
     )
+    classes, class_problems = find_classes(registry, config, model) if method else ((), [])
     sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
     rows = rows_gib(registry, protocol, method) if evaluates and not requirements.problems else 0.0
     return Plan(
@@ -178,10 +182,12 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         estimate=estimate(config, model, method, rows),
         evaluates=evaluates,
         text=text,
+        classes=classes,
         problems=[
             *requirements.problems,
             *(condition_problems(config, model, protocol) if evaluates else []),
             *problems_of(registry, config, model, method, weights, text_problems),
+            *class_problems,
         ],
         plugins=code,
     )

@@ -16,7 +16,7 @@ from alignbench.distributed import world_size
 from alignbench.errors import Problem, UserError, missing_packages
 from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_reward_files
 from alignbench.hub.verify import AssetFile, Requirements, verify, verify_asset
-from alignbench.registry.lookup import SINGULAR, Registry
+from alignbench.registry.lookup import SINGULAR, Registry, import_target
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import Resolved, is_remote, parse_terms, resolve
 from alignbench.registry.schema import MethodCard, ModelCard, Scalar
@@ -228,6 +228,21 @@ def _weight_problems(name: str, model: ModelCard, weights: Mapping[str, FileStat
     for role, status in weights.items():
         if not status.ok:
             yield Problem(f"weights/{role}", status.reason, status.fix)
+
+
+def find_classes(
+    registry: Registry, config: RunConfig, model: ModelCard
+) -> tuple[Sequence[str], list[Problem]]:
+    """List the classes of the training data where that is quick, and say what is wrong with them."""
+    card, options = registry.dataset(config.dataset), config.section("data")
+    root = str(options.get("root", "."))
+    if not card.classes or not (root and Path(root).expanduser().is_dir()):
+        return (), []  # that no folder is there is said elsewhere
+    try:
+        list_classes = import_target(card.classes)
+        return list_classes(split=card.train_split, num_classes=model.num_classes, options=options), []
+    except UserError as error:
+        return (), [Problem(f"data {config.dataset}", error.what, error.fix)]
 
 
 def _data_problems(registry: Registry, config: RunConfig, model: ModelCard) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ colour profiles are ignored, as ADM's and torch-fidelity's readers do.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import random
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import IO, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Decoders that may run, whatever a file calls itself."""
@@ -63,11 +64,28 @@ def reason_of(error: Exception) -> str:
     return f"damaged image: {lines[0] if lines else type(error).__name__}"
 
 
-def decode_cropped(data: bytes, size: int) -> np.ndarray:
+TURNED = "turned by EXIF, and taken as stored"
+CLEAR = "transparent in part, and taken without that"
+
+
+def ignored_in(image: Image.Image) -> list[str]:
+    """What a picture says of itself and `decode_cropped` does not apply: `TURNED`, `CLEAR`."""
+    turned = 1
+    with contextlib.suppress(Exception):  # a damaged note is none
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    clear = "A" in image.mode or "transparency" in image.info
+    clear = clear and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+    return [TURNED] * (turned in range(2, 9)) + [CLEAR] * clear
+
+
+def decode_cropped(data: bytes, size: int, ignored: list[str] | None = None) -> np.ndarray:
     """Decode, convert to RGB and crop as ADM does, to [size, size, 3] uint8.
 
     As in ADM, transparency is dropped (not composited on a colour) and CMYK is converted by Pillow's plain
     formula. Colour with 16 bits per channel loses its lower 8.
+
+    Args:
+        ignored: gets what `ignored_in` says of the picture; None: it is not asked.
 
     Raises:
         UnreadableImage: too large, too narrow, or pixels that have no faithful 8-bit form.
@@ -81,6 +99,8 @@ def decode_cropped(data: bytes, size: int) -> np.ndarray:
             raise UnreadableImage(f"{width}×{height} is too narrow to be scaled to {size} px")
         # Deviation: ADM would clip 16-bit grey at 255, which turns it almost white.
         _check_mode(image, CROPPED_MODES, "8-bit form; save it with 8 bits")
+        if ignored is not None:
+            ignored += ignored_in(image)
         image.info.pop("transparency", None)  # dropped by the conversion anyway, but with a warning
         return np.asarray(center_crop_adm(image.convert("RGB"), size))
 

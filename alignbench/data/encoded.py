@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from alignbench.data.walk import printable
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import read_json, write_json
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 def choose(names: Sequence[str], *, limit: int, seed: int) -> list[int]:
@@ -71,7 +72,15 @@ class Source:
 class EncodedImages(NumberedImages):
     """The readable images of a source; see `ImageDataset`, of one with captions also `Captioned`."""
 
-    def __init__(self, source: Source, content: Sequence[str], reasons: dict[int, str], size: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        content: Sequence[str],
+        reasons: dict[int, str],
+        size: int,
+        ignored: Mapping[str, int],
+    ) -> None:
+        self.notes = [f"{count} of {len(source.names)} images are {what}" for what, count in ignored.items()]
         self._source, self._content = source, content
         self._good = [position for position, digest in enumerate(content) if digest]
         self._size = size
@@ -107,32 +116,35 @@ def open_encoded(
     if not source.names:
         raise UserError(f"{source.title}: no images in it")
 
-    def check(position: int) -> tuple[str, str]:
-        """Return (hash of the encoded picture, "") or ("", reason)."""
+    def check(position: int) -> tuple[str, str, list[str]]:
+        """Return (hash of the encoded picture, "", what of it is ignored) or ("", reason, [])."""
+        ignored: list[str] = []
         try:
             data = source.read(position)
-            decode_cropped(data, image_size)
+            decode_cropped(data, image_size, ignored)
         except Exception as error:  # damaged files make decoders raise nearly anything
-            return "", reason_of(error)
-        return _hash(data), ""
+            return "", reason_of(error), []
+        return _hash(data), "", ignored
 
     key = json.dumps([CACHE_VERSION, PIL.__version__, image_size, source.identity])
     path = cache_dir / f"images-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-    content = read_cache(path)
-    if not isinstance(content, list) or len(content) != len(source.names):
-        content = [""] * len(source.names)
+    content, counts = read_cache(path) or ([], {})
+    if len(content) != len(source.names):
+        content, counts = [""] * len(source.names), {}
+    ignored = Counter(counts)
     # Images that failed before are tried again: a file's permissions can be mended without a trace.
     pending = [position for position, digest in enumerate(content) if not digest]
     reasons: dict[int, str] = {}
     outcomes = zip(pending, ordered_map(check, pending, workers=workers), strict=True)
-    for done, (position, (digest, reason)) in enumerate(outcomes, start=1):
+    for done, (position, (digest, reason, unheeded)) in enumerate(outcomes, start=1):
         content[position] = digest
+        ignored.update(unheeded)
         if reason:
             reasons[position] = reason
         if progress is not None:
             progress(done, len(pending))
     if len(pending) > len(reasons):
-        write_cache(path, content, "the list of checked images")
+        write_cache(path, [content, ignored], "the list of checked images")
     if len(reasons) == len(source.names):
         what = "images" if source.captions is None else "images with captions"
         first = min(reasons)
@@ -141,7 +153,7 @@ def open_encoded(
             f"{printable(source.names[first])}: {reasons[first]}",
             fix=f"give PNG, JPEG, WebP or BMP {what}",
         )
-    return EncodedImages(source, content, reasons, image_size)
+    return EncodedImages(source, content, reasons, image_size, ignored)
 
 
 def _hash(data: bytes) -> str:

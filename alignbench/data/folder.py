@@ -32,9 +32,7 @@ def open_folder(*, split: str, num_classes: int | None, options: Mapping[str, Sc
     `class_index` names all class folders in the order of the model's class ids: one per line, ImageNet's
     `LOC_synset_mapping.txt`, or `imagenet_class_index.json`.
     """
-    root = _root(str(options["root"]), split)
-    folders = _class_folders(root)
-    class_names = _class_names(folders, str(options["class_index"]), num_classes, root)
+    root, folders, class_names = _classes(split, num_classes, options)
     ids = {name: number for number, name in enumerate(class_names)}
     listed = sorted((path, ids[folder]) for folder in folders for path in _images_of(root, folder))
     kept = choose([path for path, _ in listed], limit=int(options["limit"]), seed=int(options["subset_seed"]))
@@ -47,6 +45,19 @@ def open_folder(*, split: str, num_classes: int | None, options: Mapping[str, Sc
         read=lambda position: read_file(root / names[position]),
         identity=identity_of(root, names),
     )
+
+
+def list_classes(*, split: str, num_classes: int | None, options: Mapping[str, Scalar]) -> tuple[str, ...]:
+    """Return the folder name of every class id; looks at no image. Raises UserError as `open_folder` does."""
+    return _classes(split, num_classes, options)[2]
+
+
+def _classes(
+    split: str, num_classes: int | None, options: Mapping[str, Scalar]
+) -> tuple[Path, list[str], tuple[str, ...]]:
+    root = _root(str(options["root"]), split)
+    folders = _class_folders(root)
+    return root, folders, _class_names(folders, str(options["class_index"]), num_classes, root)
 
 
 def _root(option: str, split: str) -> Path:

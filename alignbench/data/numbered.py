@@ -13,6 +13,9 @@ from alignbench.data.decode import Skipped
 class NumberedImages:
     """All of `ImageDataset` but the images themselves; with captions, of `Captioned`."""
 
+    notes: Sequence[str] = ()
+    """What the images say of themselves and is not applied."""
+
     def __init__(
         self,
         labels: Sequence[int] | np.ndarray,

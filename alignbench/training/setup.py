@@ -19,6 +19,7 @@ from alignbench.hub.verify import verify
 from alignbench.progress import Progress
 from alignbench.registry import interfaces
 from alignbench.rewards.build import Placed, build, class_names
+from alignbench.text import class_line
 from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
 
@@ -64,11 +65,10 @@ def open_training_data(job: Job, progress: Progress) -> ImageDataset:
         workers=job.workers,
         cache_dir=job.cache / "data",
     )
-    names = dataset.class_names
     if job.plan.model.condition == "class":
-        shown = [f"{number} = {name}" for number, name in enumerate(names)]
-        gap = ["…"] if len(names) > 3 else []
-        progress.say(f"{len(names)} classes: {', '.join(shown[:2] + gap + shown[2:][-1:])}")
+        progress.say(class_line(dataset.class_names))
+    for note in getattr(dataset, "notes", ()):  # data sets of plug-ins need have none
+        progress.say(note)
     for skipped in dataset.skipped[:5]:
         progress.say(f"left out {skipped.path}: {skipped.reason}")
     if dataset.skipped:

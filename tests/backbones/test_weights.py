@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from alignbench.backbones import weights
 from alignbench.backbones.weights import load_strict, read_state_dict
 from alignbench.errors import UserError
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.0, -2.0])}
 OTHER = {"a.weight": torch.zeros(2, 3), "b": torch.zeros(2)}
+
+
+LIGHTNING = {"pytorch-lightning_version": "2.5.0", "epoch": 1, "optimizer_states": [], "loops": {}}
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -29,6 +36,10 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
         lambda state: {"model": state, "optimizer": {"state": {0: {"step": 3}}}, "steps": 5},
         lambda state: {"module": state},
         lambda state: {"state_dict": state},
+        lambda state: {**LIGHTNING, "state_dict": {f"model.{key}": value for key, value in state.items()}},
+        lambda state: {**LIGHTNING, "state_dict": state},
+        lambda state: {"model": state, "best": np.float64(0.5), "seen": np.int64(3), "rng": np.arange(3)},
+        lambda state: {"model": state, "args": {"out": Path("/x")}},
         lambda state: {"model": state, "ema": OTHER, "module": OTHER, "state_dict": OTHER},
         lambda state: {"module.a.weight": state["a.weight"], "_orig_mod.module.b": state["b"]},
         lambda state: {
@@ -37,8 +48,11 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
             "layers.0.attention.kv_cache.k_cache": torch.ones(2),
         },
     ],
-    ids=["bare", "model", "module", "state_dict", "model first", "prefixes", "strays"],
-)
+    ids=[
+        "bare", "model", "module", "state_dict", "lightning", "its own module", "numpy", "paths",
+        "model first", "prefixes", "strays",
+    ],
+)  # fmt: skip
 def test_every_container_gives_the_same_weights(tmp_path: Path, wrap: Callable[..., object]):
     path = tmp_path / "weights.pt"
     torch.save(wrap(STATE), path)
@@ -147,10 +161,19 @@ def test_files_without_weights_are_refused(tmp_path: Path, content: object, monk
 
 def test_what_could_run_code_is_named(tmp_path: Path):
     path = tmp_path / "weights.pt"
-    torch.save({"model": STATE, "folder": Path("x")}, path)
-    with pytest.raises(UserError, match=r"more than weights: loading pathlib\.\w+") as caught:
+    torch.save({"model": STATE, "when": datetime.timedelta(1)}, path)
+    with pytest.raises(UserError, match=r"more than weights: loading datetime\.\w+") as caught:
         read_state_dict(path)
     assert "truncated" not in str(caught.value)
+    assert caught.value.fix == "where you trust the file, save its state dict alone and use that"
+
+
+def test_what_stands_beside_the_weights_runs_no_code_of_its_own(tmp_path: Path, monkeypatch: Any):
+    """Not even numpy's: `_reconstruct` and `scalar` would be called with whatever the file says."""
+    path = tmp_path / "weights.pt"
+    torch.save({"model": STATE, "seen": [np.float32(1), np.arange(3), Path("x")]}, path)
+    content = weights._read_torch(path)
+    assert {type(value).__name__ for value in content["seen"]} == {"_Beside"}
 
 
 def net() -> nn.Module:
@@ -168,6 +191,14 @@ def test_strict_loading_converts_to_the_modules_dtype():
     assert torch.equal(module.a.weight, STATE["a.weight"].double()) and torch.equal(
         module.b, STATE["b"].double()
     )
+
+
+def test_names_under_a_prefix_are_said_to_be(tmp_path: Path):
+    state = {f"generator.{key}": value for key, value in STATE.items()}
+    for more in ({}, {"loss.scale": torch.ones(1)}):
+        with pytest.raises(UserError) as caught:
+            load_strict(net(), {**state, **more}, name="x.pt")
+        assert caught.value.fix == "its names begin with 'generator.': save those alone, without that"
 
 
 def test_strict_loading_lists_everything_that_differs_and_loads_nothing():

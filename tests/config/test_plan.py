@@ -14,6 +14,7 @@ import torch
 
 from alignbench.api import ClassLabels
 from alignbench.backbones.llamagen.gpt import GPT, GPTConfig
+from alignbench.cli.common import plan_lines
 from alignbench.config.estimate import disk_problem, estimate, layer_values, memory_note
 from alignbench.config.plan import Plan, make_plan
 from alignbench.config.settings import resolve
@@ -135,7 +136,17 @@ def test_files_are_looked_for_before_anything_is_built(tmp_path: Path, trunk: Pa
 
     (tmp_path / "weights.pt").write_bytes(b"x" * 10)
     own = [f"model.{role}={tmp_path}/weights.pt" for role in ("policy", "tokenizer")]
-    assert problems("llamagen-xxl", *own, f"data.root={tmp_path}", evaluates=False) == {}
+    names = [f"n{number:08}" for number in range(1000)]
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    for name in names[::999]:
+        (tmp_path / "train" / name).mkdir(parents=True)
+    own += [f"data.root={tmp_path}"]
+    plan = plan_of("llamagen-xxl", *own, f"data.class_index={tmp_path}/classes.txt", evaluates=False)
+    assert plan.problems == [] and list(plan.classes) == names, "no image was looked for"
+    shown = "  classes    1000 classes: 0 = n00000000, 1 = n00000001, …, 999 = n00000999"
+    assert shown in plan_lines(plan)
+    ((where, (what, _)),) = problems("llamagen-xxl", *own, evaluates=False).items()
+    assert where == "data imagenet" and "2 class folders for a model of 1000 classes" in what
     random = "model.weights=random"
     assert found(random) == {}
     trunk.unlink()

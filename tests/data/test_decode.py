@@ -14,6 +14,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from alignbench.data.decode import (
+    CLEAR,
+    TURNED,
     UnreadableImage,
     center_crop_adm,
     decode_cropped,
@@ -68,7 +70,16 @@ def test_transparency_is_dropped_and_orientation_ignored() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     turned = encoded(Image.fromarray(NOISE[:8, :8]), exif=exif)
-    np.testing.assert_array_equal(decode_cropped(turned, 8), NOISE[:8, :8])
+    ignored: list[str] = []
+    np.testing.assert_array_equal(decode_cropped(turned, 8, ignored), NOISE[:8, :8])
+    assert ignored == [TURNED]
+    exif[0x0112] = 1
+    for data in (encoded(Image.fromarray(NOISE).convert("RGBA")), encoded(Image.fromarray(NOISE), exif=exif)):
+        decode_cropped(data, 8, ignored := [])
+        assert ignored == [], "opaque, and as it is"
+    for mode in ("LA", "P", "RGBA"):
+        decode_cropped(encoded(clear.convert(mode)), 8, ignored := [])
+        assert ignored == [CLEAR]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

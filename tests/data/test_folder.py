@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignbench.data.decode import Skipped, center_crop_adm
+from alignbench.data.decode import CLEAR, TURNED, Skipped, center_crop_adm
 from alignbench.errors import RunFailed
 from tests.helpers.data_sets import content, opened, reasons, refused
 
@@ -170,6 +170,19 @@ def test_bad_files_are_listed_and_not_replaced(folder: Folder, root: Path) -> No
     assert len(dataset) == 7 and dataset.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
     for index in range(len(dataset)):
         dataset.load(index)
+
+
+def test_what_pictures_say_of_themselves_and_is_not_applied_is_counted(folder: Folder, root: Path) -> None:
+    assert not folder().notes
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture(7).save(root / "ant" / "turned.png", exif=exif)
+    for name, clear in (("half", 128), ("whole", 255)):
+        image = picture(8).convert("RGBA")
+        image.putalpha(clear)
+        image.save(root / "bee" / f"{name}.png")
+    for _ in range(2):  # looked at, and remembered
+        assert folder().notes == [f"1 of 9 images are {what}" for what in (TURNED, CLEAR)]
 
 
 def test_file_names_that_are_not_utf8(folder: Folder, root: Path) -> None:

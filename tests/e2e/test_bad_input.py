@@ -302,6 +302,10 @@ def no_space(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def no_quota(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
 def no_space_in_safetensors(*_: Any, **__: Any) -> None:
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -319,8 +323,8 @@ def full_log(self: driver.Driver, step: int, *_: Any) -> None:
         (checkpoint, "save_file", no_space_in_safetensors, "step-000001 cannot be written"),
         (driver.Driver, "_log", full_log, "no space left"),
         (runner, "save_file", no_space_in_safetensors, "policy.safetensors cannot be written"),
-        (generated, "write_atomic", no_space, "no space left"),
-        (record, "write_atomic", no_space, "run.json cannot be written"),
+        (generated, "write_atomic", no_quota, "no space left"),
+        (record, "write_atomic", no_quota, "run.json cannot be written"),
         (session, "write_atomic", no_space, "no space left"),
     ],
     ids=["checkpoint", "log", "export", "samples", "record", "report"],

@@ -146,6 +146,7 @@ def test_dry_run_touches_neither_network_nor_disk(server: SimpleNamespace, cache
     [
         (ConnectionResetError("reset by peer"), "ConnectionResetError: reset by peer", "run the same"),
         (OSError(28, "No space left on device"), "no space left on the disk", "free some space and "),
+        (OSError(122, "Disk quota exceeded"), "no space left on the disk", "free some space and "),
     ],
 )
 def test_a_broken_transfer_is_continued(

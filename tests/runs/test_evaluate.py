@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert not measured
 
 
-def test_a_full_disk_is_told_alike(evaluated: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_alike(
+    number: int, evaluated: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
     """For given images and for a finished run as for a run."""
 
     def no_space(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(features, "write_atomic", no_space)
     run = shutil.copytree(evaluated, tmp_path / "run")
