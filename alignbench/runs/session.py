@@ -93,7 +93,8 @@ def session(
             ) from None
         except ExchangeBroken as broken:
             current.note("failed")
-            raise RunFailed(f"{broken.what}{_reason_of_others(folder)}", fix=broken.fix) from None
+            said = "" if "said:" in broken.what else _reason_of_others(folder)
+            raise RunFailed(f"{broken.what}{said}", fix=broken.fix) from None
         except RunFailed as error:
             _tell_others(folder, error)
             current.note("failed")

@@ -8,8 +8,10 @@ per step however many micro-batches there are, and works whichever of the module
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -17,12 +19,15 @@ from torch import Tensor, nn
 
 from alignbench import distributed
 from alignbench.errors import UserError
-from alignbench.training.process_group import TIMEOUT, exchange, rejoin
+from alignbench.training.process_group import TIMEOUT, after_first, exchange, rejoin
 
 BUCKET = 25_000_000
 """Numbers exchanged at once."""
 SMALL = 2_000_000
 """Parameters below which one thread is faster than several (overhead-bound tensors)."""
+
+_BLOCKS = itertools.count()
+"""Numbers of the blocks that the first process does alone; every process comes to them in one order."""
 
 
 def choose_threads(parameters: int) -> int:
@@ -133,6 +138,16 @@ class Parallel:
     def barrier(self) -> None:
         with exchange():
             self._accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Do the block in the first process, then in the others at once; see `after_first`."""
+        if self.world_size == 1:
+            yield
+            return
+        store = torch.distributed.distributed_c10d._get_default_store()
+        with after_first(store, self.rank, f"alignbench/first/{next(_BLOCKS)}"):
+            yield
 
     def release(self) -> None:
         """Let go of what was wrapped, so that its memory is free for what follows."""

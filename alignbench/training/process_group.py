@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
 from torch import distributed as group
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from alignbench.distributed import world_size
-from alignbench.errors import RunFailed
+from alignbench.errors import RunFailed, UserError
 from alignbench.training.signals import ignore_signals
 
 TIMEOUT = timedelta(hours=1)
 """How long a process waits for one that is there but does not answer: shards of an evaluation may differ by
 as much. One that ends is noticed at once."""
+
+DONE = "done"
+PAUSE = 0.1
+"""Seconds between two looks at the store."""
 
 
 class ExchangeBroken(RunFailed):
@@ -73,3 +78,37 @@ def exchange() -> Iterator[None]:
         ignore_signals()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExchangeBroken(reason[:200]) from error
+
+
+@contextlib.contextmanager
+def after_first(store: Store, rank: int, key: str) -> Iterator[None]:
+    """Let the first process do the block before the others do, e.g. fill a cache that they read.
+
+    The others ask the store from time to time, in no exchange: its `TIMEOUT` would end a long wait.
+
+    Args:
+        key: of the store, another one for each block.
+
+    Raises:
+        ExchangeBroken: the block failed in the first process, or that process is gone.
+    """
+    if rank == 0:
+        word = "the first process ended"
+        try:
+            yield
+            word = DONE
+        except UserError as error:
+            word = f"process 0 said: {error}"
+            raise
+        finally:
+            with contextlib.suppress(RuntimeError):  # the next exchange says that the others are gone
+                store.set(key, word)
+        return
+    with exchange():
+        while not store.check([key]):
+            time.sleep(PAUSE)
+        word = store.get(key).decode()
+    if word != DONE:
+        ignore_signals()  # as in `exchange`
+        raise ExchangeBroken(word)
+    yield

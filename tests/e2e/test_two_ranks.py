@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +118,57 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path, 
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "partial"
     assert two_ranks(tmp_path, "pass").returncode == 0
     assert (tmp_path / "run" / "export" / "policy.safetensors").read_bytes() == undisturbed
+
+
+WATCHED = """
+import os
+import alignbench
+from alignbench.data import encoded
+
+@alignbench.reward
+def unused(images):
+    \"\"\"Makes this file a plug-in.\"\"\"
+
+LOOK = encoded.decode_cropped
+
+def watched(data, size, ignored=None):
+    if ignored is not None:  # when the data set is opened
+        with open(os.environ["LOOKS"], "a") as log:
+            log.write(os.environ["RANK"])
+    return LOOK(data, size, ignored)
+
+encoded.decode_cropped = watched
+"""
+
+
+@pytest.mark.slow
+def test_one_process_looks_at_the_images_and_the_other_takes_its_word(tmp_path: Path) -> None:
+    (tmp_path / "watched.py").write_text(WATCHED)
+    for number in range(20):
+        path = tmp_path / "images" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    arguments = [
+        "run", "--method", "ntp", "--model", "llamagen-tiny", "--steps", "1", "--no-eval", "--data", "folder",
+        "--set", f"data.root={tmp_path / 'images'}", "--plugin", str(tmp_path / "watched.py"),
+        "--set", "train.images_per_step=2", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    looks = tmp_path / "looks"
+    env = {**os.environ, "LOOKS": str(looks), "ALIGNBENCH_CACHE": str(tmp_path / "cache")}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [*TORCHRUN, "-m", "alignbench", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+
+    done = run()
+    assert done.returncode == 0 and looks.read_text() == "0" * 20, done.stderr
+    shutil.rmtree(tmp_path / "run")
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.write_bytes(b"no image")
+    done = run()
+    said = [line for line in done.stderr.splitlines() if line.startswith("alignbench: ")]
+    assert done.returncode != 0 and all("none of 20 images can be read" in line for line in said), done.stderr
+    assert len(said) == 2 and "process 0 said" in "".join(said), "the other does not wait for ever"
 
 
 @pytest.mark.slow
