@@ -128,10 +128,11 @@ def open_encoded(
 
     key = json.dumps([CACHE_VERSION, PIL.__version__, image_size, source.identity])
     path = cache_dir / f"images-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    content: list[str]
     content, counts = read_cache(path) or ([], {})
     if len(content) != len(source.names):
         content, counts = [""] * len(source.names), {}
-    ignored = Counter(counts)
+    ignored: Counter[str] = Counter(counts)
     # Images that failed before are tried again: a file's permissions can be mended without a trace.
     pending = [position for position, digest in enumerate(content) if not digest]
     reasons: dict[int, str] = {}

@@ -11,7 +11,7 @@ from typing import Literal
 
 from alignbench.errors import UserError
 from alignbench.files import file_sha256, make_folder
-from alignbench.hub.folders import INDEX, missing_files, shards
+from alignbench.hub.folders import INDEX, listed_shards, missing_files
 from alignbench.hub.locate import FOLDER, FileStatus
 from alignbench.hub.transfer import Transfer, alone_with, ask, bring, human_size, narrowed
 from alignbench.hub.verify import check_digest, promised, verify
@@ -91,7 +91,7 @@ def _shards(index: FileStatus) -> list[FileStatus]:
     if index.is_weights or not (index.card.repo and index.card.file.endswith(INDEX)):
         return []
     folder = index.expected.parent
-    within = [str(file.relative_to(folder)) for file in shards(index.expected) if not file.is_file()]
+    within = [str(file.relative_to(folder)) for file in listed_shards(index.expected) if not file.is_file()]
     base = index.card.file.removesuffix(index.expected.name)
     return [replace(narrowed(index, base + name), expected=folder / name) for name in within]
 

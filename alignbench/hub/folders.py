@@ -14,7 +14,7 @@ INDEX = ".index.json"
 """End of the name of an index of weights in several files."""
 
 
-def shards(index: Path) -> list[Path]:
+def listed_shards(index: Path) -> list[Path]:
     """Return the files that an index of weights lists, sorted, whether or not they are there.
 
     Raises:
@@ -50,6 +50,6 @@ def _missing_shards(folder: Path, path: Path) -> list[str]:
     if not path.name.endswith(INDEX):
         return []
     try:
-        return [str(shard.relative_to(folder)) for shard in shards(path) if not shard.is_file()]
+        return [str(shard.relative_to(folder)) for shard in listed_shards(path) if not shard.is_file()]
     except UserError:
         return [f"a whole {path.relative_to(folder)}"]

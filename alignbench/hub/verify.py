@@ -21,7 +21,7 @@ from alignbench.files import (
     read_json,
     write_json,
 )
-from alignbench.hub.folders import INDEX, shards
+from alignbench.hub.folders import INDEX, listed_shards
 from alignbench.hub.locate import FileStatus, how_to_replace
 from alignbench.registry.protocol import AssetCard, ProtocolCard
 
@@ -115,7 +115,9 @@ def check_digest(status: FileStatus, path: Path, digest: str, offered: str | Non
 def _index_sha256(path: Path) -> str:
     """Hash an index of sharded weights with everything it lists."""
     try:
-        listed = {str(file.relative_to(path.parent)): file_sha256(file) for file in [path, *shards(path)]}
+        listed = {
+            str(file.relative_to(path.parent)): file_sha256(file) for file in [path, *listed_shards(path)]
+        }
     except OSError as error:
         raise UserError(f"{path} lists {error.filename}: {(error.strerror or '').lower()}") from error
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
@@ -127,7 +129,7 @@ def _contents(folder: Path, files: Sequence[str]) -> list[str]:
         names = [name for alternatives in files for name in alternatives.split("|")]
         listed = {name for name in names if (folder / name).is_file()}
         indexes = [folder / name for name in listed if name.endswith(INDEX)]
-        parts = [file for path in indexes for file in shards(path) if file.is_file()]
+        parts = [file for path in indexes for file in listed_shards(path) if file.is_file()]
         return sorted(listed | {str(file.relative_to(folder)) for file in parts})
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
