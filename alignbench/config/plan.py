@@ -145,7 +145,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     if evaluates:
         requirements = requirements_of(registry, config.protocol, protocol, paths, of_rewards)
     else:
-        read = [*of_rewards, *([] if method else [protocol.prompts])]  # `bench` samples from prompts
+        read = of_rewards if method else [protocol.prompts]  # `bench` samples from prompts
         lost = unread(paths, read, "nothing of this reads it")
         requirements = Requirements(protocol_digest(protocol), protocol, problems=lost)
     protocol = requirements.protocol
@@ -153,8 +153,8 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     overrides = {role: str(section[role]) for role in ("policy", "tokenizer", "text") if section.get(role)}
     weights = locate_weights(config.model, model, overrides)
     code = foreign_code(registry, cards_used(registry, config, protocol))
-    hashes = {name: file.sha256 for name, file in requirements.assets.items()}
-    hashes |= {name: sha256 for name, sha256 in of_rewards.items() if sha256}
+    hashes = {n: sha256 for n, sha256 in of_rewards.items() if sha256}
+    hashes |= {name: file.sha256 for name, file in requirements.assets.items()}
     digest = digest_of(
         {
             "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
@@ -167,7 +167,6 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         }
     )
     classes, class_problems = find_classes(registry, config, model) if method else ((), [])
-    sequences = int(config.section("method")[method.group_option]) if method and method.group_option else 1
     rows = rows_gib(registry, protocol, method) if evaluates and not requirements.problems else 0.0
     return Plan(
         id=f"{config.method or 'base'}-{config.model}-s{config.seed}-{digest[:8]}",
@@ -178,7 +177,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         requirements=requirements,
         weights=weights,
         world_size=distributed.world_size(),
-        sequences_per_image=sequences,
+        sequences_per_image=_sequences(config, method),
         estimate=estimate(config, model, method, rows),
         evaluates=evaluates,
         text=text,
@@ -191,6 +190,10 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         ],
         plugins=code,
     )
+
+
+def _sequences(config: RunConfig, method: MethodCard | None) -> int:
+    return int(config.section("method")[method.group_option]) if method and method.group_option else 1
 
 
 def files_of(registry: Registry, config: RunConfig) -> list[FileStatus]:
