@@ -144,13 +144,12 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     of_rewards = assets_of_rewards(registry, config, method) if method else {}
     if evaluates:
         requirements = requirements_of(registry, config.protocol, protocol, paths, of_rewards)
+        protocol = requirements.protocol
     else:
         read = of_rewards if method else [protocol.prompts]  # `bench` samples from prompts
         lost = unread(paths, read, "nothing of this reads it")
         requirements = Requirements(protocol_digest(protocol), protocol, problems=lost)
-    protocol = requirements.protocol
-    section = config.section("model")
-    overrides = {role: str(section[role]) for role in ("policy", "tokenizer", "text") if section.get(role)}
+    overrides = {role: str(config.section("model").get(role, "")) for role in ("policy", "tokenizer", "text")}
     weights = locate_weights(config.model, model, overrides)
     code = foreign_code(registry, cards_used(registry, config, protocol))
     hashes = {n: sha256 for n, sha256 in of_rewards.items() if sha256}
