@@ -124,9 +124,11 @@ def _import(path: Path, digest: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up while it runs
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[name]
         frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
         raise UserError(f"--plugin {where}: cannot be imported: {type(error).__name__}: {error}") from error
@@ -140,7 +142,7 @@ def _card(path: Path, module: ModuleType, thing: Any) -> tuple[str, str, Card]:
         raise UserError(f"{what}.card is not a dictionary")
     values = dict(thing.card)
     word = values.pop("kind", None)
-    if word not in KIND_OF:
+    if not isinstance(word, str) or word not in KIND_OF:
         raise UserError(
             f"{what}.card: kind is {word!r}.{suggest(str(word), KIND_OF)}",
             fix=f'say "kind": one of {", ".join(KIND_OF)}',
