@@ -28,6 +28,7 @@ from alignbench.registry.schema import Card, CodeFile, MethodCard, reasons
 
 KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 """{what a class's card calls its kind: the kind}."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def load_registry(plugins: Sequence[str | Path | Any] = ()) -> Registry:
@@ -149,6 +150,8 @@ def _card(path: Path, module: ModuleType, thing: Any) -> tuple[str, str, Card]:
         )
     kind = KIND_OF[word]
     name = values.pop("name", None) or _kebab(thing.__name__)
+    if not isinstance(name, str) or not NAME.fullmatch(name):  # it becomes part of folder names
+        raise UserError(f"{what}.card: {name!r} is no name", fix="letters, digits, '-', '_', '.' and '+'")
     try:
         card = KINDS[kind].model_validate({**values, "target": f"{module.__name__}:{thing.__name__}"})
     except ValidationError as error:
