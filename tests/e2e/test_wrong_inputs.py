@@ -48,7 +48,7 @@ FOLDER = [*RUN, "--data", "folder", "--set"]
 CLASSES = [*FOLDER, "data.root={}/data/ten", "--set"]
 CASES = [
     *under([*RUN, "--set", "model.policy="], "weights", "lfs.safetensors page.pt empty.safetensors"
-           " header.safetensors numpy.pt scalars.pt list.pt index.json nowhere.pt"),
+           " header.safetensors cut.safetensors numpy.pt scalars.pt list.pt index.json nowhere.pt"),
     *under([*TEXT, "--set", "model.text="], "weights", "words.safetensors"),
     *under([*GIVEN, ""], "samples", "array.npy channels.npz cut.npz empty.npz flipped.npz float.npz gray.npz"
            " none.npz labels-float.npz labels-short.npz objects.npz other.npz text.npz damaged hollow large"

@@ -49,6 +49,8 @@ def make_weights(root: Path) -> None:
     text(root / "page.pt", "<!DOCTYPE html><html><title>Sign in</title></html>")
     text(root / "empty.safetensors", b"")
     text(root / "header.safetensors", b"\xff" * 64)
+    whole = package_file("weights/llamagen-tiny/policy.safetensors").read_bytes()
+    text(root / "cut.safetensors", whole[: len(whole) // 2])
     torch.save({"model": {"output.weight": np.float64(1)}}, root / "numpy.pt")
     torch.save({"model": {"a": 1}}, root / "scalars.pt")
     torch.save([torch.zeros(3)], root / "list.pt")
