@@ -19,7 +19,7 @@ import torch
 
 from alignbench import run_folder
 from alignbench.api import Evaluator, ImageSet, Metric, Reference
-from alignbench.errors import UserError, failure_of
+from alignbench.errors import RunFailed, UserError, failure_of
 from alignbench.evaluation import features
 from alignbench.evaluation.features import FeatureStore, Rank, measure
 from alignbench.files import code_digest, digest_of, read_json, write_json
@@ -215,6 +215,8 @@ class Evaluation:
                 metrics = _checked(evaluator.score(rows, reference), self.cards[name])
         except UserError as error:
             what = f"{name}, {self.subject} at {setting}: {error.what}"
+            if isinstance(error, RunFailed):
+                raise RunFailed(what, fix=error.fix) from error
             raise UserError(what, fix=error.fix, exit_code=error.exit_code) from error
         seconds = time.monotonic() - started
         score = Score(

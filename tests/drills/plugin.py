@@ -54,14 +54,19 @@ def write(folder: Path, fault: str = "") -> None:
     (folder / "drilled.py").write_text(SOURCE.replace('FAULT = ""', f"FAULT = {fault!r}"))
 
 
+def cards(place: Path) -> None:
+    """The sound plug-in and its protocol, in a folder of cards."""
+    (place / "protocols").mkdir(parents=True)
+    (place / "protocols" / "grey8.toml").write_text(PROTOCOL)
+    write(place)
+
+
 class Plugin(Drill):
     """A reward, a method and an evaluator of one file."""
 
     def __init__(self, root: Path, seed: int) -> None:
         place = root / "cards"
-        (place / "protocols").mkdir(parents=True)
-        (place / "protocols" / "grey8.toml").write_text(PROTOCOL)
-        write(place)
+        cards(place)
         self.place, self.turns = place, 0
         self.arguments = [
             "run", "--method", "drilled", "--model", "llamagen-tiny", *SMALL, "--protocol", "grey8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,19 @@ def leave(values: torch.Tensor) -> None:
     sys.exit(0)
 
 
+def cancel(values: torch.Tensor) -> None:
+    raise asyncio.CancelledError
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def speechless(values: torch.Tensor) -> None:
+    raise Speechless
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -112,6 +126,8 @@ def leave(values: torch.Tensor) -> None:
         (lambda v: v, "Tensor, not Scores"),
         (lambda v: 1 / 0, r"ZeroDivisionError: division by zero \(.*test_failing_rewards.py:\d+\)"),
         (leave, "SystemExit: 0"),
+        (cancel, "CancelledError"),
+        (speechless, r"Speechless \("),
     ],
 )
 def test_a_wrong_answer_names_the_reward(
