@@ -93,7 +93,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     # The CPU's allocator has no exception of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in _words_of(error)
+
+
+def _words_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # foreign exceptions may fail at that, too
+        return ""
 
 
 @contextlib.contextmanager
@@ -107,17 +114,17 @@ def failure_of(what: str) -> Iterator[None]:
         what: whose code it is, e.g. `reward 'clip-score'`.
 
     Raises:
-        RunFailed: the code raised something, or called `sys.exit`.
+        RunFailed: the code raised something, called `sys.exit`, or cancelled itself.
     """
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt, GeneratorExit):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if "ALIGNBENCH_TRACEBACK" in os.environ or _is_out_of_memory(error):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = next(iter(str(error).strip().splitlines()), "")
+        reason = next(iter(_words_of(error).strip().splitlines()), "")
         raise RunFailed(
             f"{what} failed: {type(error).__name__}{f': {reason}' if reason else ''} "
             f"({place.filename}:{place.lineno})",

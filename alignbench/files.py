@@ -73,12 +73,20 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON of any origin.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+        ValueError: it is not JSON, not UTF-8, nested too deeply, or an object names a key twice.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # which of them was meant?
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it holds the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -73,7 +73,9 @@ def import_target(target: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise UserError(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise UserError(f"{target}: module {module_name} has no {attribute!r}")

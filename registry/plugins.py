@@ -28,6 +28,7 @@ from alignbench.registry.schema import Card, CodeFile, MethodCard, reasons
 
 KIND_OF = {SINGULAR[kind]: kind for kind in CLASS_MEMBERS}
 """{what a class's card calls its kind: the kind}."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def load_registry(plugins: Sequence[str | Path | Any] = ()) -> Registry:
@@ -124,9 +125,11 @@ def _import(path: Path, digest: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up while it runs
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[name]
         frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
         raise UserError(f"--plugin {where}: cannot be imported: {type(error).__name__}: {error}") from error
@@ -140,13 +143,15 @@ def _card(path: Path, module: ModuleType, thing: Any) -> tuple[str, str, Card]:
         raise UserError(f"{what}.card is not a dictionary")
     values = dict(thing.card)
     word = values.pop("kind", None)
-    if word not in KIND_OF:
+    if not isinstance(word, str) or word not in KIND_OF:
         raise UserError(
             f"{what}.card: kind is {word!r}.{suggest(str(word), KIND_OF)}",
             fix=f'say "kind": one of {", ".join(KIND_OF)}',
         )
     kind = KIND_OF[word]
     name = values.pop("name", None) or _kebab(thing.__name__)
+    if not isinstance(name, str) or not NAME.fullmatch(name):  # it becomes part of folder names
+        raise UserError(f"{what}.card: {name!r} is no name", fix="letters, digits, '-', '_', '.' and '+'")
     try:
         card = KINDS[kind].model_validate({**values, "target": f"{module.__name__}:{thing.__name__}"})
     except ValidationError as error:

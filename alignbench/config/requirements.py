@@ -205,6 +205,8 @@ def _reward_problems(
             if not status.ok:
                 yield Problem(where, status.reason, status.fix)
         other = "choose another: alignbench list rewards"
+        if card.scope == "distance" and "images" not in method.needs:
+            yield Problem(where, f"compares with real images, {config.method} has none", other)
         if card.min_size > model.image_size:
             yield Problem(where, f"needs images of {card.min_size} px, these have {model.image_size}", other)
         if "label" in card.needs and model.condition != "class":

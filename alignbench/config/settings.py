@@ -33,7 +33,7 @@ class TrainConfig:
     lr: float = _train(1e-6, "Peak learning rate of AdamW.", minimum=0.0, maximum=1e30)
     beta1: float = _train(0.9, "AdamW β₁.", minimum=0.0, maximum=0.999999)
     beta2: float = _train(0.999, "AdamW β₂.", minimum=0.0, maximum=0.999999)
-    eps: float = _train(1e-8, "AdamW ε.", minimum=0.0)
+    eps: float = _train(1e-8, "AdamW ε.", minimum=1e-30)
     weight_decay: float = _train(1e-4, "Decay of matrices; norms and biases have none.", minimum=0.0)
     grad_clip: float = _train(1.0, "Largest gradient norm; 0 switches clipping off.", minimum=0.0)
     schedule: str = _train(

@@ -14,6 +14,7 @@ from typing import Any
 
 from alignbench.data.decode import UnreadableImage, ordered_map, reason_of
 from alignbench.data.encoded import Source, choose
+from alignbench.files import parse_json
 from alignbench.registry.schema import Scalar
 
 CAPTION_KEYS = ("caption", "text", "prompt", "captions")
@@ -100,8 +101,8 @@ def read_captions(
         captions = captions_in(text)
         return captions, "" if captions else "the caption is empty"
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parse_json(text)
+    except ValueError:
         return (), "the caption file is not JSON"
     captions = captions_of_object(content, key) if isinstance(content, dict) else ()
     return captions, "" if captions else f"{NO_CAPTION} under {key or ', '.join(CAPTION_KEYS)}"

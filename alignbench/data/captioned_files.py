@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from alignbench.data.captioned import (
     CAPTION_FILES,
@@ -30,6 +30,7 @@ from alignbench.data.decode import UnreadableImage, ordered_map
 from alignbench.data.encoded import Source, read_cache, write_cache
 from alignbench.data.walk import EXTENSIONS, file_state, identity_of, image_names, read_file
 from alignbench.errors import UserError
+from alignbench.files import parse_json
 from alignbench.registry.schema import Scalar
 
 IMAGE_KEYS = ("image", "file_name", "image_path", "path")
@@ -121,8 +122,8 @@ def _lines(manifest: Path, key: str) -> Iterator[tuple[str, Sample]]:
 
 def _line(line: str, where: str, key: str) -> tuple[str, Sample]:
     try:
-        content: Any = json.loads(line)
-    except (ValueError, RecursionError):
+        content = parse_json(line)
+    except ValueError:
         content = None
     if not isinstance(content, Mapping):
         return "", Sample(where, problem="not a JSON object")

@@ -104,17 +104,17 @@ def _prompt(where: str, entry: Any) -> Prompt:
     if not isinstance(text, str):
         raise UserError(f"{where}: {column} is not text")
     tag = next((str(entry[names[name]]) for name in TAG_NAMES if name in names), "")
-    return Prompt(_checked(where, text), tag=_whole(where, tag), metadata=dict(entry))
+    return Prompt(_checked(where, text), tag=whole_text(where, tag), metadata=dict(entry))
 
 
 def _checked(where: str, text: str) -> str:
     if not text.strip():
         raise UserError(f"{where}: the prompt is empty")
-    return _whole(where, text)
+    return whole_text(where, text)
 
 
-def _whole(where: str, text: str) -> str:
-    """Refuse halves of characters, which JSON can hold and no file can."""
+def whole_text(where: str, text: str) -> str:
+    """Return the text, or raise UserError: it holds halves of characters, as JSON can and no file."""
     try:
         text.encode()
     except UnicodeEncodeError:

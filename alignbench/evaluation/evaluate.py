@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from alignbench import run_folder
-from alignbench.api import Evaluator, ImageSet, Reference
-from alignbench.errors import UserError, failure_of
+from alignbench.api import Evaluator, ImageSet, Metric, Reference
+from alignbench.errors import RunFailed, UserError, failure_of
 from alignbench.evaluation import features
 from alignbench.evaluation.features import FeatureStore, Rank, measure
 from alignbench.files import code_digest, digest_of, read_json, write_json
@@ -212,9 +212,11 @@ class Evaluation:
         try:
             reference = self.references.of(name, evaluator) if self._uses_reference(name) else None
             with failure_of(f"evaluator {name!r}"):
-                metrics = list(evaluator.score(rows, reference))
+                metrics = _checked(evaluator.score(rows, reference), self.cards[name])
         except UserError as error:
             what = f"{name}, {self.subject} at {setting}: {error.what}"
+            if isinstance(error, RunFailed):
+                raise RunFailed(what, fix=error.fix) from error
             raise UserError(what, fix=error.fix, exit_code=error.exit_code) from error
         seconds = time.monotonic() - started
         score = Score(
@@ -259,6 +261,22 @@ class Evaluation:
             **computed_by(self.device),
         }
         return digest_of(address)
+
+
+def _checked(metrics: Sequence[Metric], card: EvaluatorCard) -> list[Metric]:
+    """Return them; raises TypeError or ValueError unless they are different metrics of the card."""
+    seen: set[str] = set()
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            raise TypeError(f"score returned {type(metric).__name__}, not Metric")
+        if metric.name not in card.metrics or metric.name in seen:
+            raise ValueError(f"score returned {metric.name!r} twice, or the card lacks it")
+        if metric.interval is not None and len(metric.interval) != 2:
+            raise ValueError(f"the interval of {metric.name!r} has not two ends")
+        for value in (metric.value, metric.n, *(metric.interval or ()), *metric.resampled):
+            math.isfinite(value)  # TypeError: no number
+        seen.add(metric.name)
+    return list(metrics)
 
 
 def _write(path: Path, score: Score, address: str) -> None:

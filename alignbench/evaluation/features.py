@@ -171,21 +171,27 @@ def _measure_shard(
         started = time.monotonic()
         what = f"evaluator {name!r}: out of memory with shards of {len(batch)} images"
         with out_of_memory_as(what, "a device with more memory"), failure_of(f"evaluator {name!r}"):
-            rows = dict(evaluator.measure(batch))
-        for column, values in rows.items():
-            if len(values) != len(batch):
-                wrong = f"column {column} has {len(values)} rows for {len(batch)} images"
-                raise RunFailed(f"evaluator {name!r}: {wrong}")
-            if np.issubdtype(np.asarray(values).dtype, np.floating) and not np.isfinite(values).all():
-                wrong = f"column {column} holds values that are not numbers"
-                raise RunFailed(f"evaluator {name!r}: {wrong}")
-        if not rows:
-            raise RunFailed(f"evaluator {name!r} remembers nothing of an image")
+            rows = _checked(evaluator.measure(batch), len(batch))
         if batch.prompts:
             rows[PROMPT] = np.array([prompt_key(prompt) for prompt in batch.prompts])
         seconds = time.monotonic() - started
         stores[name].write(number, rows, pixels=pixels, load_seconds=load_seconds, seconds=seconds)
         load_seconds = 0.0  # counted once, however many evaluators look
+
+
+def _checked(rows: Rows, count: int) -> dict[str, np.ndarray]:
+    """Return columns as arrays; raises TypeError or ValueError unless they have a row for each image."""
+    arrays = {column: np.asarray(values) for column, values in rows.items()}
+    if not arrays:
+        raise ValueError("measure remembers nothing of an image")
+    for column, values in arrays.items():
+        if values.shape[:1] != (count,):
+            raise ValueError(f"column {column} is {list(values.shape)} for {count} images")
+        if values.dtype.kind not in "biufU":
+            raise TypeError(f"column {column} holds {values.dtype}, not numbers, booleans or text")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"column {column} holds values that are not numbers")
+    return arrays
 
 
 def prompt_key(prompt: Prompt) -> int:

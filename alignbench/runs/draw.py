@@ -15,6 +15,7 @@ from alignbench import randomness
 from alignbench.api import ClassLabels, Condition, Sampling
 from alignbench.backbones.load import load_export
 from alignbench.config.plan import Plan
+from alignbench.data.prompts import whole_text
 from alignbench.errors import UserError
 from alignbench.samples import grid
 from alignbench.samples.generated import check_probabilities
@@ -74,7 +75,7 @@ def _wanted(plan: Plan, classes: Sequence[int], prompts: Sequence[str]) -> Seque
     if plan.model.condition == "text":
         if classes or not prompts:
             raise UserError(f"{plan.config.model} draws what a text asks for", fix='--prompt "…", repeatable')
-        return prompts
+        return [whole_text("--prompt", prompt) for prompt in prompts]
     if prompts:
         raise UserError(f"{plan.config.model} draws classes, not texts", fix="--classes 3,7")
     count = plan.model.num_classes or 1

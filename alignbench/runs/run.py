@@ -82,7 +82,7 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> Non
             recorder.totals = ready.driver.train()
             if parallel.sum({"stop": float(stop())})["stop"]:  # after the last step
                 raise Interrupted(plan.config.train.steps)
-        except (Interrupted, RunFailed):
+        except (Interrupted, UserError):
             recorder.totals = ready.driver.totals
             raise
     if parallel.is_main:

@@ -151,13 +151,14 @@ class Driver:
         parts: list[tuple[Mapping[str, Tensor], int]] = []
         for part in collected:
             loss = self._loss(part.experience)
-            self.parallel.backward(loss.value * (part.images / self.config.images_per_step))
+            with failure_of(self._who):
+                self.parallel.backward(loss.value * (part.images / self.config.images_per_step))
             parts.append(({"loss": loss.value.detach(), **loss.metrics}, part.images))
         self.parallel.reduce_gradients(self.module)
         norm = float(self.parallel.clip(self.module, self.config.grad_clip))
         if not math.isfinite(norm):
             raise RunFailed(
-                f"step {step + 1}: the gradient's norm is {norm}; the update was not made",
+                f"step {step + 1}: the gradient's norm is {norm} with {self._who}; the update was not made",
                 fix="lower train.lr or the method's weights with --set; finished checkpoints are kept",
             )
         self.optimizer.step()
@@ -172,18 +173,26 @@ class Driver:
                 sums[name] = sums.get(name, 0.0) + float(value) * images / self.config.images_per_step
         return sums
 
+    @property
+    def _who(self) -> str:
+        return f"method {type(self.method).__name__}"
+
     def _collect(self, batch: Batch, step: int) -> Collected:
-        with failure_of(f"method {type(self.method).__name__}"):
+        with failure_of(self._who):
             collected = self.method.collect(batch, step)
             if not isinstance(collected, Collected):
                 raise TypeError(f"collect returned {type(collected).__name__}, not Collected")
+            if collected.images != len(batch):  # the weight of its loss
+                raise ValueError(f"collect says that it read {collected.images} of {len(batch)} images")
+            _check_metrics(collected.metrics)
         return collected
 
     def _loss(self, experience: object) -> Loss:
-        with failure_of(f"method {type(self.method).__name__}"):
+        with failure_of(self._who):
             loss = self.method.loss(experience)
             if not isinstance(loss, Loss) or loss.value.dim() or not loss.value.requires_grad:
                 raise TypeError("loss returned no Loss whose value is a scalar with a gradient")
+            _check_metrics(loss.metrics)
         return loss
 
     # --- folder ---
@@ -262,6 +271,13 @@ def _count_start(path: Path) -> int:
         earlier = int(read_json(path)["starts"])
     write_json(path, {"starts": earlier + 1})
     return earlier
+
+
+def _check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Raise TypeError unless these are scalars; nothing is read from the device."""
+    for name, value in metrics.items():
+        if not isinstance(value, int | float) and not (isinstance(value, Tensor) and value.numel() == 1):
+            raise TypeError(f"metric {name!r} is no scalar")
 
 
 def _step_of(line: str) -> int:

@@ -14,6 +14,7 @@ from alignbench.backbones.load import load_backbone, load_text_encoder
 from alignbench.config.plan import Job, Plan
 from alignbench.data.dataset import ImageDataset, open_dataset
 from alignbench.data.stream import Stream
+from alignbench.errors import failure_of
 from alignbench.files import write_atomic
 from alignbench.hub.verify import verify
 from alignbench.progress import Progress
@@ -101,8 +102,9 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
             shared=shared,
         )
 
-    config = target.Config(**job.plan.config.section("method"))
-    method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)
+    with failure_of(f"method {name!r}"):
+        config = target.Config(**job.plan.config.section("method"))
+        method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)
     return method
 
 

@@ -7,7 +7,6 @@ tensor names or from shapes.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +22,7 @@ from alignbench.backbones.generate import filter_logits
 from alignbench.backbones.llamagen.transformer import rope_table
 from alignbench.backbones.text.captions import clean_caption
 from alignbench.data.decode import center_crop_adm, random_crop_adm
+from alignbench.files import parse_json
 from alignbench.samples.pixels import resize_bicubic, to_uint8
 from alignbench.verify.golden_files import Alternative, GoldenFile
 from alignbench.verify.llamagen_networks import GoldenSet, check_c2i, check_t2i, check_vq
@@ -121,7 +121,7 @@ def _rows_like(wanted: Tensor, table: Tensor) -> Tensor:
 
 def _check_text(golden: GoldenSet) -> None:
     path = golden.folder / "text_cleaning.json"
-    examples = json.loads(path.read_text(encoding="utf-8"))
+    examples = parse_json(path.read_bytes())
     if not examples:
         golden.report.add("MISSING", path.name, "no examples in it")
     for index, example in enumerate(examples):

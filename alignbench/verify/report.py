@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from alignbench.errors import UserError
+from alignbench.files import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,7 +137,7 @@ class CheckReport:
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object of a golden set."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent} holds no {path.name}", fix="name the folder of a golden set"

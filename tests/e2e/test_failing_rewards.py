@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import alignbench as ab
 from alignbench.api import Scores
 from alignbench.config.plan import Job
-from alignbench.errors import RunFailed
+from alignbench.errors import RunFailed, UserError
 from alignbench.progress import Progress
 from alignbench.record import read
 
@@ -102,6 +103,19 @@ def leave(values: torch.Tensor) -> None:
     sys.exit(0)
 
 
+def cancel(values: torch.Tensor) -> None:
+    raise asyncio.CancelledError
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def speechless(values: torch.Tensor) -> None:
+    raise Speechless
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -112,6 +126,8 @@ def leave(values: torch.Tensor) -> None:
         (lambda v: v, "Tensor, not Scores"),
         (lambda v: 1 / 0, r"ZeroDivisionError: division by zero \(.*test_failing_rewards.py:\d+\)"),
         (leave, "SystemExit: 0"),
+        (cancel, "CancelledError"),
+        (speechless, r"Speechless \("),
     ],
 )
 def test_a_wrong_answer_names_the_reward(
@@ -129,3 +145,17 @@ def test_a_constructor_that_does_not_fit_names_the_reward(
     monkeypatch.setattr(Opaque, "__init__", lambda self: None)
     with pytest.raises(RunFailed, match="reward 'opaque' failed: TypeError"):
         ab.run(job(tmp_path / "run", Opaque), progress=QUIET)
+
+
+def test_a_refusal_in_the_middle_of_training_is_a_failed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answers 400 does so: not "nothing was started", and the record says it."""
+
+    def refuse(values: torch.Tensor) -> None:
+        raise UserError("refused")
+
+    monkeypatch.setattr(Opaque, "answer", staticmethod(refuse), raising=False)
+    with pytest.raises(RunFailed, match="refused"):
+        ab.run(job(tmp_path / "run", Opaque), progress=QUIET)
+    assert read(tmp_path / "run").status == "failed"

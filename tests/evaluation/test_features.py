@@ -139,7 +139,7 @@ def test_an_evaluator_that_loses_rows_is_named(tmp_path: Path) -> None:
         def measure(self, batch: ImageBatch) -> Rows:
             return {"level": np.zeros(len(batch) - 1)}
 
-    with pytest.raises(RunFailed, match="'mean': column level has 3 rows for 4 images"):
+    with pytest.raises(RunFailed, match="'mean' failed: ValueError: column level is \\[3\\] for 4 images"):
         run(Images(), Lossy(), tmp_path)
 
 
@@ -154,7 +154,9 @@ def test_an_evaluator_that_fails_or_gives_no_numbers_is_named(tmp_path: Path) ->
 
     with pytest.raises(RunFailed, match="evaluator 'mean' failed: ZeroDivisionError: by zero"):
         run(Images(), Broken(), tmp_path)
-    with pytest.raises(RunFailed, match="'mean': column level holds values that are not numbers"):
+    with pytest.raises(
+        RunFailed, match="'mean' failed: ValueError: column level holds values that are not numbers"
+    ):
         run(Images(), Nan(), tmp_path)
 
 

@@ -180,7 +180,9 @@ def test_scores_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> N
     evaluator = built("clip-score-l14", folder / "quick")
     with torch.no_grad():
         evaluator.network.visual.proj.fill_(math.nan)  # type: ignore[attr-defined]
-    with pytest.raises(RunFailed, match="evaluator 'it': column score holds values that are not numbers"):
+    with pytest.raises(
+        RunFailed, match="evaluator 'it' failed: ValueError: column score holds values that are not numbers"
+    ):
         rows_of(evaluator, batch_of(pictures()), tmp_path)
 
 

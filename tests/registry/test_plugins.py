@@ -279,12 +279,6 @@ def test_a_broken_file_is_named_with_its_reason(tmp_path: Path, source: str, rea
     assert caught.value.exit_code == 2 and str(tmp_path) in str(caught.value)
 
 
-def test_a_broken_file_ends_in_one_line(tmp_path: Path) -> None:
-    broken = file(tmp_path, "import nowhere_to_be_found")
-    assert str(broken) in refused("run", "--method", "mine", "--plugin", broken, *SHORT)
-    refused("list", "methods", "--plugin", tmp_path / "none.py")
-
-
 def test_the_documentation_lists_every_member() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}

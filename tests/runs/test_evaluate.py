@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from alignbench.cli.main import main
 from alignbench.evaluation import features
@@ -123,43 +122,6 @@ def test_a_full_disk_is_told_alike(
         said = capsys.readouterr().err
         assert f"{folder}: no space left → free some and run the same command again" in said
     assert record(run) == record(evaluated)
-
-
-IMAGES = ["--samples", "IMAGES", "--protocol", "digits8"]
-MODEL = ["--model", "llamagen-tiny"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ([], "nothing given to evaluate → name one of"),
-        ([*MODEL, "--samples", "x"], "--model and --samples given"),
-        (["--samples", "/nowhere", "--protocol", "digits8"], "/nowhere does not exist"),
-        (["--samples", "IMAGES"], "--samples needs --protocol"),
-        (["--samples", "IMAGES", "--protocol", "digits9"], "named 'digits9'. Did you mean digits8"),
-        (IMAGES, "--set protocol.samples=3"),
-        ([*IMAGES, "--set", "protocol.samples=3"], "needs at least 10"),
-        ([*IMAGES, "--set", "train.lr=1"], "train.lr changes nothing"),
-        ([*IMAGES, "--set", "protocol.seeds=1"], "are given"),
-        (["--samples", "IMAGES", "--protocol", "digits8-reconstruction"], "need a tokenizer"),
-        (["--samples", "IMAGES", "--protocol", "imagenet256-adm"], "8×8"),
-        ([*MODEL, "--name", "x"], "--name names images that are given"),
-        ([*MODEL, "--set", "assets.inception-2015-12-05=x"], "does not read it"),
-        (["--run", "/nowhere", "--reconstruction"], "--out changes nothing here"),
-        (["--run", "/nowhere", "--reconstruction", "--dry-run"], "--run takes neither --dry-run nor"),
-        ([*MODEL, "--protocol", "geneval"], "is for text-conditioned models"),
-    ],
-)
-def test_mistakes_get_one_line(arguments: list[str], line: str, tmp_path: Path, capsys: Any) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for number in range(3):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(images / f"{number}.png")
-    named = [str(images) if word == "IMAGES" else word for word in arguments]
-    assert alignbench("evaluate", *named, "--out", tmp_path / "out") == 2
-    complaint = capsys.readouterr().err
-    assert line in complaint and "Traceback" not in complaint
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_run_is_scored_under_another_protocol(evaluated: Path, tmp_path: Path) -> None:

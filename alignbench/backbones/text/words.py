@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alignbench.api import TextFeatures
 from alignbench.backbones.weights import load_strict
 from alignbench.errors import UserError, suggest
-from alignbench.files import digest_of
+from alignbench.files import digest_of, parse_json
 
 VERSION = 1
 """Changes whenever the same file would give other features."""
@@ -153,8 +153,12 @@ def load(path: Path, *, digest: str = "") -> WordEncoder:
         raise UserError(f"{path} cannot be read: {error}", fix="get the file again") from error
     if METADATA not in metadata:
         raise UserError(f"{path} holds no word list", fix="give a file written by WordEncoder.save")
-    values = json.loads(metadata[METADATA])
-    encoder = WordEncoder(WordConfig(**{**values, "words": tuple(values["words"])}), digest=digest)
+    try:
+        values = parse_json(metadata[METADATA])
+        config = WordConfig(**{**values, "words": tuple(values["words"])})
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: its word list cannot be read: {error}", fix="get the file again") from error
+    encoder = WordEncoder(config, digest=digest)
     load_strict(encoder, state, name=str(path))
     return encoder.eval().requires_grad_(False)
 
