@@ -100,7 +100,8 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
             shared=shared,
         )
 
-    config = target.Config(**job.plan.config.section("method"))
+    options = {key: option.default for key, option in job.registry.method(name).options.items()}
+    config = target.Config(**{**options, **job.plan.config.section("method")})
     method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)
     return method
 
