@@ -68,7 +68,7 @@ def group_advantages(
     lowest = scores.where(valid, torch.inf).amin(dim=-1, keepdim=True)
     flat = (count < 2) | (highest - lowest <= RELATIVE_SPREAD * mean.abs())
     if baseline == "leave-one-out":
-        centred = centred * (count / (count - 1).clamp(min=1))
+        centred = centred * count / (count - 1).clamp(min=1)
     scaled = centred / (std + epsilon) if divide else centred
     return scaled.masked_fill(flat, 0.0).to(rewards.dtype)
 
