@@ -20,7 +20,6 @@ left in both presets.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,7 +204,7 @@ class ArGrpo:
     ) -> groups.Samples:
         """Generate and score some groups: tokens and logprobs [B, G, T], values and valid [B, G, K]."""
         index, group = batch.index[rows], self.config.group_size
-        condition = _pick(batch.condition, rows).repeat(group)
+        condition = groups.pick(batch.condition, rows).repeat(group)
         numbers = randomness.uniforms(
             self.seed, f"ar-grpo-token{tag}", step, index.tolist(), (group, self.backbone.num_tokens)
         )
@@ -286,15 +285,6 @@ def _is_plain(sampling: api.Sampling) -> bool:
 def _scores(drawn: groups.Samples) -> tuple[list[Tensor], list[Tensor]]:
     """Values and valid, [B, G], of each reward."""
     return list(drawn["values"].unbind(-1)), list(drawn["valid"].unbind(-1))
-
-
-def _pick(condition: api.Condition, rows: groups.Rows) -> api.Condition:
-    """Some rows of a condition."""
-    if isinstance(rows, slice):
-        return condition.select(rows)
-    return functools.reduce(
-        lambda one, other: one.join(other), (condition.select(slice(row, row + 1)) for row in rows)
-    )
 
 
 def short_names(specs: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ The switches that published variants of GRPO differ in; docs/methods.md has thei
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from alignbench import api
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
 from alignbench.methods.policy_gradient import STD_EPSILON, Waiting, group_advantages
@@ -110,6 +112,13 @@ def draw(
             drawn[name][rows] = part
         again += len(rows)
     return drawn, again
+
+
+def pick(condition: api.Condition, rows: Rows) -> api.Condition:
+    """Return some rows of a condition."""
+    if isinstance(rows, slice):
+        return condition.select(rows)
+    return functools.reduce(lambda a, b: a.join(b), [condition.select(slice(row, row + 1)) for row in rows])
 
 
 def is_flat(values: Sequence[Tensor], valid: Sequence[Tensor]) -> Tensor:
