@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from alignbench.progress import Progress, Stage
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry
 from alignbench.runs import run
-from alignbench.training import setup
+from alignbench.training import setup, totals
 
 CPU = torch.device("cpu")
 IMAGES = 8
@@ -102,11 +102,16 @@ class Outcome:
     collected: list[Collected]
 
 
-def take_step(subject: Subject, pieces: list[Batch]) -> Outcome:
-    """Collect all pieces, then add up the gradients of their losses, as the driver does."""
+def take_step(
+    subject: Subject,
+    pieces: list[Batch],
+    add: Callable[[Mapping[str, float]], Mapping[str, float]] = dict,
+) -> Outcome:
+    """Collect all pieces, then sum the gradients of their losses, as the driver does; `add` is over ranks."""
     subject.module.zero_grad(set_to_none=True)
     with torch.no_grad():
         collected = [subject.method.collect(piece, STEP) for piece in pieces]
+    collected = totals.complete(subject.method, collected, add)
     numbers: defaultdict[str, float] = defaultdict(float)
     for piece, part in zip(pieces, collected, strict=True):
         loss = subject.method.loss(part.experience)

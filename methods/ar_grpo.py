@@ -19,8 +19,9 @@ left in both presets.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -29,8 +30,9 @@ from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods import policy_gradient
-from alignbench.methods.image_rewards import combine_normalised, combine_raw, describe
+from alignbench.methods import groups, policy_gradient
+from alignbench.methods.groups import GroupOptions
+from alignbench.methods.image_rewards import combine_raw, describe
 from alignbench.methods.logits import eval_logits, mode
 from alignbench.registry.reward_spec import parse_spec, parse_terms
 
@@ -60,11 +62,13 @@ class Experience:
     logprobs: Tensor
     """[N, T] before the update; teacher-forced, so that the first ratio is 1 in any precision."""
     reference_logprobs: Tensor | None
-    """[N, T] under the frozen starting model; None without a KL term."""
+    """[N, T] under the frozen starting model; None without a KL term in the loss."""
     advantages: Tensor
     """[N]; 0 where the score is not valid."""
     valid: Tensor
     """[N] bool; False leaves a sequence out of the loss, its KL included."""
+    waiting: policy_gradient.Waiting | None = None
+    """What the advantages still have to be divided by."""
 
 
 class ArGrpo:
@@ -77,14 +81,12 @@ class ArGrpo:
     updates: api.Updates = "policy"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(GroupOptions):
         """Options; the method's card holds their defaults and documentation."""
 
         preset: Literal["fixed", "faithful"]
-        group_size: int
         rewards: str
         kl_weight: float
-        clip_range: float
         cfg_scale: float
         temperature: float
         top_k: int
@@ -94,6 +96,7 @@ class ArGrpo:
     def __init__(
         self, config: Config, *, backbone: api.Backbone, reward: Callable[[str], api.Reward], seed: int
     ) -> None:
+        config.check_kl(config.kl_weight > 0, "set method.kl_weight above 0")
         self.config, self.backbone, self.seed = config, backbone, seed
         self.sampling = api.Sampling(
             temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, cfg_scale=config.cfg_scale
@@ -116,46 +119,70 @@ class ArGrpo:
     @torch.no_grad()
     def collect(self, batch: api.Batch, step: int) -> api.Collected:
         """Generate G images of each condition, score them, and keep the log-probabilities of their tokens."""
-        condition = batch.condition.repeat(self.config.group_size)
-        shape = (self.config.group_size, self.backbone.num_tokens)
-        numbers = randomness.uniforms(self.seed, "ar-grpo-token", step, batch.index.tolist(), shape)
-        uniforms = torch.from_numpy(numbers).flatten(0, 1).to(batch.index.device)
-        rollout = self.backbone.generate(condition, uniforms, self.sampling)
-        advantages, valid, metrics, failures = self._score(condition, batch.index, rollout.tokens)
-        logits = self._logits(self.backbone, condition, rollout.tokens)
-        logprobs = self._logprobs(logits, rollout.tokens)
-        metrics["entropy"] = torch.special.entr((logits / self._temperature).softmax(dim=-1)).sum(-1).mean()
-        metrics["rollout_gap"] = (logprobs - rollout.logprobs).abs().mean()
-        del logits  # of the size of the reference's, which are next
-        reference = None
-        if self.reference is not None:
-            logits = self._logits(self.reference, condition, rollout.tokens)
-            reference = self._logprobs(logits, rollout.tokens)
-        experience = Experience(
-            condition, rollout.tokens, logprobs, reference, advantages.flatten(), valid.flatten()
+        failures: Counter[str] = Counter()
+        drawn, again = groups.draw(
+            lambda rows, tag: self._sample(batch, step, rows, tag, failures),
+            lambda drawn: groups.is_flat(*_scores(drawn)),
+            self.config.redraws,
         )
+        condition, tokens = batch.condition.repeat(self.config.group_size), drawn["tokens"].flatten(0, 1)
+        logits = self._logits(self.backbone, condition, tokens)
+        logprobs = self._logprobs(logits, tokens)
+        entropy = torch.special.entr((logits / self._temperature).softmax(dim=-1)).sum(-1).mean()
+        del logits  # of the size of the reference's, which are next
+        values, valid = _scores(drawn)
+        weights, reference, more = self.weights, None, {}
+        if self.reference is not None:
+            logits = self._logits(self.reference, condition, tokens)
+            reference = self._logprobs(logits, tokens)
+            if self.config.kl_in == "reward":  # one more term, of weight β
+                penalty, reference = self.config.penalty(logprobs, reference).view_as(values[0]), None
+                values, valid = [*values, -penalty], [*valid, torch.ones_like(valid[0])]
+                weights = [*weights, self.config.kl_weight]
+                more["kl"] = penalty.mean() / tokens.shape[-1]
+        if self.config.redraws:
+            more["redrawn_groups"] = logprobs.new_tensor(again / len(batch))
+        compared = self._compare(values, valid, weights)
+        experience = Experience(
+            condition, tokens, logprobs, reference, compared.advantages.flatten(), compared.valid.flatten(),
+            compared.waiting,
+        )  # fmt: skip
+        gap = (logprobs - drawn["logprobs"].flatten(0, 1)).abs().mean()
+        sequences = len(tokens) + again * self.config.group_size
         return api.Collected(
             experience,
-            metrics=metrics,
+            metrics={**self._metrics(drawn, compared), "entropy": entropy, "rollout_gap": gap, **more},
             images=len(batch),
-            sequences=len(rollout.tokens),
-            tokens=rollout.tokens.numel(),
-            reward_calls={card: times * len(rollout.tokens) for card, times in self.calls.items()},
+            sequences=sequences,
+            tokens=sequences * tokens.shape[-1],
+            reward_calls={card: times * sequences for card, times in self.calls.items()},
             reward_failures=failures,
         )
 
+    def sums(self, experience: object) -> Mapping[str, float]:
+        """What `complete` needs of the whole step."""
+        assert isinstance(experience, Experience)
+        return experience.waiting.sums if experience.waiting else {}
+
+    def complete(self, experience: object, sums: Mapping[str, float]) -> object:
+        """Divide the advantages by the spread in the whole step."""
+        assert isinstance(experience, Experience) and experience.waiting
+        advantages = experience.waiting.divided(sums).flatten()
+        return dataclasses.replace(experience, advantages=advantages, waiting=None)
+
     def loss(self, experience: object) -> api.Loss:
-        """Clipped surrogate of each token plus kl_weight · k3, averaged over all tokens of all sequences.
+        """Clipped surrogate plus kl_weight · divergence, averaged over all tokens of all sequences.
 
         Sequences without a valid score count in the denominator alone, so that a sequence weighs the same
         whatever becomes of its neighbours.
         """
-        assert isinstance(experience, Experience)
+        assert isinstance(experience, Experience) and experience.waiting is None
         logits = self._logits(self.backbone, experience.condition, experience.tokens)
         new = self._logprobs(logits, experience.tokens)
         surrogate = policy_gradient.clipped_surrogate(
-            new, experience.logprobs, experience.advantages, self.config.clip_range, NO_CLIP
-        )
+            new, experience.logprobs, experience.advantages, self.config.clip_range, NO_CLIP,
+            clip_range_high=self.config.clip_range_high, kind=self.config.ratio,
+        )  # fmt: skip
         value = policy = surrogate.sequence_loss.mean()  # advantages are 0 where there is no score
         metrics = {
             "policy_loss": policy,
@@ -163,54 +190,64 @@ class ArGrpo:
             "ratio_deviation": (surrogate.ratio - 1).abs().mean(),
         }
         if experience.reference_logprobs is not None:
-            divergence = policy_gradient.k3_kl(new, experience.reference_logprobs).mean(dim=-1)
+            divergence = policy_gradient.kl_estimate(
+                new, experience.reference_logprobs, self.config.kl_estimator
+            ).mean(dim=-1)
             metrics["kl"] = divergence.mean()
             value = policy + self.config.kl_weight * divergence.where(experience.valid, 0.0).mean()
         return api.Loss(value, {name: metric.detach() for name, metric in metrics.items()})
 
     # --- sampling and scoring ---
 
-    def _score(
-        self, condition: api.Condition, index: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Counter[str]]:
-        """Decode and score [N, T] tokens: (advantages [B, G], valid [B, G], metrics, failures by card)."""
+    def _sample(
+        self, batch: api.Batch, step: int, rows: groups.Rows, tag: str, failures: Counter[str]
+    ) -> groups.Samples:
+        """Generate and score some groups: tokens and logprobs [B, G, T], values and valid [B, G, K]."""
+        index, group = batch.index[rows], self.config.group_size
+        condition = groups.pick(batch.condition, rows).repeat(group)
+        numbers = randomness.uniforms(
+            self.seed, f"ar-grpo-token{tag}", step, index.tolist(), (group, self.backbone.num_tokens)
+        )
+        uniforms = torch.from_numpy(numbers).flatten(0, 1).to(index.device)
+        rollout = self.backbone.generate(condition, uniforms, self.sampling)
         request = api.ScoreRequest(
-            images=self._decode(tokens),
-            group=index.repeat_interleave(self.config.group_size),
+            images=self._decode(rollout.tokens),
+            group=index.repeat_interleave(group),
             labels=condition.ids if isinstance(condition, api.ClassLabels) else None,
             texts=condition.texts,
         )
         scores = [reward.score(request) for reward in self.rewards.values()]
-        values = [score.values.view(len(index), -1) for score in scores]
-        valid = [score.valid.view(len(index), -1) for score in scores]
-        advantages, both = self._advantages(values, valid)
+        for spec, score in zip(self.rewards, scores, strict=True):
+            failures[parse_spec(spec).name] += int((~score.valid).sum())
+        drawn = {"tokens": rollout.tokens, "logprobs": rollout.logprobs}
+        drawn["values"] = torch.stack([score.values for score in scores], dim=-1)
+        drawn["valid"] = torch.stack([score.valid for score in scores], dim=-1)
+        return {name: part.unflatten(0, (len(index), group)) for name, part in drawn.items()}
+
+    def _metrics(self, drawn: groups.Samples, compared: groups.Compared) -> dict[str, Tensor]:
+        """What the log says of the scores."""
+        values, valid = _scores(drawn)
         mean, std, _ = describe(*combine_raw(values, valid, self.weights))
         metrics = {
             "reward": mean,
             "reward_std": std,
-            "flat_groups": (advantages == 0).all(dim=1).float().mean(),
-            "invalid_groups": (~both.any(dim=1)).float().mean(),
+            "flat_groups": (compared.advantages == 0).all(dim=1).float().mean(),
+            "invalid_groups": (~compared.valid.any(dim=1)).float().mean(),
         }
-        failures: Counter[str] = Counter()
-        for spec, mask in zip(self.rewards, valid, strict=True):
-            failures[parse_spec(spec).name] += int((~mask).sum())
         for name, value, mask in zip(short_names(list(self.rewards)), values, valid, strict=True):
             mean, std, flat = describe(value, mask)
             metrics |= {f"reward/{name}": mean, f"reward_std/{name}": std, f"flat/{name}": flat}
             metrics[f"invalid/{name}"] = (~mask).float().mean()
-        return advantages, both, metrics, failures
+        return metrics
 
-    def _advantages(self, values: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Scores [B, G] of each reward → (advantages [B, G], valid [B, G]: every reward gave a score)."""
-        if self.config.preset == "faithful":
-            mixed = combine_raw(values, valid, self.weights)
-            advantages = policy_gradient.group_advantages(
-                mixed.values, valid=mixed.valid, epsilon=FAITHFUL_EPSILON
-            )
-        else:
-            mixed = combine_normalised(values, valid, self.weights)
-            advantages = mixed.values
-        return advantages.where(mixed.valid, 0.0), mixed.valid
+    def _compare(
+        self, values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]
+    ) -> groups.Compared:
+        """Scores [B, G] of each term → advantages, as the preset says."""
+        if self.config.preset == "fixed":
+            return groups.compare(values, valid, weights, self.config)
+        mixed = combine_raw(values, valid, weights)
+        return groups.compare([mixed.values], [mixed.valid], [1.0], self.config, FAITHFUL_EPSILON)
 
     def _decode(self, tokens: Tensor) -> Tensor:
         """[N, T] codes → [N, 3, H, W], 0 black and 1 white, not clamped; `decode_batch` at a time."""
@@ -243,6 +280,11 @@ class ArGrpo:
 def _is_plain(sampling: api.Sampling) -> bool:
     """Whether samples follow the conditional model itself, up to the temperature."""
     return sampling.cfg_scale == 1.0 and sampling.top_k == 0 and sampling.top_p == 1.0
+
+
+def _scores(drawn: groups.Samples) -> tuple[list[Tensor], list[Tensor]]:
+    """Values and valid, [B, G], of each reward."""
+    return list(drawn["values"].unbind(-1)), list(drawn["valid"].unbind(-1))
 
 
 def short_names(specs: Sequence[str]) -> list[str]:

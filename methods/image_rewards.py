@@ -160,16 +160,6 @@ def combine_raw(values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequ
     return Mixed(torch.stack(parts).sum(dim=0).masked_fill(~all_valid, torch.nan), all_valid)
 
 
-def combine_normalised(values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]) -> Mixed:
-    """Weighted sum of scores that were first z-scored within their group, each over its own valid ones.
-
-    A weight then is a share of influence, whatever the units. Arguments and validity as in `combine_raw`;
-    a term without spread in a group, or with fewer than two valid scores in it, adds 0 there.
-    """
-    scaled = [group_advantages(part, valid=mask) for part, mask in zip(values, valid, strict=True)]
-    return combine_raw(scaled, valid, weights)
-
-
 def describe(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Describe [B, G] scores: mean, mean spread within a group, share of groups without spread.
 

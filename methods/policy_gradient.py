@@ -7,6 +7,7 @@ keep the dtype of their input, except that half precision is raised to float32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,9 @@ from torch import Tensor
 from alignbench import api
 
 NoiseKernel = Literal["exclusive", "inclusive"]
+Ratio = Literal["token", "sequence", "gspo"]
+Estimator = Literal["k1", "k2", "k3"]
+Baseline = Literal["mean", "leave-one-out"]
 
 STD_EPSILON = 1e-8
 """Added to a group's standard deviation."""
@@ -27,17 +31,27 @@ class Surrogate(NamedTuple):
     """The clipped policy loss and what it was made of."""
 
     ratio: Tensor
-    """[..., T] probability of each token now over that when it was drawn."""
+    """[..., T] probability of each token now over that when it was drawn; [..., 1]: of the sequence."""
     token_loss: Tensor
-    """[..., T], to be minimised."""
+    """Of that shape, to be minimised."""
     sequence_loss: Tensor
     """[...], mean over the tokens."""
     clip_fraction: Tensor
-    """Scalar: share of tokens whose ratio is off 1 by more than the clip range."""
+    """Scalar: share of ratios that are off 1 by more than the clip range."""
 
 
-def group_advantages(rewards: Tensor, *, valid: Tensor | None = None, epsilon: float = STD_EPSILON) -> Tensor:
+def group_advantages(
+    rewards: Tensor,
+    *,
+    valid: Tensor | None = None,
+    epsilon: float = STD_EPSILON,
+    baseline: Baseline = "mean",
+    divide: bool = True,
+) -> Tensor:
     """Normalise rewards [B, G] within each group: (r − mean) / (unbiased std + epsilon), in their dtype.
+
+    `leave-one-out` subtracts the mean of the others instead (RLOO, arXiv:2402.14740): n/(n−1) times the same.
+    Without `divide` that difference is all there is (Dr. GRPO, arXiv:2503.20783).
 
     Computed in float64. A group whose spread is at most 1e-6 of its mean gives exactly 0: there the float32
     formula returns rounding error divided by 1e-8 (about 0.6 for every sample), not a signal. Scores that
@@ -53,7 +67,39 @@ def group_advantages(rewards: Tensor, *, valid: Tensor | None = None, epsilon: f
     highest = scores.where(valid, -torch.inf).amax(dim=-1, keepdim=True)
     lowest = scores.where(valid, torch.inf).amin(dim=-1, keepdim=True)
     flat = (count < 2) | (highest - lowest <= RELATIVE_SPREAD * mean.abs())
-    return (centred / (std + epsilon)).masked_fill(flat, 0.0).to(rewards.dtype)
+    if baseline == "leave-one-out":
+        centred = centred * count / (count - 1).clamp(min=1)
+    scaled = centred / (std + epsilon) if divide else centred
+    return scaled.masked_fill(flat, 0.0).to(rewards.dtype)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Advantages whose divisor, the spread of the whole step's scores, is not known yet."""
+
+    terms: Tensor
+    """[K, B, G], weighted, of K terms."""
+    sums: dict[str, float]
+    """Number, sum and sum of squares of each term's valid scores, to be added up over the step."""
+    epsilon: float
+
+    @classmethod
+    def of(cls, terms: Tensor, values: Sequence[Tensor], valid: Sequence[Tensor], epsilon: float) -> Waiting:
+        sums = {}
+        for number, (part, mask) in enumerate(zip(values, valid, strict=True)):
+            kept = part.double()[mask]
+            for power, total in enumerate((mask.sum(), kept.sum(), kept.square().sum())):
+                sums[f"{number}/{power}"] = float(total)
+        return cls(terms, sums, epsilon)
+
+    def divided(self, sums: Mapping[str, float]) -> Tensor:
+        """Advantages [B, G]: each term over its unbiased standard deviation in the step, summed."""
+        scaled = []
+        for number, term in enumerate(self.terms):
+            count, total, squares = (sums[f"{number}/{power}"] for power in range(3))
+            variance = max(squares - total * total / max(count, 1.0), 0.0) / max(count - 1, 1.0)
+            scaled.append(term / (variance**0.5 + self.epsilon))
+        return torch.stack(scaled).sum(dim=0)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
@@ -70,22 +116,36 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
 
 
 def clipped_surrogate(
-    new: Tensor, old: Tensor, advantages: Tensor, clip_range: float, advantage_clip: float
+    new: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    advantage_clip: float,
+    *,
+    clip_range_high: float = 0.0,
+    kind: Ratio = "token",
 ) -> Surrogate:
-    """The PPO loss of each token, −min(ρ·A, clip(ρ, 1±ε)·A), averaged over the tokens of a sequence.
+    """The PPO loss of each token, −min(ρ·A, clip(ρ, 1−ε, 1+ε_high)·A), averaged over those of a sequence.
 
     Log-probabilities [..., T] under the present policy and (treated as constant) when the tokens were
-    drawn; one advantage for each sequence, [...], clamped here to ±`advantage_clip`.
+    drawn; one advantage for each sequence, [...], clamped here to ±`advantage_clip`. An ε_high of 0 means ε.
+    ρ is the ratio of a token, or the product over a sequence (`sequence`: VA-π's Eq. 5 and 11 as printed), or
+    the T-th root of that (`gspo`, arXiv:2507.18071).
 
-    Deviation: VA-π (Eq. 11) prints one ratio for a whole sequence; its released code, followed here, takes
-    one for each token.
+    Deviation: the released code of VA-π takes one ratio for each token, and so does the default here. On
+    policy the gradient of the printed form is exactly T times that of the two others.
     """
     advantage = advantages.to(new.dtype).clamp(-advantage_clip, advantage_clip).unsqueeze(-1)
-    ratio = (new - old.detach()).exp()
+    log_ratio = new - old.detach()
+    if kind != "token":
+        total = log_ratio.sum(dim=-1, keepdim=True)
+        log_ratio = total if kind == "sequence" else total / new.shape[-1]
+    ratio, high = log_ratio.exp(), clip_range_high or clip_range
     plain = ratio * advantage
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantage
+    clipped = ratio.clamp(1 - clip_range, 1 + high) * advantage
     token_loss = -torch.minimum(plain, clipped)
-    outside = ((ratio.detach() - 1).abs() > clip_range).to(new.dtype)
+    excess = ratio.detach() - 1
+    outside = ((excess > high) | (excess < -clip_range)).to(new.dtype)
     return Surrogate(ratio, token_loss, token_loss.mean(dim=-1), outside.mean(dim=-1).mean())
 
 
@@ -98,13 +158,17 @@ def token_mean(values: Tensor, keep_mask: Tensor | None = None) -> Tensor:
     return values.where(keep, 0.0).sum(dim=-1) / keep.sum(dim=-1)
 
 
-def k3_kl(current_logp: Tensor, reference_logp: Tensor) -> Tensor:
-    """Estimate KL(current ‖ reference) for each token as e^d − d − 1, d = log reference − log current.
+def kl_estimate(current_logp: Tensor, reference_logp: Tensor, estimator: Estimator = "k3") -> Tensor:
+    """Estimate KL(current ‖ reference) for each token from d = log reference − log current. Any shape.
 
-    Unbiased and never negative when the tokens were drawn from the current policy. Any shape.
+    k1 = −d, k2 = d²/2, k3 = e^d − d − 1 (http://joschu.net/blog/kl-approx.html). For tokens drawn from the
+    current policy k1 and k3 are unbiased, k2 and k3 never negative. The expected gradient of the value itself
+    is then 0 for k1, that of KL(current ‖ reference) for k2 and that of KL(reference ‖ current) for k3.
     """
     difference = reference_logp.detach() - current_logp
-    return difference.expm1() - difference
+    if estimator == "k3":
+        return difference.expm1() - difference
+    return -difference if estimator == "k1" else difference.square() / 2
 
 
 def prior_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -154,6 +218,8 @@ class Draws:
     """[R, S]."""
     reference_logprobs: Tensor | None = None
     """[R, S, T] under the frozen reference; only for the KL prior."""
+    waiting: Waiting | None = None
+    """What the advantages still have to be divided by."""
 
     def one_per_row(self, row: int) -> Draws:
         """The S draws of one row as S rows of one draw."""
@@ -176,11 +242,15 @@ class Objective:
     advantage_clip: float
     temperature: float
     """Divides the logits in the ratio and the KL, not in the cross-entropy."""
+    clip_range_high: float = 0.0
+    """0: as `clip_range`."""
+    ratio: Ratio = "token"
+    kl_estimator: Estimator = "k3"
 
     def __call__(self, logits: Tensor, targets: Tensor, draws: Draws | None) -> api.Loss:
         """The loss of R rows: logits [R, T, V], clean tokens [R, T] int64; a row's S draws share its logits.
 
-        Without draws it is the prior alone. With `reference_logprobs` the prior is the k3 estimate of the
+        Without draws it is the prior alone. With `reference_logprobs` the prior is an estimate of the
         divergence from the reference instead of the cross-entropy of the targets. Metrics: `policy_loss`,
         `clip_fraction`, `ratio_deviation` (mean |ρ − 1|) and the unweighted prior as `prior_loss`
         (cross-entropy) or `kl`.
@@ -190,7 +260,13 @@ class Objective:
         if draws is not None:
             new = token_logprobs(logits, draws.tokens, self.temperature)
             surrogate = clipped_surrogate(
-                new, draws.logprobs, draws.advantages, self.clip_range, self.advantage_clip
+                new,
+                draws.logprobs,
+                draws.advantages,
+                self.clip_range,
+                self.advantage_clip,
+                clip_range_high=self.clip_range_high,
+                kind=self.ratio,
             )
             metrics["policy_loss"] = surrogate.sequence_loss.mean()
             metrics["clip_fraction"] = surrogate.clip_fraction
@@ -198,7 +274,7 @@ class Objective:
             value = value + self.policy_weight * metrics["policy_loss"]
             reference = draws.reference_logprobs
         if reference is not None:
-            prior = metrics["kl"] = k3_kl(new, reference).mean()
+            prior = metrics["kl"] = kl_estimate(new, reference, self.kl_estimator).mean()
         else:
             prior = metrics["prior_loss"] = prior_cross_entropy(logits, targets).mean()
         value = value + self.prior_weight * prior

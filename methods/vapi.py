@@ -7,7 +7,7 @@ policy a language model of clean tokens. This file gathers experience and states
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods import policy_gradient
+from alignbench.methods import groups, policy_gradient
+from alignbench.methods.groups import GroupOptions
 from alignbench.methods.image_rewards import ImageOptions, Reconstruction, describe, parts_of, weighted_reward
 from alignbench.methods.logits import Experience, eval_logits, mode, teacher_forced
 from alignbench.methods.policy_gradient import Draws, Objective
@@ -32,16 +33,14 @@ class VaPi:
     updates: api.Updates = "policy"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ImageOptions):
+    class Config(ImageOptions, GroupOptions):
         """Options; the method's card holds their defaults and documentation."""
 
-        group_size: int
         policy_weight: float
         prior_weight: float
         prior: Literal["ce", "kl"]
         noise: float
         noise_kernel: policy_gradient.NoiseKernel
-        clip_range: float
         advantage_clip: float
         temperature: float
         fidelity: Literal["exact", "official"]
@@ -53,6 +52,8 @@ class VaPi:
         _check(config)
         self.config, self.backbone, self.seed = config, backbone, seed
         self.objective = Objective(**{part.name: getattr(config, part.name) for part in fields(Objective)})
+        if config.kl_in == "reward":
+            self.objective = replace(self.objective, prior_weight=0.0)
         self.reconstruction = Reconstruction(
             parts_of(config) if config.policy_weight else {}, reward, decode_batch=config.decode_batch
         )
@@ -69,31 +70,42 @@ class VaPi:
         if not self.config.policy_weight:
             return api.Collected(experience, images=len(batch))
         logits = eval_logits(self.backbone, batch.condition, context)
-        tokens, entropy = self._draw(logits, step, experience.index)
+        distances, again, entropy = self._draw(logits, batch, step)
+        tokens, rewards = distances.pop("tokens"), self._reward(distances)
         logprobs = policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
-        distances = self.reconstruction.measure(self.backbone, tokens, batch.images)
-        rewards = weighted_reward(distances, self.reconstruction.weights)
-        advantages = policy_gradient.group_advantages(rewards)
         reference = None
         if self.reference is not None:
             logits = eval_logits(self.reference, batch.condition, context)
             reference = policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
-        metrics = {
-            "reward": rewards.mean(),
-            "reward_std": rewards.std(dim=1).mean(),
-            "flat_groups": (advantages == 0).all(dim=1).float().mean(),
-            "entropy": entropy,
-        }
-        for part, values in distances.items():
-            mean, std, flat = describe(values, torch.ones_like(values, dtype=torch.bool))
-            metrics |= {part: mean, f"reward_std/{part}": std, f"flat/{part}": flat}
+        scores, more = rewards, {}
+        if reference is not None and self.config.kl_in == "reward":
+            penalty, reference = self.config.penalty(logprobs, reference), None
+            scores = rewards - self.config.prior_weight * penalty
+            more["kl"] = penalty.mean() / tokens.shape[-1]
+        if self.config.redraws:
+            more["redrawn_groups"] = rewards.new_tensor(again / len(batch))
+        compared = groups.compare([scores], [torch.ones_like(scores, dtype=torch.bool)], [1.0], self.config)
+        draws = Draws(tokens, logprobs, compared.advantages, reference, compared.waiting)
+        sequences = rewards.numel() + again * self.config.group_size
         return api.Collected(
-            replace(experience, draws=Draws(tokens, logprobs, advantages, reference)),
-            metrics=metrics,
+            replace(experience, draws=draws),
+            metrics={**_metrics(rewards, compared.advantages, distances), "entropy": entropy, **more},
             images=len(batch),
-            sequences=rewards.numel(),
-            reward_calls=self.reconstruction.calls(rewards.numel()),
+            sequences=sequences,
+            reward_calls=self.reconstruction.calls(sequences),
         )
+
+    def sums(self, experience: object) -> Mapping[str, float]:
+        """What `complete` needs of the whole step."""
+        assert isinstance(experience, Experience)
+        waiting = experience.draws.waiting if experience.draws else None
+        return waiting.sums if waiting else {}
+
+    def complete(self, experience: object, sums: Mapping[str, float]) -> object:
+        """Divide the advantages by the spread in the whole step."""
+        assert isinstance(experience, Experience) and experience.draws and experience.draws.waiting
+        advantages = experience.draws.waiting.divided(sums)
+        return replace(experience, draws=replace(experience.draws, advantages=advantages, waiting=None))
 
     def loss(self, experience: object) -> api.Loss:
         """Policy and prior terms of one micro-batch, averaged over its images.
@@ -103,6 +115,7 @@ class VaPi:
         so that ratios scatter around 1 although nothing was updated in between.
         """
         assert isinstance(experience, Experience)
+        assert experience.draws is None or experience.draws.waiting is None, "`complete` was not called"
         if self.config.fidelity == "exact":
             logits = eval_logits(self.backbone, experience.condition, experience.context)
             return self.objective(logits, experience.targets, experience.draws)
@@ -124,18 +137,46 @@ class VaPi:
         draws = None if experience.draws is None else experience.draws.one_per_row(image)
         return self.objective(logits, targets, draws)
 
-    def _draw(self, logits: Tensor, step: int, index: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """[B, T, V] logits → (tokens [B, G, T], mean entropy in nats)."""
+    def _draw(self, logits: Tensor, batch: api.Batch, step: int) -> tuple[groups.Samples, int, Tensor]:
+        """[B, T, V] logits → (tokens [B, G, T] and distances, groups drawn again, mean entropy in nats)."""
         probabilities = (logits / self.config.temperature).softmax(dim=-1)
         shape = (self.config.group_size, logits.shape[1])
-        uniforms = torch.from_numpy(randomness.uniforms(self.seed, "vapi-sample", step, index, shape))
-        uniforms = uniforms.to(logits.device).transpose(1, 2).contiguous()
-        drawn = randomness.inverse_cdf(probabilities, uniforms)
-        return drawn.transpose(1, 2).contiguous(), torch.special.entr(probabilities).sum(dim=-1).mean()
+
+        def sample(rows: groups.Rows, tag: str) -> groups.Samples:
+            index = batch.index[rows].tolist()
+            numbers = randomness.uniforms(self.seed, f"vapi-sample{tag}", step, index, shape)
+            uniforms = torch.from_numpy(numbers).to(logits.device).transpose(1, 2).contiguous()
+            drawn = randomness.inverse_cdf(probabilities[rows], uniforms).transpose(1, 2).contiguous()
+            distances = self.reconstruction.measure(self.backbone, drawn, batch.images[rows])
+            return {"tokens": drawn, **distances}
+
+        def flat(drawn: groups.Samples) -> Tensor:
+            rewards = self._reward({part: drawn[part] for part in self.reconstruction.weights})
+            return groups.is_flat([rewards], [torch.ones_like(rewards, dtype=torch.bool)])
+
+        entropy = torch.special.entr(probabilities).sum(dim=-1).mean()
+        return *groups.draw(sample, flat, self.config.redraws), entropy
+
+    def _reward(self, distances: groups.Samples) -> Tensor:
+        return weighted_reward(distances, self.reconstruction.weights)
+
+
+def _metrics(rewards: Tensor, advantages: Tensor, distances: groups.Samples) -> dict[str, Tensor]:
+    """Rewards and advantages [B, G] and the distances behind them, for the log."""
+    metrics = {
+        "reward": rewards.mean(),
+        "reward_std": rewards.std(dim=1).mean(),
+        "flat_groups": (advantages == 0).all(dim=1).float().mean(),
+    }
+    for part, values in distances.items():
+        mean, std, flat = describe(values, torch.ones_like(values, dtype=torch.bool))
+        metrics |= {part: mean, f"reward_std/{part}": std, f"flat/{part}": flat}
+    return metrics
 
 
 def _check(config: VaPi.Config) -> None:
-    """Refuse combinations that would train on nothing."""
+    """Refuse combinations that would train on nothing, and switches that nothing would read."""
+    config.check_kl(config.prior == "kl", "set method.prior=kl")
     if not config.policy_weight and (config.prior == "kl" or not config.prior_weight):
         raise UserError(
             "method.policy_weight is 0 and no cross-entropy prior is left: nothing would be trained",

@@ -70,6 +70,8 @@ class Option(TomlTable):
     choices: list[Scalar] = []
     minimum: float | None = None
     maximum: float | None = None
+    rare: bool = False
+    """A configuration holds it only if it was given, so that plans from before the option stay the same."""
 
     def check(self, value: Scalar) -> Scalar:
         """Return the value in the option's type, or raise ValueError saying what is allowed."""

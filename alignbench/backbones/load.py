@@ -36,7 +36,12 @@ def load_backbone(
     # A plug-in's backbone knows of a text encoder only if its card names one.
     more: dict[str, Any] = {"encoder": text_encoder} if card.text else {}
     backbone: Backbone = import_target(str(card.target))(
-        card, files, seed=0, device=device, **more, **{key: options[key] for key in card.options}
+        card,
+        files,
+        seed=0,
+        device=device,
+        **more,
+        **{key: options.get(key, option.default) for key, option in card.options.items()},
     )
     interfaces.require(f"model {name!r}", backbone, interfaces.OBJECT_MEMBERS["models"])
     return backbone

@@ -44,7 +44,11 @@ class TrainConfig:
     recompute: bool = _train(False, "Recompute transformer blocks in the backward pass.")
     updates_per_collect: int = _train(1, "Optimiser steps on each collected batch.", minimum=1)
     failed_rewards: float = _train(
-        0.1, "Largest share of a step's images that may stay without a score.", minimum=0.0, maximum=1.0
+        0.1,
+        "Largest share of a step's images that may stay without a score.",
+        minimum=0.0,
+        maximum=1.0,
+        rare=True,
     )
 
 
@@ -57,7 +61,9 @@ COMMON_OPTIONS: dict[str, dict[str, Option]] = {
         "policy": Option(default="", doc="Path of the policy's weights, instead of the card's file."),
         "tokenizer": Option(default="", doc="Path of the tokenizer's weights, instead of the card's file."),
         "text": Option(
-            default="", doc="Path of the text encoder's weights, where the card has a file of them."
+            default="",
+            doc="Path of the text encoder's weights, where the card has a file of them.",
+            rare=True,
         ),
     },
     "protocol": {
@@ -68,12 +74,11 @@ COMMON_OPTIONS: dict[str, dict[str, Option]] = {
             default=0,
             minimum=0,
             doc="Images generated together, for want of memory; rounding and so the protocol become others.",
+            rare=True,
         ),
     },
 }
 """{namespace: {key: option}} of what does not depend on a card."""
-RARE = {"model.text", "protocol.batch", "train.failed_rewards"}
-"""A configuration holds these, and paths of assets, only if they were given."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def known_options(
         settable["model"] |= registry.model(model).options
     if dataset is not None:
         settable["data"] = registry.dataset(dataset).options
-    path = Option(default="", doc="Path of this file, instead of where it is looked for.")
+    path = Option(default="", doc="Path of this file, instead of where it is looked for.", rare=True)
     settable["assets"] = dict.fromkeys(registry.names("assets"), path)
     if method is not None:
         settable["method"] = registry.method(method).options
@@ -181,11 +186,7 @@ def resolve(
     model_card = registry.model(model)
     dataset = dataset or model_card.dataset
     options = known_options(registry, method=method, model=model, dataset=dataset)
-    values = {
-        key: Origin(option.default, "default")
-        for key, option in options.items()
-        if not key.startswith("assets.") and key not in RARE
-    }
+    values = {key: Origin(option.default, "default") for key, option in options.items() if not option.rare}
     recipe = (recipe or registry.recipe_for(method, model)) if method else None
     if method and recipe:
         values |= _recipe_values(registry, recipe, method, options)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.config.requirements import requirements_of
-from alignbench.config.settings import COMMON_OPTIONS, RARE, changes_nothing, known_options, values_of
+from alignbench.config.settings import COMMON_OPTIONS, changes_nothing, known_options, values_of
 from alignbench.errors import Problem, UserError
 from alignbench.evaluation.protocol import ProtocolEvaluation
 from alignbench.files import digest_of
@@ -100,7 +100,7 @@ def make_given_plan(
     options = known_options(registry, sections=["protocol", "assets"])
     values = values_of(
         assignments,
-        {key: option for key, option in options.items() if key not in RARE},
+        {key: option for key, option in options.items() if key != "protocol.batch"},
         why="images that are given have no model and no training",
         fix="protocol.samples and assets.NAME can be set",
     )

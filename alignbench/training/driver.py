@@ -28,7 +28,7 @@ from alignbench.files import read_json, write_atomic, write_json
 from alignbench.progress import Progress
 from alignbench.training import checkpoint
 from alignbench.training.parallel import Parallel
-from alignbench.training.totals import Totals, costs_of, peak_memory_gib
+from alignbench.training.totals import Totals, complete, costs_of, peak_memory_gib
 
 STOP = "stop"
 """Name under which ranks tell each other, among a step's numbers, that they were asked to stop."""
@@ -137,6 +137,8 @@ class Driver:
                 f"step {step + 1}: {failure}",
                 fix="mend the reward and run the same command again; it continues from this step",
             )
+        with failure_of(f"method {type(self.method).__name__}"):
+            collected = complete(self.method, collected, parallel.sum)
         numbers = self._mean((part.metrics, part.images) for part in collected)
         for _ in range(config.updates_per_collect):
             losses, norm = self._update(collected, step)

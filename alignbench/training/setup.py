@@ -102,8 +102,9 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
             shared=shared,
         )
 
+    options = {key: option.default for key, option in job.registry.method(name).options.items()}
     with failure_of(f"method {name!r}"):
-        config = target.Config(**job.plan.config.section("method"))
+        config = target.Config(**{**options, **job.plan.config.section("method")})
         method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)
     return method
 

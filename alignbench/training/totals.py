@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from alignbench.api import Collected
+from alignbench.api import Collected, Method
 from alignbench.training.parallel import Parallel
 
 COUNTED = ("images", "sequences", "tokens")
@@ -73,6 +74,33 @@ def costs_of(collected: Sequence[Collected], parallel: Parallel) -> Costs:
     for (group, name), value in zip(counts, summed.values(), strict=True):
         groups[group][name] = round(value)
     return Costs(**groups)
+
+
+@runtime_checkable
+class NeedsSums(Protocol):
+    """A method whose losses depend on numbers of the whole step, added up between collecting and updating."""
+
+    def sums(self, experience: object) -> Mapping[str, float]:
+        """What to add up over micro-batches and ranks: the same names for each of them, or none at all."""
+
+    def complete(self, experience: object, sums: Mapping[str, float]) -> object:
+        """Return the experience with what the step's sums decide; not called if there are none."""
+
+
+def complete(
+    method: Method, collected: list[Collected], add: Callable[[Mapping[str, float]], Mapping[str, float]]
+) -> list[Collected]:
+    """Give a method that `NeedsSums` those of the step; `add` adds numbers up over ranks."""
+    if not isinstance(method, NeedsSums):
+        return collected
+    own: dict[str, float] = {}
+    for part in collected:
+        for name, value in method.sums(part.experience).items():
+            own[name] = own.get(name, 0.0) + value
+    if not own:
+        return collected
+    sums = add(own)
+    return [replace(part, experience=method.complete(part.experience, sums)) for part in collected]
 
 
 def peak_memory_gib(device: torch.device) -> float:

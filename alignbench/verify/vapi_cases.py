@@ -55,7 +55,7 @@ def _kl(golden: VapiFile, case: re.Match[str]) -> Results:
     def estimate(tokens: Tensor) -> tuple[Tensor, Tensor]:
         logprobs = policy_gradient.token_logprobs(current, tokens, temperature)
         other = policy_gradient.token_logprobs(reference, tokens, temperature)
-        return policy_gradient.k3_kl(logprobs, other), logprobs
+        return policy_gradient.kl_estimate(logprobs, other), logprobs
 
     per_token = estimate(tokens)[0].squeeze(1)
     # The estimate's expectation over all codes is the divergence itself.

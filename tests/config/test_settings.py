@@ -28,6 +28,15 @@ def test_precedence_is_default_recipe_flag(registry: Registry) -> None:
     assert config.train.steps == 7
 
 
+def test_rare_options_are_there_only_if_they_were_given(registry: Registry) -> None:
+    plain, given = (
+        resolve(registry, method="vapi", model="llamagen-tiny", assignments=text)
+        for text in ([], ["ratio=gspo", "failed_rewards=0.2"])
+    )
+    assert given.values.keys() - plain.values.keys() == {"method.ratio", "train.failed_rewards"}
+    assert given.section("method")["ratio"] == "gspo"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -20,6 +20,12 @@ CHECKS = {check.__name__: check for check in method_checks.METHOD_CHECKS}
 PUBLIC = {check.__name__: check for check in testing.METHOD_CHECKS}
 PLAIN = ("bool", "int", "float")
 ON_CAPTIONS = ("gradients_reach_only_what_trains", "numbers_come_from_addresses")
+COMPANIONS = dict.fromkeys([("vapi", "kl_estimator"), ("vapi", "kl_in")], "method.prior=kl")
+"""What a switch needs to have a meaning."""
+BEYOND = ("method.advantage_std=batch", "method.redraws=2", "method.group_size=2")
+"""Whatever looks further than at a group as it was drawn."""
+EQUAL = {"vapi": "method.temperature=0.05", "ar-grpo": "method.rewards=class-logprob-digits|quantise(2)"}
+"""What makes some groups flat."""
 
 
 def case_of(method: str, *settings: str, model: str = "llamagen-tiny") -> Case:
@@ -47,19 +53,37 @@ def test_the_public_checks_on_captions(method: str, tmp_path: Path, monkeypatch:
         PUBLIC[name](case_of(method, model="shapes-tiny"), tmp_path / name)
 
 
-def variants() -> list[tuple[str, str]]:
+def variants() -> list[tuple[str, ...]]:
     """Every method with each of its switches thrown, one at a time."""
     found = []
     for method in METHODS:
         for name, option in REGISTRY.method(method).options.items():
             values = [False, True] if isinstance(option.default, bool) else option.choices
-            found += [(method, f"method.{name}={value}") for value in values if value != option.default]
+            needed = [COMPANIONS[method, name]] if (method, name) in COMPANIONS else []
+            settings = [f"method.{name}={value}" for value in values if value != option.default]
+            found += [(method, switch, *needed) for switch in settings]
     return found
 
 
-@pytest.mark.parametrize(("method", "switch"), variants())
-def test_two_ranks_give_what_one_gives_with_every_switch(method: str, switch: str, tmp_path: Path) -> None:
-    method_checks.two_ranks_give_what_one_gives(case_of(method, switch), tmp_path)
+@pytest.mark.parametrize("settings", variants(), ids="-".join)
+def test_two_ranks_give_what_one_gives_with_every_switch(settings: tuple[str, ...], tmp_path: Path) -> None:
+    method_checks.two_ranks_give_what_one_gives(case_of(*settings), tmp_path)
+
+
+@pytest.mark.parametrize("method", EQUAL)
+def test_what_looks_beyond_a_group_depends_on_no_split(method: str, tmp_path: Path) -> None:
+    case = case_of(method, *BEYOND, EQUAL[method])
+    assert method_checks.whole_step(case, tmp_path).numbers["redrawn_groups"] > 0
+    method_checks.two_ranks_give_what_one_gives(case, tmp_path)
+    method_checks.micro_batches_change_nothing(case, tmp_path)
+    testing.a_resumed_run_is_the_same(case, tmp_path)
+
+
+def test_groups_of_captions_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "COUNTS", {**shapes.COUNTS, "train": 60})
+    case = case_of("ar-grpo", *BEYOND, "method.temperature=0.05", model="shapes-tiny")
+    assert method_checks.whole_step(case, tmp_path).numbers["redrawn_groups"] > 0
+    testing.numbers_come_from_addresses(case, tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)

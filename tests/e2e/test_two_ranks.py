@@ -42,7 +42,7 @@ def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     arguments = [
         "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny", "--steps", "4",
         "--set", "protocol.samples=1100", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
-        "--set", "train.micro_batch=16",
+        "--set", "train.micro_batch=16", "--set", "method.advantage_std=batch", "--set", "method.redraws=1",
     ]  # fmt: skip
     for ranks, start in ((1, [sys.executable]), (2, TORCHRUN)):
         done = subprocess.run(

@@ -59,9 +59,19 @@ def require_equal(whole: Outcome, parts: list[Outcome], what: str) -> None:
 def two_ranks_give_what_one_gives(case: Case, folder: Path) -> None:
     """Gradients and logged numbers of two half steps, each in a process of its own, add up to the whole."""
     whole, ranks = whole_step(case, folder), []
-    for rank in (0, 1):
-        subject = build(case, folder)
-        ranks.append(take_step(subject, [subject.batch(rank, 2)]))
+    brought: Counter[str] = Counter()
+
+    def bring(numbers: Mapping[str, float]) -> Mapping[str, float]:
+        brought.update(numbers)  # type: ignore[arg-type]
+        return numbers
+
+    for add in (bring, lambda _: brought):  # first what a rank brings, then what all ranks get
+        ranks = []
+        for rank in (0, 1):
+            subject = build(case, folder)
+            ranks.append(take_step(subject, [subject.batch(rank, 2)], add))
+        if not brought:
+            break
     require_equal(whole, ranks, "at two ranks")
 
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from alignbench.errors import UserError
-from alignbench.methods.image_rewards import combine_normalised, combine_raw
+from alignbench.methods.groups import compare
+from alignbench.methods.image_rewards import combine_raw
 from alignbench.registry.reward_spec import Spec, parse_spec, parse_terms
+from tests.methods.test_policy_gradient import OPTIONS
 
 NAN = float("nan")
 
@@ -87,25 +89,26 @@ def test_a_raw_sum_is_a_sum_and_needs_every_part() -> None:
 
 
 def test_normalised_parts_use_their_own_valid_scores() -> None:
-    mixed = combine_normalised(*scores(), [2.0, -1.0])
+    mixed = compare(*scores(), [2.0, -1.0], OPTIONS)
     assert mixed.valid.tolist() == [[True, False, True, False], [True] * 4]
     first, second = z([1.0, 3.0, 8.0]), z([0.1, 0.5, 0.2])
-    assert mixed.values[0, 0].item() == pytest.approx(2 * first[0] - second[0], abs=1e-6)
-    assert mixed.values[0, 2].item() == pytest.approx(2 * first[1] - second[2], abs=1e-6)
+    expected = [2 * first[0] - second[0], 0.0, 2 * first[1] - second[2], 0.0]
+    assert mixed.advantages[0].tolist() == pytest.approx(expected, abs=1e-6)
     # The first term has no spread in the second group: it must add nothing, not noise.
-    assert mixed.values[1].tolist() == pytest.approx(list(-z([0.4, 0.1, 0.3, 0.2])), abs=1e-6)
+    assert mixed.advantages[1].tolist() == pytest.approx(list(-z([0.4, 0.1, 0.3, 0.2])), abs=1e-6)
 
 
 def test_what_a_failed_score_holds_never_matters() -> None:
     values, valid = scores()
     poisoned = [part.nan_to_num(nan=1e6) for part in values]
-    for combine in (combine_raw, combine_normalised):
-        expected, result = combine(values, valid, [1.0, 2.0]), combine(poisoned, valid, [1.0, 2.0])
+    mixed = [combine_raw(one, valid, [1.0, 2.0]) for one in (values, poisoned)]
+    compared = [compare(one, valid, [1.0, 2.0], OPTIONS) for one in (values, poisoned)]
+    for expected, result in (mixed, compared):
         assert torch.equal(expected.valid, result.valid)
-        assert torch.allclose(expected.values, result.values, rtol=0, atol=1e-12, equal_nan=True)
+        assert torch.allclose(expected[0], result[0], rtol=0, atol=1e-12, equal_nan=True)
 
 
 def test_a_single_valid_score_is_the_mean_of_its_group() -> None:
     value, valid = torch.tensor([[5.0, NAN]]), torch.tensor([[True, False]])
-    mixed = combine_normalised([value], [valid], [1.0])
-    assert mixed.values[0, 0].item() == 0.0 and mixed.valid.tolist() == [[True, False]]
+    mixed = compare([value], [valid], [1.0], OPTIONS)
+    assert mixed.advantages[0, 0].item() == 0.0 and mixed.valid.tolist() == [[True, False]]

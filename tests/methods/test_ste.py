@@ -18,6 +18,7 @@ from alignbench.registry.lookup import Registry
 from alignbench.rewards.pixel import PixelDistance
 from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, built
 
+REGISTRY = Registry.default()
 STORED = torch.linspace(-2.0, 3.0, CODES * 3, dtype=torch.float64).view(CODES, 3).flip(0)
 """The codebook as the toy's file has it; what its decoder sees is the palette."""
 
@@ -201,3 +202,16 @@ def test_raw_codebook_of_llamagen_is_the_stored_one() -> None:
         method = make(backbone, codebook=codebook)
         lengths = torch.linalg.vector_norm(method.codebook, dim=1)
         assert torch.allclose(lengths, torch.full_like(lengths, length), atol=1e-5)
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+def test_the_long_recipes_have_the_switches_of_the_released_program() -> None:
+    released = {"method.estimator": "gumbel", "method.codebook": "raw", "method.dropout": True}
+    for model, times in (("llamagen-tiny", 10), ("llamagen-xxl", 100)):
+        short, long = (REGISTRY.recipe(f"ste-{kind}{model}") for kind in ("", "long-"))
+        assert REGISTRY.recipe_for("ste", model) == f"ste-{model}" and not long.default
+        assert long.values["train.steps"] == times * int(short.values["train.steps"])
+        assert (released | {"method.prior_weight": 0.0}).items() <= long.values.items()
+    assert {"train.lr": 1e-5, "train.weight_decay": 1e-2, "train.beta2": 0.95}.items() <= long.values.items()

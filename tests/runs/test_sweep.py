@@ -308,10 +308,12 @@ def test_every_method_gets_the_same_number_of_trials_on_the_validation_split() -
     tuning = REGISTRY.sweep("tune-llamagen-tiny")
     assert tuning.choose == "row" and REGISTRY.protocol(tuning.protocol).reference.split == "validation"
     lines = sweep.configurations(tuning)
-    trials = {row.method: [line for line in lines if line.row == row.title] for row in tuning.rows}
+    trials = {row.title: [line for line in lines if line.row == row.title] for row in tuning.rows}
     condition = REGISTRY.model(tuning.model).condition
     methods = [name for name in REGISTRY.names("methods") if condition in REGISTRY.method(name).conditions]
-    assert sorted(trials) == methods
+    assert sorted(trials) == sorted([*methods, "ste-gumbel"])
+    gumbel = {"method.estimator": "gumbel"}
+    assert {row.title: row.values for row in tuning.rows if row.title != row.method} == {"ste-gumbel": gumbel}
     assert {len(members) for members in trials.values()} == {5}
     assert all(list(line.point) == ["train.lr"] for line in lines)
 
