@@ -326,6 +326,8 @@ class RecipeCard(Card):
     """Dotted keys as `--set` takes them, e.g. `method.group_size`."""
     default: bool = True
     """False: used only when `--recipe` names it. Each method and model has one default recipe at most."""
+    data: str = ""
+    """Data set card, unless `--data` names one; empty: the model's."""
 
 
 class SweepRow(TomlTable):
@@ -373,13 +375,15 @@ class SweepCard(Card):
 
 # --- data and evaluation --------------------------------------------------------------------------
 class DatasetCard(Card):
-    """Training or reference images."""
+    """Training or reference images, or what images are generated from."""
 
     target: Target
     condition: Literal["class", "text"]
     splits: list[str]
     train_split: str
     options: dict[str, Option] = {}
+    images: bool = True
+    """False: conditions alone, for methods that need no images."""
     leaderboard: bool = True
     """False for synthetic data: its runs never reach a leaderboard."""
     class_names: list[str] | Target = []

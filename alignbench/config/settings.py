@@ -72,7 +72,7 @@ COMMON_OPTIONS: dict[str, dict[str, Option]] = {
     },
 }
 """{namespace: {key: option}} of what does not depend on a card."""
-RARE = {"model.text", "protocol.batch", "train.failed_rewards"}
+RARE = {"data.names", "model.text", "protocol.batch", "train.failed_rewards"}
 """A configuration holds these, and paths of assets, only if they were given."""
 
 
@@ -179,14 +179,14 @@ def resolve(
     if method is not None:
         registry.method(method)
     model_card = registry.model(model)
-    dataset = dataset or model_card.dataset
+    recipe = (recipe or registry.recipe_for(method, model)) if method else None
+    dataset = dataset or (registry.recipe(recipe).data if recipe else "") or model_card.dataset
     options = known_options(registry, method=method, model=model, dataset=dataset)
     values = {
         key: Origin(option.default, "default")
         for key, option in options.items()
         if not key.startswith("assets.") and key not in RARE
     }
-    recipe = (recipe or registry.recipe_for(method, model)) if method else None
     if method and recipe:
         values |= _recipe_values(registry, recipe, method, options)
     assigned = parse_assignments(assignments, options)

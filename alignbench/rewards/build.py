@@ -20,26 +20,7 @@ from alignbench.errors import UserError, failure_of
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.reward_spec import PLACEMENTS, Resolved, is_remote, require_packages, resolve
-from alignbench.registry.schema import DatasetCard
 from alignbench.rewards import remote, requests, transforms
-
-
-def class_names(card: DatasetCard) -> Sequence[str]:
-    """Return the names that a dataset card gives or points to, in order of the class id; perhaps none.
-
-    Raises:
-        UserError: what it points to is not installed.
-    """
-    if not isinstance(card.class_names, str):
-        return card.class_names
-    try:
-        names: Sequence[str] = import_target(card.class_names)
-    except UserError as error:
-        raise UserError(
-            f"class names of {card.title}: {error.what}", fix="pip install 'alignbench[rewards]'"
-        ) from error
-    return names
-
 
 CPU = torch.device("cpu")
 

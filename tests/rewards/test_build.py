@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from alignbench.errors import RunFailed, UserError
+from alignbench.registry.class_names import class_names
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import resolve
 from alignbench.registry.schema import DatasetCard, RewardCard
-from alignbench.rewards.build import BuiltDistance, BuiltReward, build, class_names
+from alignbench.rewards.build import BuiltDistance, BuiltReward, build
 from alignbench.rewards.transforms import TRANSFORMS
 from tests.helpers.reward_toys import BUILT_IN, registry, request
 
