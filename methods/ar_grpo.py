@@ -121,7 +121,7 @@ class ArGrpo:
         numbers = randomness.uniforms(self.seed, "ar-grpo-token", step, batch.index.tolist(), shape)
         uniforms = torch.from_numpy(numbers).flatten(0, 1).to(batch.index.device)
         rollout = self.backbone.generate(condition, uniforms, self.sampling)
-        advantages, valid, metrics, failures = self._score(condition, batch.index, rollout.tokens)
+        advantages, valid, metrics, failures = self._score(condition, batch, rollout.tokens)
         logits = self._logits(self.backbone, condition, rollout.tokens)
         logprobs = self._logprobs(logits, rollout.tokens)
         metrics["entropy"] = torch.special.entr((logits / self._temperature).softmax(dim=-1)).sum(-1).mean()
@@ -171,14 +171,17 @@ class ArGrpo:
     # --- sampling and scoring ---
 
     def _score(
-        self, condition: api.Condition, index: Tensor, tokens: Tensor
+        self, condition: api.Condition, batch: api.Batch, tokens: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], Counter[str]]:
         """Decode and score [N, T] tokens: (advantages [B, G], valid [B, G], metrics, failures by card)."""
+        index, group_size = batch.index, self.config.group_size
+        entries = [prompt.metadata for prompt in batch.prompts for _ in range(group_size)]
         request = api.ScoreRequest(
             images=self._decode(tokens),
-            group=index.repeat_interleave(self.config.group_size),
+            group=index.repeat_interleave(group_size),
             labels=condition.ids if isinstance(condition, api.ClassLabels) else None,
             texts=condition.texts,
+            metadata={"prompt": entries} if entries else {},
         )
         scores = [reward.score(request) for reward in self.rewards.values()]
         values = [score.values.view(len(index), -1) for score in scores]

@@ -287,8 +287,8 @@ class RewardCard(Card):
     differentiable: bool
     scope: Literal["distance", "image"]
     """`distance` compares with the reference image; `image` looks at the image, and at what it `needs`."""
-    needs: list[Literal["text", "label"]] = []
-    """What a request must bring beside the image."""
+    needs: list[Literal["text", "label", "metadata"]] = []
+    """What a request must bring beside the image; `metadata`: the whole entry of a prompt file."""
     options: dict[str, Option] = {}
     """Changed inside the specification: `clip-score(model=openai/clip-vit-base-patch32)`."""
     batch: int = Field(default=64, ge=1)

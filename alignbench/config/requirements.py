@@ -185,6 +185,9 @@ def _reward_problems(
             yield Problem(where, f"needs images of {card.min_size} px, these have {model.image_size}", other)
         if "label" in card.needs and model.condition != "class":
             yield Problem(where, f"needs class labels, {config.model} has captions", other)
+        if "metadata" in card.needs and (data.images or data.condition != "text"):
+            what = f"reads entries of a prompt file, {config.dataset} has none"
+            yield Problem(where, what, "--data prompts --set data.file=PATH")
         if card.num_classes not in (None, model.num_classes):
             what = f"knows {card.num_classes} classes, {config.model} has {model.num_classes}"
             yield Problem(where, what, other)

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from alignbench.api import Batch, ClassLabels, Condition
+from alignbench.api import Batch, ClassLabels, Condition, Prompt
 from alignbench.data.dataset import ImageDataset, captions_of
 from alignbench.randomness import permutation
 
@@ -58,6 +58,7 @@ class Stream:
         self.seed = seed
         self.images_per_step = images_per_step
         self._text_condition, self._images = text_condition, images
+        self._prompts: Sequence[Prompt] = getattr(dataset, "prompts", ())
         self._captions = captions_of(dataset) if text_condition else ()
         self._epoch_order = lru_cache(maxsize=2)(partial(permutation, seed, "data"))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
@@ -75,17 +76,19 @@ class Stream:
             captions is where `text_condition` puts it.
         """
         numbers = self._numbers(step, rank, world_size)
+        indices = self._lookup(numbers)
         if not self._images:
             pixels = torch.empty(len(numbers), 0, 0, 3, dtype=torch.uint8)
         elif self._pool is None:
-            pixels = _stacked([self.dataset.load(int(index)) for index in self._lookup(numbers)])
+            pixels = _stacked([self.dataset.load(int(index)) for index in indices])
         else:
             pixels = _stacked(self._decoded(step, rank, world_size))
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return Batch(
             index=torch.from_numpy(numbers),
-            condition=self._condition(self._lookup(numbers)),
+            condition=self._condition(indices),
             images=images.div_(127.5).sub_(1.0),
+            prompts=tuple(self._prompts[index] for index in indices) if self._prompts else (),
         )
 
     def _condition(self, indices: np.ndarray) -> Condition:

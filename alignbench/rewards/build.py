@@ -219,6 +219,8 @@ class BuiltReward:
             )
         if "label" in card.needs and request.labels is None:
             raise UserError(f"reward {name!r} needs class labels, and these samples have none")
+        if "metadata" in card.needs and not request.metadata.get("prompt"):
+            raise UserError(f"reward {name!r} reads entries of a prompt file, and these samples have none")
         if "text" not in card.needs or request.texts:
             return request
         if request.labels is None or not self.class_names:

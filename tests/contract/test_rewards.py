@@ -47,7 +47,21 @@ def captioned_shapes(side: int) -> tuple[torch.Tensor, tuple[str, ...]]:
     return torch.nn.functional.pad(pixels, room), ("a white circle and a green square",) * 5
 
 
+def counted_shapes(side: int) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Five scenes with none to four of the things of `METADATA`, of a side as above."""
+    names, places = [clause["class"] for clause in METADATA["include"]], [(0, 0), (0, 2), (2, 0), (2, 2)]
+    things = [Thing(name, "white", *place) for name, place in zip(names, places, strict=True)]
+    pixels = torch.from_numpy(np.stack([draw(things[:count]) for count in range(COUNT)]))
+    room = (0, side - SIZE, 0, side - SIZE)
+    return torch.nn.functional.pad(pixels.permute(0, 3, 1, 2).float() / 255, room), ()
+
+
+METADATA: dict[str, Any] = {
+    "tag": "two_object",
+    "include": [{"class": name, "count": 1} for name in ("circle", "square", "cross", "triangle")],
+}
 REQUESTS: dict[str, Callable[[int], tuple[torch.Tensor, tuple[str, ...]]]] = {
+    "geneval-detector": counted_shapes,
     "shapes-detector": captioned_shapes,
 }
 """{card: (images, captions) of a side that it understands}, for rewards that take no other language."""
@@ -85,6 +99,7 @@ class Case:
             labels=torch.arange(COUNT) + 3,
             texts=texts,
             reference=reference,
+            metadata={"prompt": [METADATA] * COUNT},
         )
 
 
@@ -112,6 +127,7 @@ def rows(given: api.ScoreRequest, order: list[int]) -> api.ScoreRequest:
         labels=given.labels[order],
         texts=tuple(given.texts[row] for row in order) if given.texts else (),
         reference=given.reference[order],
+        metadata={name: [values[row] for row in order] for name, values in given.metadata.items()},
     )
 
 

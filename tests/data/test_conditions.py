@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from alignbench.api import ClassLabels, Condition
+from alignbench.api import ClassLabels, Condition, ScoreRequest
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
+from alignbench.data.shapes import prompt_file
+from alignbench.data.shapes_scenes import by_text
 from alignbench.data.stream import Stream
 from alignbench.errors import UserError
 from alignbench.progress import Progress
 from alignbench.randomness import permutation
 from alignbench.registry.class_names import class_names
 from alignbench.registry.lookup import Registry
+from alignbench.rewards.shapes import ShapesReward
 from alignbench.runs import run
-from alignbench.testing import Case
+from alignbench.testing import Case, Subject
 from tests.helpers.data_sets import opened, refused
 
 REGISTRY = Registry.default()
@@ -150,7 +153,7 @@ def test_plans_say_who_needs_images_and_read_the_file(tmp_path: Path) -> None:
     [
         ("llamagen-tiny", ()),
         ("shapes-tiny", ()),
-        ("janus-tiny", ("model.weights=random", "method.rewards=shapes-detector")),
+        ("janus-tiny", ("model.weights=random",)),
     ],
 )
 def test_ar_grpo_runs_without_an_image(
@@ -164,6 +167,33 @@ def test_ar_grpo_runs_without_an_image(
     record = run.run(case.job(tmp_path / "run"), Progress(quiet=True))
     assert record.status == "complete" and record.data is not None
     assert (record.data.name, record.data.count) == (dataset, 10 if dataset == "classes" else 3)
+
+
+def test_whole_entries_reach_the_reward_of_their_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ScoreRequest] = []
+    score = ShapesReward.score
+    monkeypatch.setattr(ShapesReward, "score", lambda self, given: seen.append(given) or score(self, given))
+    prompts(tmp_path, "a.jsonl", prompt_file("validation"))
+    monkeypatch.setattr("alignbench.testing.resolve", lambda *a, **k: resolve(*a, **k, dataset="prompts"))
+    case = Case(REGISTRY, "ar-grpo", "shapes-tiny", (f"data.file={tmp_path / 'a.jsonl'}",))
+    subject = Subject.build(case, tmp_path)
+    with torch.no_grad():
+        for piece in subject.batch().split(3):
+            subject.method.collect(piece, 0)
+    entries = [entry for given in seen for entry in given.metadata["prompt"]]
+    assert len(entries) == 64 and all(entries[row] == entries[row - row % 8] for row in range(64))
+    assert [entry["prompt"] for entry in entries] == [text for given in seen for text in given.texts]
+    assert all(dict(by_text()[entry["prompt"]].metadata()) == entry for entry in entries)
+
+
+def test_every_model_that_ar_grpo_trains_plans_with_nothing_but_files_to_find() -> None:
+    for model in REGISTRY.names("models"):
+        config = resolve(REGISTRY, method="ar-grpo", model=model)
+        found = make_plan(REGISTRY, config, evaluates=False).problems
+        paths = ("was given", "is not in", " lacks ")
+        assert config.recipe and all(any(word in problem.what for word in paths) for problem in found), model
 
 
 def test_a_recipe_may_name_its_data(tmp_path: Path) -> None:

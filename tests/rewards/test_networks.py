@@ -181,10 +181,8 @@ def test_written_answers_are_the_likeliest_tokens(folder: Path, options: dict[st
     answers = set()
     for image, text in zip(smooth(), TEXTS, strict=True):
         prompt = f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Score {text}! Reply with one"
-        prompt += (
-            ' JSON object and nothing else: {"description": what the image shows, "score": a number from 0'
-        )
-        prompt += ' 0 to 5, "explanation": the reason for the score}.<|im_end|>\n<|im_start|>assistant\n'
+        prompt += ' JSON object and nothing else: {"description": what the image shows, "score": a number'
+        prompt += ' from 0 to 5, "explanation": the reason for the score}.<|im_end|>\n<|im_start|>assistant\n'
         inputs = processor(images=[(image * 255).round().byte()], text=[prompt], return_tensors="pt")
         asked = inputs["input_ids"].shape[1]
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
