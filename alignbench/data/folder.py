@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from alignbench.data.encoded import Source, choose
+from alignbench.data.encoded import Source
+from alignbench.data.numbered import choose
 from alignbench.data.walk import EXTENSIONS, identity_of, image_names, read_file, refuse_folder
 from alignbench.errors import UserError, suggest
 from alignbench.files import parse_json

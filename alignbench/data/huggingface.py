@@ -16,9 +16,9 @@ import numpy as np
 
 from alignbench.api import Prompt
 from alignbench.data.captioned import NO_CAPTION, Listing, Sample, captioned_source, captions_in
-from alignbench.data.conditions import Prompts, subset
 from alignbench.data.decode import Skipped, UnreadableImage
-from alignbench.data.encoded import Source, choose
+from alignbench.data.encoded import Source
+from alignbench.data.numbered import Prompts, choose, subset
 from alignbench.data.walk import file_state
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import Scalar

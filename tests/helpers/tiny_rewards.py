@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignbench.evaluators.geneval import reward, shapes
 from alignbench.rewards import perceptual, vlm
 from tests.helpers.lpips_trunks import random_trunk
 from tests.helpers.tiny_open_clip import save_folder, seeded, spread
@@ -124,17 +123,9 @@ def random_lpips(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(perceptual, "require_trunk", lambda asset: random_trunk(nets[asset], folder / asset))
 
 
-def shapes_geneval(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """GenEval's rules on the exact detector of the shapes."""
-    patch.setattr(reward, "verify_asset", lambda status: None)
-    patch.setattr(reward.mask2former, "build_official", lambda **_: shapes.ShapesDetector(batch=2))
-    patch.setattr(reward.colours, "build", lambda **_: shapes.ShapesColours())
-
-
 TINY: dict[str, Callable[[Path, pytest.MonkeyPatch], str | None]] = {
     "aesthetic": lambda folder, patch: save_aesthetic(folder),
     "clip-score": lambda folder, patch: save_clip(folder),
-    "geneval-detector": shapes_geneval,
     "hpsv2.1": lambda folder, patch: save_hps(folder),
     "lpips-alex": random_lpips,
     "lpips-vgg": random_lpips,
