@@ -257,7 +257,7 @@ def test_the_documentation_says_what_the_card_says(name: str) -> None:
     _, _, reference, reads, gradient, better, _, licence, _ = (cell.strip() for cell in row.split("|"))
     card = REGISTRY.reward(name)
     assert (reference == "the real image") == (card.scope == "distance")
-    assert reads == {"": "–", "text": "text", "label": "class"}["".join(card.needs)]
+    assert reads == {"": "–", "text": "text", "label": "class", "metadata": "metadata"}["".join(card.needs)]
     assert (gradient == "yes", better, licence) == (card.differentiable, card.direction, card.licence)
 
 
