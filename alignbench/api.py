@@ -87,13 +87,15 @@ class Batch:
     """[B] int64, number of the sample in the run's stream: the key of all its randomness."""
     condition: Condition
     images: Tensor
-    """[B, 3, H, W] float32 in [-1, 1]."""
+    """[B, 3, H, W] float32 in [-1, 1]; [B, 3, 0, 0] for methods whose card needs no images."""
+    prompts: tuple[Prompt, ...] = ()
+    """[B] whole entries of data set `prompts`; empty with other data."""
 
     def __len__(self) -> int:
         return self.index.shape[0]
 
     def select(self, rows: slice) -> Batch:
-        return Batch(self.index[rows], self.condition.select(rows), self.images[rows])
+        return Batch(self.index[rows], self.condition.select(rows), self.images[rows], self.prompts[rows])
 
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into consecutive pieces of at most `size` images."""
@@ -102,7 +104,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         index, images = (part.to(device, non_blocking=True) for part in (self.index, self.images))
-        return Batch(index, self.condition.to(device), images)
+        return Batch(index, self.condition.to(device), images, self.prompts)
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ class ScoreRequest:
     reference: Tensor | None = None
     """[N, 3, H, W] the real image behind each sample, in the same range; only where there is one."""
     metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """{name: one value per image}."""
+    """{name: one value per image}; `prompt`: the whole entry behind its text, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -381,10 +383,7 @@ class ImageSet(Protocol):
 
 
 class Evaluator(Protocol):
-    """Images in, metrics out; it never sees a model.
-
-    `measure` is called for each shard, on any rank, and its rows are stored; `score` once, on one rank.
-    """
+    """Images in, metrics out: `measure` for each shard, on any rank, rows are kept; `score` once, on one."""
 
     identity: str
     """Digest of options and networks: rows measured under another identity are not used."""

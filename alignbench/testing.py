@@ -83,8 +83,7 @@ class Subject:
         return cls(job, backbone, method, module, setup.open_training_data(job, Progress(quiet=True)))
 
     def stream(self) -> Stream:
-        condition = setup.text_conditions(self.job.plan, self.backbone)
-        return Stream(self.dataset, seed=0, images_per_step=IMAGES, workers=0, text_condition=condition)
+        return setup.open_stream(self.job.plan, self.backbone, self.dataset, workers=0)
 
     def batch(self, rank: int = 0, ranks: int = 1) -> Batch:
         """Return the share of one of several devices in the images of step `STEP`."""

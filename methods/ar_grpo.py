@@ -210,11 +210,15 @@ class ArGrpo:
         )
         uniforms = torch.from_numpy(numbers).flatten(0, 1).to(index.device)
         rollout = self.backbone.generate(condition, uniforms, self.sampling)
+        places = range(len(batch))[rows] if isinstance(rows, slice) else rows
+        asked = [batch.prompts[place].metadata for place in places] if batch.prompts else []
+        entries = [entry for entry in asked for _ in range(group)]
         request = api.ScoreRequest(
             images=self._decode(rollout.tokens),
             group=index.repeat_interleave(group),
             labels=condition.ids if isinstance(condition, api.ClassLabels) else None,
             texts=condition.texts,
+            metadata={"prompt": entries} if entries else {},
         )
         scores = [reward.score(request) for reward in self.rewards.values()]
         for spec, score in zip(self.rewards, scores, strict=True):

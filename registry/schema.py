@@ -290,8 +290,8 @@ class RewardCard(Card):
     differentiable: bool
     scope: Literal["distance", "image"]
     """`distance` compares with the reference image; `image` looks at the image, and at what it `needs`."""
-    needs: list[Literal["text", "label"]] = []
-    """What a request must bring beside the image."""
+    needs: list[Literal["text", "label", "metadata"]] = []
+    """What a request must bring beside the image; `metadata`: the whole entry of a prompt file."""
     options: dict[str, Option] = {}
     """Changed inside the specification: `clip-score(model=openai/clip-vit-base-patch32)`."""
     batch: int = Field(default=64, ge=1)
@@ -329,6 +329,8 @@ class RecipeCard(Card):
     """Dotted keys as `--set` takes them, e.g. `method.group_size`."""
     default: bool = True
     """False: used only when `--recipe` names it. Each method and model has one default recipe at most."""
+    data: str = ""
+    """Data set card, unless `--data` names one; empty: the model's."""
 
 
 class SweepRow(TomlTable):
@@ -376,13 +378,15 @@ class SweepCard(Card):
 
 # --- data and evaluation --------------------------------------------------------------------------
 class DatasetCard(Card):
-    """Training or reference images."""
+    """Training or reference images, or what images are generated from."""
 
     target: Target
     condition: Literal["class", "text"]
     splits: list[str]
     train_split: str
     options: dict[str, Option] = {}
+    images: bool = True
+    """False: conditions alone, for methods that need no images."""
     leaderboard: bool = True
     """False for synthetic data: its runs never reach a leaderboard."""
     classes: Target | None = None

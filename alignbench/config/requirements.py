@@ -16,6 +16,7 @@ from alignbench.distributed import world_size
 from alignbench.errors import Problem, UserError, missing_packages
 from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_reward_files
 from alignbench.hub.verify import AssetFile, Requirements, verify, verify_asset
+from alignbench.registry.class_names import TABLES, read_names
 from alignbench.registry.lookup import SINGULAR, Registry, import_target
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import Resolved, is_remote, parse_terms, resolve
@@ -153,7 +154,7 @@ def problems_of(
     if config.section("model")["weights"] == "pretrained":
         yield from _weight_problems(config.model, model, weights)
     if method:
-        yield from _data_problems(registry, config, model)
+        yield from _data_problems(registry, config, method, model)
     images, devices = config.train.images_per_step, world_size()
     if images % devices:
         lower = images // devices * devices
@@ -195,7 +196,8 @@ def _reward_problems(
     except UserError as error:
         yield Problem(f"method.{method.reward_options[0]}", error.what, error.fix)
         return
-    named = bool(registry.dataset(config.dataset).class_names)
+    data = registry.dataset(config.dataset)
+    named = data.class_names or config.section("data").get("names")
     for reward in rewards:
         card, where = reward.card, f"reward {reward.name}"
         missing, fix = missing_packages(card.packages, card.extra)
@@ -211,11 +213,15 @@ def _reward_problems(
             yield Problem(where, f"needs images of {card.min_size} px, these have {model.image_size}", other)
         if "label" in card.needs and model.condition != "class":
             yield Problem(where, f"needs class labels, {config.model} has captions", other)
+        if "metadata" in card.needs and (data.images or data.condition != "text"):
+            what = f"reads entries of a prompt file, {config.dataset} has none"
+            yield Problem(where, what, "--data prompts --set data.file=PATH")
         if card.num_classes not in (None, model.num_classes):
             what = f"knows {card.num_classes} classes, {config.model} has {model.num_classes}"
             yield Problem(where, what, other)
         if "text" in card.needs and model.condition == "class" and not named:
-            yield Problem(where, f"reads a text, and the classes of {config.dataset} have no names", other)
+            fix = "--set data.names=openai, or a file" if "names" in data.options else other
+            yield Problem(where, f"reads a text, and the classes of {config.dataset} have no names", fix)
 
 
 def _weight_problems(name: str, model: ModelCard, weights: Mapping[str, FileStatus]) -> Iterator[Problem]:
@@ -247,10 +253,17 @@ def find_classes(
         return (), [Problem(f"data {config.dataset}", error.what, error.fix)]
 
 
-def _data_problems(registry: Registry, config: RunConfig, model: ModelCard) -> Iterator[Problem]:
+def _data_problems(
+    registry: Registry, config: RunConfig, method: MethodCard, model: ModelCard
+) -> Iterator[Problem]:
     where, card, options = f"data {config.dataset}", registry.dataset(config.dataset), config.section("data")
     if card.condition != model.condition:
         yield Problem(where, f"gives {card.condition} conditions, {config.model} needs {model.condition}")
+    if not card.images:
+        if "images" in method.needs:
+            what = f"{config.method} needs images, data set {config.dataset} has none"
+            yield Problem(where, what, "choose another with --data: alignbench list datasets")
+        yield from _condition_file_problems(where, options, model)
     if options.get("path") == "":
         yield Problem(where, "no data set was named", "--set data.path=PATH")
     root = options.get("root")
@@ -262,3 +275,19 @@ def _data_problems(registry: Registry, config: RunConfig, model: ModelCard) -> I
         if not (path.is_dir() or (card.condition == "text" and path.is_file())):
             wrong = "does not exist" if card.condition == "text" else "is not a folder"
             yield Problem(where, f"{root} {wrong}", "--set data.root=PATH")
+
+
+def _condition_file_problems(
+    where: str, options: Mapping[str, Scalar], model: ModelCard
+) -> Iterator[Problem]:
+    """Read what a data set without images consists of: it is small."""
+    file, names = options.get("file"), str(options.get("names", ""))
+    if file == "":
+        yield Problem(where, "no prompt file was given", "--set data.file=PATH")
+    try:
+        if file:
+            read_prompts(Path(str(file)).expanduser())
+        if names not in ("", *TABLES):
+            read_names(names, model.num_classes)
+    except UserError as error:
+        yield Problem(where, error.what, error.fix)

@@ -184,10 +184,10 @@ def resolve(
     if method is not None:
         registry.method(method)
     model_card = registry.model(model)
-    dataset = dataset or model_card.dataset
+    recipe = (recipe or registry.recipe_for(method, model)) if method else None
+    dataset = dataset or (registry.recipe(recipe).data if recipe else "") or model_card.dataset
     options = known_options(registry, method=method, model=model, dataset=dataset)
     values = {key: Origin(option.default, "default") for key, option in options.items() if not option.rare}
-    recipe = (recipe or registry.recipe_for(method, model)) if method else None
     if method and recipe:
         values |= _recipe_values(registry, recipe, method, options)
     assigned = parse_assignments(assignments, options)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignbench.data.decode import UnreadableImage, ordered_map, reason_of
-from alignbench.data.encoded import Source, choose
+from alignbench.data.encoded import Source
+from alignbench.data.numbered import choose
 from alignbench.files import parse_json
 from alignbench.registry.schema import Scalar
 

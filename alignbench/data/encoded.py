@@ -8,7 +8,6 @@ in a cache, because decoding everything takes minutes for a large folder.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,22 +32,6 @@ from alignbench.errors import RunFailed, UserError
 from alignbench.files import read_json, write_json
 
 CACHE_VERSION = 2
-
-
-def choose(names: Sequence[str], *, limit: int, seed: int) -> list[int]:
-    """Return the positions of a fixed subset of unique names, ascending; a limit of 0 keeps all.
-
-    The `limit` names with the smallest hash are kept, so the choice depends on the names alone, not on their
-    order, and a smaller subset lies inside a larger one.
-    """
-    if limit == 0 or limit >= len(names):
-        return list(range(len(names)))
-
-    def rank(position: int) -> bytes:
-        text = f"{seed}/{names[position]}"
-        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-
-    return sorted(heapq.nsmallest(limit, range(len(names)), key=rank))
 
 
 @dataclass(frozen=True)

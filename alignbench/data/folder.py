@@ -10,10 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from alignbench.data.encoded import Source, choose
+from alignbench.data.encoded import Source
+from alignbench.data.numbered import choose
 from alignbench.data.walk import EXTENSIONS, identity_of, image_names, read_file, refuse_folder
 from alignbench.errors import UserError, suggest
 from alignbench.files import parse_json
+from alignbench.registry.class_names import SYNSET
 from alignbench.registry.schema import Scalar
 
 WHOLE = "all"
@@ -21,8 +23,6 @@ WHOLE = "all"
 
 _SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "test"})
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
-_SYNSET = re.compile(r"n[0-9]{8}\s")
-"""A WordNet id with the names of its class behind it."""
 _SET_ROOT = "--set data.root=PATH"
 
 
@@ -175,7 +175,7 @@ def _listed_names(path: Path) -> tuple[str, ...]:
         entries = {int(number): entry for number, entry in parse_json(text).items()}
         return tuple(str(entries[number][0]) for number in range(len(entries)))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if all(_SYNSET.match(line) for line in lines):
+    if all(SYNSET.match(line) for line in lines):
         return tuple(line.split(maxsplit=1)[0] for line in lines)
     return tuple(lines)
 

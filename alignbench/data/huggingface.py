@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from alignbench.api import Prompt
 from alignbench.data.captioned import NO_CAPTION, Listing, Sample, captioned_source, captions_in
-from alignbench.data.decode import UnreadableImage
-from alignbench.data.encoded import Source, choose
+from alignbench.data.decode import Skipped, UnreadableImage
+from alignbench.data.encoded import Source
+from alignbench.data.numbered import Prompts, choose, subset
 from alignbench.data.walk import file_state
 from alignbench.errors import UserError, suggest
 from alignbench.registry.schema import Scalar
@@ -64,6 +66,22 @@ def open_text_hub(*, split: str, options: Mapping[str, Scalar], workers: int, **
     identity = _identity(table, range(len(table)), image_column)
     listing = Listing.of(samples, _picture_reader(table, image_column), identity)
     return captioned_source(listing, title=path, options=options, workers=workers)
+
+
+def open_prompts_hub(*, split: str, options: Mapping[str, Scalar], **_: object) -> Prompts:
+    """List captions of a data set, without images; arguments as in `open_dataset`, options as on the card.
+
+    Raises:
+        UserError: the package is missing, the data set cannot be loaded, or its column holds no captions.
+    """
+    path, table = _open_table(options, split)
+    column = _column(table, path, options, "caption_column", "texts or lists of texts")
+    captions = [captions_in(cell) for cell in _cells(table, column)]
+    skipped = [Skipped(f"row {row}", NO_CAPTION) for row, texts in enumerate(captions) if not texts]
+    prompts = [Prompt(texts[0]) for texts in captions if texts]
+    if not prompts:
+        raise UserError(f"data.caption_column: column {column!r} of {path} holds no captions")
+    return subset(prompts, options, skipped)
 
 
 # --- loading --------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from alignbench.api import Prompt
 from alignbench.errors import UserError
 from alignbench.files import parse_json
 
-TEXT_NAMES = ("prompt", "prompts")
-"""Column or field of the text, in any case: DrawBench says Prompts, PartiPrompts Prompt, GenEval prompt."""
+TEXT_NAMES = ("prompt", "prompts", "caption", "text")
+"""Column or field of the text, in any case, the first that is there: DrawBench says Prompts, PartiPrompts
+Prompt, GenEval prompt, COCO caption."""
 TAG_NAMES = ("tag", "category")
 
 
@@ -21,10 +22,11 @@ def read_prompts(path: Path) -> list[Prompt]:
     """Read a prompt file, in its order, repetitions kept.
 
     The form goes by the name's end: `.jsonl` (an object or a string a line), `.json` (a list of strings or of
-    objects), `.csv` and `.tsv` (with a header); anything else is one prompt a line. An object or row needs
-    `prompt` or `prompts`; `tag` or `category` becomes the tag, and all of it is kept as metadata. Texts are
-    taken as they stand. Blank lines separate nothing and are skipped; an entry whose prompt is blank is an
-    error, since images made from it would be counted.
+    objects, or COCO's captions, an object with a list of `annotations`), `.csv` and `.tsv` (with a header);
+    anything else is one prompt a line. An object or row needs one of `TEXT_NAMES`; `tag` or `category`
+    becomes the tag, and all of it is kept as metadata. Texts are taken as they stand. Blank lines separate
+    nothing and are skipped; an entry whose prompt is blank is an error, since images made from it would be
+    counted.
 
     Raises:
         UserError: no such file, not UTF-8, broken JSON or table, no prompts; names file and line.
@@ -53,6 +55,7 @@ def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     form = path.suffix.lower()
     if form == ".json":
         entries = _parse(str(path), text)
+        entries = entries.get("annotations", entries) if isinstance(entries, dict) else entries
         if not isinstance(entries, list):
             raise UserError(f"{path} holds no list of prompts but {type(entries).__name__}")
         yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries, start=1))
@@ -99,7 +102,7 @@ def _prompt(where: str, entry: Any) -> Prompt:
     names = {name.strip().lower(): name for name in entry}
     column = next((names[name] for name in TEXT_NAMES if name in names), None)
     if column is None:
-        raise UserError(f"{where}: no field prompt or prompts among {', '.join(entry)}")
+        raise UserError(f"{where}: no field {', '.join(TEXT_NAMES)} among {', '.join(entry)}")
     text = entry[column]
     if not isinstance(text, str):
         raise UserError(f"{where}: {column} is not text")

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from alignbench.api import Batch, ClassLabels, Condition
+from alignbench.api import Batch, ClassLabels, Condition, Prompt
 from alignbench.data.dataset import ImageDataset, captions_of
 from alignbench.randomness import permutation
 
@@ -38,6 +38,7 @@ class Stream:
         images_per_step: int,
         workers: int,
         text_condition: Callable[[Sequence[str]], Condition] | None = None,
+        images: bool = True,
     ) -> None:
         """Prepare the stream; nothing is read yet.
 
@@ -47,6 +48,7 @@ class Stream:
             workers: threads that decode; 0 decodes in the calling thread.
             text_condition: turns captions into the batch's condition, in the thread that asks for the batch;
                 None: the condition is the class.
+            images: False: none is loaded, and those of a batch are [B, 3, 0, 0].
 
         Raises:
             UserError: captions are wanted of a data set without any.
@@ -55,7 +57,8 @@ class Stream:
         self.dataset = dataset
         self.seed = seed
         self.images_per_step = images_per_step
-        self._text_condition = text_condition
+        self._text_condition, self._images = text_condition, images
+        self._prompts: Sequence[Prompt] = getattr(dataset, "prompts", ())
         self._captions = captions_of(dataset) if text_condition else ()
         self._epoch_order = lru_cache(maxsize=2)(partial(permutation, seed, "data"))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
@@ -73,22 +76,25 @@ class Stream:
             captions is where `text_condition` puts it.
         """
         numbers = self._numbers(step, rank, world_size)
-        if self._pool is None:
-            loaded = [self.dataset.load(int(index)) for index in self._lookup(numbers)]
+        indices = self._lookup(numbers)
+        if not self._images:
+            pixels = torch.empty(len(numbers), 0, 0, 3, dtype=torch.uint8)
+        elif self._pool is None:
+            pixels = _stacked([self.dataset.load(int(index)) for index in indices])
         else:
-            loaded = self._decoded(step, rank, world_size)
-        pixels = torch.from_numpy(np.stack([image for image, _ in loaded]))
+            pixels = _stacked(self._decoded(step, rank, world_size))
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return Batch(
             index=torch.from_numpy(numbers),
-            condition=self._condition(numbers, [label for _, label in loaded]),
+            condition=self._condition(indices),
             images=images.div_(127.5).sub_(1.0),
+            prompts=tuple(self._prompts[index] for index in indices) if self._prompts else (),
         )
 
-    def _condition(self, numbers: np.ndarray, labels: Sequence[int]) -> Condition:
+    def _condition(self, indices: np.ndarray) -> Condition:
         if self._text_condition is None:
-            return ClassLabels(torch.tensor(labels, dtype=torch.int64))
-        return self._text_condition([self._captions[index] for index in self._lookup(numbers)])
+            return ClassLabels(torch.from_numpy(np.asarray(self.dataset.labels, np.int64)[indices]))
+        return self._text_condition([self._captions[index] for index in indices])
 
     def close(self) -> None:
         """Stop the background threads."""
@@ -130,3 +136,8 @@ class Stream:
             rows = epochs == epoch
             images[rows] = self._epoch_order(int(epoch), len(self.dataset))[positions[rows]]
         return images
+
+
+def _stacked(loaded: Sequence[Loaded]) -> torch.Tensor:
+    """[B, H, W, 3] uint8."""
+    return torch.from_numpy(np.stack([image for image, _ in loaded]))

@@ -20,26 +20,8 @@ from alignbench.errors import UserError, failure_of
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.reward_spec import PLACEMENTS, Resolved, is_remote, require_packages, resolve
-from alignbench.registry.schema import DatasetCard, Scalar
+from alignbench.registry.schema import Scalar
 from alignbench.rewards import remote, requests, transforms
-
-
-def class_names(card: DatasetCard) -> Sequence[str]:
-    """Return the names that a dataset card gives or points to, in order of the class id; perhaps none.
-
-    Raises:
-        UserError: what it points to is not installed.
-    """
-    if not isinstance(card.class_names, str):
-        return card.class_names
-    try:
-        names: Sequence[str] = import_target(card.class_names)
-    except UserError as error:
-        raise UserError(
-            f"class names of {card.title}: {error.what}", fix="pip install 'alignbench[rewards]'"
-        ) from error
-    return names
-
 
 CPU = torch.device("cpu")
 
@@ -240,6 +222,8 @@ class BuiltReward:
             )
         if "label" in card.needs and request.labels is None:
             raise UserError(f"reward {name!r} needs class labels, and these samples have none")
+        if "metadata" in card.needs and not request.metadata.get("prompt"):
+            raise UserError(f"reward {name!r} reads entries of a prompt file, and these samples have none")
         if "text" not in card.needs or request.texts:
             return request
         if request.labels is None or not self.class_names:

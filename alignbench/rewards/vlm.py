@@ -1,10 +1,12 @@
-"""A vision-language model as judge: how likely is "yes" as the first word of its answer?
+"""A vision-language model as judge: how likely is "yes" as its first word, or which score does it write?
 
-Nothing is generated and nothing parsed: one forward pass gives the probabilities of all first tokens.
+For the first nothing is generated and nothing parsed: one forward pass gives the probabilities of all first
+tokens. The second is AR-GRPO's way (arXiv:2508.06924): the model writes JSON, in which a score stands.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import torch
@@ -23,22 +25,50 @@ FILES = (
 )
 FORMS = ("{}", " {}")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MAX_NEW_TOKENS = 256
+"""Of a written answer, as released."""
+ANSWER = (
+    ' Reply with one JSON object and nothing else: {"description": what the image shows, '
+    '"score": a number from 0 to %g, "explanation": the reason for the score}.'
+)
+"""Follows the question; our words, as the released program has no licence."""
+_SCORE = re.compile(r'"score"\s*:\s*"?(-?\d+(?:\.\d+)?)"?\s*[,}]')
 
 
-class VlmJudge:
-    """P(yes) / (P(yes) + P(no)) for the first token of the answer, in [0, 1].
+class Vlm:
+    """An image-text-to-text model of transformers, frozen and in eval mode, with its processor."""
 
-    Not valid where yes and no together have less than `min_mass`: the model then answers something else.
-    The model is an image-text-to-text one of transformers, frozen and in eval mode; `{}` in the question
-    stands for the picture's text.
-    """
-
-    def __init__(self, model: Any, processor: Any, question: str, min_mass: float) -> None:
-        self.model, self.processor, self.question, self.min_mass = model, processor, question, min_mass
-        self.yes, self.no = (_first_tokens(processor.tokenizer, word) for word in ("yes", "no"))
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
+
+    def ask(self, image: Tensor, question: str) -> Any:
+        """[3, H, W] in [0, 1] and a question → what the model takes, up to where its answer begins."""
+        picture = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        inputs = self.processor(images=[picture], text=[prompt], return_tensors="pt").to(self.model.device)
+        for name, value in inputs.items():
+            if value.is_floating_point():
+                inputs[name] = value.to(self.model.dtype)
+        return inputs
+
+
+class VlmJudge(Vlm):
+    """P(yes) / (P(yes) + P(no)) for the first token of the answer, in [0, 1].
+
+    Not valid where yes and no together have less than `min_mass`: the model then answers something else.
+    `{}` in the question stands for the picture's text.
+    """
+
+    def __init__(self, model: Any, processor: Any, question: str, min_mass: float) -> None:
+        super().__init__(model, processor)
+        self.question, self.min_mass = question, min_mass
+        self.yes, self.no = (_first_tokens(processor.tokenizer, word) for word in ("yes", "no"))
 
     @torch.no_grad()
     def score(self, request: api.ScoreRequest) -> api.Scores:
@@ -50,17 +80,46 @@ class VlmJudge:
 
     def _first_word(self, image: Tensor, text: str) -> Tensor:
         """[3, H, W] in [0, 1] → [V] log-probabilities of the first token of the answer, float32."""
-        picture = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        content = [{"type": "image"}, {"type": "text", "text": self.question.replace("{}", text)}]
-        prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        inputs = self.processor(images=[picture], text=[prompt], return_tensors="pt").to(self.model.device)
-        for name, value in inputs.items():
-            if value.is_floating_point():
-                inputs[name] = value.to(self.model.dtype)
+        inputs = self.ask(image, self.question.replace("{}", text))
         result: Tensor = self.model(**inputs).logits[0, -1].float().log_softmax(dim=-1)
         return result
+
+
+class VlmScores(Vlm):
+    """The score that the model writes, 0 to `highest`, taking the likeliest token each time.
+
+    Not valid where the answer holds no score, or one outside that range. `lenient`: the first counts as 0 and
+    the second as it stands, as in the released program.
+    """
+
+    def __init__(self, model: Any, processor: Any, question: str, *, highest: float, lenient: bool) -> None:
+        super().__init__(model, processor)
+        self.question, self.highest, self.lenient = question, highest, lenient
+
+    @torch.no_grad()
+    def score(self, request: api.ScoreRequest) -> api.Scores:
+        """One answer a picture, so that padding and neighbours cannot change a score."""
+        found = [
+            score_in(self.answer(image, text))
+            for image, text in zip(request.images, request.texts, strict=True)
+        ]
+        valid = [self.lenient or (value is not None and 0 <= value <= self.highest) for value in found]
+        values = torch.tensor([value or 0.0 for value in found], device=request.images.device)
+        return api.Scores(values, torch.tensor(valid, device=request.images.device))
+
+    def answer(self, image: Tensor, text: str) -> str:
+        """Return what the model writes about a picture, [3, H, W] in [0, 1]."""
+        inputs = self.ask(image, self.question.replace("{}", text) + ANSWER % self.highest)
+        written = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        return str(
+            self.processor.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        )
+
+
+def score_in(answer: str) -> float | None:
+    """Return the score of an answer in JSON, which may break off behind it; None: it has none, or several."""
+    scores = {float(number) for number in _SCORE.findall(answer)}
+    return scores.pop() if len(scores) == 1 else None
 
 
 def _first_tokens(tokenizer: Any, word: str) -> list[int]:
@@ -88,11 +147,33 @@ def build(
     precision: Literal["fp32", "bf16"],
 ) -> VlmJudge:
     """Load model and processor from the hub's cache."""
-    folder = hub_folder("vlm-judge", model, revision, path, FILES)
+    return VlmJudge(*_load("vlm-judge", device, model, revision, path, precision), question, min_mass)
+
+
+def build_scores(
+    device: torch.device,
+    *,
+    model: str,
+    revision: str,
+    path: str,
+    question: str,
+    highest: float,
+    fidelity: Literal["exact", "as_released"],
+    precision: Literal["fp32", "bf16"],
+) -> VlmScores:
+    """Load model and processor from the hub's cache."""
+    loaded = _load("vlm-scores", device, model, revision, path, precision)
+    return VlmScores(*loaded, question, highest=highest, lenient=fidelity == "as_released")
+
+
+def _load(
+    reward: str, device: torch.device, model: str, revision: str, path: str, precision: str
+) -> tuple[Any, Any]:
+    folder = hub_folder(reward, model, revision, path, FILES)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     network: Any = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=DTYPES[precision], local_files_only=True
     )
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    return VlmJudge(network.to(device).eval().requires_grad_(False), processor, question, min_mass)
+    return network.to(device).eval().requires_grad_(False), processor

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from alignbench.api import ImageBatch, Prompt
 from alignbench.data.decode import decode_cropped, decode_exact
-from alignbench.data.encoded import choose
+from alignbench.data.numbered import choose
 from alignbench.errors import UserError
 from alignbench.samples import geneval_layout
 from alignbench.samples.npz import Archive, NpzArray

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from alignbench.api import Backbone, Condition, Method, Reward, TextEncoder, Updates
+from alignbench.api import Backbone, Method, Reward, TextEncoder, Updates
 from alignbench.backbones.load import load_backbone, load_text_encoder
 from alignbench.config.plan import Job, Plan
 from alignbench.data.dataset import ImageDataset, open_dataset
@@ -19,7 +19,8 @@ from alignbench.files import write_atomic
 from alignbench.hub.verify import verify
 from alignbench.progress import Progress
 from alignbench.registry import interfaces
-from alignbench.rewards.build import Placed, build, class_names
+from alignbench.registry.class_names import class_names
+from alignbench.rewards.build import Placed, build
 from alignbench.text import class_line
 from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
@@ -49,9 +50,16 @@ def _text_encoder(plan: Plan, device: torch.device) -> TextEncoder:
     return load_text_encoder(plan.model, (status.path, verify(status)), device)
 
 
-def text_conditions(plan: Plan, backbone: Backbone) -> Callable[[Sequence[str]], Condition] | None:
-    """What a `Stream` makes of captions; None for class-conditional models."""
-    return backbone.text_condition if plan.model.condition == "text" else None
+def open_stream(plan: Plan, backbone: Backbone, dataset: ImageDataset, workers: int) -> Stream:
+    """Prepare batches as a plan's method and model want them: with images, with captions."""
+    return Stream(
+        dataset,
+        seed=plan.config.seed,
+        images_per_step=plan.config.train.images_per_step,
+        workers=workers,
+        text_condition=backbone.text_condition if plan.model.condition == "text" else None,
+        images=plan.method is None or "images" in plan.method.needs,
+    )
 
 
 def open_training_data(job: Job, progress: Progress) -> ImageDataset:
@@ -90,13 +98,15 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     target = interfaces.load(job.registry, "methods", name)
 
     shared: dict[tuple[object, ...], Placed] = {}
+    card = job.registry.dataset(job.plan.config.dataset)
+    names = str(job.plan.config.section("data").get("names", ""))
 
     def reward(spec: str) -> Reward:
         return build(
             spec,
             job.registry,
             device,
-            class_names=lambda: class_names(job.registry.dataset(job.plan.config.dataset)),
+            class_names=lambda: class_names(card, names, job.plan.model.num_classes),
             image_size=job.plan.model.image_size,
             assets=job.plan.config.section("assets"),
             shared=shared,
@@ -159,13 +169,7 @@ def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Prog
     backbone.policy = module if plan.method.updates == "policy" else parallel.wrap_frozen(backbone.policy)
     # After wrapping: a frozen reference is a copy and must compute in the same precision.
     method = build_method(job, backbone, parallel.device)
-    with Stream(
-        dataset,
-        seed=plan.config.seed,
-        images_per_step=train.images_per_step,
-        workers=job.workers,
-        text_condition=text_conditions(plan, backbone),
-    ) as stream:
+    with open_stream(plan, backbone, dataset, job.workers) as stream:
         driver = Driver(
             train,
             method=method,

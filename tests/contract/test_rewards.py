@@ -19,6 +19,8 @@ import torch
 from alignbench import api
 from alignbench.data.shapes_scenes import SIZE, Thing, draw
 from alignbench.errors import UserError
+from alignbench.evaluators.geneval import reward as geneval
+from alignbench.evaluators.geneval import shapes
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.schema import RewardCard
 from alignbench.rewards.build import BuiltDistance, BuiltReward, Placed, build
@@ -47,7 +49,29 @@ def captioned_shapes(side: int) -> tuple[torch.Tensor, tuple[str, ...]]:
     return torch.nn.functional.pad(pixels, room), ("a white circle and a green square",) * 5
 
 
+def counted_shapes(side: int) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Five scenes with none to four of the things of `METADATA`, of a side as above."""
+    names, places = [clause["class"] for clause in METADATA["include"]], [(0, 0), (0, 2), (2, 0), (2, 2)]
+    things = [Thing(name, "white", *place) for name, place in zip(names, places, strict=True)]
+    pixels = torch.from_numpy(np.stack([draw(things[:count]) for count in range(COUNT)]))
+    room = (0, side - SIZE, 0, side - SIZE)
+    return torch.nn.functional.pad(pixels.permute(0, 3, 1, 2).float() / 255, room), ()
+
+
+def shapes_geneval(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """GenEval's rules on the exact detector of the shapes."""
+    patch.setattr(geneval, "verify_asset", lambda status: None)
+    patch.setattr(geneval.mask2former, "build_official", lambda **_: shapes.ShapesDetector(batch=2))
+    patch.setattr(geneval.colours, "build", lambda **_: shapes.ShapesColours())
+
+
+STAND_INS = {**TINY, "geneval-detector": shapes_geneval}
+METADATA: dict[str, Any] = {
+    "tag": "two_object",
+    "include": [{"class": name, "count": 1} for name in ("circle", "square", "cross", "triangle")],
+}
 REQUESTS: dict[str, Callable[[int], tuple[torch.Tensor, tuple[str, ...]]]] = {
+    "geneval-detector": counted_shapes,
     "shapes-detector": captioned_shapes,
 }
 """{card: (images, captions) of a side that it understands}, for rewards that take no other language."""
@@ -85,6 +109,7 @@ class Case:
             labels=torch.arange(COUNT) + 3,
             texts=texts,
             reference=reference,
+            metadata={"prompt": [METADATA] * COUNT},
         )
 
 
@@ -93,7 +118,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     name = request.param
     card = REGISTRY.reward(name)
     with pytest.MonkeyPatch.context() as patch:
-        options = TINY[name](tmp_path_factory.mktemp("reward"), patch) if name in TINY else ""
+        make = STAND_INS.get(name)
+        options = make(tmp_path_factory.mktemp("reward"), patch) if make else ""
         # Without weights here and without a tiny stand-in, building fails, and so does every test below.
         yield Case(name, card, options or "", side=max(32, card.min_size))
 
@@ -112,6 +138,7 @@ def rows(given: api.ScoreRequest, order: list[int]) -> api.ScoreRequest:
         labels=given.labels[order],
         texts=tuple(given.texts[row] for row in order) if given.texts else (),
         reference=given.reference[order],
+        metadata={name: [values[row] for row in order] for name, values in given.metadata.items()},
     )
 
 
@@ -125,7 +152,7 @@ def test_the_card_is_complete(case: Case) -> None:
     assert bool(card.packages) == bool(card.extra), "packages beyond a plain installation come with an extra"
     assert all(option.doc.endswith(".") for option in card.options.values())
     assert card.scope == "distance" or card.networks, "an image is judged by some network"
-    assert not (case.name in TINY and not card.files), "weights that pip does not bring are listed in files"
+    assert not (case.name in STAND_INS and not card.files), "weights from elsewhere are listed in files"
     device, *options = inspect.signature(import_target(card.target)).parameters.values()
     assert device.name == "device", "the target takes the device first"
     assert {option.name for option in options} == set(card.options), "the target takes every option"

@@ -22,7 +22,7 @@ from alignbench.data.decode import (
     decode_exact,
     random_crop_adm,
 )
-from alignbench.data.encoded import choose
+from alignbench.data.numbered import choose
 from alignbench.data.walk import natural
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "images" / "adm_crops.safetensors"

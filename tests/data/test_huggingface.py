@@ -86,6 +86,17 @@ def test_columns_and_classes_that_do_not_fit(hub: Hub, table: Any, tmp_path: Pat
     assert "2 rows of" in refused(hub, path=str(tmp_path / "bare"))
 
 
+def test_captions_alone_make_prompts(table: Any, tmp_path: Path) -> None:
+    captions = ["a fox", "", "a dog", "a fox", "a cat", "an ant"]
+    table.add_column("caption", captions).save_to_disk(str(tmp_path / "words"))
+    dataset = opened("prompts-hub", path=str(tmp_path / "words"))
+    assert list(dataset.captions) == ["a fox", "a dog", "a fox", "a cat", "an ant"]
+    assert dataset.skipped == (Skipped("row 1", "no caption"),) and "no images" in refused(dataset.load, 0)
+    assert len(opened("prompts-hub", path=str(tmp_path / "words"), limit=2)) == 2
+    message = refused(opened, "prompts-hub", path=str(tmp_path / "words"), caption_column="label")
+    assert "does not hold texts" in message and "caption_column=name" in message
+
+
 def test_what_cannot_be_loaded(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--set data.path=" in refused(hub, path="")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -12,13 +12,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer.main
 
 import alignbench as ab
 from alignbench import testing
+from alignbench.api import ScoreRequest
 from alignbench.cli.main import app
 from alignbench.registry import interfaces, plugins
 from alignbench.registry.lookup import Registry
+from alignbench.rewards.build import build
 from tests.conftest import ROOT
 from tests.helpers import method_checks
 from tests.helpers.command import alignbench
@@ -95,6 +98,31 @@ def test_a_page_works_as_it_stands(name: str, tmp_path: Path) -> None:
         run(tmp_path, "-m", "alignbench", *words, *short, str(tmp_path / f"run{number}"))
     if tests:
         run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path))
+
+
+PYIQA = """
+import torch
+
+def create_metric(name, device):
+    return lambda images: images[:, 0, 0, torch.randint(224, (1,))]
+"""
+"""A stand-in that looks at a random place, as MANIQA's crops are."""
+
+
+def test_the_quality_plug_in_scores_each_image_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pyiqa.py").write_text(PYIQA, encoding="utf-8")
+    (tmp_path / "quality.py").write_text(blocks(ROOT / "docs" / "rewards.md", "python")[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cards = plugins.load_registry([tmp_path / "quality.py"])
+    reward = build("quality|scale(2)", cards, torch.device("cpu"), image_size=256)
+    images = torch.rand(3, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    state = torch.get_rng_state()
+    together = reward.score(ScoreRequest(images=images, group=torch.arange(3)))
+    alone = reward.score(ScoreRequest(images=images[2:], group=torch.arange(1)))
+    assert torch.equal(torch.get_rng_state(), state)
+    place = torch.randint(224, (1,), generator=torch.Generator().manual_seed(0)).item()
+    assert torch.equal(together.values, 2 * images[:, 0, 0, int(place)]) and together.valid.all()
+    assert alone.values[0] == together.values[2]
 
 
 def test_every_kind_has_a_short_page() -> None:

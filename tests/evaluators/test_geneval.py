@@ -16,12 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignbench.api import PROMPT, ImageBatch, Prompt
-from alignbench.evaluators.geneval import detectors
+from alignbench.api import PROMPT, ImageBatch, Prompt, ScoreRequest
+from alignbench.data.shapes_scenes import draw, scene
+from alignbench.evaluators.geneval import detectors, shapes
 from alignbench.evaluators.geneval.evaluator import TASKS, GenEval, prefix_of
+from alignbench.evaluators.geneval.reward import GenEvalReward
 from alignbench.evaluators.geneval.rules import Detection
 from alignbench.hub.verify import AssetFile
 from alignbench.registry.lookup import Registry
+from alignbench.rewards.shapes import ShapesReward
 from tests.helpers.data_sets import refused
 from tests.helpers.memory import Memory
 from tests.helpers.tiny_open_clip import save_folder
@@ -54,6 +57,28 @@ class AlwaysRed:
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
         assert image.shape == (4, 4, 3) and image.dtype == np.uint8
         return ["red"] * len(objects)
+
+
+def test_as_a_reward_it_agrees_with_the_reward_of_the_scenes() -> None:
+    """Two programs of one rule: GenEval's on detections, and the one of `shapes-detector`."""
+    scenes = [scene(3, "reward", number) for number in range(48)]
+    asked = [scenes[number - number % 2].request for number in range(48)]  # every other image is another's
+    images = torch.from_numpy(np.stack([draw(item.things) for item in scenes])).permute(0, 3, 1, 2) / 255
+    entries = [item.metadata() for item in asked]
+    given = ScoreRequest(
+        images=images,
+        group=torch.arange(48),
+        texts=tuple(item.text for item in asked),
+        metadata={"prompt": entries},
+    )
+    parts = shapes.ShapesDetector(batch=7), shapes.ShapesColours()
+    verdict, share = (GenEvalReward(*parts, form).score(given).values for form in ("verdict", "share"))
+    expected = ShapesReward("verdict").score(given).values
+    assert torch.equal(verdict, expected) and 20 < expected.sum() < 40
+    clauses = [len(entry["include"]) + len(entry.get("exclude", ())) for entry in entries]
+    failed = (1 - share) * torch.tensor(clauses)
+    assert torch.equal(share == 1, verdict == 1) and (share >= 0).all()
+    assert (failed - failed.round()).abs().max() < 1e-6, "whole clauses"
 
 
 def line(tag: str, name: str = "bench", count: int = 1, **more: Any) -> Prompt:

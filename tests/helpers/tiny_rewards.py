@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import string
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from alignbench.rewards import perceptual
+from alignbench.rewards import perceptual, vlm
 from tests.helpers.lpips_trunks import random_trunk
 from tests.helpers.tiny_open_clip import save_folder, seeded, spread
 
@@ -106,7 +107,14 @@ def save_vlm(folder: Path, *, shard_size: str = "5GB") -> str:
         spread(model)
     model.save_pretrained(folder, max_shard_size=shard_size)
     processor.save_pretrained(folder)
-    return f"path={folder},min_mass=0,precision=fp32"
+    return f"path={folder},precision=fp32"
+
+
+def save_scores(folder: Path, patch: pytest.MonkeyPatch) -> str:
+    """The same network, whose babble of a few tokens counts as a score."""
+    patch.setattr(vlm, "MAX_NEW_TOKENS", 12)
+    patch.setattr(vlm, "score_in", lambda answer: zlib.crc32(answer.encode()) % 997 / 200)
+    return save_vlm(folder)
 
 
 def random_lpips(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -122,6 +130,7 @@ TINY: dict[str, Callable[[Path, pytest.MonkeyPatch], str | None]] = {
     "lpips-alex": random_lpips,
     "lpips-vgg": random_lpips,
     "pickscore": lambda folder, patch: save_clip(folder),
-    "vlm-judge": lambda folder, patch: save_vlm(folder),
+    "vlm-judge": lambda folder, patch: f"{save_vlm(folder)},min_mass=0",
+    "vlm-scores": save_scores,
 }
 """{card: makes its network where the real weights are not here, and returns the options that use it}."""

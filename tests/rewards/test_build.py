@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from alignbench.errors import RunFailed, UserError
+from alignbench.registry.class_names import class_names
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import resolve
 from alignbench.registry.schema import DatasetCard, RewardCard
-from alignbench.rewards.build import BuiltDistance, BuiltReward, build, class_names
+from alignbench.rewards.build import BuiltDistance, BuiltReward, build
 from alignbench.rewards.transforms import TRANSFORMS
 from tests.helpers.reward_toys import BUILT_IN, registry, request
 
@@ -256,7 +257,7 @@ def test_the_documentation_says_what_the_card_says(name: str) -> None:
     _, _, reference, reads, gradient, better, _, licence, _ = (cell.strip() for cell in row.split("|"))
     card = REGISTRY.reward(name)
     assert (reference == "the real image") == (card.scope == "distance")
-    assert reads == {"": "–", "text": "text", "label": "class"}["".join(card.needs)]
+    assert reads == {"": "–", "text": "text", "label": "class", "metadata": "metadata"}["".join(card.needs)]
     assert (gradient == "yes", better, licence) == (card.differentiable, card.direction, card.licence)
 
 

@@ -20,6 +20,7 @@ from alignbench.nets import digits
 from alignbench.nets.preprocess import Preprocess
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import resolve
+from alignbench.rewards import vlm
 from alignbench.rewards.build import build
 from tests.helpers.reward_toys import BUILT_IN, request
 from tests.helpers.tiny_rewards import TINY, save_clip
@@ -167,6 +168,63 @@ def test_a_judge_that_would_say_something_else_gives_no_score(options: dict[str,
     reward = build(f"vlm-judge({text})", REGISTRY, CPU, image_size=48)
     scores = reward.score(api.ScoreRequest(images=smooth(), group=torch.arange(3), texts=TEXTS))
     assert not scores.valid.any() and scores.values.isnan().all()
+
+
+def test_written_answers_are_the_likeliest_tokens(folder: Path, options: dict[str, str]) -> None:
+    """Against a loop over forward passes of the whole text so far, without a cache."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    place = folder / "vlm-judge"
+    processor = AutoProcessor.from_pretrained(place)
+    model = AutoModelForImageTextToText.from_pretrained(place).eval()
+    judge = vlm.VlmScores(model, processor, "Score {}!", highest=5.0, lenient=False)
+    answers = set()
+    for image, text in zip(smooth(), TEXTS, strict=True):
+        prompt = f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Score {text}! Reply with one"
+        prompt += ' JSON object and nothing else: {"description": what the image shows, "score": a number'
+        prompt += ' from 0 to 5, "explanation": the reason for the score}.<|im_end|>\n<|im_start|>assistant\n'
+        inputs = processor(images=[(image * 255).round().byte()], text=[prompt], return_tensors="pt")
+        asked = inputs["input_ids"].shape[1]
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(vlm, "MAX_NEW_TOKENS", 5)
+            answers.add(answer := judge.answer(image, text))
+            for _ in range(5):
+                token = model(**inputs, use_cache=False).logits[:, -1:].argmax(dim=-1)
+                inputs["input_ids"] = torch.cat([inputs["input_ids"], token], dim=1)
+                for name in {"attention_mask", "mm_token_type_ids"} & inputs.keys():
+                    more = torch.full_like(token, int(name == "attention_mask"))
+                    inputs[name] = torch.cat([inputs[name], more], dim=1)
+        assert answer == processor.decode(inputs["input_ids"][0, asked:], skip_special_tokens=True)
+    assert len(answers) > 1
+
+
+ANSWERS = {
+    '{"description": "a cat", "score": 4, "explanation": "blurred"}': 4.0,
+    '```json\n{"score": 3.5}\n```': 3.5,
+    '{"score": "2", "explanation": "it breaks off': 2.0,
+    '{"description": "they wrote \\"score\\": 1, by hand", "score": 0}': 0.0,
+    '{"score": 7}': 7.0,
+    '{"score": 4': None,  # perhaps 4.5
+    '{"score": 4/5}': None,
+    '[{"score": 1}, {"score": 2}]': None,
+    '{"description": "a cat"}': None,
+    "Four of five.": None,
+}
+
+
+def test_answers_without_a_score_fail_and_count_as_0_only_where_that_is_asked_for() -> None:
+    assert {answer: vlm.score_in(answer) for answer in ANSWERS} == ANSWERS
+    count, values = len(ANSWERS), list(ANSWERS.values())
+
+    class Scripted(vlm.VlmScores):
+        def answer(self, image: Tensor, text: str) -> str:
+            return text
+
+    given = api.ScoreRequest(images=smooth(count, 16), group=torch.arange(count), texts=tuple(ANSWERS))
+    for lenient in (False, True):
+        scores = Scripted(None, None, "", highest=5.0, lenient=lenient).score(given)
+        assert scores.valid.tolist() == [lenient or value not in (None, 7.0) for value in values]
+        assert scores.values.tolist() == [value or 0.0 for value in values]
 
 
 def test_long_texts_are_cut_and_not_refused(options: dict[str, str]) -> None:
