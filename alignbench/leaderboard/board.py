@@ -29,7 +29,8 @@ from alignbench.leaderboard.table import Board, Table, Unranked, grouped
 from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
 
 if TYPE_CHECKING:
-    from alignbench.registry.protocol import AssetCard, MetricFact, PublishedCard
+    from alignbench.registry.protocol import AssetCard, MetricFact
+    from alignbench.registry.tables import PublishedCard
 
 
 # --- gather and sift ------------------------------------------------------------------------------

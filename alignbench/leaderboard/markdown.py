@@ -11,7 +11,7 @@ from alignbench.leaderboard.table import Board, Row, Table, Unranked, grouped, s
 from alignbench.record import RunRecord
 
 if TYPE_CHECKING:
-    from alignbench.registry.protocol import PublishedCard, PublishedTable
+    from alignbench.registry.tables import PublishedCard, PublishedTable
 
 MARKER = "<!-- Made by `alignbench leaderboard` from records/*.json; do not edit. -->"
 

@@ -12,7 +12,7 @@ from alignbench.errors import UserError
 from alignbench.leaderboard import markdown
 from alignbench.leaderboard.board import build, check, collect, latest, write
 from alignbench.record import read
-from alignbench.registry.protocol import PublishedCard
+from alignbench.registry.tables import PublishedCard
 from tests.leaderboard.records import (
     CARDS,
     DATA,

@@ -9,7 +9,7 @@ from typing import Any
 
 from alignbench.config.settings import known_options
 from alignbench.registry.lookup import KINDS, Registry
-from alignbench.registry.protocol import PublishedTable
+from alignbench.registry.tables import PublishedTable
 from alignbench.registry.schema import PolicyShape, Scalar, TokenizerShape
 from tests.conftest import ROOT
 

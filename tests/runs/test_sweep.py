@@ -23,7 +23,7 @@ from alignbench.metrics.intervals import Interval
 from alignbench.progress import Progress
 from alignbench.record import RunRecord, read, write
 from alignbench.registry.lookup import Registry, read_card
-from alignbench.registry.schema import SweepCard
+from alignbench.registry.tables import SweepCard
 from alignbench.runs import sweep, sweep_table
 from tests.helpers.command import alignbench
 
