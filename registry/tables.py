@@ -121,4 +121,6 @@ class PublishedCard(Card):
     """Numbers printed in a paper. Shown beside ours, never ranked with them."""
 
     tables: list[PublishedTable]
+    rewards: dict[str, list[str]] = {}
+    """{`run` of a row, or its method: reward cards that trained it}; left out: not known."""
     inconsistencies: list[Inconsistency] = []

@@ -68,6 +68,7 @@ def measure(
         records = {run.seed: record for run in runs if (record := run.finished())}
         found = {setting: _shared(records.values(), "method", setting, facts) for setting in settings(sweep)}
         trains = [record.train for record in records.values() if record.train]
+        called = {name for train in trains for name in train.reward_calls}
         lines.append(
             Line(
                 configuration,
@@ -76,7 +77,7 @@ def measure(
                 {metric: [x.metrics[metric] for x in xs] for metric, xs in found[sweep.card.setting].items()},
                 {setting: _cells(results, facts) for setting, results in found.items()},
                 sum(train.seconds for train in trains) / len(trains) if trains else None,
-                cells.external({name for train in trains for name in train.reward_calls}, rewards),
+                cells.external(called, rewards) if trains else "",
             )
         )
     metric = sweep.card.metric
