@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignbench.leaderboard.markdown import MARKER, bullets, grid, section, text_of
 from alignbench.leaderboard.rows import counts
-from alignbench.leaderboard.table import Board, Cell, Column, Row, Table, grouped, join
+from alignbench.leaderboard.table import Board, Cell, Column, Row, Table, grouped, join, short
 from alignbench.record import RunRecord
 
 if TYPE_CHECKING:
@@ -83,20 +83,16 @@ def audit(board: Board, published: Mapping[str, PublishedCard]) -> Audit:
     for _, card in sorted(published.items()):
         for printed in card.tables:
             where = f"{card.title}, {printed.id}"
-            for row, how in _measurable(printed):
+            for row in printed.rows:
+                how = printed.measured
+                if how is None or not row.run or row.model not in how.at:
+                    continue  # nothing here measures it
                 joined = list(_joined(where, printed, row, how, board, records))
                 found += joined
                 left = {key for key in row.values if key in how.metrics}
                 left -= {key for key in left if any(how.metrics[key] == x.column.metric for x in joined)}
                 missing[where] = missing.get(where, 0) + len(left)
     return Audit(tuple(found), {where: count for where, count in missing.items() if count})
-
-
-def _measurable(printed: PublishedTable) -> Iterator[tuple[PublishedRow, Counterpart]]:
-    how = printed.measured
-    for row in printed.rows:
-        if how is not None and row.run and row.model in how.at:
-            yield row, how
 
 
 def _joined(
@@ -152,7 +148,8 @@ def _differences(
         obstacles.append(f"protocol {table.protocol.name} instead of {how.protocol}")
     if (samples := printed.setting.get("samples", table.n)) != table.n:
         obstacles.append(f"{table.n:,} images instead of {samples:,}")
-    remarks = list(how.differences)
+    weights = [f"{role} {short(digest)}" for role, digest in table.weights.items()]
+    remarks = [*how.differences, f"Measured from the weights {', '.join(weights)}."]
     for name, field in STATED.items():
         stated, here = row.values.get(name, printed.setting.get(name)), getattr(setting, field)
         if isinstance(stated, str):
@@ -213,20 +210,11 @@ def to_data(found: Audit) -> dict[str, Any]:
     """Return plain data: what `alignbench audit --json` prints."""
     compared = [
         {
-            "table": x.where,
-            "model": x.model,
-            "method": x.method,
-            "row": x.row,
-            "metric": x.column.metric,
-            "published": x.published,
-            "scale": x.scale,
-            "measured": x.cell.interval.mean,
-            "low": x.cell.interval.low,
-            "high": x.cell.interval.high,
+            **vars(x),
+            "column": x.column.metric,
+            "cell": vars(x.cell.interval),
             "difference": x.difference,
-            "verdict": x.outcome,
-            "obstacles": list(x.obstacles),
-            "remarks": list(x.remarks),
+            "outcome": x.outcome,
         }
         for x in found.compared
     ]

@@ -186,7 +186,7 @@ def _line_dict(line: Line) -> dict[str, Any]:
         "finished_seeds": list(line.seeds),
         "measured": line.values,
         "intervals": _intervals(line.cells),
-        "settings": {setting: _intervals(found) for setting, found in line.measured.items()},
+        "other_settings": {name: _intervals(found) for name, found in list(line.measured.items())[1:]},
     }
 
 

@@ -17,6 +17,7 @@ from tests.leaderboard.records import CARDS, FACTS, OTHER, assets, load, one_see
 
 FIVE = [load("base"), load("vapi-0"), load("vapi-1"), load("ar-grpo")]
 SETTING = {"cfg": 1.0, "temperature": 1.0, "samples": 1000}
+WEIGHTS = "Measured from the weights policy 111111111111, tokenizer 222222222222."
 HOW = {"protocol": "digits-8", "at": {"llamagen-tiny": "t1"}, "metrics": {"fd": "fd-digits"}}
 
 
@@ -106,13 +107,11 @@ def test_another_protocol_gives_no_verdict_and_is_named(card: dict[str, Any], ob
 
 
 def test_what_the_paper_does_not_state_is_a_remark() -> None:
-    found = audited(
-        load("vapi-0"), fd=1.7, setting={"cfg": "unstated"}, how={"differences": ["other labels"]}
-    )
-    assert [(x.outcome, x.remarks) for x in found.compared] == [
-        ("equal", ("other labels", "cfg unstated, here 1"))
-    ]
-    assert "- other labels\n- cfg unstated, here 1\n" in audit.page(found)
+    how = {"differences": ["other labels"]}
+    (found,) = audited(load("vapi-0"), fd=1.7, setting={"cfg": "unstated"}, how=how).compared
+    assert (found.outcome, found.remarks) == ("equal", ("other labels", WEIGHTS, "cfg unstated, here 1"))
+    text = audit.page(audited(load("vapi-0"), fd=1.7, how=how))
+    assert f"- other labels\n- {WEIGHTS}\n" in text
 
 
 def test_files_of_ones_own_give_no_verdict() -> None:
@@ -124,7 +123,7 @@ def test_changed_values_belong_to_the_row_or_stand_in_the_way() -> None:
     fewer = the_one(changed(train__steps=2), fd=1.7)
     assert (fewer.outcome, fewer.obstacles) == ("not comparable", ("train.steps = 2",))
     released = the_one(changed(method__fidelity="official"), fd=1.7)
-    assert (released.outcome, released.remarks) == ("equal", ("method.fidelity = official",))
+    assert (released.outcome, released.remarks) == ("equal", (WEIGHTS, "method.fidelity = official"))
     eight = changed(method__group_size=8, train__micro_batch=4)
     assert audited(eight, fd=1.7).compared == (), "an ablation is not the method's row"
     assert the_one(eight, fd=1.7, changed={"method.group_size": 8}).outcome == "equal"
