@@ -6,13 +6,14 @@ whether a printed number lies inside the interval of ours, and what the two prot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from alignbench.leaderboard.markdown import MARKER, bullets, grid, section, text_of
+from alignbench.leaderboard.markdown import MARKER, bullets, decimals, grid, section, text_of
 from alignbench.leaderboard.rows import counts
-from alignbench.leaderboard.table import Board, Cell, Column, Row, Table, grouped, join, short
+from alignbench.leaderboard.table import Board, Cell, Column, Row, Table, grouped, join, number, short
 from alignbench.record import RunRecord
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Compared:
     """In our unit."""
     scale: float
     """What the printed number was multiplied with."""
+    places: int
+    """Decimals that were printed, in our unit."""
     cell: Cell
     obstacles: tuple[str, ...]
     """Differences of protocol that make the two numbers incomparable."""
@@ -55,15 +58,15 @@ class Compared:
 
     @property
     def outcome(self) -> Outcome:
-        """`equal`: to the digits shown; `inside`, `outside`: of our 95 % interval."""
-        low, high, text = self.cell.interval.low, self.cell.interval.high, self.column.text
+        """`equal` but for rounding in print; `inside` or `outside` of our 95 % interval, widened by it."""
+        low, high, rounding = self.cell.interval.low, self.cell.interval.high, 0.5 * 10**-self.places
         if self.obstacles:
             return "not comparable"
-        if text(self.cell.interval.mean) == text(self.published):
+        if abs(self.difference) <= rounding:
             return "equal"
         if low is None or high is None:
             return "no interval"
-        return "inside" if low <= self.published <= high else "outside"
+        return "inside" if low - rounding <= self.published <= high + rounding else "outside"
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,10 @@ def _joined(
                 if name not in row.values or column is None or column.key not in measured.cells:
                     continue
                 scale = how.scale.get(name, 1.0)
+                places = decimals(printed)[name] - round(math.log10(scale))
                 yield Compared(
                     where, row.model, row.method, measured.name, column, row.values[name] * scale, scale,
-                    measured.cells[column.key], tuple(obstacles), tuple(remarks),
+                    places, measured.cells[column.key], tuple(obstacles), tuple(remarks),
                 )  # fmt: skip
 
 
@@ -164,9 +168,9 @@ def _differences(
 INTRODUCTION = (
     "Published numbers beside those measured by alignbench for the same model, method and sampling setting. "
     "*inside* and *outside* say whether the printed number lies in the 95 % interval of the measured one, "
-    "which knows nothing of the paper's own seeds; *equal* is equal to the digits shown. Where the protocols "
-    "differ in something that moves the number there is no verdict. Printed raw cosines are multiplied by "
-    "100, as ours are shown."
+    "which knows nothing of the paper's own seeds; *equal* is equal but for rounding in print. Where the "
+    "protocols differ in something that moves the number there is no verdict. Printed raw cosines are "
+    "multiplied by 100, as ours are shown."
 )
 NOTHING = "**Nothing could be compared yet: no row of a published model and method was measured here.**"
 
@@ -199,7 +203,7 @@ def _line(x: Compared) -> list[str]:
         x.method,
         x.row,
         f"{column.title} {column.arrow}{times}",
-        column.text(x.published),
+        number(x.published, max(x.places, 0)),
         column.shown(x.cell.interval),
         column.signed(x.difference),
         f"{x.outcome}{why}",

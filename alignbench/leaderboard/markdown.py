@@ -223,18 +223,21 @@ def stated(table: PublishedTable) -> str:
     return ", ".join(shown) or "none"
 
 
-def published_table(
-    card: PublishedCard, table: PublishedTable, rewards: Mapping[str, RewardCard]
-) -> tuple[list[str], list[list[str]], Collection[str]]:
-    """Return header, rows and the titles of columns of numbers; numbers are in italics.
-
-    A column is printed with the digits of its longest value, as papers do.
-    """
+def decimals(table: PublishedTable) -> dict[str, int]:
+    """Return {column: decimals of its longest value}: a paper prints a column with equally many."""
     digits: dict[str, int] = {}
     for row in table.rows:
         for name, value in row.values.items():
             exponent = Decimal(str(value)).normalize().as_tuple().exponent
             digits[name] = max(-int(exponent), digits.get(name, 0))
+    return digits
+
+
+def published_table(
+    card: PublishedCard, table: PublishedTable, rewards: Mapping[str, RewardCard]
+) -> tuple[list[str], list[list[str]], Collection[str]]:
+    """Return header, rows and the titles of columns of numbers; numbers are in italics."""
+    digits = decimals(table)
     columns: dict[str, list[str]] = {"method": [f"*{row.method}*" for row in table.rows]}
     columns["model"] = [row.model for row in table.rows]
     trained = [card.rewards.get(row.run or row.method) for row in table.rows]
