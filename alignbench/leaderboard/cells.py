@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from alignbench.registry.schema import RewardCard
 
 EXTERNAL = "Ext. Rwd"
+REWARDED = "†: a network behind this metric was also a training reward of this row."
 COST_HEADERS = ("train s", "sequences", "device", "peak GiB", "trained")
 
 
@@ -127,7 +128,7 @@ def footnotes(table: Table) -> list[str]:
             "an interval over training seeds."
         )
     if rewarded(table):
-        notes.append("†: a network behind this metric was also a training reward of this row.")
+        notes.append(REWARDED)
     if any(row.kind == "method" for row in table.rows):
         notes.append(
             "Costs are means over training seeds (peak memory: the largest) and leave evaluation out."

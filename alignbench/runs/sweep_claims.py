@@ -51,14 +51,13 @@ def _decide(
 ) -> Decision:
     title = facts[claim.metric].title if claim.metric in facts else claim.metric
     said = f"{claim.better} better than {claim.than} in {title} at {setting} (paper: {claim.printed})"
-    found = [measured.get(name, {}).get(setting, {}).get(claim.metric) for name in (claim.better, claim.than)]
-    a, b = found
+    a, b = (measured.get(x, {}).get(setting, {}).get(claim.metric) for x in (claim.better, claim.than))
     if a is None or b is None:
         return Decision(said, "not decided", "Not measured here.")
     column = Column(claim.metric, "", title, facts[claim.metric])
     change = cell_difference(a, b)
-    seen = f"Here {column.shown(a.interval)} against {column.shown(b.interval)}; difference "
-    seen += column.signed(change.mean)
+    shown = [column.shown(cell.interval) + "†" * cell.rewarded for cell in (a, b)]
+    seen = f"Here {' against '.join(shown)}; difference {column.signed(change.mean)}"
     if not change.tested:
         return Decision(said, "not decided", f"{seen}, single values that cannot be tested.")
     seen += f", 95 % interval {column.span(change)}."

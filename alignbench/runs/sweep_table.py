@@ -125,7 +125,11 @@ def _shared(
 
 
 def _cells(results: Mapping[str, Sequence[Result]], facts: Mapping[str, MetricFact]) -> dict[str, Cell]:
-    return {metric: cell_of(xs, _column(metric, facts, xs[0].evaluator)) for metric, xs in results.items()}
+    made = {}
+    for metric, xs in results.items():
+        column, used = _column(metric, facts, xs[0].evaluator), set(xs[0].networks_used_as_reward)
+        made[metric] = cell_of(xs, column, rewarded=not used.isdisjoint(column.fact.networks))
+    return made
 
 
 def base(sweep: Sweep, facts: Mapping[str, MetricFact]) -> Measured:
@@ -237,7 +241,7 @@ def markdown(
 
 def _texts(measured: Measured, groups: Mapping[str, str], columns: Sequence[Column]) -> list[str]:
     held = [(column, measured[name].get(column.metric)) for name in groups.values() for column in columns]
-    return [column.shown(cell.interval) if cell else "" for column, cell in held]
+    return [column.shown(cell.interval) + "†" * cell.rewarded if cell else "" for column, cell in held]
 
 
 def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
@@ -263,7 +267,8 @@ def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
 
 
 def _notes(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> list[str]:
-    notes = list(sweep.card.notes)
+    rewarded = any(cell.rewarded for x in lines for found in x.measured.values() for cell in found.values())
+    notes = [*sweep.card.notes, *([cells.REWARDED] if rewarded else [])]
     if sweep.card.choose == "row":
         trials = Counter(line.configuration.row for line in lines)
         counts = ", ".join(f"{row} {count}" for row, count in trials.items())
