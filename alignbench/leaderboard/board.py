@@ -91,8 +91,7 @@ def build(
             for one run's own report.
     """
     ordered = latest(records)
-    calls = {record.id: record.train.reward_calls if record.train else {} for record in ordered}
-    external = {name: cells.external(called, rewards) for name, called in calls.items()}
+    external = {x.id: cells.external(x.train.reward_calls, rewards) for x in ordered if x.train}
     unranked: set[Unranked] = set()
     entries: list[tuple[tuple[Any, ...], Entry]] = []
     for record in ordered:
@@ -108,7 +107,7 @@ def build(
     made = []
     for _, members in sorted(grouped(entries).items()):
         table, left_out = _table(members, facts, assets, detail=not sift)
-        rows = [replace(x, external="✗" if x.is_base else external[x.runs[0]]) for x in table.rows]
+        rows = [replace(x, external="✗" if x.is_base else external.get(x.runs[0], "")) for x in table.rows]
         made.append(replace(table, rows=tuple(rows)))
         unranked.update(left_out)
     left = sorted(unranked, key=lambda item: (item.id, item.reason, item.protocols))

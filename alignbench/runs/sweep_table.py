@@ -27,6 +27,8 @@ from alignbench.runs.sweep import Configuration, Sweep, SweepRun, text
 Measured = Mapping[str, Mapping[str, Cell]]
 """{setting: {metric: mean and interval}}, the sweep's own setting first."""
 
+ONE_SEED = "Every row is one trained model: nothing is said about other training seeds."
+
 
 @dataclass(frozen=True)
 class Line:
@@ -234,7 +236,9 @@ def markdown(
         header, rows = [header[0], *header[2:]], [[row[0], *row[2:]] for row in rows]
     table = grid(header, rows, right=set(header[1:]) - {cells.EXTERNAL})
     decided = sweep_claims.decided(card, _all_measured(lines, untouched), facts)
-    said = section("What the paper says, and what is seen here", bullets(one.text for one in decided))
+    texts = [one.text for one in decided]
+    texts += [ONE_SEED] if texts and len(card.seeds) == 1 else []
+    said = section("What the paper says, and what is seen here", bullets(texts))
     notes = bullets(_notes(sweep, lines, failures))
     return text_of([*_header(sweep, facts), "", *table, "", *said, *notes])
 

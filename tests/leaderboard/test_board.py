@@ -145,6 +145,7 @@ def test_given_images_share_a_table_of_their_own() -> None:
     board = build([*records, one_seed(1.0, 0.05)], FACTS)
     samples, model = board.tables
     assert (samples.model, samples.model_name, model.model_name) == ("given images", "", "llamagen-tiny")
+    assert {row.external for row in samples.rows} == {""}, "nobody knows what trained them"
     assert [(x.name, x.rank, x.tied) for x in samples.rows] == [
         ("Mine", 1, True),
         ("Theirs", 1, True),

@@ -297,6 +297,7 @@ def test_single_values_decide_no_claim_and_sampling_seeds_are_paired(tmp_path: P
     _, markdown = measured(plan(single, seeds=[0], claims=[claim]), [[7.65]], [[38.63]])
     assert "**not decided**. Here 7.650 against 38.630; difference -30.980, single values" in markdown
     _, markdown = measured(plan(paired, seeds=[0], claims=[claim]), [[1.0, 5.0]], [[1.1, 5.1001]])
+    assert f"- {sweep_table.ONE_SEED}\n" in markdown
     assert "**holds**" in markdown, "unpaired, a spread of 4 would hide a difference of 0.1"
 
 
