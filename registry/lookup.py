@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 
 from alignbench.errors import UserError, suggest
-from alignbench.registry.protocol import AssetCard, EvaluatorCard, MetricFact, ProtocolCard, PublishedCard
+from alignbench.registry.protocol import AssetCard, EvaluatorCard, MetricFact, ProtocolCard
 from alignbench.registry.schema import (
     Card,
     CodeFile,
@@ -30,9 +30,9 @@ from alignbench.registry.schema import (
     ModelCard,
     RecipeCard,
     RewardCard,
-    SweepCard,
     reasons,
 )
+from alignbench.registry.tables import PublishedCard, SweepCard
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -201,6 +201,10 @@ class Registry:
 
     def asset_cards(self) -> dict[str, AssetCard]:
         return {name: self.asset(name) for name in self.names("assets")}
+
+    def reward_cards(self) -> dict[str, RewardCard]:
+        """Return those that can be read."""
+        return cast(dict[str, RewardCard], self.usable("rewards")[0])
 
     def metric_facts(self) -> dict[str, MetricFact]:
         """Return {metric: how it is shown} in order of the columns; a name on two cards is a UserError."""

@@ -1,4 +1,4 @@
-"""Cards of protocols, evaluators, assets and published tables; the identity of a protocol."""
+"""Cards of protocols, evaluators and assets; the identity of a protocol."""
 
 from __future__ import annotations
 
@@ -250,35 +250,3 @@ class EvaluatorCard(Card):
     """Disk space that one image's rows take until they are scored; the plan's estimate counts it."""
     metrics: dict[str, MetricFact]
     options: dict[str, Option] = {}
-
-
-class PublishedRow(TomlTable):
-    """One printed row."""
-
-    method: str
-    values: dict[str, float]
-    model: str = ""
-    note: str = ""
-
-
-class PublishedTable(TomlTable):
-    """One table of a paper as printed."""
-
-    id: str
-    caption: str
-    setting: dict[str, Any]
-    rows: list[PublishedRow]
-
-
-class Inconsistency(TomlTable):
-    """Two places of one paper that disagree."""
-
-    what: str
-    values: list[str]
-
-
-class PublishedCard(Card):
-    """Numbers printed in a paper. Shown beside ours, never ranked with them."""
-
-    tables: list[PublishedTable]
-    inconsistencies: list[Inconsistency] = []

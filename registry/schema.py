@@ -333,49 +333,6 @@ class RecipeCard(Card):
     """Data set card, unless `--data` names one; empty: the model's."""
 
 
-class SweepRow(TomlTable):
-    """One line of a sweep's plan: a named change of its base, and its own part of the grid."""
-
-    title: str
-    method: str = ""
-    """Instead of the sweep's."""
-    recipe: str = ""
-    """Instead of the sweep's."""
-    values: dict[str, Scalar] = {}
-    grid: dict[str, list[Scalar]] = {}
-    """{dotted key: values to try}; crossed with the sweep's grid."""
-
-
-class SweepCard(Card):
-    """Ordinary runs that belong in one table: rows × grid × seeds."""
-
-    model: str
-    method: str = ""
-    """May be left out if every row or the grid names one."""
-    recipe: str = ""
-    """Empty: the one for method and model."""
-    data: str = ""
-    """Empty: the model's."""
-    protocol: str = ""
-    """Empty: the model's. Tuning belongs on a validation split."""
-    source: str
-    """Where the design comes from: table, figure, own choice."""
-    metric: str
-    """What the best configuration is chosen by."""
-    setting: str
-    """Sampling setting of the protocol that the table shows."""
-    choose: Literal["all", "row"] = "all"
-    """`all`: one best configuration; `row`: one for each row, as for tuning several methods."""
-    seeds: list[int] = Field(min_length=1)
-    """Training seeds."""
-    values: dict[str, Scalar] = {}
-    """Dotted keys as `--set` takes them, the same for every run."""
-    grid: dict[str, list[Scalar]] = {}
-    """{dotted key, `method` or `recipe`: values to try}."""
-    rows: list[SweepRow] = []
-    """Empty: one row without changes."""
-
-
 # --- data and evaluation --------------------------------------------------------------------------
 class DatasetCard(Card):
     """Training or reference images, or what images are generated from."""

@@ -13,8 +13,9 @@ from alignbench.cli.options import Json, Plugins
 from alignbench.config.settings import COMMON_OPTIONS
 from alignbench.errors import UserError, suggest
 from alignbench.registry import plugins
-from alignbench.registry.lookup import SINGULAR
+from alignbench.registry.lookup import SINGULAR, Registry
 from alignbench.registry.schema import Card, Option
+from alignbench.registry.tables import PublishedCard
 
 
 def list_cards(
@@ -70,7 +71,10 @@ def show(
         print_json(listed if len(listed) > 1 else listed[0])
         return
     for kind, card in cards.items():
-        _print_card(kind, name, card)
+        if isinstance(card, PublishedCard):
+            _print_published(name, card, registry)
+        else:
+            _print_card(kind, name, card)
         put(f"  card: {registry.locations[kind][name].path}")
 
 
@@ -88,6 +92,15 @@ def _print_card(kind: str, name: str, card: Card) -> None:
     if options and declared:
         prefix = {"methods": "method", "datasets": "data", "models": "model"}.get(kind, kind)
         _print_options(prefix, options)
+
+
+def _print_published(name: str, card: PublishedCard, registry: Registry) -> None:
+    from alignbench.leaderboard import terminal
+
+    put(f"published numbers {name}: {card.title}", *filter(None, [card.summary, card.paper]), "")
+    put(*terminal.published_lines(card, registry.reward_cards()))
+    put(*(f"  disagrees with itself: {x.what}: {' / '.join(x.values)}" for x in card.inconsistencies))
+    put(*(f"  note: {note}" for note in card.notes))
 
 
 def _print_options(prefix: str, options: dict[str, Option]) -> None:

@@ -24,7 +24,9 @@ def leaderboard(
     from alignbench.leaderboard import board
 
     registry = Registry.default()
-    cards = registry.metric_facts(), registry.published_cards(), registry.asset_cards()
+    cards = (
+        registry.metric_facts(), registry.published_cards(), registry.asset_cards(), registry.reward_cards(),
+    )  # fmt: skip
     if check:
         if runs:
             raise UserError("--check takes no runs: it re-renders from the records beside the tables")
@@ -41,6 +43,17 @@ def leaderboard(
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
     put(*board.write(board.collect(runs), out, *cards))
+
+
+def audit(
+    runs: list[Path] = typer.Argument(..., help="Run folders, run.json files, or folders of runs."),
+    as_json: Json = False,
+) -> None:
+    """Hold measured numbers against published ones of the same model."""
+    from alignbench.leaderboard import audit
+
+    found = tables.audit(runs)
+    print_json(audit.to_data(found)) if as_json else put(audit.page(found).rstrip())
 
 
 SIDE = "A run folder or record file; RUN:base, RUN:method or RUN:samples to choose."

@@ -15,11 +15,11 @@ from alignbench.errors import EXIT_FAILED, UserError, refuse
 from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry, read_card
-from alignbench.registry.schema import SweepCard
+from alignbench.registry.tables import SweepCard
 from alignbench.runs.sweep import Sweep, carry_out, make
 
 DEFAULT_OUT = Path("sweeps")
-EMBEDDED = "llamagen-tiny"
+EMBEDDED = ("llamagen-tiny", "shapes-tiny")
 
 
 def sweep(
@@ -48,20 +48,19 @@ def sweep(
 
 
 def _find(registry: Registry, wanted: str) -> tuple[str, SweepCard]:
-    """Name and card of a file or of a shipped sweep; a name without a model means the embedded one."""
+    """Name and card of a file or of a shipped sweep; a name without a model means an embedded one."""
     path = Path(wanted)
     if path.suffix == ".toml":
         return path.stem, cast(SweepCard, read_card(path, "sweeps"))
-    tiny = f"{wanted}-{EMBEDDED}"
     sweeps = registry.locations["sweeps"]
-    name = tiny if wanted not in sweeps and tiny in sweeps else wanted
+    names = [wanted, *(f"{wanted}-{model}" for model in EMBEDDED)]
+    name = next((name for name in names if name in sweeps), wanted)
     return name, registry.sweep(name)
 
 
 def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
     from alignbench.runs import sweep_table
 
-    facts = registry.metric_facts()
     progress = Progress()
     for line in product_lines(planned):
         progress.say(line)
@@ -70,9 +69,9 @@ def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
         registry,
         progress,
         workers=default_workers(planned.runs[0].plan.model.image_size),
-        after=lambda failed: sweep_table.write(planned, facts, failed),
+        after=lambda failed: sweep_table.write(planned, registry, failed),
     )
-    sweep_table.write(planned, facts, failures)
+    sweep_table.write(planned, registry, failures)
     name = "sweep.json" if as_json else "sweep.md"
     put((planned.out / name).read_text(encoding="utf-8"))
     if failures:

@@ -12,8 +12,10 @@ from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import Card
 
 if TYPE_CHECKING:
+    from alignbench.leaderboard.audit import Audit
     from alignbench.leaderboard.compare import Comparison
     from alignbench.leaderboard.export import Leaderboard
+    from alignbench.leaderboard.table import Board
     from alignbench.record import RunRecord
 
 
@@ -26,7 +28,7 @@ def board(runs: Iterable[RunRecord | str | os.PathLike[str]]) -> Leaderboard:
     Raises:
         UserError: a path that holds no record, or a broken record.
     """
-    from alignbench.leaderboard.board import build, collect
+    from alignbench.leaderboard.board import collect
     from alignbench.leaderboard.export import Leaderboard
     from alignbench.record import RunRecord
 
@@ -34,8 +36,31 @@ def board(runs: Iterable[RunRecord | str | os.PathLike[str]]) -> Leaderboard:
     records = [run for run in runs if isinstance(run, RunRecord)]
     paths = [Path(run) for run in runs if not isinstance(run, RunRecord)]
     registry = Registry.default()
-    made = build([*records, *collect(paths)], registry.metric_facts(), assets=registry.asset_cards())
+    made = _built([*records, *collect(paths)], registry)
     return Leaderboard(made.tables)
+
+
+def _built(records: Iterable[RunRecord], registry: Registry) -> Board:
+    from alignbench.leaderboard.board import build
+
+    assets, rewards = registry.asset_cards(), registry.reward_cards()
+    return build(records, registry.metric_facts(), assets=assets, rewards=rewards)
+
+
+def audit(runs: Iterable[str | os.PathLike[str]]) -> Audit:
+    """Hold measured rows against published ones of the same model, method and setting.
+
+    Args:
+        runs: run folders, record files, or folders of either.
+
+    Raises:
+        UserError: a path that holds no record, or a broken record.
+    """
+    from alignbench.leaderboard import audit
+    from alignbench.leaderboard.board import collect
+
+    registry = Registry.default()
+    return audit.audit(_built(collect(map(Path, runs)), registry), registry.published_cards())
 
 
 def cards(kind: str) -> dict[str, Card]:

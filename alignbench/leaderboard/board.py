@@ -7,13 +7,14 @@ starting weights. Given images have tables of their own. A missing number stays 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
-from alignbench.leaderboard import markdown
+from alignbench.leaderboard import audit, cells, markdown
 from alignbench.leaderboard.ranking import distinct, in_order, labelled, mark_best, own_assets, rank
 from alignbench.leaderboard.rows import (
     Entry,
@@ -29,7 +30,9 @@ from alignbench.leaderboard.table import Board, Table, Unranked, grouped
 from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
 
 if TYPE_CHECKING:
-    from alignbench.registry.protocol import AssetCard, MetricFact, PublishedCard
+    from alignbench.registry.protocol import AssetCard, MetricFact
+    from alignbench.registry.schema import RewardCard
+    from alignbench.registry.tables import PublishedCard
 
 
 # --- gather and sift ------------------------------------------------------------------------------
@@ -74,6 +77,7 @@ def build(
     facts: Mapping[str, MetricFact],
     *,
     assets: Mapping[str, AssetCard] = MappingProxyType({}),
+    rewards: Mapping[str, RewardCard] = MappingProxyType({}),
     sift: bool = True,
 ) -> Board:
     """Make the tables.
@@ -82,10 +86,12 @@ def build(
         records: in any order.
         facts: {metric: how it is shown and ranked}, in the order of the columns.
         assets: {asset: card}, to tell the official files from a user's own.
+        rewards: {reward: card}, to tell rewards from outside the image from those of the image itself.
         sift: leave out incomplete runs, those that may not be ranked, and metrics that are mere detail; False
             for one run's own report.
     """
     ordered = latest(records)
+    external = {x.id: cells.external(x.train.reward_calls, rewards) for x in ordered if x.train}
     unranked: set[Unranked] = set()
     entries: list[tuple[tuple[Any, ...], Entry]] = []
     for record in ordered:
@@ -101,7 +107,8 @@ def build(
     made = []
     for _, members in sorted(grouped(entries).items()):
         table, left_out = _table(members, facts, assets, detail=not sift)
-        made.append(table)
+        rows = [replace(x, external="✗" if x.is_base else external.get(x.runs[0], "")) for x in table.rows]
+        made.append(replace(table, rows=tuple(rows)))
         unranked.update(left_out)
     left = sorted(unranked, key=lambda item: (item.id, item.reason, item.protocols))
     return Board(tuple(labelled(made, assets)), tuple(left), tuple(ordered))
@@ -180,14 +187,16 @@ def render(
     facts: Mapping[str, MetricFact],
     published: Mapping[str, PublishedCard],
     assets: Mapping[str, AssetCard] = MappingProxyType({}),
+    rewards: Mapping[str, RewardCard] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Return {relative path: text} of a leaderboard folder; the same records give the same bytes."""
-    board = build(records, facts, assets=assets)
+    board = build(records, facts, assets=assets, rewards=rewards)
     files = {f"records/{record.id}.json": dumps(record) for record in board.records}
     files |= markdown.pages(board)
     files["README.md"] = markdown.index(board, published=bool(published))
     if published:
-        files["published.md"] = markdown.published_page(published)
+        files["published.md"] = markdown.published_page(published, rewards)
+        files["audit.md"] = audit.page(audit.audit(board, published))
     return files
 
 
@@ -197,6 +206,7 @@ def write(
     facts: Mapping[str, MetricFact],
     published: Mapping[str, PublishedCard],
     assets: Mapping[str, AssetCard] = MappingProxyType({}),
+    rewards: Mapping[str, RewardCard] = MappingProxyType({}),
 ) -> list[Path]:
     """Add records to a leaderboard folder and make its pages again.
 
@@ -210,7 +220,7 @@ def write(
         UserError: a broken record in the folder.
         RunFailed: the folder cannot be written.
     """
-    files = render(latest([*_stored(out_dir), *records]), facts, published, assets)
+    files = render(latest([*_stored(out_dir), *records]), facts, published, assets, rewards)
     wrong = sorted(_differences(files, out_dir))
     try:
         for name in wrong:
@@ -228,6 +238,7 @@ def check(
     facts: Mapping[str, MetricFact],
     published: Mapping[str, PublishedCard],
     assets: Mapping[str, AssetCard] = MappingProxyType({}),
+    rewards: Mapping[str, RewardCard] = MappingProxyType({}),
 ) -> list[str]:
     """Make a leaderboard folder again from its records and compare.
 
@@ -239,7 +250,7 @@ def check(
     """
     if not out_dir.is_dir():
         raise UserError(f"{out_dir} is not a leaderboard folder", fix="alignbench leaderboard RUNS…")
-    wrong = _differences(render(_stored(out_dir), facts, published, assets), out_dir)
+    wrong = _differences(render(_stored(out_dir), facts, published, assets, rewards), out_dir)
     return [f"{name}: {wrong[name]}" for name in sorted(wrong)]
 
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from alignbench.leaderboard.table import Column, Row, Table, number
 
+if TYPE_CHECKING:
+    from alignbench.registry.schema import RewardCard
+
+EXTERNAL = "Ext. Rwd"
+REWARDED = "†: a network behind this metric was also a training reward of this row."
 COST_HEADERS = ("train s", "sequences", "device", "peak GiB", "trained")
 
 
 def rank(row: Row) -> str:
     """`1`, `2=` for a tie, empty without a rank."""
     return "" if row.rank is None else f"{row.rank}{'=' if row.tied else ''}"
+
+
+def external(names: Iterable[str], cards: Mapping[str, RewardCard]) -> str:
+    """`✓` if any of these rewards judges an image by itself, `✗` if all compare it with the training image
+    or there is none; empty where a card is missing."""
+    scopes = {cards[name].scope if name in cards else "" for name in names}
+    return "✓" if "image" in scopes else "" if "" in scopes else "✗"
 
 
 def heads(columns: Sequence[Column]) -> list[str]:
@@ -115,7 +128,7 @@ def footnotes(table: Table) -> list[str]:
             "an interval over training seeds."
         )
     if rewarded(table):
-        notes.append("†: a network behind this metric was also a training reward of this row.")
+        notes.append(REWARDED)
     if any(row.kind == "method" for row in table.rows):
         notes.append(
             "Costs are means over training seeds (peak memory: the largest) and leave evaluation out."

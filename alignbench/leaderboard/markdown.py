@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from alignbench.leaderboard import cells
@@ -11,7 +12,8 @@ from alignbench.leaderboard.table import Board, Row, Table, Unranked, grouped, s
 from alignbench.record import RunRecord
 
 if TYPE_CHECKING:
-    from alignbench.registry.protocol import PublishedCard, PublishedTable
+    from alignbench.registry.schema import RewardCard
+    from alignbench.registry.tables import PublishedCard, PublishedTable
 
 MARKER = "<!-- Made by `alignbench leaderboard` from records/*.json; do not edit. -->"
 
@@ -103,7 +105,7 @@ def provenance(table: Table) -> str:
 
 def table_lines(table: Table) -> list[str]:
     metrics = cells.heads(table.columns)
-    header = ["rank", "row", "setting", *metrics, "n", *cells.COST_HEADERS]
+    header = ["rank", "row", "setting", cells.EXTERNAL, *metrics, "n", *cells.COST_HEADERS]
     right = {"rank", *metrics, *cells.COST_HEADERS} - {"device"}
     return grid(header, [_row(row, table) for row in table.rows], right=right)
 
@@ -114,6 +116,7 @@ def _row(row: Row, table: Table) -> list[str]:
         cells.rank(row),
         f"{name}, control" if row.kind == "control" else name,
         row.setting.title,
+        row.external,
         *(cells.metric(row, column) for column in table.columns),
         cells.unit(row),
         *cells.cost(row),
@@ -171,6 +174,7 @@ def index(board: Board, *, published: bool) -> str:
     lines += [*(grid(header, rows, right={"rows"}) if rows else ["No run is ranked yet."]), ""]
     if published:
         lines += ["Numbers printed in papers, never ranked with ours: [published.md](published.md).", ""]
+        lines += ["Those of them that can be held against measured rows: [audit.md](audit.md).", ""]
     return text_of([*lines, *section("Not ranked", _unranked_lines(board.unranked))])
 
 
@@ -189,8 +193,8 @@ def _leader(table: Table) -> str:
 # --- published numbers ----------------------------------------------------------------------------
 
 
-def published_page(cards: Mapping[str, PublishedCard]) -> str:
-    """Return the text of `published.md`."""
+def published_page(cards: Mapping[str, PublishedCard], rewards: Mapping[str, RewardCard]) -> str:
+    """Return the text of `published.md`; the cards of rewards tell those from outside the image."""
     lines = [
         MARKER,
         "",
@@ -203,37 +207,43 @@ def published_page(cards: Mapping[str, PublishedCard]) -> str:
     for _, card in sorted(cards.items()):
         lines += section(card.title, [f"*published* · {card.paper}" if card.paper else "*published*"])
         for table in card.tables:
-            lines += section(f"{table.id}: {table.caption}", _published_lines(table), level=3)
+            header, rows, right = published_table(card, table, rewards)
+            body = [f"*published*, not ranked. Setting as stated: {stated(table)}.", ""]
+            body += grid(header, rows, right=right)
+            lines += section(f"{table.id}: {table.caption}", body, level=3)
         disagreeing = [f"{item.what}: {' / '.join(item.values)}" for item in card.inconsistencies]
         lines += section("Where the paper disagrees with itself", bullets(disagreeing), level=3)
         lines += section("Notes", bullets(card.notes), level=3)
     return text_of(lines)
 
 
-def _published_lines(table: PublishedTable) -> list[str]:
-    """A column is printed with the digits of its longest value, as papers do."""
+def stated(table: PublishedTable) -> str:
+    """Return the setting of a published table as its paper states it."""
+    shown = [f"{k} = {format(v, 'g' if isinstance(v, float) else '')}" for k, v in table.setting.items()]
+    return ", ".join(shown) or "none"
+
+
+def decimals(table: PublishedTable) -> dict[str, int]:
+    """Return {column: decimals of its longest value}: a paper prints a column with equally many."""
     digits: dict[str, int] = {}
     for row in table.rows:
         for name, value in row.values.items():
-            decimals = len(f"{value:.6f}".rstrip("0").partition(".")[2])
-            digits[name] = max(decimals, digits.get(name, 0))
-    model = ["model"] if any(row.model for row in table.rows) else []
-    note = ["note"] if any(row.note for row in table.rows) else []
-    rows = [
-        [
-            f"*{row.method}*",
-            *(row.model for _ in model),
-            *(f"*{row.values[name]:.{digits[name]}f}*" if name in row.values else "" for name in digits),
-            *(row.note for _ in note),
-        ]
-        for row in table.rows
-    ]
-    setting = ", ".join(
-        f"{key} = {format(value, 'g' if isinstance(value, float) else '')}"
-        for key, value in table.setting.items()
-    )
-    return [
-        f"*published*, not ranked. Setting as stated: {setting or 'none'}.",
-        "",
-        *grid(["method", *model, *digits, *note], rows, right=digits),
-    ]
+            exponent = Decimal(str(value)).normalize().as_tuple().exponent
+            digits[name] = max(-int(exponent), digits.get(name, 0))
+    return digits
+
+
+def published_table(
+    card: PublishedCard, table: PublishedTable, rewards: Mapping[str, RewardCard]
+) -> tuple[list[str], list[list[str]], Collection[str]]:
+    """Return header, rows and the titles of columns of numbers; numbers are in italics."""
+    digits = decimals(table)
+    columns: dict[str, list[str]] = {"method": [f"*{row.method}*" for row in table.rows]}
+    columns["model"] = [row.model for row in table.rows]
+    trained = [card.rewards.get(row.run or row.method) for row in table.rows]
+    columns[cells.EXTERNAL] = ["" if names is None else cells.external(names, rewards) for names in trained]
+    for name, places in digits.items():
+        columns[name] = [f"*{x.values[name]:.{places}f}*" if name in x.values else "" for x in table.rows]
+    columns["note"] = [row.note for row in table.rows]
+    columns = {title: texts for title, texts in columns.items() if any(texts)}
+    return list(columns), [list(texts) for texts in zip(*columns.values(), strict=True)], digits

@@ -44,7 +44,7 @@ def identity(record: RunRecord) -> str:
             if key not in {"seed", "recipe", "values", "protocol"}
         },
         "values": {
-            key: value for key, value in (values if isinstance(values, dict) else {}).items() if _counts(key)
+            key: value for key, value in (values if isinstance(values, dict) else {}).items() if counts(key)
         },
         "method": record.method.model_dump(mode="json", exclude={"title"}) if record.method else None,
         "weights": record.model.weights,
@@ -58,7 +58,7 @@ def identity(record: RunRecord) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _counts(key: str) -> bool:
+def counts(key: str) -> bool:
     """Whether a configuration key belongs to a row: how a run is evaluated is the table's business."""
     return key not in MACHINE_KEYS and not key.startswith("protocol.")
 
@@ -259,7 +259,7 @@ def _detail(record: RunRecord) -> str:
     changed = [
         f"{key} = {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in sorted((key, change.value) for key, change in record.changed.items())
-        if _counts(key) and key.rpartition(".")[2] != "seed"
+        if counts(key) and key.rpartition(".")[2] != "seed"
     ]
     return "; ".join([record.recipe.name if record.recipe else "no recipe", *changed])
 

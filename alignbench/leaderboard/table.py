@@ -122,6 +122,8 @@ class Row:
     """{`Column.key`: cell}."""
     detail: str = ""
     """Recipe and changed keys of a method."""
+    external: str = ""
+    """Whether rewards came from outside the image; see `cells.external`."""
     rank: int | None = None
     """1 + the number of rows that are better; None without a value of the ranking metric."""
     tied: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -11,8 +12,13 @@ from rich.text import Text
 
 from alignbench.leaderboard import cells
 from alignbench.leaderboard.compare import Comparison, MetricDifference
+from alignbench.leaderboard.markdown import published_table, stated
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Table, grouped, join, short
+
+if TYPE_CHECKING:
+    from alignbench.registry.schema import RewardCard
+    from alignbench.registry.tables import PublishedCard
 
 
 def rich_table(table: Table) -> RenderableType:
@@ -78,6 +84,22 @@ def _grid(
 
 def _bullets(texts: Iterable[str]) -> list[Text]:
     return [Text(f"· {text}") for text in texts]
+
+
+def published_lines(card: PublishedCard, rewards: Mapping[str, RewardCard]) -> list[str]:
+    """Return the tables of a paper as aligned text: a number that does not fit is wrapped, never cut."""
+    lines = []
+    for table in card.tables:
+        header, rows, right = published_table(card, table, rewards)
+        texts = [header, *([text.strip("*") for text in row] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        marks = [">" if title in right else "<" for title in header]
+        lines += [f"{table.id}: {table.caption}", f"  as stated: {stated(table)}"]
+        for row in texts:
+            places = zip(row, marks, widths, strict=True)
+            lines.append("  " + "  ".join(f"{text:{mark}{width}}" for text, mark, width in places).rstrip())
+        lines.append("")
+    return lines
 
 
 # --- comparisons ----------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from alignbench.files import write_atomic
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, RunRecord, read
 from alignbench.registry.lookup import Registry
-from alignbench.registry.schema import Scalar, SweepCard, SweepRow
+from alignbench.registry.schema import Scalar
+from alignbench.registry.tables import SweepCard, SweepRow
 
 NAMES = ("method", "recipe")
 """Grid keys that are names of cards, not settings."""
@@ -46,6 +47,11 @@ class Configuration:
     def title(self) -> str:
         """How tables name it."""
         return " · ".join(filter(None, [self.row, *(f"{key} = {text(v)}" for key, v in self.point.items())]))
+
+    @property
+    def name(self) -> str:
+        """Its title, or its method where it has none."""
+        return self.title or self.method
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,12 @@ def make(
                 raise UserError(
                     f"sweep {name}, {line.title or line.method}: {error.what}", fix=error.fix
                 ) from error
-    _check_choice(registry, name, card, runs[0].plan)
+    _check_table(registry, name, card, runs[0].plan)
+    known = ["base", *(line.name for line in lines)]
+    for wanted in (title for claim in card.claims for title in (claim.better, claim.than)):
+        if wanted not in known:
+            what = f"sweep {name}: a claim names no configuration {wanted!r}.{suggest(wanted, known)}"
+            raise UserError(what, fix=f"it has {', '.join(known)}")
     protocol = runs[0].plan.config.protocol
     return Sweep(name, card, protocol, tuple(lines), tuple(runs), given, out)
 
@@ -196,16 +207,16 @@ def _plan_run(
     return SweepRun(line, seed, plan, folder, shlex.join([*words, "--out", str(folder)]))
 
 
-def _check_choice(registry: Registry, name: str, card: SweepCard, plan: Plan) -> None:
-    """Make sure that what the best is chosen by will be measured."""
-    facts = registry.metric_facts()
-    if card.metric not in facts and not plan.problems:  # a full-size protocol may name planned evaluators
-        raise UserError(f"sweep {name}: no metric named {card.metric!r}.{suggest(card.metric, facts)}")
-    if card.setting not in plan.protocol.settings:
-        raise UserError(
-            f"sweep {name}: protocol {plan.config.protocol} has no setting {card.setting!r}."
-            f"{suggest(card.setting, plan.protocol.settings)}"
-        )
+def _check_table(registry: Registry, name: str, card: SweepCard, plan: Plan) -> None:
+    """Make sure that what the best is chosen by, shown and claimed will be measured."""
+    facts, has = registry.metric_facts(), plan.protocol.settings
+    for metric in [card.metric, *card.columns, *(claim.metric for claim in card.claims)]:
+        if metric not in facts and not plan.problems:  # a full-size protocol may name planned evaluators
+            raise UserError(f"sweep {name}: no metric named {metric!r}.{suggest(metric, facts)}")
+    for setting in [card.setting, *card.groups.values(), *(claim.setting for claim in card.claims)]:
+        if setting and setting not in has:
+            what = f"sweep {name}: protocol {plan.config.protocol} has no setting {setting!r}."
+            raise UserError(what + suggest(setting, has))
 
 
 # --- carrying out ---------------------------------------------------------------------------------

@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from alignbench import __version__
 from alignbench.files import digest_of, write_atomic
 from alignbench.leaderboard import cells
-from alignbench.leaderboard.markdown import bullets, grid
+from alignbench.leaderboard.markdown import bullets, grid, section, text_of
 from alignbench.leaderboard.ranking import cell_difference
+from alignbench.leaderboard.rows import cell_of
 from alignbench.leaderboard.table import Cell, Column, grouped
-from alignbench.record import RunRecord
+from alignbench.record import Result, RunRecord, Subject
+from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import MetricFact
+from alignbench.registry.schema import RewardCard
+from alignbench.runs import sweep_claims
 from alignbench.runs.sweep import Configuration, Sweep, SweepRun, text
+
+Measured = Mapping[str, Mapping[str, Cell]]
+"""{setting: {metric: mean and interval}}, the sweep's own setting first."""
+
+ONE_SEED = "Every row is one trained model: nothing is said about other training seeds."
 
 
 @dataclass(frozen=True)
@@ -28,9 +38,12 @@ class Line:
     runs: tuple[SweepRun, ...]
     seeds: tuple[int, ...]
     """Training seeds that are complete."""
-    values: Mapping[str, list[list[float]]]
-    """{metric: one list for each of these seeds, one value per sampling seed}."""
+    values: Mapping[str, list[list[float | None]]]
+    """{metric: one list for each of these seeds, one value per sampling seed}, at the sweep's setting."""
+    measured: Measured
     train_seconds: float | None
+    external: str = ""
+    """Whether rewards came from outside the image; see `cells.external`."""
     best: bool = False
     tied: bool = False
     """Not the best, but the best does not beat it significantly (Welch's t, 95 %)."""
@@ -40,28 +53,40 @@ class Line:
         return len(self.seeds) == len(self.runs)
 
     @property
-    def cells(self) -> dict[str, Cell]:
-        """{metric: mean and interval}; without metrics that a seed lacks."""
-        return {metric: Cell.of(values) for metric, values in self.values.items()}
+    def cells(self) -> Mapping[str, Cell]:
+        """{metric: mean and interval} at the sweep's setting; without metrics that a seed lacks."""
+        return next(iter(self.measured.values()))
 
 
-def measure(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[Line]:
+def measure(
+    sweep: Sweep,
+    facts: Mapping[str, MetricFact],
+    rewards: Mapping[str, RewardCard] = MappingProxyType({}),
+) -> list[Line]:
     """Read the records of a sweep and mark the best configurations; unfinished ones are never best."""
     lines = []
     for configuration in sweep.configurations:
         runs = tuple(run for run in sweep.runs if run.configuration is configuration)
         records = {run.seed: record for run in runs if (record := run.finished())}
-        measured = [_metrics(record, "method", sweep.card.setting) for record in records.values()]
-        shared = set.intersection(*map(set, measured)) if measured else set()
-        values = {metric: [one[metric] for one in measured] for metric in facts if metric in shared}
-        seconds = [record.train.seconds for record in records.values() if record.train]
-        mean = sum(seconds) / len(seconds) if seconds else None
-        lines.append(Line(configuration, runs, tuple(records), values, mean))
+        found = {setting: _shared(records.values(), "method", setting, facts) for setting in settings(sweep)}
+        trains = [record.train for record in records.values() if record.train]
+        called = {name for train in trains for name in train.reward_calls}
+        lines.append(
+            Line(
+                configuration,
+                runs,
+                tuple(records),
+                {metric: [x.metrics[metric] for x in xs] for metric, xs in found[sweep.card.setting].items()},
+                {setting: _cells(results, facts) for setting, results in found.items()},
+                sum(train.seconds for train in trains) / len(trains) if trains else None,
+                cells.external(called, rewards) if trains else "",
+            )
+        )
     metric = sweep.card.metric
     groups = grouped(
         (line.configuration.row if sweep.card.choose == "row" else "", (index, line.cells[metric]))
         for index, line in enumerate(lines)
-        if line.complete and metric in line.values
+        if line.complete and metric in line.cells
     )
     for candidates in groups.values():
         top = max((cell for _, cell in candidates), key=_column(metric, facts).score)
@@ -72,40 +97,66 @@ def measure(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[Line]:
     return lines
 
 
-def _column(metric: str, facts: Mapping[str, MetricFact]) -> Column:
-    return Column(metric, "", facts[metric].title, facts[metric])
+def settings(sweep: Sweep) -> list[str]:
+    """The settings that its table or its claims read, its own first."""
+    card = sweep.card
+    claimed = [claim.setting for claim in card.claims if claim.setting]
+    return list(dict.fromkeys([card.setting, *card.groups.values(), *claimed]))
 
 
-def _metrics(record: RunRecord, subject: str, setting: str) -> dict[str, list[float]]:
-    """{metric: one value per sampling seed} at one setting; metrics with a missing value are left out."""
-    return {
-        metric: [value for value in values if value is not None]
-        for result in record.results
-        if result.subject == subject and result.setting.name == setting
-        for metric, values in result.metrics.items()
-        if None not in values
-    }
+def _column(metric: str, facts: Mapping[str, MetricFact], evaluator: str = "") -> Column:
+    return Column(metric, evaluator, facts[metric].title, facts[metric])
 
 
-def base(sweep: Sweep) -> dict[str, list[float]]:
-    """The untouched model at the same setting, from the first finished run; empty if there is none."""
+def _shared(
+    records: Iterable[RunRecord], subject: Subject, setting: str, facts: Mapping[str, MetricFact]
+) -> dict[str, list[Result]]:
+    """{metric: its result in every record} at one setting; metrics with a missing value are left out."""
+    found = [
+        {
+            metric: result
+            for result in record.results
+            if result.subject == subject and result.setting.name == setting
+            for metric, values in result.metrics.items()
+            if None not in values
+        }
+        for record in records
+    ]
+    shared = set.intersection(*map(set, found)) if found else set()
+    return {metric: [one[metric] for one in found] for metric in facts if metric in shared}
+
+
+def _cells(results: Mapping[str, Sequence[Result]], facts: Mapping[str, MetricFact]) -> dict[str, Cell]:
+    made = {}
+    for metric, xs in results.items():
+        column, used = _column(metric, facts, xs[0].evaluator), set(xs[0].networks_used_as_reward)
+        made[metric] = cell_of(xs, column, rewarded=not used.isdisjoint(column.fact.networks))
+    return made
+
+
+def base(sweep: Sweep, facts: Mapping[str, MetricFact]) -> Measured:
+    """The untouched model, from the first finished run; no metrics if there is none."""
     record = next(filter(None, (run.finished() for run in sweep.runs)), None)
-    return _metrics(record, "base", sweep.card.setting) if record else {}
+    found = {x: _shared([record] if record else [], "base", x, facts) for x in settings(sweep)}
+    return {setting: _cells(results, facts) for setting, results in found.items()}
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write(sweep: Sweep, facts: Mapping[str, MetricFact], failures: Mapping[str, str]) -> None:
+def write(sweep: Sweep, registry: Registry, failures: Mapping[str, str]) -> None:
     """Write `sweep.md` and `sweep.json` into the sweep's folder."""
-    lines = measure(sweep, facts)
+    facts = registry.metric_facts()
+    lines = measure(sweep, facts, registry.reward_cards())
     write_atomic(sweep.out / "sweep.md", markdown(sweep, lines, facts, failures))
-    content = as_dict(sweep, lines, failures)
+    content = as_dict(sweep, lines, facts, failures)
     write_atomic(sweep.out / "sweep.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def as_dict(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> dict[str, Any]:
-    card = sweep.card
+def as_dict(
+    sweep: Sweep, lines: Sequence[Line], facts: Mapping[str, MetricFact], failures: Mapping[str, str]
+) -> dict[str, Any]:
+    card, untouched = sweep.card, base(sweep, facts)
     return {
         "schema": 1,
         "alignbench": __version__,
@@ -119,17 +170,14 @@ def as_dict(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) ->
         "metric": card.metric,
         "choose": card.choose,
         "given": dict(sweep.given),
-        "base": base(sweep),
+        "base": {metric: list(cell.values) for metric, cell in untouched[card.setting].items()},
+        "claims": [vars(one) for one in sweep_claims.decided(card, _all_measured(lines, untouched), facts)],
         "configurations": [_line_dict(line) for line in lines],
         "failures": dict(failures),
     }
 
 
 def _line_dict(line: Line) -> dict[str, Any]:
-    intervals = {}
-    for metric, cell in line.cells.items():
-        one = cell.interval
-        intervals[metric] = {"mean": one.mean, "low": one.low, "high": one.high, "n": one.n, "over": one.kind}
     return {
         "title": line.configuration.title,
         "row": line.configuration.row,
@@ -143,33 +191,61 @@ def _line_dict(line: Line) -> dict[str, Any]:
         "runs": {str(run.seed): run.plan.id for run in line.runs},
         "finished_seeds": list(line.seeds),
         "measured": line.values,
-        "intervals": intervals,
+        "intervals": _intervals(line.cells),
+        "other_settings": {name: _intervals(found) for name, found in list(line.measured.items())[1:]},
     }
+
+
+def _intervals(measured: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
+    spans = {metric: cell.interval for metric, cell in measured.items()}
+    return {
+        metric: {"mean": one.mean, "low": one.low, "high": one.high, "n": one.n, "over": one.kind}
+        for metric, one in spans.items()
+    }
+
+
+def _all_measured(lines: Sequence[Line], untouched: Measured) -> dict[str, Measured]:
+    """{configuration: what is measured of it}, the base and complete configurations."""
+    whole = {line.configuration.name: line.measured for line in lines if line.complete}
+    return {"base": untouched, **whole}
 
 
 def markdown(
     sweep: Sweep, lines: Sequence[Line], facts: Mapping[str, MetricFact], failures: Mapping[str, str]
 ) -> str:
-    untouched = {metric: Cell.of([values]) for metric, values in base(sweep).items()}
-    shown = [metric for metric in facts if metric in untouched or any(metric in x.values for x in lines)]
-    shown.sort(key=lambda metric: metric != sweep.card.metric)
-    columns = [_column(metric, facts) for metric in shown]
-    rows = [["*base*", *_texts(untouched, columns), "–", "–"]] if untouched else []
+    card, untouched = sweep.card, base(sweep, facts)
+    everything = [untouched, *(line.measured for line in lines)]
+    metrics = card.columns or sorted(
+        (metric for metric in facts if any(metric in one[card.setting] for one in everything)),
+        key=lambda metric: metric != card.metric,
+    )
+    columns = [_column(metric, facts) for metric in metrics]
+    groups = card.groups or {"": card.setting}
+    heads = [f"{title} {head}".strip() for title in groups for head in cells.heads(columns)]
+    minutes = bool(card.groups)  # as papers print it
+    rows = [["*base*", "✗", *_texts(untouched, groups, columns), "–", "–"]] if any(untouched.values()) else []
     for line in lines:
-        seconds = "" if line.train_seconds is None else f"{line.train_seconds:.1f}"
-        name = line.configuration.title or line.configuration.method
+        spent = line.train_seconds
+        time = "" if spent is None else f"{spent / 60:.2f}" if minutes else f"{spent:.1f}"
+        name = line.configuration.name
         name = f"**{name}**" if line.best else f"{name} =" if line.tied else name
         seeds = f"{len(line.seeds)} of {len(line.runs)}"
-        rows.append([name, *_texts(line.cells, columns), seeds, seconds])
-    header = ["configuration", *cells.heads(columns), "seeds", "train s"]
-    table = grid(header, rows, right=header[1:])
+        rows.append([name, line.external, *_texts(line.measured, groups, columns), seeds, time])
+    header = ["configuration", cells.EXTERNAL, *heads, "seeds", "train min" if minutes else "train s"]
+    if len({line.configuration.method for line in lines}) == 1:  # then it says nothing
+        header, rows = [header[0], *header[2:]], [[row[0], *row[2:]] for row in rows]
+    table = grid(header, rows, right=set(header[1:]) - {cells.EXTERNAL})
+    decided = sweep_claims.decided(card, _all_measured(lines, untouched), facts)
+    texts = [one.text for one in decided]
+    texts += [ONE_SEED] if texts and len(card.seeds) == 1 else []
+    said = section("What the paper says, and what is seen here", bullets(texts))
     notes = bullets(_notes(sweep, lines, failures))
-    return "\n".join([*_header(sweep, facts), "", *table, "", *notes]) + "\n"
+    return text_of([*_header(sweep, facts), "", *table, "", *said, *notes])
 
 
-def _texts(measured: Mapping[str, Cell], columns: Sequence[Column]) -> list[str]:
-    held = ((column, measured.get(column.metric)) for column in columns)
-    return [column.shown(cell.interval) if cell else "" for column, cell in held]
+def _texts(measured: Measured, groups: Mapping[str, str], columns: Sequence[Column]) -> list[str]:
+    held = [(column, measured[name].get(column.metric)) for name in groups.values() for column in columns]
+    return [column.shown(cell.interval) + "†" * cell.rewarded if cell else "" for column, cell in held]
 
 
 def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
@@ -195,7 +271,8 @@ def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
 
 
 def _notes(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> list[str]:
-    notes = list(sweep.card.notes)
+    rewarded = any(cell.rewarded for x in lines for found in x.measured.values() for cell in found.values())
+    notes = [*sweep.card.notes, *([cells.REWARDED] if rewarded else [])]
     if sweep.card.choose == "row":
         trials = Counter(line.configuration.row for line in lines)
         counts = ", ".join(f"{row} {count}" for row, count in trials.items())

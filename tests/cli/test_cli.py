@@ -125,6 +125,7 @@ SURFACE = {
         "--data", "--images", "--json", "--method", "--model", "--plugin", "--protocol", "--reference-rows",
         "--repeats", "--rows", "--set", "-m",
     ],
+    "audit": ["--json", "runs"],
     "sweep": ["--dry-run", "--json", "--out", "--plugin", "--set", "sweep"],
     "doctor": ["--json", "--method"],
     "fetch": ["--dry-run", "names"],

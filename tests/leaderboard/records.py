@@ -17,6 +17,7 @@ from alignbench.leaderboard.board import build, collect
 from alignbench.leaderboard.table import Board, Row, Table
 from alignbench.record import RunRecord, read
 from alignbench.registry.protocol import AssetCard, MetricFact
+from alignbench.registry.schema import RewardCard
 
 DATA = Path(__file__).parents[1] / "golden" / "records"
 FACTS = {
@@ -31,6 +32,12 @@ CARDS = {
         title="Real", what="reference", file="a.npz", sha256=OFFICIAL.removeprefix("sha256:")
     ),
     "a-network": AssetCard(title="Network", what="network", file="a.pth"),
+}
+REWARDS = {
+    name: RewardCard.model_validate(
+        {"title": name, "target": "a:b", "direction": "lower", "differentiable": True, "scope": scope}
+    )
+    for name, scope in {"mse": "distance", "digits-class": "image"}.items()
 }
 NAMES = {
     "base": "base-llamagen-tiny-s0-00000000",
@@ -56,7 +63,7 @@ def load(name: str, change: Callable[[dict[str, Any]], object] = lambda content:
 
 def stored(*extra: RunRecord) -> Board:
     """The board of all stored records and others."""
-    return build([*collect([DATA]), *extra], FACTS)
+    return build([*collect([DATA]), *extra], FACTS, rewards=REWARDS)
 
 
 def table_of(*records: RunRecord) -> Table:

@@ -12,7 +12,7 @@ from alignbench.errors import UserError
 from alignbench.leaderboard import markdown
 from alignbench.leaderboard.board import build, check, collect, latest, write
 from alignbench.record import read
-from alignbench.registry.protocol import PublishedCard
+from alignbench.registry.tables import PublishedCard
 from tests.leaderboard.records import (
     CARDS,
     DATA,
@@ -20,6 +20,7 @@ from tests.leaderboard.records import (
     NAMES,
     OFFICIAL,
     OTHER,
+    REWARDS,
     THIRD,
     assets,
     detailed,
@@ -46,6 +47,7 @@ PUBLISHED = {
             "title": "A paper",
             "paper": "arXiv:0000.00000",
             "tables": [{"id": "T2", "caption": "class-conditional", "setting": SETTING, "rows": ROWS}],
+            "rewards": {"base": [], "ste": ["mse", "digits-class"]},
             "inconsistencies": [{"what": "precision", "values": ["0.71 (T2)", "0.68 (T4)"]}],
         }
     )
@@ -143,6 +145,7 @@ def test_given_images_share_a_table_of_their_own() -> None:
     board = build([*records, one_seed(1.0, 0.05)], FACTS)
     samples, model = board.tables
     assert (samples.model, samples.model_name, model.model_name) == ("given images", "", "llamagen-tiny")
+    assert {row.external for row in samples.rows} == {""}, "nobody knows what trained them"
     assert [(x.name, x.rank, x.tied) for x in samples.rows] == [
         ("Mine", 1, True),
         ("Theirs", 1, True),
@@ -199,7 +202,7 @@ def test_the_same_records_give_the_same_bytes_in_any_order(tmp_path: Path) -> No
     records = collect([DATA])
     changed = write(records, tmp_path / "a", FACTS, PUBLISHED)
     names = {path.relative_to(tmp_path / "a").as_posix() for path in changed}
-    assert names == {"README.md", "digits-8-v1.md", "published.md"} | {
+    assert names == {"README.md", "audit.md", "digits-8-v1.md", "published.md"} | {
         f"records/{path.name}" for path in DATA.glob("*.json")
     }
     assert check(tmp_path / "a", FACTS, PUBLISHED) == []
@@ -237,11 +240,11 @@ def test_check_reports_every_difference(tmp_path: Path) -> None:
 
 
 PAGE = (
-    "## LlamaGen-tiny\n\n| rank | row | setting | FD ↓ | Recall ↑ | n | train s |",
-    "| 1 | base, control | T=0.8, CFG 1.5 | **0.800 ± 0.025** | 0.82 ± 0.02 | 3 sampling seeds |",
-    "| 3= | **VA-π** (vapi-llamagen-tiny) | T=1 | 1.700 ± 0.124 | **0.83 ± 0.03** |",
+    "## LlamaGen-tiny\n\n| rank | row | setting | Ext. Rwd | FD ↓ | Recall ↑ | n | train s |",
+    "| 1 | base, control | T=0.8, CFG 1.5 | ✗ | **0.800 ± 0.025** | 0.82 ± 0.02 | 3 sampling seeds |",
+    "| 3= | **VA-π** (vapi-llamagen-tiny) | T=1 | ✗ | 1.700 ± 0.124 | **0.83 ± 0.03** |",
     "| 3 training seeds | 9.5 | 30,720 | CPU | 0.52 | 112,000 |",
-    "| 1.620 ± 0.298† |  | 3 sampling seeds | 17.1 |",  # AR-GRPO's recall is blank
+    "T=1 | ✓ | 1.620 ± 0.298† |  | 3 sampling seeds | 17.1 |",  # AR-GRPO's recall is blank
     "method.kl_weight = 0.01",
     "digest `aaaaaaaaaaaa`; 1,000 images for each sampling seed (0, 1, 2); reference `bbbbbbbbbbbb`",
     f"- `{NAMES['partial']}`: the run is partial",
@@ -249,15 +252,15 @@ PAGE = (
 PUBLISHED_PAGE = (
     "### T2: class-conditional",
     "arXiv:0000.00000",
-    "| *base* | XXL | *14.36* | *86.5* |  |",
-    "| *ste* | XXL | *11.40* |  | a \\| b |",
+    "| *base* | XXL | ✗ | *14.36* | *86.5* |  |",
+    "| *ste* | XXL | ✓ | *11.40* |  | a \\| b |",
     "Setting as stated: cfg = 1, samples = 50000.",
     "- precision: 0.71 (T2) / 0.68 (T4)",
 )
 
 
 def test_the_pages_hold_ranked_and_published_numbers_apart() -> None:
-    page, published = markdown.pages(stored())["digits-8-v1.md"], markdown.published_page(PUBLISHED)
+    page, published = markdown.pages(stored())["digits-8-v1.md"], markdown.published_page(PUBLISHED, REWARDS)
     assert [part for part in PAGE if part not in page] == []
     assert [part for part in PUBLISHED_PAGE if part not in published] == []
     assert "0.100" not in page and "0.200 ±" not in page, "numbers of unranked runs are not shown"

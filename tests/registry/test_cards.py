@@ -9,8 +9,9 @@ from typing import Any
 
 from alignbench.config.settings import known_options
 from alignbench.registry.lookup import KINDS, Registry
-from alignbench.registry.protocol import PublishedTable
+from alignbench.registry.reward_spec import parse_spec, parse_terms
 from alignbench.registry.schema import PolicyShape, Scalar, TokenizerShape
+from alignbench.registry.tables import PublishedTable
 from tests.conftest import ROOT
 
 REGISTRY = Registry([("built-in", ROOT / "registry")])
@@ -79,6 +80,10 @@ def references() -> Iterator[tuple[str, str, str | None]]:
         for item in REGISTRY.published(name).tables:
             for row in item.rows:
                 yield f"published/{name}", "models", row.model
+                yield f"published/{name}", "methods", row.run.removeprefix("base")
+                yield f"published/{name}", "recipes", row.recipe
+        for reward in {x for names in REGISTRY.published(name).rewards.values() for x in names}:
+            yield f"published/{name}", "rewards", reward
 
 
 def test_mentioned_names_exist() -> None:
@@ -330,19 +335,73 @@ def printed(identifier: str, method: str, model: str = "llamagen-xxl") -> dict[s
 def test_vapi_card_has_every_table() -> None:
     tables = {item.id: len(item.rows) for item in REGISTRY.published("va-pi").tables}
     sizes = {"T1": 3, "T2.nocfg": 7, "T2.cfg": 8, "T3.llamagen-xl": 3, "T3.janus-pro-1b": 2, "T4": 5, "T5": 5}
-    assert tables == {**sizes, "F4": 4}
+    assert tables == {**sizes, "F4": 4, "T7": 4}
     assert len(REGISTRY.published("va-pi").inconsistencies) == 12
 
 
 @for_each(REGISTRY.names("published"))
 def test_published_values_are_in_range(name: str) -> None:
-    shares = {"precision", "recall", "clip", "hpsv2", "overall", "noise", "beta", *GENEVAL}
-    above_zero = {"fid", "rfid", "is", "minutes", "cfg"}
+    shares = {"precision", "recall", "clip", "hpsv2", "overall", "noise", "beta", "lr", *GENEVAL}
+    above_zero = {"fid", "rfid", "is", "minutes", "cfg", "resolution", "steps", "images", "advantage_clip"}
+    above_zero |= {f"tiif_{task}" for task in ("basic", "advanced", "designer", "overall")}
     for item in REGISTRY.published(name).tables:
         for row in item.rows:
             assert set(row.values) <= shares | above_zero
             assert all(0 <= value <= 1 for key, value in row.values.items() if key in shares)
             assert all(value > 0 for key, value in row.values.items() if key in above_zero)
+
+
+@for_each(REGISTRY.names("published"))
+def test_published_tables_name_what_measures_them(name: str) -> None:
+    """Protocol, settings, metrics, options that exist; the rewards of a row are those of its recipe."""
+    card = REGISTRY.published(name)
+    for item, how in [(item, item.measured) for item in card.tables if item.measured]:
+        assert how is not None
+        protocol = REGISTRY.protocol(how.protocol)
+        known = {metric for x in protocol.evaluators for metric in REGISTRY.evaluator(x).metrics}
+        assert set(how.at.values()) <= set(protocol.settings) and set(how.metrics.values()) <= known
+        assert set(how.scale) <= set(how.metrics) <= {key for row in item.rows for key in row.values}
+        for row in (row for row in item.rows if row.run not in ("", "base")):
+            method = REGISTRY.method(row.run)
+            assert {key.removeprefix("method.") for key in row.changed} <= set(method.options)
+            recipe = row.recipe or REGISTRY.recipe_for(row.run, row.model)
+            assert recipe, row
+            values = REGISTRY.recipe(recipe).values
+            used = {str(values.get(f"method.{x}", "")) for x in method.reward_options}
+            names = {parse_spec(spec).name for text in used for spec, _ in parse_terms(text)}
+            pixels = (
+                {f"pixel-{values.get('method.pixel_loss', 'mse')}"}
+                if "pixel_loss" in method.options
+                else set()
+            )
+            assert names | pixels == set(card.rewards[row.run]), row
+
+
+def test_table_7_is_what_the_recipes_hold() -> None:
+    keys = {"steps": "train.steps", "images": "train.images_per_step", "lr": "train.lr"}
+    keys |= {
+        "noise": "method.noise",
+        "beta": "method.prior_weight",
+        "advantage_clip": "method.advantage_clip",
+    }
+    for row in table("va-pi", "T7").rows:
+        values = REGISTRY.recipe(f"vapi-{row.model}").values
+        assert {key: values[keys[key]] for key in keys} == {key: row.values[key] for key in keys}
+        assert REGISTRY.model(row.model).image_size == row.values["resolution"]
+
+
+def test_claims_say_what_their_printed_numbers_say() -> None:
+    """Both numbers stand in the published card, and the better one is better."""
+    facts = REGISTRY.metric_facts()
+    numbers = {x for t in REGISTRY.published("va-pi").tables for row in t.rows for x in row.values.values()}
+    claims = [claim for name in REGISTRY.names("sweeps") for claim in REGISTRY.sweep(name).claims]
+    printed = [(claim, re.search(r"([\d.]+) against ([\d.]+)$", claim.printed)) for claim in claims]
+    assert len([claim for claim, found in printed if found]) > 60
+    for claim, found in printed:
+        if found:
+            a, b = map(float, found.groups())
+            assert {a, b} <= numbers and a != b, claim
+            assert (a > b) == (facts[claim.metric].direction == "higher"), claim
 
 
 @for_each(["T3.llamagen-xl", "T3.janus-pro-1b", "T5"])

@@ -23,13 +23,12 @@ from alignbench.metrics.intervals import Interval
 from alignbench.progress import Progress
 from alignbench.record import RunRecord, read, write
 from alignbench.registry.lookup import Registry, read_card
-from alignbench.registry.schema import SweepCard
+from alignbench.registry.tables import SweepCard
 from alignbench.runs import sweep, sweep_table
 from tests.helpers.command import alignbench
 
 ROOT = Path(__file__).parents[2]
 REGISTRY = Registry.default()
-TINY = [name for name in REGISTRY.names("sweeps") if name.endswith("-llamagen-tiny")]
 SMALL = {
     "train.steps": 2, "train.images_per_step": 8, "train.micro_batch": 8, "train.warmup_steps": 0,
     "protocol.samples": 40, "protocol.seeds": "0,1", "protocol.settings": "t1",
@@ -94,6 +93,12 @@ def test_methods_and_recipes_can_be_an_axis(tmp_path: Path) -> None:
         ({"method": "vappi"}, r"no method named 'vappi'. Did you mean vapi"),
         ({"metric": "fd-digit"}, r"no metric named 'fd-digit'. Did you mean fd-digits"),
         ({"setting": "cfg2"}, r"protocol digits8 has no setting 'cfg2'"),
+        ({"columns": ["fid-digits"]}, r"no metric named 'fid-digits'. Did you mean"),
+        ({"groups": {"w/ CFG": "cfg2"}}, r"protocol digits8 has no setting 'cfg2'"),
+        (
+            {"claims": [{"better": "bse", "than": "base", "metric": "fd-digits", "printed": "x"}]},
+            r"a claim names no configuration 'bse'. Did you mean base",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_starts(
@@ -263,13 +268,70 @@ def test_single_values_are_ordered_and_not_called_ties(tmp_path: Path) -> None:
     assert lines[1].cells["fd-digits"].interval == Interval(7.65, None, None, 1, "sampling seeds")
 
 
+RATES = [f"train.lr = 0.000{digit}" for digit in range(5)]
+CLAIMS = [
+    {"better": better, "than": than, "metric": "fd-digits", "printed": "Table 0"}
+    for better, than in ((RATES[2], RATES[1]), RATES[1:3], RATES[2:4], (RATES[4], "base"))
+]
+
+
+def test_claims_are_decided_by_the_interval_of_the_difference(tmp_path: Path) -> None:
+    from scipy import stats
+
+    made = plan(tmp_path, seeds=[0, 1, 2], grid={"train.lr": [1e-4, 2e-4, 3e-4, 4e-4]}, claims=CLAIMS)
+    high, low, near = ([3.1], [3.2], [3.3]), ([2.1], [2.2], [2.3]), ([2.2], [2.3], [2.4])
+    lines, markdown = measured(made, list(high), list(low), list(near), [[1.0], [], [1.0]])
+    said = re.findall(r"^- (.*) \(paper: Table 0\): \*\*(.*)\*\*\. (.*)$", markdown, flags=re.MULTILINE)
+    assert [verdict for _, verdict, _ in said] == ["holds", "does not hold", "not decided", "not decided"]
+    assert said[0][0] == "train.lr = 0.0002 better than train.lr = 0.0001 in FD-digits at t1"
+    welch = stats.ttest_ind([2.1, 2.2, 2.3], [3.1, 3.2, 3.3], equal_var=False).confidence_interval(0.95)
+    assert f"difference -1.000, 95 % interval [{welch.low:.3f}, {welch.high:.3f}]." in said[0][2]
+    assert said[3][2] == "Not measured here.", "a configuration that lacks a seed decides nothing"
+    content = sweep_table.as_dict(made, lines, REGISTRY.metric_facts(), {})
+    assert [claim["verdict"] for claim in content["claims"]] == [verdict for _, verdict, _ in said]
+
+
+def test_single_values_decide_no_claim_and_sampling_seeds_are_paired(tmp_path: Path) -> None:
+    claim = {"better": "train.lr = 0.0001", "than": "train.lr = 0.001", "metric": "fd-digits", "printed": "x"}
+    single, paired = ((tmp_path / name) for name in ("single", "paired"))
+    _, markdown = measured(plan(single, seeds=[0], claims=[claim]), [[7.65]], [[38.63]])
+    assert "**not decided**. Here 7.650 against 38.630; difference -30.980, single values" in markdown
+    _, markdown = measured(plan(paired, seeds=[0], claims=[claim]), [[1.0, 5.0]], [[1.1, 5.1001]])
+    assert f"- {sweep_table.ONE_SEED}\n" in markdown
+    assert "**holds**" in markdown, "unpaired, a spread of 4 would hide a difference of 0.1"
+
+
+def test_groups_of_columns_are_laid_out_as_the_paper_prints_them(tmp_path: Path) -> None:
+    settings = {**SMALL, "protocol.settings": "t1,cfg2"}
+    rows = [{"title": "A", "method": "ar-grpo"}, {"title": "B", "method": "vapi"}]
+    groups = {"w/o CFG": "t1", "w/ CFG": "cfg2"}
+    shown: dict[str, Any] = {"columns": ["fd-digits"], "groups": groups, "rows": rows, "values": settings}
+    made = plan(tmp_path, seeds=[0], grid={}, **shown)
+    stored = read(ROOT / "leaderboards/records/ar-grpo-llamagen-tiny-s0-0e4f5228.json")
+    write(stored.model_copy(update={"id": made.runs[0].plan.id}), made.runs[0].folder)
+    sweep_table.write(made, REGISTRY, {})
+    table = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("|")]
+    assert table[0] == (
+        "| configuration | Ext. Rwd | w/o CFG FD-digits ↓ | w/ CFG FD-digits ↓ | seeds | train min |"
+    )
+    assert [line.split(" | ")[1] for line in table[2:]] == ["✗", "✓", ""], "not known before it has run"
+    values = {
+        (x.subject, x.setting.name): sum(map(float, x.metrics["fd-digits"])) / 5 for x in stored.results
+    }
+    for line, subject in zip(table[2:4], ("base", "method"), strict=True):
+        cells = [float(cell.split(" ± ")[0]) for cell in line.split(" | ")[2:4]]
+        assert cells == [round(values[subject, name], 3) for name in ("t1", "cfg2")]
+    assert table[3].endswith("| 1 of 1 | 0.43 |")
+
+
 # --- shipped sweeps -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_tiny_sweeps_can_run(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", REGISTRY.names("sweeps"))
+def test_shipped_sweeps_can_be_planned_and_the_embedded_ones_run(name: str, tmp_path: Path) -> None:
     made = sweep.make(REGISTRY, name, REGISTRY.sweep(name), out=tmp_path)
-    assert not made.problems
+    assert not (made.problems and made.card.model.endswith("-tiny"))
+    assert all(problem.fix for problem in made.problems), "what is missing can be fetched or given"
     assert len({run.plan.digest for run in made.runs}) == len(made.runs), "two runs are the same"
 
 
@@ -286,6 +348,10 @@ def test_both_variants_switch_the_same_and_what_the_paper_did() -> None:
         ("table5", "llamagen-xl-t2i"),
     ):
         assert switches(f"{figure}-llamagen-tiny") == switches(f"{figure}-{large}")
+    titles = {name: [row.title for row in REGISTRY.sweep(name).rows] for name in REGISTRY.names("sweeps")}
+    assert set(titles["table2-llamagen-tiny"]) == {*titles["table2-xl"], *titles["table2-xxl"]}
+    assert titles["table3-shapes-tiny"] == titles["table3-llamagen-xl"] == titles["table1-shapes-tiny"]
+    assert switches("table5-shapes-tiny") == switches("table5-llamagen-xl-t2i")
     published = next(table for table in REGISTRY.published("va-pi").tables if table.id == "T4")
     rows = [line.row for line in sweep.configurations(REGISTRY.sweep("table4-llamagen-xxl"))]
     printed = [row.method for row in published.rows]
