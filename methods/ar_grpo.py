@@ -228,7 +228,7 @@ class ArGrpo:
         drawn["valid"] = torch.stack([score.valid for score in scores], dim=-1)
         return {name: part.unflatten(0, (len(index), group)) for name, part in drawn.items()}
 
-    def _metrics(self, drawn: groups.Samples, compared: groups.Compared) -> dict[str, Tensor]:
+    def _metrics(self, drawn: groups.Samples, compared: groups.GroupAdvantages) -> dict[str, Tensor]:
         """What the log says of the scores."""
         values, valid = _scores(drawn)
         mean, std, _ = describe(*combine_raw(values, valid, self.weights))
@@ -246,7 +246,7 @@ class ArGrpo:
 
     def _compare(
         self, values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]
-    ) -> groups.Compared:
+    ) -> groups.GroupAdvantages:
         """Scores [B, G] of each term → advantages, as the preset says."""
         if self.config.preset == "fixed":
             return groups.compare(values, valid, weights, self.config)

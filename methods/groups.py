@@ -50,7 +50,7 @@ class GroupOptions:
         return policy_gradient.kl_estimate(logprobs, reference_logprobs, self.kl_estimator).sum(dim=-1)
 
 
-class Compared(NamedTuple):
+class GroupAdvantages(NamedTuple):
     """What became of the scores of B groups."""
 
     advantages: Tensor
@@ -67,7 +67,7 @@ def compare(
     weights: Sequence[float],
     options: GroupOptions,
     epsilon: float = STD_EPSILON,
-) -> Compared:
+) -> GroupAdvantages:
     """Turn the scores [B, G] of each term, with which of them are valid, into advantages.
 
     Each term is compared and divided by itself, over its own valid scores, then summed by weight: a weight is
@@ -84,7 +84,7 @@ def compare(
     both = torch.stack(list(valid)).all(dim=0)
     terms = torch.stack(parts).where(both, 0.0)
     waiting = Waiting.of(terms, values, valid, epsilon) if kind == "batch" else None
-    return Compared(terms.sum(dim=0), both, waiting)
+    return GroupAdvantages(terms.sum(dim=0), both, waiting)
 
 
 def draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from alignbench.commands.jobs import plan
 from alignbench.config.plan import Plan
 from alignbench.config.settings import only
-from alignbench.errors import refuse
+from alignbench.errors import UserError, refuse
 from alignbench.registry.schema import Scalar
 
 if TYPE_CHECKING:
@@ -52,22 +53,24 @@ def sample(
         Pillow images in RGB.
 
     Raises:
-        UserError: files are missing, or the model has no such class or takes no prompt.
+        UserError: files are missing, the model has no such class or takes no prompt, or a number is infinite.
     """
-    made = _plan_of(model, options)
     from PIL import Image as pillow
 
     from alignbench.api import Sampling
     from alignbench.runs.draw import draw
 
+    setting = setting or Sampling()
+    if not (math.isfinite(setting.temperature) and math.isfinite(setting.cfg_scale)):
+        raise UserError("temperature and guidance must be finite numbers", fix="give other ones")
     drawn = draw(
-        made,
+        _plan_of(model, options),
         run=Path(run) if run is not None else None,
         number=number,
         seed=seed,
         classes=classes,
         prompts=prompts,
-        sampling=setting or Sampling(),
+        sampling=setting,
     )
     return [pillow.fromarray(image.permute(1, 2, 0).numpy()) for image in drawn]
 

@@ -178,8 +178,8 @@ def resolve(
     """Resolve names and values.
 
     Raises:
-        UserError: unknown names and keys with suggestions, values of the wrong type or range, a recipe
-            for another method or model.
+        UserError: unknown names and keys with suggestions, values of the wrong type or range, empty paths,
+            a recipe for another method.
     """
     if method is not None:
         registry.method(method)
@@ -259,6 +259,8 @@ def complete_key(key: str, options: Mapping[str, Option]) -> str:
 
 
 def _read(key: str, text: str, options: Mapping[str, Option]) -> Scalar:
+    if not text and key.partition(".")[0] in ("assets", "model"):  # as from a shell variable that is not set
+        raise UserError(f"--set {key}= is empty", fix="give a path, or leave it out")
     try:
         return options[key].parse(text)
     except ValueError as error:

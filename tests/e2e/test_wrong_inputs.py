@@ -78,7 +78,7 @@ CASES = [
         "train.warmup_steps=-1", "train.", "method.group_size=1", "method.perceptual=../../x",
         "method.perceptual=lpips-vg", "protocol.samples=-5", "protocol.samples=nan", "protocol.seeds=a",
         "protocol.seeds=1,,2", "protocol.seeds=0,0", "protocol.settings=t9", "protocol.name=x",
-        "assets.nowhere=x", "data.root=x", "seed=1", "model=x", "train.lr=1\ud800",
+        "assets.nowhere=x", "data.root=x", "model.policy=", "seed=1", "model=x", "train.lr=1\ud800",
         "method.rewards=pixel-mse@1",
     ),
     *words(
@@ -118,6 +118,7 @@ CASES = [
         "sample --model llamagen-tiny -n 1 --prompt x --out {}/s | draws classes, not texts",
         "sample --model llamagen-tiny --classes 3,10 --out {}/s | classes 0 to 9, not 10",
         "sample --model llamagen-tiny --set protocol.samples=1 | changes nothing here",
+        "sample --model llamagen-tiny -n 1 --temperature inf --out {}/s | temperature",
         "sample --model llamagen-tiny -n 1 --cfg 1e38 --out {}/s | not numbers",
         "sample --model llamagen-tiny --run {}/records/whole --out {}/s | records/whole",
     ),
