@@ -344,14 +344,14 @@ def test_too_little_memory_names_the_knob(
 
 
 def test_signals_ask_first_and_insist_then() -> None:
-    before = signal.getsignal(signal.SIGINT)  # a job in the background may ignore it
+    before = signal.getsignal(signal.SIGTERM)  # not SIGINT, which jobs in the background ignore
     with StopOnSignal(Progress(quiet=True)) as stop:
         assert not stop()
         signal.raise_signal(signal.SIGTERM)
         assert stop()
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("at_step", [2, 3], ids=["in it", "after it"])
