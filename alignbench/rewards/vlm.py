@@ -22,6 +22,7 @@ FILES = (
     "preprocessor_config.json|processor_config.json",
     "tokenizer.json|vocab.json",
     "tokenizer_config.json",
+    "chat_template.json|chat_template.jinja|tokenizer_config.json",
 )
 FORMS = ("{}", " {}")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -175,5 +176,11 @@ def _load(
     network: Any = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=DTYPES[precision], local_files_only=True
     )
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    if not processor.chat_template:
+        raise UserError(
+            f"{model}: no chat template in {folder}",
+            fix="name an instruction-tuned model, or put its chat_template.json there",
+        )
     return network.to(device).eval().requires_grad_(False), processor

@@ -282,6 +282,19 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
+@pytest.mark.parametrize("name", ["clip-score", "pickscore", "vlm-judge"])
+def test_the_files_that_a_card_lists_are_enough(
+    name: str, folder: Path, options: dict[str, str], tmp_path: Path
+) -> None:
+    """`fetch` brings these and no others: a judge without its chat template would fail in the first step."""
+    for names in REGISTRY.reward(name).files[0].files:
+        chosen = next(folder / name / part for part in names.split("|") if (folder / name / part).is_file())
+        shutil.copy(chosen, tmp_path)
+    images = smooth()
+    few = scored(name, options[name].replace(str(folder / name), str(tmp_path)), images)
+    assert torch.equal(few, scored(name, options[name], images))
+
+
 def test_a_snapshot_in_the_hub_cache_is_found_by_branch_and_by_commit(empty_hub: Path) -> None:
     store = empty_hub / "models--some--clip"
     (store / "refs").mkdir(parents=True)

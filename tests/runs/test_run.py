@@ -33,7 +33,10 @@ def run(out: Path, *more: str, steps: int = 20) -> Done:
 def start(out: Path, *, steps: int = 20) -> subprocess.Popen[str]:
     """The same in a process of its own, once it has logged a step."""
     command = [sys.executable, "-m", "alignbench", *arguments(out, steps=steps)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    )  # fmt: skip
     while process.poll() is None and not logged(out):
         time.sleep(0.005)
     return process
