@@ -287,7 +287,8 @@ def test_the_files_that_a_card_lists_are_enough(
     name: str, folder: Path, options: dict[str, str], tmp_path: Path
 ) -> None:
     """`fetch` brings these and no others: a judge without its chat template would fail in the first step."""
-    for names in REGISTRY.reward(name).files[0].files:
+    listed = [names for file in REGISTRY.reward(name).files for names in file.files]
+    for names in listed:
         chosen = next(folder / name / part for part in names.split("|") if (folder / name / part).is_file())
         shutil.copy(chosen, tmp_path)
     images = smooth()
