@@ -35,7 +35,7 @@ TRAINING = [
 """What every run is lowered to. CPUs without bf16 arithmetic are up to a hundred times slower with it."""
 IMAGES = ["protocol.samples=10", "protocol.batch=10", "protocol.settings=nocfg,cfg2.0"]
 SIZES = [*TRAINING, *IMAGES]
-TEXT_SIZES = [*TRAINING, "protocol.samples=4", "protocol.batch=4"]
+TEXT_SIZES = ["train.steps=1", *TRAINING[1:], "protocol.samples=2", "protocol.batch=2"]
 METHODS = (
     ("vapi", "llamagen-xxl"), ("ste", "llamagen-xxl"), ("tokenizer-decoder", "llamagen-xxl"),
     ("ar-grpo", "llamagen-xl"),
@@ -191,7 +191,7 @@ def check_results(record: dict[str, Any]) -> None:
 
 def text_conditional(drill: Rehearsal, captioned: Path) -> None:
     """VA-π on LlamaGen's text model and on Janus-Pro, scored by GenEval; images go out in its layout."""
-    for model, protocol in (("llamagen-xl-t2i", "geneval"), ("janus-pro-1b", "geneval-384")):
+    for model in ("llamagen-xl-t2i", "janus-pro-1b"):
         drill.title(f"Text to image: {model}")
         drill.run(f"alignbench fetch vapi-{model}")
         run = f"alignbench run --method vapi --model {model} --set data.root={captioned}"
@@ -199,10 +199,8 @@ def text_conditional(drill: Rehearsal, captioned: Path) -> None:
         drill.run(run, *TEXT_SIZES)
         drill.record("vapi", model)
         drill.run(f"alignbench evaluate --model {model} --write-png --out images-{model}", *TEXT_SIZES[-2:])
-        (layout,) = {
-            path.parent.parent for path in drill.work.glob(f"images-{model}/**/00000/metadata.jsonl")
-        }
-        drill.run(f"alignbench evaluate --samples {layout} --protocol {protocol} --set protocol.samples=4")
+        if not any(drill.work.glob(f"images-{model}/**/00000/metadata.jsonl")):
+            raise Failed(f"images of {model} were not written in GenEval's layout")
 
 
 def rehearse(out: Path) -> str:
