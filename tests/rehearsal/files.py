@@ -220,6 +220,8 @@ def rewards(root: Path, cards: Cards) -> None:
     tiny_rewards.save_hps(hub / "xswu" / "HPSv2")
     judge = hub / "Qwen" / "Qwen2.5-VL-3B-Instruct"
     tiny_rewards.save_vlm(judge, shard_size="200KB")
+    # A random judge says neither yes nor no.
+    cards.edit("rewards/vlm-judge", lambda text: text.replace("default = 0.05", "default = 0.0"))
     # The released checkpoint is a ViT-H-14 and needs no description of its architecture.
     add = '"{checkpoint}", "open_clip_config.json"'
     cards.edit("rewards/hpsv2.1", lambda text: text.replace('"{checkpoint}"', add))
