@@ -67,7 +67,7 @@ class Experience:
     """[N]; 0 where the score is not valid."""
     valid: Tensor
     """[N] bool; False leaves a sequence out of the loss, its KL included."""
-    waiting: policy_gradient.Waiting | None = None
+    unscaled: policy_gradient.UnscaledAdvantages | None = None
     """What the advantages still have to be divided by."""
 
 
@@ -145,7 +145,7 @@ class ArGrpo:
         compared = self._compare(values, valid, weights)
         experience = Experience(
             condition, tokens, logprobs, reference, compared.advantages.flatten(), compared.valid.flatten(),
-            compared.waiting,
+            compared.unscaled,
         )  # fmt: skip
         gap = (logprobs - drawn["logprobs"].flatten(0, 1)).abs().mean()
         sequences = len(tokens) + again * self.config.group_size
@@ -162,13 +162,13 @@ class ArGrpo:
     def sums(self, experience: object) -> Mapping[str, float]:
         """What `complete` needs of the whole step."""
         assert isinstance(experience, Experience)
-        return experience.waiting.sums if experience.waiting else {}
+        return experience.unscaled.sums if experience.unscaled else {}
 
     def complete(self, experience: object, sums: Mapping[str, float]) -> object:
         """Divide the advantages by the spread in the whole step."""
-        assert isinstance(experience, Experience) and experience.waiting
-        advantages = experience.waiting.divided(sums).flatten()
-        return dataclasses.replace(experience, advantages=advantages, waiting=None)
+        assert isinstance(experience, Experience) and experience.unscaled
+        advantages = experience.unscaled.divided(sums).flatten()
+        return dataclasses.replace(experience, advantages=advantages, unscaled=None)
 
     def loss(self, experience: object) -> api.Loss:
         """Clipped surrogate plus kl_weight · divergence, averaged over all tokens of all sequences.
@@ -176,7 +176,7 @@ class ArGrpo:
         Sequences without a valid score count in the denominator alone, so that a sequence weighs the same
         whatever becomes of its neighbours.
         """
-        assert isinstance(experience, Experience) and experience.waiting is None
+        assert isinstance(experience, Experience) and experience.unscaled is None
         logits = self._logits(self.backbone, experience.condition, experience.tokens)
         new = self._logprobs(logits, experience.tokens)
         surrogate = policy_gradient.clipped_surrogate(

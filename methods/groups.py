@@ -16,7 +16,7 @@ from torch import Tensor
 from alignbench import api
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
-from alignbench.methods.policy_gradient import STD_EPSILON, Waiting, group_advantages
+from alignbench.methods.policy_gradient import STD_EPSILON, UnscaledAdvantages, group_advantages
 
 Samples = dict[str, Tensor]
 """Whatever was drawn of B groups: tensors [B, ...]."""
@@ -57,7 +57,7 @@ class GroupAdvantages(NamedTuple):
     """[B, G]; 0 where not valid."""
     valid: Tensor
     """[B, G] bool: every term gave a score."""
-    waiting: Waiting | None
+    unscaled: UnscaledAdvantages | None
     """With `advantage_std = batch`: the advantages are not divided yet."""
 
 
@@ -83,8 +83,8 @@ def compare(
         parts.append(weight * one)
     both = torch.stack(list(valid)).all(dim=0)
     terms = torch.stack(parts).where(both, 0.0)
-    waiting = Waiting.of(terms, values, valid, epsilon) if kind == "batch" else None
-    return GroupAdvantages(terms.sum(dim=0), both, waiting)
+    unscaled = UnscaledAdvantages.of(terms, values, valid, epsilon) if kind == "batch" else None
+    return GroupAdvantages(terms.sum(dim=0), both, unscaled)
 
 
 def draw(

@@ -74,7 +74,7 @@ def group_advantages(
 
 
 @dataclass(frozen=True)
-class Waiting:
+class UnscaledAdvantages:
     """Advantages whose divisor, the spread of the whole step's scores, is not known yet."""
 
     terms: Tensor
@@ -84,7 +84,9 @@ class Waiting:
     epsilon: float
 
     @classmethod
-    def of(cls, terms: Tensor, values: Sequence[Tensor], valid: Sequence[Tensor], epsilon: float) -> Waiting:
+    def of(
+        cls, terms: Tensor, values: Sequence[Tensor], valid: Sequence[Tensor], epsilon: float
+    ) -> UnscaledAdvantages:
         sums = {}
         for number, (part, mask) in enumerate(zip(values, valid, strict=True)):
             kept = part.double()[mask]
@@ -218,7 +220,7 @@ class Draws:
     """[R, S]."""
     reference_logprobs: Tensor | None = None
     """[R, S, T] under the frozen reference; only for the KL prior."""
-    waiting: Waiting | None = None
+    unscaled: UnscaledAdvantages | None = None
     """What the advantages still have to be divided by."""
 
     def one_per_row(self, row: int) -> Draws:

@@ -85,7 +85,7 @@ class VaPi:
         if self.config.redraws:
             more["redrawn_groups"] = rewards.new_tensor(again / len(batch))
         compared = groups.compare([scores], [torch.ones_like(scores, dtype=torch.bool)], [1.0], self.config)
-        draws = Draws(tokens, logprobs, compared.advantages, reference, compared.waiting)
+        draws = Draws(tokens, logprobs, compared.advantages, reference, compared.unscaled)
         sequences = rewards.numel() + again * self.config.group_size
         return api.Collected(
             replace(experience, draws=draws),
@@ -98,14 +98,14 @@ class VaPi:
     def sums(self, experience: object) -> Mapping[str, float]:
         """What `complete` needs of the whole step."""
         assert isinstance(experience, Experience)
-        waiting = experience.draws.waiting if experience.draws else None
-        return waiting.sums if waiting else {}
+        unscaled = experience.draws.unscaled if experience.draws else None
+        return unscaled.sums if unscaled else {}
 
     def complete(self, experience: object, sums: Mapping[str, float]) -> object:
         """Divide the advantages by the spread in the whole step."""
-        assert isinstance(experience, Experience) and experience.draws and experience.draws.waiting
-        advantages = experience.draws.waiting.divided(sums)
-        return replace(experience, draws=replace(experience.draws, advantages=advantages, waiting=None))
+        assert isinstance(experience, Experience) and experience.draws and experience.draws.unscaled
+        advantages = experience.draws.unscaled.divided(sums)
+        return replace(experience, draws=replace(experience.draws, advantages=advantages, unscaled=None))
 
     def loss(self, experience: object) -> api.Loss:
         """Policy and prior terms of one micro-batch, averaged over its images.
@@ -115,7 +115,7 @@ class VaPi:
         so that ratios scatter around 1 although nothing was updated in between.
         """
         assert isinstance(experience, Experience)
-        assert experience.draws is None or experience.draws.waiting is None, "`complete` was not called"
+        assert experience.draws is None or experience.draws.unscaled is None, "`complete` was not called"
         if self.config.fidelity == "exact":
             logits = eval_logits(self.backbone, experience.condition, experience.context)
             return self.objective(logits, experience.targets, experience.draws)

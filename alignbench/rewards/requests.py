@@ -11,9 +11,9 @@ from torch import Tensor
 
 from alignbench import api
 
-RANGE = (-1.0, 3.0)
-"""A decoder may leave [0, 1], a random one by twice its width. Bytes leave it by more, and so do pictures in
-[-1, 1] as soon as one of their pixels is black."""
+RANGE = (-1.0, 2.0)
+"""A decoder may leave [0, 1] by as much as its width. Bytes leave it by more, and so do pictures in [-1, 1]
+as soon as one of their pixels is black."""
 
 
 def split(request: api.ScoreRequest, size: int) -> Iterator[api.ScoreRequest]:

@@ -55,7 +55,7 @@ def evaluate_models(
         num_classes=plan.model.num_classes,
         data=plan.config.section("data") if same and plan.protocol.task == "reconstruction" else {},
     )
-    with parallel.first_alone():  # as of the training data
+    with parallel.main_process_first():  # as of the training data
         _ = evaluation.reference_images
     shared = None if plan.random_weights else _shared_results(job, progress)
     models = []

@@ -63,7 +63,7 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> Non
     job, plan = recorder.job, recorder.job.plan
     assert plan.method is not None
     export = job.out / "export" / f"{role_of(plan)}.safetensors"
-    with parallel.first_alone():  # looks at every image, unless the cache knows them
+    with parallel.main_process_first():  # looks at every image, unless the cache knows them
         dataset = open_training_data(job, progress)
     recorder.data = DataInfo(
         name=plan.config.dataset,

@@ -93,7 +93,7 @@ def session(
             ) from None
         except ExchangeBroken as broken:
             current.note("failed")
-            said = "" if "said:" in broken.what else _reason_of_others(folder)
+            said = "" if broken.explained else _reason_of_others(folder)
             raise RunFailed(f"{broken.what}{said}", fix=broken.fix) from None
         except RunFailed as error:
             _tell_others(folder, error)

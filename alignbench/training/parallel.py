@@ -140,7 +140,7 @@ class Parallel:
             self._accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
-    def first_alone(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Do the block in the first process, then in the others at once; see `after_first`."""
         if self.world_size == 1:
             yield

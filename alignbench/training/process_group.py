@@ -20,7 +20,7 @@ TIMEOUT = timedelta(hours=1)
 """How long a process waits for one that is there but does not answer: shards of an evaluation may differ by
 as much. One that ends is noticed at once."""
 
-DONE = "done"
+DONE, ENDED = "done", "the first process ended"
 PAUSE = 0.1
 """Seconds between two looks at the store."""
 
@@ -28,7 +28,9 @@ PAUSE = 0.1
 class ExchangeBroken(RunFailed):
     """Another process ended, or did not answer in time; what that was is for `runs.session` to find out."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, explained: bool = False) -> None:
+        self.explained = explained
+        """Whether the reason is what that process said itself."""
         super().__init__(
             f"the exchange with the other processes of this run broke: {reason}",
             fix="see what the process that ended first said, then run the same command again",
@@ -93,7 +95,7 @@ def after_first(store: Store, rank: int, key: str) -> Iterator[None]:
         ExchangeBroken: the block failed in the first process, or that process is gone.
     """
     if rank == 0:
-        word = "the first process ended"
+        word = ENDED
         try:
             yield
             word = DONE
@@ -110,5 +112,5 @@ def after_first(store: Store, rank: int, key: str) -> Iterator[None]:
         word = store.get(key).decode()
     if word != DONE:
         ignore_signals()  # as in `exchange`
-        raise ExchangeBroken(word)
+        raise ExchangeBroken(word, explained=word != ENDED)
     yield

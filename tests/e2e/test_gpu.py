@@ -24,7 +24,7 @@ from tests.backbones import test_cuda_graphs as test_graphs
 from tests.backbones.test_janus import CAPTIONS, logits_matter
 from tests.conftest import DATA
 from tests.helpers.inception_toys import batch_of, evaluator, pictures, save_random
-from tests.helpers.memory import Memory
+from tests.helpers.toys import Memory
 
 pytestmark = pytest.mark.gpu
 REGISTRY = Registry.default()

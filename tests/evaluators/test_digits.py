@@ -15,7 +15,7 @@ from alignbench.errors import UserError
 from alignbench.evaluators import digits as distribution
 from alignbench.nets import digits
 from alignbench.registry.lookup import Registry
-from tests.helpers.memory import Memory
+from tests.helpers.toys import Memory
 
 
 def strokes(count: int, seed: int, *, side: int = 8) -> Tensor:

@@ -26,8 +26,8 @@ from alignbench.hub.verify import AssetFile
 from alignbench.registry.lookup import Registry
 from alignbench.rewards.shapes import ShapesReward
 from tests.helpers.data_sets import refused
-from tests.helpers.memory import Memory
 from tests.helpers.tiny_open_clip import save_folder
+from tests.helpers.toys import Memory
 
 REGISTRY = Registry.default()
 CPU = torch.device("cpu")

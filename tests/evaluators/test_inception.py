@@ -26,7 +26,7 @@ from tests.helpers.inception_toys import (
     save_pngs,
     scorer,
 )  # fmt: skip
-from tests.helpers.memory import Memory
+from tests.helpers.toys import Memory
 
 GENERATED, REAL = 14, 12
 WIDTH = 24

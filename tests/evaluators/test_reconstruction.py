@@ -18,7 +18,7 @@ from alignbench.nets import lpips
 from alignbench.registry.lookup import Registry
 from tests.helpers.data_sets import refused
 from tests.helpers.lpips_trunks import random_trunk
-from tests.helpers.memory import Memory
+from tests.helpers.toys import Memory
 
 REGISTRY = Registry.default()
 CPU = torch.device("cpu")

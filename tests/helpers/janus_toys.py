@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,8 @@ TEMPLATE = (
 )
 
 
-def hub_config(
-    *, size: int = SIZE, codes: int = CODES, multipliers: Sequence[int] = (1, 1, 2), res_blocks: int = 1
-) -> Any:
-    """The architecture of `janus-tiny`; its tokenizer may be of other sizes."""
+def hub_config() -> Any:
     from transformers import JanusConfig
-
-    tokens = (size // 2 ** (len(multipliers) - 1)) ** 2
 
     text = {
         "model_type": "llama", "vocab_size": 264, "hidden_size": WIDTH, "intermediate_size": 128,
@@ -41,25 +35,24 @@ def hub_config(
     }  # fmt: skip
     vision = {
         "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2.0,
-        "image_size": size, "patch_size": 4, "num_image_tokens": tokens, "projection_dim": WIDTH,
+        "image_size": SIZE, "patch_size": 4, "num_image_tokens": TOKENS, "projection_dim": WIDTH,
     }  # fmt: skip
-    images = {
-        "base_channels": 32, "channel_multiplier": list(multipliers), "num_res_blocks": res_blocks,
-        "latent_channels": 32, "num_embeddings": codes, "embed_dim": 8, "projection_dim": WIDTH,
-        "image_token_embed_dim": WIDTH,
+    codes = {
+        "base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "latent_channels": 32,
+        "num_embeddings": CODES, "embed_dim": 8, "projection_dim": WIDTH, "image_token_embed_dim": WIDTH,
     }  # fmt: skip
     return JanusConfig(
-        text_config=text, vision_config=vision, vq_config=images, image_token_id=5, tie_word_embeddings=False
+        text_config=text, vision_config=vision, vq_config=codes, image_token_id=5, tie_word_embeddings=False
     )
 
 
-def hub_model(seed: int = 0, **sizes: Any) -> Any:
+def hub_model(seed: int = 0, config: Any = None) -> Any:
     """A random `JanusForConditionalGeneration` whose logits differ by more than rounding."""
     from transformers import JanusForConditionalGeneration
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = JanusForConditionalGeneration(hub_config(**sizes)).eval()
+        model = JanusForConditionalGeneration(config or hub_config()).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "vqmodel" not in name and parameter.dim() > 1:

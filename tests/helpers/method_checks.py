@@ -58,18 +58,11 @@ def require_equal(whole: Outcome, parts: list[Outcome], what: str) -> None:
 
 def two_ranks_give_what_one_gives(case: Case, folder: Path) -> None:
     """Gradients and logged numbers of two half steps, each in a process of its own, add up to the whole."""
-    whole, ranks = whole_step(case, folder), []
-    brought: Counter[str] = Counter()
-
-    def bring(numbers: Mapping[str, float]) -> Mapping[str, float]:
-        brought.update(numbers)  # type: ignore[arg-type]
-        return numbers
-
-    for add in (bring, lambda _: brought):  # first what a rank brings, then what all ranks get
-        ranks = []
-        for rank in (0, 1):
-            subject = build(case, folder)
-            ranks.append(take_step(subject, [subject.batch(rank, 2)], add))
+    whole, brought = whole_step(case, folder), Counter[str]()
+    # First what each rank brings, then what all ranks get.
+    for add in (lambda numbers: brought.update(numbers) or numbers, lambda numbers: brought):
+        subjects = [(rank, build(case, folder)) for rank in (0, 1)]
+        ranks = [take_step(subject, [subject.batch(rank, 2)], add) for rank, subject in subjects]
         if not brought:
             break
     require_equal(whole, ranks, "at two ranks")

@@ -161,16 +161,16 @@ def test_the_spread_of_the_whole_step_divides_whatever_its_pieces(baseline: Any)
         groups.compare([v[rows] for v in values], [m[rows] for m in valid], [2.0, -1.0], options)
         for rows in (slice(0, 1), slice(1, 4), slice(4, 6))
     ]
-    waiting = [piece.waiting for piece in pieces if piece.waiting]
-    sums = {name: sum(one.sums[name] for one in waiting) for name in waiting[0].sums}
-    ours = torch.cat([one.divided(sums) for one in waiting])
+    unscaled = [piece.unscaled for piece in pieces if piece.unscaled]
+    sums = {name: sum(one.sums[name] for one in unscaled) for name in unscaled[0].sums}
+    ours = torch.cat([one.divided(sums) for one in unscaled])
     expected = torch.zeros(6, 4, dtype=torch.float64)
     for weight, part, mask in zip((2.0, -1.0), values, valid, strict=True):
         centred = group_advantages(part, valid=mask, baseline=baseline, divide=False)
         expected += weight * centred / (np.std(part[mask].numpy(), ddof=1) + 1e-8)
     expected[~(valid[0] & valid[1])] = 0.0
     assert (ours - expected).abs().max().item() < 1e-9
-    assert len(waiting) == 3 and ours.abs().max().item() > 1.0
+    assert len(unscaled) == 3 and ours.abs().max().item() > 1.0
 
 
 def finished(method: Any, data: api.Batch) -> Any:

@@ -28,6 +28,7 @@ from tests.conftest import ROOT
 from tests.evaluators.test_mask2former import official_shapes
 from tests.helpers import janus_toys, tiny_rewards, tiny_t5
 from tests.helpers.inception_toys import pictures, save_random
+from tests.helpers.lpips_trunks import random_trunk
 from tests.helpers.tiny_open_clip import save_archive
 from tests.rehearsal.server import digest_of
 
@@ -102,6 +103,11 @@ def _web_path(root: Path, asset: str) -> Path:
     return path
 
 
+def count(module: torch.nn.Module) -> int:
+    """Parameters."""
+    return sum(value.numel() for value in module.parameters())
+
+
 def save(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
@@ -117,8 +123,7 @@ def llamagen(root: Path, cards: Cards, model: str) -> None:
     small = card.model_copy(update={"policy": policy, "image_size": sizes["image_size"]})
     backbone = build(small, None, seed=1)
     modules = {"policy": backbone.policy, "tokenizer": backbone.tokenizer}
-    counts = {role: sum(value.numel() for value in module.parameters()) for role, module in modules.items()}
-    cards.resize(model, sizes, (counts["policy"], counts["tokenizer"]))
+    cards.resize(model, sizes, (count(backbone.policy), count(backbone.tokenizer)))
     for file in card.files:
         state = dict(modules[file.role].state_dict())
         if file.role == "policy":  # the released files hold the table of rotations, too
@@ -131,25 +136,23 @@ def llamagen(root: Path, cards: Cards, model: str) -> None:
 
 def janus(root: Path, cards: Cards) -> None:
     """Write a small Janus-Pro as its authors' repository holds it: all parts in one file, and a tokenizer."""
-    card = Registry.default().model("janus-pro-1b")
-    sizes = {"size": card.image_size, "codes": JANUS["codebook_size"], "res_blocks": 2}
-    network = janus_toys.hub_model(1, **sizes, multipliers=card.tokenizer.multipliers)
-    parts = network.model
-    policy = [
-        parts.language_model,
-        parts.generation_embeddings,
-        parts.generation_aligner,
-        parts.generation_head,
-    ]
-    counts = [
-        sum(value.numel() for part in group for value in part.parameters())
-        for group in (policy, [parts.vqmodel])
-    ]
+    card, config = Registry.default().model("janus-pro-1b"), janus_toys.hub_config()
+    config.vq_config.channel_multiplier = list(card.tokenizer.multipliers)
+    config.vq_config.num_res_blocks, config.vq_config.num_embeddings = 2, JANUS["codebook_size"]
+    network = janus_toys.hub_model(1, config)
+    whole, tokenizer = (count(module) for module in (network, network.model.vqmodel))
+    policy = (
+        whole
+        - tokenizer
+        - count(network.model.vision_model)
+        - count(network.model.aligner)
+        - count(network.lm_head)
+    )
     folder = root / "hub" / card.files[0].repo
     state = {key: value.clone() for key, value in network.state_dict().items()}
     save(folder / "pytorch_model.bin", released_names(state))
     janus_toys.processor().tokenizer.save_pretrained(folder)
-    cards.resize("janus-pro-1b", JANUS, (counts[0], counts[1]))
+    cards.resize("janus-pro-1b", JANUS, (policy, tokenizer))
 
 
 def _random(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -167,14 +170,6 @@ def _random(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     return state
 
 
-def _vgg16() -> dict[str, torch.Tensor]:
-    import torchvision.models
-
-    with torch.device("meta"):
-        network = torchvision.models.vgg16(weights=None)
-    return _random({name: tuple(value.shape) for name, value in network.state_dict().items()})
-
-
 def assets(root: Path, cards: Cards) -> None:
     """Write Inception, VGG-16, detector and CLIP of GenEval, prompts, Flan-T5."""
     files = {
@@ -183,7 +178,7 @@ def assets(root: Path, cards: Cards) -> None:
                      "clip-vit-l-14-openai", "geneval-prompts")
     }  # fmt: skip
     save_random(files["inception-2015-12-05"])
-    torch.save(_vgg16(), files["lpips-vgg16-trunk"])
+    random_trunk("vgg", files["lpips-vgg16-trunk"])
     # torchvision's names end in the digits that the file must have.
     trunk = files["lpips-vgg16-trunk"]
     files["lpips-vgg16-trunk"] = trunk.rename(trunk.with_name(f"vgg16-{file_sha256(trunk)[:8]}.pth"))
