@@ -61,8 +61,10 @@ def two_ranks_give_what_one_gives(case: Case, folder: Path) -> None:
     whole, brought = whole_step(case, folder), Counter[str]()
     # First what each rank brings, then what all ranks get.
     for add in (lambda numbers: brought.update(numbers) or numbers, lambda numbers: brought):
-        subjects = [(rank, build(case, folder)) for rank in (0, 1)]
-        ranks = [take_step(subject, [subject.batch(rank, 2)], add) for rank, subject in subjects]
+        ranks = []
+        for rank in (0, 1):  # each built when it is its turn, as in a process of its own
+            subject = build(case, folder)
+            ranks.append(take_step(subject, [subject.batch(rank, 2)], add))
         if not brought:
             break
     require_equal(whole, ranks, "at two ranks")
