@@ -27,11 +27,12 @@ ALLOWED: dict[str, set[str]] = {
     "backbones": {"registry", "nets"},
     "evaluation": {"registry", "hub", "data", "samples", "metrics", "nets", "record", "run_folder"},
     "leaderboard": {"registry", "record", "run_folder", "metrics.intervals", "evaluation.pairs"},
+    "figures": {"registry", "record", "leaderboard", "metrics"},
     "training": {"config", "data", "backbones", "rewards", "registry", "hub", "run_folder"},
     "pretrain": {"registry", "data", "samples", "backbones", "rewards", "nets"},
     "verify": {"registry", "metrics", "nets", "data", "samples", "backbones", "rewards", "methods"},
     "runs": {
-        "backbones", "config", "data", "evaluation", "hub", "leaderboard", "metrics", "nets", "record",
+        "backbones", "config", "data", "evaluation", "figures", "hub", "leaderboard", "metrics", "nets", "record",
         "registry", "rewards", "run_folder", "samples", "training",
     },
 }  # fmt: skip

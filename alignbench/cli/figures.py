@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import put
-from alignbench.cli.options import many
+from alignbench.cli.options import CLASS_LISTS, class_ids, many
 from alignbench.commands import figures as commands
+from alignbench.data.prompts import read_prompts
+from alignbench.figures.choice import ImageChoice
 
 
 def figures(
@@ -21,6 +23,13 @@ def figures(
     ],
     setting: str = typer.Option("", "--setting", help="Sampling setting of pictures that show one."),
     metrics: Annotated[list[str], many("--metric", "Metric over an option; repeatable.")],
+    images: int = typer.Option(400, "--images", min=8, help="From each model, for statistics of images."),
+    seed: int = typer.Option(0, "--seed", help="Sampling seed of images."),
+    classes: str = typer.Option("", "--classes", help=f"Class ids, e.g. 3,7, or {', '.join(CLASS_LISTS)}."),
+    prompts: Annotated[list[str], many("--prompt", "Text to draw; repeatable.")],
+    file: Path | None = typer.Option(None, "--prompts", help="File of texts to draw."),
 ) -> None:
     """Draw learning curves, trade-offs, tasks and samples, each with its numbers."""
-    put(*commands.figures(runs, out, kinds=kinds, setting=setting, metrics=metrics))
+    texts = [*prompts, *(prompt.text for prompt in (read_prompts(file) if file else ()))]
+    choice = ImageChoice(images=images, seed=seed, classes=class_ids(classes), prompts=texts)
+    put(*commands.figures(runs, out, kinds=kinds, setting=setting, metrics=metrics, images=choice))

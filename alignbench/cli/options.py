@@ -7,6 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from alignbench.errors import UserError
+
+CLASS_LISTS = {"va-pi": (21, 167, 285, 538, 856, 933, 953, 997)}
+"""{name: class ids}; va-pi: ImageNet's classes in Figures 8-15 of arXiv:2512.19680."""
+
 
 def many(name: str, help: str, metavar: str | None = None) -> Any:
     """Declare an option that may be given several times, by default never."""
@@ -26,3 +31,13 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default: ru
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RecordJson = Annotated[bool, typer.Option("--json", help="Print the plan or the record as JSON.")]
+
+
+def class_ids(text: str) -> list[int]:
+    """Read `--classes`: ids, or one of `CLASS_LISTS`; raises UserError: neither."""
+    try:
+        return list(CLASS_LISTS.get(text) or (int(part) for part in text.split(",") if text))
+    except ValueError:
+        raise UserError(
+            f"--classes {text!r} is not of the form 3,7", fix=f"or {', '.join(CLASS_LISTS)}"
+        ) from None

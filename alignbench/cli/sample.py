@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import put
-from alignbench.cli.options import changes, many
+from alignbench.cli.options import changes, class_ids, many
 from alignbench.commands import models
-from alignbench.errors import UserError
 
 
 def sample(
@@ -29,10 +28,7 @@ def sample(
     out: Path = typer.Option(Path("samples"), "--out", help="Folder for PNG files and grid.png."),
 ) -> None:
     """Draw images from a model, or from what a run made of it, into PNG files and a grid."""
-    try:
-        classes = [int(text) for text in labels.split(",")] if labels else []
-    except ValueError:
-        raise UserError(f"--classes {labels!r} is not of the form 3,7") from None
+    classes = class_ids(labels)
     from alignbench.api import Sampling
     from alignbench.runs.draw import refuse_other_images, write_images
 

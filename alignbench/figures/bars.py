@@ -1,14 +1,17 @@
-"""Bars of a protocol's tasks: what an overall score is made of."""
+"""Bars of a protocol's tasks and of classes: what an overall score is made of."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from alignbench.figures.picture import Look, Picture, Value, error_bars, grid, label_axes, legend, looks
-from alignbench.figures.source import INTERVALS, NotDrawnError, plural
+from alignbench.figures.source import INTERVALS, MOST, NotDrawnError, at_most, plural
 from alignbench.figures.tradeoff import series_of
 from alignbench.leaderboard.table import Column, Table
-from alignbench.metrics.intervals import Interval
+from alignbench.metrics.intervals import Interval, wilson
 
 OVERALL = "-overall"
 """End of the name of a metric that is the mean of others whose names start alike."""
@@ -54,6 +57,38 @@ def _short(column: Column, overall: Column) -> str:
     return column.title.removeprefix(overall.title.split()[0]).strip() or column.title
 
 
+def classes(
+    judged: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    titles: Mapping[int, str],
+    what: str,
+    name: str = "classes",
+) -> Picture:
+    """Draw the share of each class's images that a classifier takes for that class.
+
+    Args:
+        judged: {label of a set: (class of each image, whether it is recognised)}, [n] each.
+        titles: {class id: name} of the classes that are shown.
+        what: beginning of the caption: which images, which classifier.
+
+    Raises:
+        NotDrawnError: more classes or sets than one picture shows.
+    """
+    at_most(MOST, len(titles), "classes")
+    at_most(MOST, len(judged), "sets of images")
+    found = {
+        label: {titles[key]: _share(right[of == key]) for key in titles if (of == key).any()}
+        for label, (of, right) in judged.items()
+    }
+    caption = f"{what} Error bars are 95 % Wilson intervals over images, not over training seeds."
+    shown = [textwrap.fill(title, 12) for title in titles.values()]
+    return grouped_bars(name, shown, list(titles.values()), found, "share recognised", caption)
+
+
+def _share(right: np.ndarray) -> Interval:
+    share = float(right.mean())
+    return Interval(share, *wilson(share, len(right)), len(right), "images of one set")
+
+
 def grouped_bars(
     name: str,
     titles: Sequence[str],
@@ -72,7 +107,7 @@ def grouped_bars(
     figure, (axis,) = grid(1, size=(max(6.0, 1.1 * len(keys)), 3.2))
     width = 0.8 / max(len(found), 1)
     rows: list[tuple[Value, ...]] = []
-    for number, (label, look) in enumerate(looks(list(found), base="base" in found).items()):
+    for number, (label, look) in enumerate(looks(list(found)).items()):
         values = [(at, found[label][key]) for at, key in enumerate(keys) if key in found[label]]
         place = [at + (number - (len(found) - 1) / 2) * width for at, _ in values]
         axis.bar(place, [span.mean for _, span in values], width * 0.92, label=label, hatch=look.hatch,

@@ -77,19 +77,21 @@ LOOKS = tuple(
     )
 )
 """The first one is the base model's; after the last the others start again."""
+BASE, REAL = "base", "real images"
+"""Labels that look the same in every picture."""
+FIXED = {BASE: LOOKS[0], REAL: Look("#B0B0B0", "-", "h", "")}
 
 
-def looks(labels: Sequence[str], *, base: bool = False) -> dict[str, Look]:
-    """Return a look for each label, in order; black is the base model's, wherever there is one."""
-    own = [LOOKS[0]] if base else []
+def looks(labels: Sequence[str]) -> dict[str, Look]:
+    """Return a look for each label, in order; black is the base model's, light grey that of real images."""
     again = itertools.cycle(LOOKS[1:])
-    return dict(zip(labels, itertools.chain(own, again), strict=False))
+    return {label: FIXED[label] if label in FIXED else next(again) for label in labels}
 
 
 def grid(
-    panels: int, *, columns: int = 3, size: tuple[float, float] = (3.4, 2.5)
+    panels: int, *, columns: int = 3, size: tuple[float, float] = (3.4, 2.5), frame: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with as many axes as asked for, each of a size in inches."""
+    """Return a figure with as many axes as asked for, each of a size in inches; no frame: for images."""
     columns = min(columns, panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.4), layout="constrained")
@@ -97,10 +99,13 @@ def grid(
     for unused in axes[panels:]:
         unused.remove()
     for used in axes[:panels]:
-        used.spines[["top", "right"]].set_visible(False)
+        used.spines[["top", "right"] if frame else list(used.spines)].set_visible(False)
+        if not frame:
+            used.set(xticks=[], yticks=[])
+            continue
         used.grid(color="0.9", linewidth=0.6)
         used.set_axisbelow(True)
-        used.tick_params(labelsize=8)
+        used.tick_params(which="both", labelsize=8)
     return figure, axes[:panels]
 
 

@@ -35,7 +35,7 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
         if x in columns and (y is None or y in columns)
     ]
     figure, axes = grid(max(len(pairs), 1), columns=2, size=(4.4, 3.4))
-    chosen = looks(list(series), base="base" in series)
+    chosen = looks(list(series))
     handles = [Line2D([], [], color=x.colour, linestyle=x.line, label=key) for key, x in chosen.items()]
     if pairs:
         markers = {title: LOOKS[number % len(LOOKS)].marker for number, title in enumerate(settings)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def evaluate_run(
             f"{run} is {'of given images' if record.kind == 'samples' else record.status}",
             fix="name the folder of a finished run",
         )
-    plan = make_plan(registry, _config(run, registry, protocol, assignments))
+    plan = make_plan(registry, config_of(run, registry, protocol, assignments))
     if plan.problems:
         listed = "; ".join(map(str, plan.problems))
         raise UserError(f"{run} cannot be scored under {protocol}: {listed}")
@@ -49,13 +50,20 @@ def evaluate_run(
         return current.finish(record.model_copy(update={"results": [*record.results, *results]}))
 
 
-def _config(run: Path, registry: Registry, protocol: str, assignments: list[str]) -> RunConfig:
-    """The run's own configuration with another protocol."""
+def config_of(
+    run: Path, registry: Registry, protocol: str = "", assignments: Sequence[str] = ()
+) -> RunConfig:
+    """Return a run's own configuration with another protocol, or all of its own one.
+
+    Raises:
+        UserError: the plan in the folder cannot be read, or a value does not fit.
+    """
     path = run / run_folder.PLAN
     try:
         held: dict[str, Any] = read_json(path)["config"]
         values = {key: Origin(value, "run") for key, value in held["values"].items()}
-        names = {key: held[key] for key in ("method", "model", "dataset", "recipe", "seed")}
+        names = {key: held[key] for key in ("method", "model", "dataset", "recipe", "seed", "protocol")}
+        names["protocol"] = protocol or names["protocol"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not readable", fix="name the folder of a finished run") from error
     sections = ["protocol", "assets", "data"]
@@ -63,20 +71,30 @@ def _config(run: Path, registry: Registry, protocol: str, assignments: list[str]
     values |= {key: Origin(o.default, "default") for key, o in options.items() if key.startswith("protocol.")}
     assigned = values_of(assignments, options, why="the run is finished")
     values |= {key: Origin(value, "--set") for key, value in assigned.items()}
-    return RunConfig(protocol=protocol, values=dict(sorted(values.items())), **names)
+    return RunConfig(values=dict(sorted(values.items())), **names)
 
 
 def _results(
     plan: Plan, registry: Registry, record: RunRecord, run: Path, workers: int, progress: Progress
 ) -> list[Result]:
+    weights, exports = unchanged_weights(plan, record, run)
+    job = Job(plan, registry, run, command=record.command, workers=workers)
+    recorder = RunRecorder(job, record.started, weights, exports=exports)
+    with devices("fp32", plan.model.policy.parameters) as parallel:
+        folder = protocol_folder(run, plan.config.protocol, plan.protocol_digest)
+        return [r for results in evaluate_models(recorder, parallel, progress, folder) for r in results]
+
+
+def unchanged_weights(plan: Plan, record: RunRecord, run: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the digests of the weights that a run started from and of those it exported, {role: digest}.
+
+    Raises:
+        UserError: they are not what its record says.
+    """
     weights = starting_weights(plan)
     if weights != record.model.weights:
         raise UserError(f"the weights {run} started from changed since", fix="put them back as they were")
     exports = {path.stem: f"sha256:{file_sha256(path)}" for path in (run / "export").glob("*.safetensors")}
     if exports != record.exports:
         raise UserError(f"{run / 'export'} is not what its record says", fix="put it back as it was")
-    job = Job(plan, registry, run, command=record.command, workers=workers)
-    recorder = RunRecorder(job, record.started, weights, exports=exports)
-    with devices("fp32", plan.model.policy.parameters) as parallel:
-        folder = protocol_folder(run, plan.config.protocol, plan.protocol_digest)
-        return [r for results in evaluate_models(recorder, parallel, progress, folder) for r in results]
+    return weights, exports
