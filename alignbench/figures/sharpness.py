@@ -28,7 +28,8 @@ def sharpness(images: Mapping[str, np.ndarray], what: str, name: str = "sharpnes
         spans = [_mean(column) for column in power.T]
         left.plot(frequencies, [x.mean for x in spans], color=look.colour, linestyle=look.line,
                   marker=look.marker, markersize=3, markevery=0.15, linewidth=1.2, label=label)  # fmt: skip
-        left.fill_between(frequencies, *zip(*map(_ends, spans), strict=True), color=look.colour, alpha=0.15)
+        low, high = zip(*map(_ends, spans), strict=True)
+        left.fill_between(frequencies, low, high, color=look.colour, alpha=0.15)
         for frequency, span in zip(frequencies, spans, strict=True):
             rows.append((label, "power", float(frequency), span.mean, span.low, span.high))
         span = _mean(laplacian_energy(grey))
@@ -43,9 +44,9 @@ def sharpness(images: Mapping[str, np.ndarray], what: str, name: str = "sharpnes
     legend(figure, [left], columns=3)
     caption = (
         f"{what} Left: power of the luminance by spatial frequency, averaged over directions (mean taken "
-        "off, Hann window). Right: mean square of the 4-neighbour Laplacian of the luminance in [0, 1]; less than "
-        "real images is over-smoothed, more is noise. Bands and bars are 95 % Student intervals over the "
-        "images of a set: they say nothing of other training seeds."
+        "off, Hann window). Right: mean square of the 4-neighbour Laplacian of the luminance in [0, 1]; less "
+        "than real images is over-smoothed, more is noise. Bands and bars are 95 % Student intervals over "
+        "the images of a set: they say nothing of other training seeds."
     )
     head = ("set", "quantity", "cycles/pixel", "mean", "low", "high")
     return Picture(name, caption, figure, head, rows)

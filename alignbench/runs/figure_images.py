@@ -12,7 +12,7 @@ import torch
 
 from alignbench.api import ImageBatch, ImageSet
 from alignbench.backbones.load import load_export
-from alignbench.config.plan import Plan, default_workers, make_plan
+from alignbench.config.plan import Plan, default_workers, make_plan, weights_digest
 from alignbench.evaluation.protocol import ProtocolEvaluation, in_precision
 from alignbench.figures.choice import ImageChoice
 from alignbench.figures.picture import BASE, REAL
@@ -57,9 +57,9 @@ def models_of(runs: Sequence[Run], registry: Registry) -> dict[str, Drawn]:
     trained = [run for run in runs if run.record.method is not None]
     groups = configurations(trained) if trained else {}
     at_most(MOST, len(groups), "configurations")
-    starts = {(run.record.model.name, *sorted(run.record.model.weights.items())) for run in runs}
+    starts = {(run.record.model.name, weights_digest(run.record.model.weights)) for run in runs}
     if len(starts) != 1:
-        names = ", ".join(sorted({start[0] for start in starts})) or "none"
+        names = ", ".join(sorted({name for name, _ in starts})) or "none"
         raise NotDrawnError(
             f"images are of one starting model, the runs are of {names}; name the runs of one"
         )
@@ -150,18 +150,19 @@ class Gallery:
         classes = choice.classes if text else list(self.titles())
         count = len(prompts) if text else len(classes)
         at_most(MOST, count, "columns of images")
-        how = {"number": count, "seed": choice.seed, "sampling": self.setting.sampling()}
+        sampling = self.setting.sampling()
         drawn = {
-            label: draw(model.plan, run=model.run, classes=classes, prompts=prompts, **how)
+            label: draw(model.plan, run=model.run, number=count, seed=choice.seed, classes=classes,
+                        prompts=prompts, sampling=sampling)
             for label, model in self.models.items()
-        }
+        }  # fmt: skip
         numbers: dict[str, Sequence[int]] = dict.fromkeys(drawn, range(count))
         real = None if text or self.plan.requirements.problems else self._first_real(classes)
         if real is not None:
             drawn, numbers[REAL] = {REAL: real.images, **drawn}, real.ids
         caption = (
-            f"{self._subject}, {self._how}: a column has one {'prompt' if text else 'class'}, one image number "
-            "and the same random numbers. No image was chosen by eye."
+            f"{self._subject}, {self._how}: a column has one {'prompt' if text else 'class'}, one image "
+            "number and the same random numbers. No image was chosen by eye."
             f"{' Real images are the first of their class.' if real is not None else ''}"
         )
         rows = {label: channels_last(images) for label, images in drawn.items()}
