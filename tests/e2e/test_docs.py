@@ -179,6 +179,22 @@ def test_its_commands_end_in_a_leaderboard_row(plugin: Path, monkeypatch: pytest
     assert len(list((plugin.parent / "leaderboards" / "records").glob("weighted-imitation-*.json"))) == 3
 
 
+# --- figures --------------------------------------------------------------------------------------
+
+
+def test_documented_figures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = {
+        "run": ["--steps", "2", "--no-eval", "--set", "train.images_per_step=8"],
+        "figures": ["--images", "20"],
+    }
+    for words in commands(ROOT / "docs" / "figures.md"):
+        done = alignbench(*words, *short[words[0]])
+        assert done.returncode == 0, done.stderr
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert drawn == {"curves", "samples", "embedding", "sharpness", "classes"}
+
+
 # --- the Python interface -------------------------------------------------------------------------
 
 PYTHON = ROOT / "docs" / "python.md"
