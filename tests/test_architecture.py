@@ -32,8 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain": {"registry", "data", "samples", "backbones", "rewards", "nets"},
     "verify": {"registry", "metrics", "nets", "data", "samples", "backbones", "rewards", "methods"},
     "runs": {
-        "backbones", "config", "data", "evaluation", "figures", "hub", "leaderboard", "metrics", "nets", "record",
-        "registry", "rewards", "run_folder", "samples", "training",
+        "backbones", "config", "data", "evaluation", "figures", "hub", "leaderboard", "metrics", "nets",
+        "record", "registry", "rewards", "run_folder", "samples", "training",
     },
 }  # fmt: skip
 """{package or module: what it may import beside the ground and itself}; in words: `docs/architecture.md`."""
