@@ -123,6 +123,7 @@ def make_given_plan(
         path,
         image_size=card.image_size,
         prompts=prompts[: requirements.protocol.samples],
+        batch=card.batch,
         workers=workers,
     )
     if len(images) != requirements.protocol.samples:

@@ -47,6 +47,8 @@ class SampleImages:
     """[N] int64 class ids."""
     prompts: Sequence[Prompt] = ()
     """One per image, or none."""
+    batch: int = SHARD
+    """Images that are worked on together; shards are whole numbers of it."""
     notes: Sequence[str] = ()
     """What a reader of the numbers should know about the files."""
 
@@ -54,7 +56,7 @@ class SampleImages:
         return self.count
 
     def shards(self) -> list[range]:
-        return shards(self.count, SHARD)
+        return shards(self.count, self.batch)
 
     def load(self, number: int) -> ImageBatch:
         """Return one shard; raises UserError, by name, for images that turn out to be damaged."""
@@ -72,6 +74,7 @@ def open_samples(
     *,
     image_size: int,
     prompts: Sequence[Prompt] = (),
+    batch: int = SHARD,
     fit: Fit = "exact",
     limit: int = 0,
     seed: int = 0,
@@ -88,6 +91,7 @@ def open_samples(
         image_size: side the images must have.
         prompts: one for each image that is to be there, in order. Images in GenEval's layout are matched by
             the text beside them; what is asked of an image is always taken from here.
+        batch: the protocol's, by which shards are cut.
         fit: `exact` refuses other sizes; an `.npz` file is never cropped.
         limit: keep a fixed random subset of a folder's images, by their names; 0 keeps all.
         seed: another seed, another subset.
@@ -98,7 +102,7 @@ def open_samples(
     if path.is_file():
         if limit:
             raise UserError(f"{path}: a subset can be taken of a folder only", fix="leave the limit out")
-        return open_archive(Archive(path), image_size, prompts)
+        return open_archive(Archive(path), image_size, prompts, batch)
     if not path.is_dir():
         raise UserError(f"{path} does not exist", fix="give a folder of images or an .npz file")
     notes: list[str] = []
@@ -122,11 +126,14 @@ def open_samples(
         read=pictures.read,
         labels=pictures.labels(),
         prompts=expanded,
+        batch=batch,
         notes=(*notes, *pictures.lossy_note()),
     )
 
 
-def open_archive(archive: Archive, image_size: int, prompts: Sequence[Prompt] = ()) -> SampleImages:
+def open_archive(
+    archive: Archive, image_size: int, prompts: Sequence[Prompt] = (), batch: int = SHARD
+) -> SampleImages:
     """Open an ADM file: pixels in `arr_0`, perhaps class ids in `arr_1`; raises UserError: they misfit."""
     pixels = _pixels_of(archive, image_size)
     return SampleImages(
@@ -136,6 +143,7 @@ def open_archive(archive: Archive, image_size: int, prompts: Sequence[Prompt] = 
         read=lambda ids: channels_first(pixels.read(ids.start, ids.stop)),
         labels=_class_ids_of(archive, len(pixels)),
         prompts=_by_order(archive.path, len(pixels), prompts),
+        batch=batch,
     )
 
 

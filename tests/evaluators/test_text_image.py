@@ -74,14 +74,12 @@ def built(name: str, path: Path, **options: Any) -> Evaluator:
 
 def rows_of(evaluator: Evaluator, batch: ImageBatch, folder: Path) -> StoredFeatures:
     """Measure in shards of four."""
-    images = SampleImages(
-        "toy", "toy", len(batch), lambda ids: batch.images[ids.start : ids.stop], prompts=batch.prompts
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alignbench.samples.external.SHARD", 4)
-        store = FeatureStore(folder, "key")
-        measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
-        return store.rows(len(images.shards()))
+    pixels, prompts = batch.images, batch.prompts
+    read = lambda ids: pixels[ids.start : ids.stop]
+    images = SampleImages("toy", "toy", len(batch), read, prompts=prompts, batch=4)
+    store = FeatureStore(folder, "key")
+    measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
+    return store.rows(len(images.shards()))
 
 
 def oracle(path: Path, images: Tensor, texts: Sequence[str] = PROMPTS) -> Tensor:
