@@ -198,9 +198,7 @@ def file_digests(paths: Sequence[Path], memory: Path, *, workers: int = 1) -> li
             known = _remembered(memory)
             new = [file for file in files if known.get(file[1], [])[:-1] != file[2]]
             digests = pool.map(file_sha256, [path for path, _, _ in new])
-            known |= {
-                name: [*state, digest] for (_, name, state), digest in zip(new, digests, strict=True)
-            }
+            known |= {name: [*state, digest] for (_, name, state), digest in zip(new, digests, strict=True)}
             with contextlib.suppress(OSError):
                 write_json(memory, known)
     return [str(known[name][-1]) for _, name, _ in files]

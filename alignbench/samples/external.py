@@ -106,6 +106,7 @@ def open_samples(
     if not path.is_dir():
         raise UserError(f"{path} does not exist", fix="give a folder of images or an .npz file")
     notes: list[str] = []
+    expanded: Sequence[Prompt]
     if geneval_layout.is_geneval_folder(path):
         layout = geneval_layout.read_layout(path)
         files = [file for file, _ in layout]

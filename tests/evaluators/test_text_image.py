@@ -74,9 +74,14 @@ def built(name: str, path: Path, **options: Any) -> Evaluator:
 
 def rows_of(evaluator: Evaluator, batch: ImageBatch, folder: Path) -> StoredFeatures:
     """Measure in shards of four."""
-    pixels, prompts = batch.images, batch.prompts
-    read = lambda ids: pixels[ids.start : ids.stop]
-    images = SampleImages("toy", "toy", len(batch), read, prompts=prompts, batch=4)
+    images = SampleImages(
+        "toy",
+        "toy",
+        len(batch),
+        lambda ids: batch.images[ids.start : ids.stop],
+        prompts=batch.prompts,
+        batch=4,
+    )
     store = FeatureStore(folder, "key")
     measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
     return store.rows(len(images.shards()))
