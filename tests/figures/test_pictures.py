@@ -75,7 +75,7 @@ def test_a_tradeoff_holds_the_means_of_the_records(drawn: Path) -> None:
     assert {s for r, s in found if r == "base"} == set(base)
     assert all(float(found["base", s]["mean"]) == pytest.approx(means[0]) for s, means in base.items())
     assert {row["metric"] for row in rows} == {"fd-digits", "recall", "precision"}
-    assert len(rows) == 7 * 4 * 3, "rows, settings, metrics"
+    assert len(rows) == 8 * 4 * 3, "rows, settings, metrics"
 
 
 def test_tasks_hold_the_means_of_the_records(drawn: Path) -> None:
