@@ -126,10 +126,10 @@ class _Origin:
             return rows, commit
 
     def _commit(self) -> str:
-        """Return the commit that the hub has now; empty: a folder, or files at addresses of their own."""
+        """Return the commit that the hub has now; empty: a folder."""
         import huggingface_hub
 
-        if Path(self.path).expanduser().exists() or ("/" not in self.path and self.options["files"]):
+        if Path(self.path).expanduser().exists():
             return ""
         revision = str(self.options["revision"]) or None
         return str(huggingface_hub.HfApi().dataset_info(self.path, revision=revision).sha)
@@ -144,7 +144,7 @@ class _Origin:
         except Exception as error:
             raise UserError(
                 f"data.path: {self.path} (split {self.split!r}) cannot be loaded: {first_line(error)}",
-                fix="offline, give a folder written by save_to_disk: --set data.path=FOLDER",
+                fix="try again, or give a folder written by save_to_disk: --set data.path=FOLDER",
             ) from error
 
 
