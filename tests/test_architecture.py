@@ -26,13 +26,14 @@ ALLOWED: dict[str, set[str]] = {
     "rewards": {"registry", "hub", "nets", "data.shapes*"},
     "backbones": {"registry", "nets"},
     "evaluation": {"registry", "hub", "data", "samples", "metrics", "nets", "record", "run_folder"},
+    "figures": {"registry", "record", "leaderboard", "metrics.intervals"},
     "leaderboard": {"registry", "record", "run_folder", "metrics.intervals", "evaluation.pairs"},
     "training": {"config", "data", "backbones", "rewards", "registry", "hub", "run_folder"},
     "pretrain": {"registry", "data", "samples", "backbones", "rewards", "nets"},
     "verify": {"registry", "metrics", "nets", "data", "samples", "backbones", "rewards", "methods"},
     "runs": {
-        "backbones", "config", "data", "evaluation", "hub", "leaderboard", "metrics", "nets", "record",
-        "registry", "rewards", "run_folder", "samples", "training",
+        "backbones", "config", "data", "evaluation", "figures", "hub", "leaderboard", "metrics", "nets",
+        "record", "registry", "rewards", "run_folder", "samples", "training",
     },
 }  # fmt: skip
 """{package or module: what it may import beside the ground and itself}; in words: `docs/architecture.md`."""

@@ -17,6 +17,7 @@ from alignbench.cli import (
     cards,
     doctor,
     evaluate,
+    figures,
     leaderboard,
     new,
     reference,
@@ -75,6 +76,7 @@ app.command("reference")(reference.reference)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("compare")(leaderboard.compare)
 app.command("audit")(leaderboard.audit)
+app.command("figures")(figures.figures)
 app.command("list")(cards.list_cards)
 app.command("show")(cards.show)
 app.command("doctor")(doctor.doctor)

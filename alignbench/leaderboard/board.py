@@ -39,18 +39,26 @@ if TYPE_CHECKING:
 
 
 def collect(paths: Iterable[Path]) -> list[RunRecord]:
-    """Read records from run folders, record files and folders that hold either.
-
-    Sub-folders without a `run.json` (unfinished runs) are passed over. There is one record per id, by id; of
-    two with one id the later finished.
+    """Read records, as `record_files` finds them; one per id, by id; of two with one id the later finished.
 
     Raises:
         UserError: a path that holds no record, or a broken record.
     """
+    return latest(read(file) for file in record_files(paths))
+
+
+def record_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the record files of run folders, of record files and of folders that hold either.
+
+    Sub-folders without a `run.json` (unfinished runs) are passed over.
+
+    Raises:
+        UserError: a folder that holds no record.
+    """
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir() or (path / FILE_NAME).exists():
-            files.append(path)
+            files.append(path / FILE_NAME if path.is_dir() else path)
             continue
         records = sorted(path.glob(f"*/{FILE_NAME}")) or sorted(path.glob("*.json"))
         if not records:
@@ -59,7 +67,7 @@ def collect(paths: Iterable[Path]) -> list[RunRecord]:
                 fix="name run folders, e.g. alignbench leaderboard runs/*",
             )
         files += records
-    return latest(read(file) for file in files)
+    return files
 
 
 def latest(records: Iterable[RunRecord]) -> list[RunRecord]:

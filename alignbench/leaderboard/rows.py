@@ -244,7 +244,7 @@ def _method_row(
     return Row(
         kind="method",
         title=title,
-        detail=_detail(records[0]),
+        detail=detail_of(records[0]),
         setting=setting,
         cells=cells,
         training_seeds=tuple(record.train.seed for record in records if record.train),
@@ -254,7 +254,7 @@ def _method_row(
     )
 
 
-def _detail(record: RunRecord) -> str:
+def detail_of(record: RunRecord) -> str:
     """Recipe and changed keys, as a label."""
     changed = [
         f"{key} = {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"

@@ -126,6 +126,7 @@ SURFACE = {
         "--repeats", "--rows", "--set", "-m",
     ],
     "audit": ["--json", "runs"],
+    "figures": ["--kind", "--metric", "--out", "--setting", "runs"],
     "sweep": ["--dry-run", "--json", "--out", "--plugin", "--set", "sweep"],
     "doctor": ["--json", "--method"],
     "fetch": ["--dry-run", "names"],

@@ -1,0 +1,103 @@
+"""Pictures of runs. Imports matplotlib when a picture is drawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignbench.errors import UserError, suggest
+from alignbench.registry.lookup import Registry
+
+if TYPE_CHECKING:
+    from alignbench.figures.picture import Picture
+    from alignbench.figures.source import Run
+    from alignbench.leaderboard.table import Table
+
+KINDS = {
+    "curves": "reward, its parts, losses, entropy, gradient norm and clipping over the steps",
+    "tradeoff": "metrics against each other over the sampling settings",
+    "tasks": "the tasks behind an overall score",
+    "options": "metrics over an option that the runs differ in",
+}
+"""{kind of picture: what it shows}."""
+
+
+def figures(
+    runs: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str] = "figures",
+    *,
+    kinds: Sequence[str] = (),
+    setting: str = "",
+    metrics: Sequence[str] = (),
+) -> list[Path]:
+    """Draw pictures of runs: PNG, the numbers as CSV, and `figures.md` with captions; return the files.
+
+    Args:
+        runs: run folders, record files, or folders of either.
+        kinds: of `KINDS`; default: all that these runs allow, the others are named in `figures.md`.
+        setting: name of a sampling setting, for pictures of one; default: the protocol's first.
+        metrics: for pictures over an option; default: the ranking metric and the next three.
+
+    Raises:
+        UserError: no such kind, no run, or a picture that was asked for cannot be drawn.
+        RunFailed: the folder cannot be written.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(
+                f"no kind of picture {kind!r}.{suggest(kind, KINDS)}", fix=f"one of {', '.join(KINDS)}"
+            )
+    from alignbench.figures import picture, source
+
+    found = source.find(map(Path, runs))
+    drawn: list[Picture] = []
+    absent: dict[str, str] = {}
+    for kind in kinds or KINDS:
+        for name, draw in _pictures(kind, found, setting, metrics):
+            try:
+                drawn.append(draw(name))
+            except source.NotDrawnError as error:
+                absent[name] = str(error)
+        if kinds and not any(made.name.startswith(kind) for made in drawn):
+            raise _none(absent)
+    if not drawn:
+        raise _none(absent)
+    return picture.write(drawn, absent, Path(out))
+
+
+def _none(absent: Mapping[str, str]) -> UserError:
+    reasons = "; ".join(f"{name} cannot be drawn: {reason}" for name, reason in absent.items())
+    return UserError(reasons, fix="name other runs, or other kinds with --kind")
+
+
+def _pictures(
+    kind: str, runs: Sequence[Run], setting: str, metrics: Sequence[str]
+) -> list[tuple[str, Callable[[str], Picture]]]:
+    """Return (file name, function that draws it) of every picture of a kind: one, or one for each table."""
+    from alignbench.figures import bars, curves, options, tradeoff
+
+    if kind == "curves":
+        return [(kind, lambda name: curves.curves(runs, name))]
+    draw: dict[str, Callable[[Table, str], Picture]] = {
+        "tradeoff": tradeoff.tradeoff,
+        "tasks": lambda table, name: bars.tasks(table, name, setting),
+        "options": lambda table, name: options.options(runs, table, name, metrics=metrics, setting=setting),
+    }
+    tables = _tables(runs)
+    names = [kind if len(tables) == 1 else f"{kind}-{_name(table)}" for table in tables]
+    return [(name, partial(draw[kind], table)) for name, table in zip(names, tables, strict=True)]
+
+
+def _tables(runs: Sequence[Run]) -> Sequence[Table]:
+    from alignbench.leaderboard.board import build
+
+    registry = Registry.default()
+    records = [run.record for run in runs]
+    return build(records, registry.metric_facts(), assets=registry.asset_cards(), sift=False).tables
+
+
+def _name(table: Table) -> str:
+    return "-".join(filter(None, (table.protocol.name, table.model_name, table.label.replace(" ", "-"))))

@@ -1,0 +1,1 @@
+"""Runs to pictures with the numbers behind them: curves, trade-offs, bars, embeddings, samples."""
