@@ -177,8 +177,9 @@ def file_digests(paths: Sequence[Path], memory: Path, *, workers: int = 1) -> li
     """Return the SHA-256 of files, reading only those that `memory` does not know as they are now.
 
     A file counts as unchanged while path, size, inode and times of modification and of change are the same;
-    the last cannot be set by hand. A memory that cannot be read costs nothing but time; one that cannot be
-    written, e.g. in a shared cache, is not extended.
+    the last cannot be set by hand. Of processes that ask at once the first reads, the others wait for it. A
+    memory that cannot be read costs nothing but time; one that cannot be written, e.g. in a shared cache, is
+    not extended.
 
     Args:
         paths: existing files.
@@ -188,26 +189,33 @@ def file_digests(paths: Sequence[Path], memory: Path, *, workers: int = 1) -> li
     Raises:
         OSError: a file cannot be read.
     """
-    known: dict[str, Any] = {}
+    files = [(path, *_name_and_state(path)) for path in paths]
+    known = _remembered(memory)
+    if any(known.get(name, [])[:-1] != state for _, name, state in files):
+        with contextlib.ExitStack() as turn, ThreadPoolExecutor(max(workers, 1)) as pool:
+            with contextlib.suppress(OSError, UserError):  # nowhere to lock: each process reads
+                turn.enter_context(in_turn(memory))
+            known = _remembered(memory)
+            new = [file for file in files if known.get(file[1], [])[:-1] != file[2]]
+            digests = pool.map(file_sha256, [path for path, _, _ in new])
+            known |= {name: [*state, digest] for (_, name, state), digest in zip(new, digests, strict=True)}
+            with contextlib.suppress(OSError):
+                write_json(memory, known)
+    return [str(known[name][-1]) for _, name, _ in files]
+
+
+def _remembered(memory: Path) -> dict[str, list[Any]]:
     with contextlib.suppress(OSError, ValueError):
-        known = read_json(memory)
+        return read_json(memory)
+    return {}
 
-    def entry(path: Path) -> tuple[str, list[Any]]:
-        real = path.resolve()
-        status = real.stat()
-        name = os.fsencode(real).decode(errors="backslashreplace")
-        state = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-        before = known.get(name)
-        if isinstance(before, list) and before[:-1] == state:
-            return name, before
-        return name, [*state, file_sha256(real)]
 
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        entries = list(pool.map(entry, paths))
-    if new := {name: value for name, value in entries if known.get(name) != value}:
-        with contextlib.suppress(OSError):
-            write_json(memory, {**known, **new})
-    return [str(value[-1]) for _, value in entries]
+def _name_and_state(path: Path) -> tuple[str, list[int]]:
+    """Return under which name a file is remembered, and what says that it is unchanged."""
+    real = path.resolve()
+    status = real.stat()
+    state = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+    return os.fsencode(real).decode(errors="backslashreplace"), state
 
 
 def expand(path: str) -> Path:

@@ -352,3 +352,7 @@ class DatasetCard(Card):
     class_names: list[str] | Target = []
     """What each class shows, in order of the id and in words that a text model knows, for rewards that read a
     text; or where such a list is. Empty: rewards of that kind need captions."""
+    packages: list[str] = []
+    """Modules it imports that a plain installation lacks."""
+    extra: str = ""
+    """The extra that brings them: `pip install 'alignbench[EXTRA]'`."""

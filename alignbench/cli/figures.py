@@ -9,17 +9,17 @@ import typer
 
 from alignbench.cli.common import put
 from alignbench.cli.options import CLASS_LISTS, class_ids, many
-from alignbench.commands import figures
+from alignbench.commands import drawing
 from alignbench.data.prompts import read_prompts
 from alignbench.figures.choice import ImageChoice
 
 
-def draw(
+def figures(
     *,
     runs: list[Path] = typer.Argument(..., help="Run folders, run.json files, or folders of runs."),
     out: Path = typer.Option(Path("figures"), "--out", help="Folder for pictures, numbers and captions."),
     kinds: Annotated[
-        list[str], many("--kind", f"{', '.join(figures.KINDS)}; repeatable; default: all possible.")
+        list[str], many("--kind", f"{', '.join(drawing.KINDS)}; repeatable; default: all possible.")
     ],
     setting: str = typer.Option("", "--setting", help="Sampling setting of pictures that show one."),
     metrics: Annotated[list[str], many("--metric", "Metric over an option; repeatable.")],
@@ -32,4 +32,4 @@ def draw(
     """Draw learning curves, trade-offs, tasks and samples, each with its numbers."""
     texts = [*prompts, *(prompt.text for prompt in (read_prompts(file) if file else ()))]
     choice = ImageChoice(images=images, seed=seed, classes=class_ids(classes), prompts=texts)
-    put(*figures.figures(runs, out, kinds=kinds, setting=setting, metrics=metrics, images=choice))
+    put(*drawing.figures(runs, out, kinds=kinds, setting=setting, metrics=metrics, images=choice))

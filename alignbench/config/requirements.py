@@ -259,6 +259,9 @@ def _data_problems(
     where, card, options = f"data {config.dataset}", registry.dataset(config.dataset), config.section("data")
     if card.condition != model.condition:
         yield Problem(where, f"gives {card.condition} conditions, {config.model} needs {model.condition}")
+    missing, fix = missing_packages(card.packages, card.extra)
+    if missing:
+        yield Problem(where, f"needs {', '.join(missing)}", fix)
     if not card.images:
         if "images" in method.needs:
             what = f"{config.method} needs images, data set {config.dataset} has none"

@@ -28,7 +28,7 @@ from alignbench.data.captioned import (
 )
 from alignbench.data.decode import UnreadableImage, ordered_map
 from alignbench.data.encoded import Source, read_cache, write_cache
-from alignbench.data.walk import EXTENSIONS, file_state, identity_of, image_names, read_file
+from alignbench.data.walk import EXTENSIONS, file_state, identity_of, image_names, numbered_names, read_file
 from alignbench.errors import UserError
 from alignbench.files import parse_json
 from alignbench.registry.schema import Scalar
@@ -45,14 +45,16 @@ def open_text_images(*, options: Mapping[str, Scalar], workers: int, cache_dir: 
     root = Path(str(options["root"])).expanduser()
     if not root.exists():
         raise UserError(f"data.root: {root} does not exist", fix=_SET_ROOT)
-    form, key = str(options["form"]), str(options["caption_key"])
-    form = form_of(root) if form == "auto" else form
+    form, key, files = (str(options[option]) for option in ("form", "caption_key", "files"))
+    form = form_of(root / files if files else root) if form == "auto" else form
+    if files and (form == "folder" or not root.is_dir()):
+        raise UserError("data.files names shards or manifests of a folder", fix="leave it out")
     if form == "folder":
         listing = list_folder(root, key)
     elif form == "jsonl":
-        listing = list_manifests(root, key)
+        listing = list_manifests(root, key, files)
     else:
-        listing = list_shards(root, key, workers=workers, cache_dir=cache_dir)
+        listing = list_shards(root, key, files, workers=workers, cache_dir=cache_dir)
     return captioned_source(listing, title=str(root), options=options, workers=workers)
 
 
@@ -61,11 +63,24 @@ def form_of(root: Path) -> str:
     if root.is_dir():
         if any(root.glob("*.jsonl")):
             return "jsonl"
-        return "tar" if find_shards(root) else "folder"
+        return "tar" if any(root.rglob("*.tar")) else "folder"
     kind = root.suffix.lower().removeprefix(".")
     if kind not in ("jsonl", "tar"):
         raise UserError(f"data.root: {root} is neither a folder nor a .jsonl or .tar file", fix=_SET_ROOT)
     return kind
+
+
+def files_of(root: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder by pattern, sorted; a range as `numbered_names` takes it must be there
+    whole, or UserError names the first that is missing."""
+    names = numbered_names(pattern)
+    found = [sorted(root.glob(name)) for name in names]
+    if len(names) > 1 and (missing := [name for name, paths in zip(names, found, strict=True) if not paths]):
+        raise UserError(
+            f"data.files: {len(missing)} of {len(names)} files are not in {root}, e.g. {missing[0]}",
+            fix="get them, or name fewer: --set data.files=PATTERN",
+        )
+    return [path for paths in found for path in paths]
 
 
 def list_folder(root: Path, key: str) -> Listing:
@@ -89,8 +104,8 @@ def _start_of(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
-def list_manifests(root: Path, key: str) -> Listing:
-    """List the images named by a JSONL file, or by all JSONL files of a folder.
+def list_manifests(root: Path, key: str, files: str = "") -> Listing:
+    """List the images named by a JSONL file, or by JSONL files of a folder: all, or those of `files_of`.
 
     A line is an object with the image's path, absolute or from the manifest's folder, and its caption.
 
@@ -98,7 +113,7 @@ def list_manifests(root: Path, key: str) -> Listing:
         UserError: a manifest cannot be read.
     """
     folder = root if root.is_dir() else root.parent
-    manifests = sorted(root.glob("*.jsonl")) if root.is_dir() else [root]
+    manifests = files_of(root, files or "*.jsonl") if root.is_dir() else [root]
     lines = [line for manifest in manifests for line in _lines(manifest, key)]
     # Named as written: the same manifest elsewhere is the same data set.
     paths = [path for path, _ in lines]
@@ -151,18 +166,15 @@ class Entry(NamedTuple):
     problem: str
 
 
-def find_shards(root: Path) -> list[Path]:
-    """Return the tar files of a folder at any depth, sorted, or the one that is named."""
-    return sorted(root.rglob("*.tar")) if root.is_dir() else [root]
+def list_shards(root: Path, key: str, files: str = "", *, workers: int, cache_dir: Path) -> Listing:
+    """List the samples of shards, in the order of shards and of files inside them.
 
-
-def list_shards(root: Path, key: str, *, workers: int, cache_dir: Path) -> Listing:
-    """List the samples of all shards, in the order of shards and of files inside them.
+    A folder's are all at any depth, or those of `files_of`; no other is opened.
 
     Shards that are not indexed yet are read in threads.
     """
     base = root if root.is_dir() else root.parent
-    shards = find_shards(root)
+    shards = files_of(root, files or "**/*.tar") if root.is_dir() else [root]
     names = [shard.relative_to(base).as_posix() for shard in shards]
     indices = ordered_map(lambda shard: _indexed(shard, key, cache_dir), shards, workers=workers)
     samples: list[Sample] = []

@@ -117,16 +117,10 @@ def open_prompts(*, options: Mapping[str, Scalar], **_: object) -> Prompts:
     """
     if not options["file"]:
         raise UserError("no prompt file was given", fix="--set data.file=PATH")
-    return subset(read_prompts(Path(str(options["file"])).expanduser()), options)
-
-
-def subset(
-    prompts: Sequence[Prompt], options: Mapping[str, Scalar], skipped: Sequence[Skipped] = ()
-) -> Prompts:
-    """Keep what the options `limit` and `subset_seed` say."""
+    prompts = read_prompts(Path(str(options["file"])).expanduser())
     names = [f"{number} {prompt.text}" for number, prompt in enumerate(prompts)]
     kept = choose(names, limit=int(options["limit"]), seed=int(options["subset_seed"]))
-    return Prompts([prompts[position] for position in kept], skipped)
+    return Prompts([prompts[position] for position in kept])
 
 
 def open_classes(*, num_classes: int | None, options: Mapping[str, Scalar], **_: object) -> Conditions:

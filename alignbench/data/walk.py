@@ -45,6 +45,16 @@ def image_names(root: Path, folder: str = "") -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in paths)
 
 
+def numbered_names(pattern: str) -> list[str]:
+    """Write out the range of numbers in a name: `{00000..00073}.tar` are 74 names; without one, itself."""
+    found = re.search(r"\{([0-9]+)\.\.([0-9]+)\}", pattern)
+    if not found:
+        return [pattern]
+    first, last = found.groups()
+    names = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return [pattern[: found.start()] + name + pattern[found.end() :] for name in names]
+
+
 def printable(name: str) -> str:
     """Replace bytes of a file name that are not UTF-8, which could be neither printed nor recorded."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

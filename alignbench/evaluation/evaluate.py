@@ -75,8 +75,9 @@ def build_evaluators(
 def _store(
     folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device
 ) -> FeatureStore:
-    """Rows depend on the images, the evaluator and what computes them."""
-    made_of = {"form": features.FORM, "images": images.identity, "evaluator": evaluator.identity}
+    """Rows depend on the images, their cut, the evaluator and what computes them."""
+    made_of = {"form": features.FORM, "images": images.identity, "shards": len(images.shards())}
+    made_of["evaluator"] = evaluator.identity
     return FeatureStore(folder / name, digest_of({**made_of, **computed_by(device)}))
 
 

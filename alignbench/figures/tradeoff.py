@@ -34,7 +34,7 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
         for x, y in PAIRS
         if x in columns and (y is None or y in columns)
     ]
-    figure, axes = grid(max(len(pairs), 1), columns=2, size=(4.4, 3.4))
+    figure, axes = grid(max(len(pairs), 1), columns=2, size=(4.4 if len(pairs) > 1 else 6.6, 3.4))
     chosen = looks(list(series))
     handles = [Line2D([], [], color=x.colour, linestyle=x.line, label=key) for key, x in chosen.items()]
     if pairs:

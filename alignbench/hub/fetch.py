@@ -13,7 +13,7 @@ from alignbench.errors import UserError
 from alignbench.files import file_sha256, make_folder
 from alignbench.hub.folders import INDEX, listed_shards, missing_files
 from alignbench.hub.locate import FOLDER, FileStatus
-from alignbench.hub.transfer import Transfer, alone_with, ask, bring, human_size, narrowed
+from alignbench.hub.transfer import Transfer, alone_with, ask, bring, check_blob, human_size, narrowed
 from alignbench.hub.verify import check_digest, promised, verify
 
 Log = Callable[[str], None]
@@ -105,6 +105,7 @@ def _download(files: Sequence[FileStatus], say: Log) -> dict[Path, str]:
         say(f"downloading {transfer.file.card.file}, {human_size(transfer.remaining)} to go")
         with alone_with(transfer):
             bring(transfer)
+            check_blob(transfer)
             digest = digests[transfer.file.expected] = file_sha256(transfer.partial)
             check_digest(transfer.file, transfer.partial, digest, transfer.sha256)
             transfer.partial.replace(transfer.file.expected)

@@ -33,6 +33,11 @@ class Transfer:
         return self.etag if re.fullmatch("[0-9a-f]{64}", self.etag) else None
 
     @property
+    def git_blob(self) -> str | None:
+        """What the hub says that it is of a file that lies in git itself: the name of its blob there."""
+        return self.etag if not self.file.card.url and re.fullmatch("[0-9a-f]{40}", self.etag) else None
+
+    @property
     def partial(self) -> Path:
         """Where the part that arrived waits; another version of the file gets another name."""
         return self.file.expected.with_name(f"{self.file.expected.name}.{self.etag[:16]}.partial")
@@ -150,6 +155,19 @@ def bring(transfer: Transfer) -> None:
             f"{transfer.size - transfer.remaining} of {transfer.size} bytes are kept",
             fix=f"{'free some space and ' if full else ''}run the same command again to continue",
         ) from error
+
+
+def check_blob(transfer: Transfer) -> None:
+    """Compare a file that arrived with its name in git, if it has one; raises UserError if it differs."""
+    if transfer.git_blob is None:
+        return
+    content = transfer.partial.read_bytes()  # a few MB: the hub keeps no large files in git
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if blob != transfer.git_blob:
+        raise UserError(
+            f"{transfer.partial} is git blob {blob}, the hub says {transfer.git_blob}",
+            fix=f"delete {transfer.partial} and fetch it again",
+        )
 
 
 def _refusal(file: FileStatus, together: Sequence[FileStatus], error: Exception) -> UserError:

@@ -15,7 +15,6 @@ from alignbench.files import (
     cache_root,
     digest_of,
     file_digests,
-    file_sha256,
     in_turn,
     make_folder,
     read_json,
@@ -28,7 +27,7 @@ from alignbench.registry.protocol import AssetCard, ProtocolCard
 FIRST_USE = "weights/digests.json"
 """In the cache: SHA-256 of weights from the hub that have none on their card, as they first came."""
 MEMORY = "assets/digests.json"
-"""In the cache: digests of assets, so that gigabytes are read once; see `files.file_digests`."""
+"""In the cache: digests of files, so that gigabytes are read once; see `files.file_digests`."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,8 @@ def verify(status: FileStatus) -> str:
     """
     path = status.path
     assert path is not None, f"{status.option} was not found"
-    if status.is_weights:
-        listing = status.overridden and path.name.endswith(".index.json")
-        digest = _index_sha256(path) if listing else file_sha256(path)
+    if status.is_weights and status.overridden and path.name.endswith(".index.json"):
+        digest = _index_sha256(path)
     elif path.is_file():
         (digest,) = file_digests([path], cache_root() / MEMORY)
     else:
@@ -114,12 +112,12 @@ def check_digest(status: FileStatus, path: Path, digest: str, offered: str | Non
 
 def _index_sha256(path: Path) -> str:
     """Hash an index of sharded weights with everything it lists."""
+    files = [path, *listed_shards(path)]
     try:
-        listed = {
-            str(file.relative_to(path.parent)): file_sha256(file) for file in [path, *listed_shards(path)]
-        }
+        digests = file_digests(files, cache_root() / MEMORY)
     except OSError as error:
         raise UserError(f"{path} lists {error.filename}: {(error.strerror or '').lower()}") from error
+    listed = {str(file.relative_to(path.parent)): digest for file, digest in zip(files, digests, strict=True)}
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 

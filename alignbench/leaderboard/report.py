@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 
 
 def report_markdown(
-    record: RunRecord, facts: Mapping[str, MetricFact], assets: Mapping[str, AssetCard] = MappingProxyType({})
+    record: RunRecord,
+    facts: Mapping[str, MetricFact],
+    assets: Mapping[str, AssetCard] = MappingProxyType({}),
+    pictures: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Return the text of `report.md`; the arguments are those of `board.build`."""
+    """Return the text of `report.md`.
+
+    Args:
+        record, facts, assets: as for `board.build`.
+        pictures: {file beside the report: caption}.
+    """
     title = f"{record.method.title} on {record.model.title}" if record.method else record.model.title
     lines = [f"# {title}", "", f"`{record.id}` · {_status(record)}", ""]
     evaluated = build([record], facts, assets=assets, sift=False).tables
@@ -32,6 +40,8 @@ def report_markdown(
         lines += ["Not evaluated.", ""]
     elif record.kind != "samples":
         lines += section("Samples", ["![samples](samples.png)"])
+    shown = [line for name, caption in pictures.items() for line in (f"![{name}]({name})", "", caption, "")]
+    lines += section("Pictures", shown[:-1])
     if record.train is not None:
         lines += section("Cost", _cost(record.train, record))
     lines += section("How it was made", _making(record))

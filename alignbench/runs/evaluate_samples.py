@@ -118,11 +118,12 @@ def make_given_plan(
     paths = {key[7:]: value for key, value in values.items() if key.startswith("assets.")}
     requirements = requirements_of(registry, protocol, card, paths)
     problems = list(requirements.problems)
+    prompts = [prompt for prompt in requirements.prompts for _ in range(card.images_per_prompt)]
     images = open_samples(
         path,
         image_size=card.image_size,
-        prompts=requirements.prompts,
-        images_per_prompt=card.images_per_prompt,
+        prompts=prompts[: requirements.protocol.samples],
+        batch=card.batch,
         workers=workers,
     )
     if len(images) != requirements.protocol.samples:

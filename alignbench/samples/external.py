@@ -47,6 +47,8 @@ class SampleImages:
     """[N] int64 class ids."""
     prompts: Sequence[Prompt] = ()
     """One per image, or none."""
+    batch: int = SHARD
+    """Images that are worked on together; shards are whole numbers of it."""
     notes: Sequence[str] = ()
     """What a reader of the numbers should know about the files."""
 
@@ -54,7 +56,7 @@ class SampleImages:
         return self.count
 
     def shards(self) -> list[range]:
-        return shards(self.count, SHARD)
+        return shards(self.count, self.batch)
 
     def load(self, number: int) -> ImageBatch:
         """Return one shard; raises UserError, by name, for images that turn out to be damaged."""
@@ -72,7 +74,7 @@ def open_samples(
     *,
     image_size: int,
     prompts: Sequence[Prompt] = (),
-    images_per_prompt: int = 1,
+    batch: int = SHARD,
     fit: Fit = "exact",
     limit: int = 0,
     seed: int = 0,
@@ -87,10 +89,9 @@ def open_samples(
     Args:
         path: folder or `.npz` file.
         image_size: side the images must have.
-        prompts: prompts of the images, in order, each used `images_per_prompt` times in a row. Images in
-            GenEval's layout are matched by the text beside them; what is asked of an image is always taken
-            from here.
-        images_per_prompt: images of one prompt that follow each other.
+        prompts: one for each image that is to be there, in order. Images in GenEval's layout are matched by
+            the text beside them; what is asked of an image is always taken from here.
+        batch: the protocol's, by which shards are cut.
         fit: `exact` refuses other sizes; an `.npz` file is never cropped.
         limit: keep a fixed random subset of a folder's images, by their names; 0 keeps all.
         seed: another seed, another subset.
@@ -101,10 +102,11 @@ def open_samples(
     if path.is_file():
         if limit:
             raise UserError(f"{path}: a subset can be taken of a folder only", fix="leave the limit out")
-        return open_archive(Archive(path), image_size, prompts, images_per_prompt)
+        return open_archive(Archive(path), image_size, prompts, batch)
     if not path.is_dir():
         raise UserError(f"{path} does not exist", fix="give a folder of images or an .npz file")
     notes: list[str] = []
+    expanded: Sequence[Prompt]
     if geneval_layout.is_geneval_folder(path):
         layout = geneval_layout.read_layout(path)
         files = [file for file, _ in layout]
@@ -113,7 +115,7 @@ def open_samples(
         files, notes = _in_order(path, prompts)
         names = [relative(file, path) for file in files]
         files = [files[position] for position in choose(names, limit=limit, seed=seed)]
-        expanded = _expand(path, len(files), prompts, images_per_prompt)
+        expanded = _by_order(path, len(files), prompts)
     decode = partial(decode_exact if fit == "exact" else decode_cropped, size=image_size)
     pictures = PictureFiles(path, files, decode, workers)
     if fit == "exact":
@@ -125,12 +127,13 @@ def open_samples(
         read=pictures.read,
         labels=pictures.labels(),
         prompts=expanded,
+        batch=batch,
         notes=(*notes, *pictures.lossy_note()),
     )
 
 
 def open_archive(
-    archive: Archive, image_size: int, prompts: Sequence[Prompt] = (), images_per_prompt: int = 1
+    archive: Archive, image_size: int, prompts: Sequence[Prompt] = (), batch: int = SHARD
 ) -> SampleImages:
     """Open an ADM file: pixels in `arr_0`, perhaps class ids in `arr_1`; raises UserError: they misfit."""
     pixels = _pixels_of(archive, image_size)
@@ -140,7 +143,8 @@ def open_archive(
         count=len(pixels),
         read=lambda ids: channels_first(pixels.read(ids.start, ids.stop)),
         labels=_class_ids_of(archive, len(pixels)),
-        prompts=_expand(archive.path, len(pixels), prompts, images_per_prompt),
+        prompts=_by_order(archive.path, len(pixels), prompts),
+        batch=batch,
     )
 
 
@@ -176,14 +180,18 @@ def _class_ids_of(archive: Archive, count: int) -> np.ndarray | None:
     return archive.array("arr_1").astype(np.int64)
 
 
-def _expand(path: Path, count: int, prompts: Sequence[Prompt], each: int) -> list[Prompt]:
-    """Give every image its prompt."""
-    if prompts and count != len(prompts) * each:
-        raise UserError(
-            f"{path}: {count} images for {len(prompts)} prompts × {each}",
-            fix=f"give {len(prompts) * each} images, those of one prompt after another",
-        )
-    return [prompt for prompt in prompts for _ in range(each)]
+def _by_order(path: Path, count: int, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """Return the prompts of images that follow their order; raises UserError: another number."""
+    if prompts and count != len(prompts):
+        fix = f"give {len(prompts)} images, those of one prompt after another"
+        if count < len(prompts):
+            fix += f"; {_fewer(count)}, if they are those of its first prompts"
+        raise UserError(f"{path}: {count} images where the protocol has {len(prompts)}", fix=fix)
+    return prompts
+
+
+def _fewer(count: int) -> str:
+    return f"--set protocol.samples={count}, a protocol of that number"
 
 
 def _in_order(path: Path, prompts: Sequence[Prompt]) -> tuple[list[Path], list[str]]:
@@ -200,8 +208,8 @@ def _matched(path: Path, layout: Sequence[tuple[Path, Prompt]], prompts: Sequenc
     """Return the protocol's prompt of each image, by the text that its folder names.
 
     Raises:
-        UserError: a folder that says other things of a prompt than the protocol, a prompt of another file,
-            prompts without images, or prompts with more images than others.
+        UserError: a folder that says other things of a prompt than the protocol, a prompt that is not among
+            the protocol's, or another number of images of one: the metrics would be of other images.
     """
     by_text: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in prompts:
@@ -211,8 +219,8 @@ def _matched(path: Path, layout: Sequence[tuple[Path, Prompt]], prompts: Sequenc
         candidates = by_text.get(own.text)
         if candidates is None:
             raise UserError(
-                f"{path}: {own.text!r} is not in the protocol's prompt file",
-                fix="generate from that file's prompts",
+                f"{path}: {own.text!r} is not among the prompts of the protocol's {len(prompts)} images",
+                fix="give images of its prompt file alone, those of the first prompts",
             )
         fitting = [prompt for prompt in candidates if not _differences(own, prompt)]
         if not fitting:
@@ -222,19 +230,14 @@ def _matched(path: Path, layout: Sequence[tuple[Path, Prompt]], prompts: Sequenc
                 fix="what is asked of an image comes from the protocol: put the file's own line there",
             )
         matched.append(fitting[0])
-    counts = Counter(prompt.text for prompt in matched)
-    each = {text: counts[text] / len(same) for text, same in by_text.items()}
-    fewest, most = min(each, key=each.__getitem__), max(each, key=each.__getitem__)
-    if not each[fewest]:
-        raise UserError(
-            f"{path}: no image of {fewest!r}, which is in the protocol's prompt file",
-            fix="generate from that file's prompts",
-        )
-    if each[fewest] != each[most]:
-        raise UserError(
-            f"{path}: {counts[fewest]} images of {fewest!r} and {counts[most]} of {most!r}",
-            fix="give equally many images of every prompt",
-        )
+    found, count = Counter(prompt.text for prompt in matched), len(matched)
+    for text, same in by_text.items():
+        if found[text] != len(same):
+            first = found == Counter(prompt.text for prompt in prompts[:count])
+            raise UserError(
+                f"{path}: {found[text]} images of {text!r} where the protocol has {len(same)}",
+                fix=_fewer(count) if first else "give as many of every prompt as the protocol has",
+            )
     return matched
 
 

@@ -23,7 +23,7 @@ from alignbench.files import write_atomic
 from alignbench.registry.protocol import ProtocolCard, Setting
 from alignbench.samples.npz import UNREADABLE
 from alignbench.samples.pixels import resize_bicubic, to_uint8
-from alignbench.samples.real import shards, whole_batches
+from alignbench.samples.real import shards
 
 
 def labels_of(protocol: ProtocolCard, num_classes: int, seed: int, ids: Sequence[int]) -> np.ndarray:
@@ -82,7 +82,7 @@ class Sampler:
 
     def shards(self) -> list[range]:
         """Image ids of every file."""
-        return shards(self.protocol.samples, whole_batches(self.protocol.batch))
+        return shards(self.protocol.samples, self.protocol.batch)
 
 
 def check_probabilities(drawn: Rollout) -> None:

@@ -15,17 +15,19 @@ from alignbench.data.decode import ordered_map
 from alignbench.samples.pixels import channels_first
 
 SHARD = 256
-"""Images per shard, or somewhat more where a shard is a whole number of batches."""
+"""Images per shard of a large set, or somewhat more where a shard is a whole number of batches."""
+SHARDS = 64
+"""How many a smaller set is cut into, if it has so many batches: shards are what processes share."""
 
 
-def shards(count: int, size: int) -> list[range]:
-    """Return the image ids of every shard; the last one may be smaller."""
+def shards(count: int, batch: int = SHARD) -> list[range]:
+    """Cut a set into shards of whole batches; return the image ids of each, the last one's may be fewer.
+
+    Nothing but the set and its protocol's batch decides: results are those of any number of processes.
+    """
+    batches = min(-(-SHARD // batch), -(-count // batch) // SHARDS)
+    size = batch * max(1, batches)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def whole_batches(batch: int) -> int:
-    """Return the smallest multiple of a batch that has at least SHARD images."""
-    return -(-SHARD // batch) * batch
 
 
 @dataclass(eq=False)
@@ -34,7 +36,7 @@ class DatasetImages:
 
     dataset: ImageDataset
     batch: int = SHARD
-    """Images per shard; the last one may be smaller."""
+    """Images that are worked on together; shards are whole numbers of it."""
     workers: int = 0
     """Threads that decode; 0 decodes in the calling thread."""
 

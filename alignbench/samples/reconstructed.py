@@ -17,7 +17,7 @@ from alignbench.errors import UserError, out_of_memory_as, smaller_batch
 from alignbench.files import digest_of
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.samples.pixels import from_uint8, to_uint8
-from alignbench.samples.real import DatasetImages, whole_batches
+from alignbench.samples.real import DatasetImages
 
 
 class ReconstructedImages:
@@ -41,7 +41,7 @@ class ReconstructedImages:
         workers: int = 0,
     ) -> None:
         """Check that data set, tokenizer and protocol fit; raises UserError: number or size of the images."""
-        self._originals = DatasetImages(dataset, batch=whole_batches(protocol.batch), workers=workers)
+        self._originals = DatasetImages(dataset, batch=protocol.batch, workers=workers)
         self._tokenizer, self._protocol, self._device = backbone.tokenizer, protocol, device
         self._side, rest = divmod(protocol.image_size, self._tokenizer.downsample)
         if rest:

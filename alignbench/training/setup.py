@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,11 +14,12 @@ from alignbench.api import Backbone, Method, Reward, TextEncoder, Updates
 from alignbench.backbones.load import load_backbone, load_text_encoder
 from alignbench.config.plan import Job, Plan
 from alignbench.data.dataset import ImageDataset, open_dataset
+from alignbench.data.decode import ProgressCallback
 from alignbench.data.stream import Stream
 from alignbench.errors import failure_of
 from alignbench.files import write_atomic
 from alignbench.hub.verify import verify
-from alignbench.progress import Progress
+from alignbench.progress import PLAIN_INTERVAL, Progress
 from alignbench.registry import interfaces
 from alignbench.registry.class_names import class_names
 from alignbench.rewards.build import Placed, build
@@ -73,6 +75,7 @@ def open_training_data(job: Job, progress: Progress) -> ImageDataset:
         options=job.plan.config.section("data"),
         workers=job.workers,
         cache_dir=job.cache / "data",
+        progress=_telling(progress),
     )
     if job.plan.model.condition == "class":
         progress.say(class_line(dataset.class_names))
@@ -85,6 +88,19 @@ def open_training_data(job: Job, progress: Progress) -> ImageDataset:
         write_atomic(listed, "".join(f"{skipped.path}: {skipped.reason}\n" for skipped in dataset.skipped))
         progress.say(f"left out {len(dataset.skipped)} unreadable images in all; see {listed}")
     return dataset
+
+
+def _telling(progress: Progress) -> ProgressCallback:
+    """Say now and then how many images were fetched or looked at, which can take hours."""
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= PLAIN_INTERVAL:
+            said = time.monotonic()
+            progress.say(f"training images {done}/{total}")
+
+    return tell
 
 
 def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:

@@ -126,6 +126,10 @@ SURFACE = {
         "--repeats", "--rows", "--set", "-m",
     ],
     "audit": ["--json", "runs"],
+    "figures": [
+        "--classes", "--images", "--kind", "--metric", "--out", "--prompt", "--prompts", "--seed", "--setting",
+        "runs",
+    ],
     "sweep": ["--dry-run", "--json", "--out", "--plugin", "--set", "sweep"],
     "doctor": ["--json", "--method"],
     "fetch": ["--dry-run", "names"],

@@ -123,13 +123,14 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path, 
 WATCHED = """
 import os
 import alignbench
+from alignbench import files
 from alignbench.data import encoded
 
 @alignbench.reward
 def unused(images):
     \"\"\"Makes this file a plug-in.\"\"\"
 
-LOOK = encoded.decode_cropped
+LOOK, HASH = encoded.decode_cropped, files.file_sha256
 
 def watched(data, size, ignored=None):
     if ignored is not None:  # when the data set is opened
@@ -137,12 +138,18 @@ def watched(data, size, ignored=None):
             log.write(os.environ["RANK"])
     return LOOK(data, size, ignored)
 
-encoded.decode_cropped = watched
+def hashed(path):
+    if "weights" in path.parts:  # not checkpoints and exports
+        with open(os.environ["LOOKS"] + "-hashed", "a") as log:
+            log.write(path.name + " ")
+    return HASH(path)
+
+encoded.decode_cropped, files.file_sha256 = watched, hashed
 """
 
 
 @pytest.mark.slow
-def test_one_process_looks_at_the_images_and_the_other_takes_its_word(tmp_path: Path) -> None:
+def test_one_process_reads_weights_and_images_and_the_other_takes_its_word(tmp_path: Path) -> None:
     (tmp_path / "watched.py").write_text(WATCHED)
     for number in range(20):
         path = tmp_path / "images" / str(number % 10) / f"{number}.png"
@@ -162,6 +169,8 @@ def test_one_process_looks_at_the_images_and_the_other_takes_its_word(tmp_path: 
 
     done = run()
     assert done.returncode == 0 and looks.read_text() == "0" * 20, done.stderr
+    hashed = (tmp_path / "looks-hashed").read_text().split()
+    assert len(hashed) == len({*hashed}) == 2, "policy and tokenizer, by either process"
     shutil.rmtree(tmp_path / "run")
     for path in (tmp_path / "images").rglob("*.png"):
         path.write_bytes(b"no image")

@@ -45,7 +45,7 @@ def statistics(**changes: Any) -> dict[str, np.ndarray]:
 
 
 def written(tmp_path: Path, pixels: np.ndarray, **changes: Any) -> Path:
-    source = open_samples(save_pngs(tmp_path / "real", pixels), image_size=SIDE)
+    source = open_samples(save_pngs(tmp_path / "real", pixels), image_size=SIDE, batch=4)
     values: dict[str, Any] = {"images": 4, "seed": 0, "network": "abc", "batch": 8} | changes
     write_reference(source, tmp_path / "ref.npz", net=FakeNet(), **values)
     return tmp_path / "ref.npz"
@@ -54,8 +54,7 @@ def written(tmp_path: Path, pixels: np.ndarray, **changes: Any) -> Path:
 # --- writing and reading back ---------------------------------------------------------------------
 
 
-def test_moments_are_those_of_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignbench.samples.external.SHARD", 4)
+def test_moments_are_those_of_all_images(tmp_path: Path) -> None:
     pixels = pictures(11, 0, side=SIDE)
     path = written(tmp_path, pixels)
     rows = FakeNet().rows(torch.from_numpy(pixels).permute(0, 3, 1, 2), batch=8)

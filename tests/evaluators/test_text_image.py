@@ -75,13 +75,16 @@ def built(name: str, path: Path, **options: Any) -> Evaluator:
 def rows_of(evaluator: Evaluator, batch: ImageBatch, folder: Path) -> StoredFeatures:
     """Measure in shards of four."""
     images = SampleImages(
-        "toy", "toy", len(batch), lambda ids: batch.images[ids.start : ids.stop], prompts=batch.prompts
+        "toy",
+        "toy",
+        len(batch),
+        lambda ids: batch.images[ids.start : ids.stop],
+        prompts=batch.prompts,
+        batch=4,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alignbench.samples.external.SHARD", 4)
-        store = FeatureStore(folder, "key")
-        measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
-        return store.rows(len(images.shards()))
+    store = FeatureStore(folder, "key")
+    measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
+    return store.rows(len(images.shards()))
 
 
 def oracle(path: Path, images: Tensor, texts: Sequence[str] = PROMPTS) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from matplotlib.image import imread
 
 from alignbench.api import Sampling
-from alignbench.commands import figures, models
+from alignbench.commands import drawing, models
 from alignbench.errors import UserError
 from alignbench.figures import embedding
 from alignbench.figures.choice import ImageChoice
@@ -145,7 +145,7 @@ def test_principal_axes_and_mass_in_closed_form() -> None:
 
 
 def test_text_models(folder: Path) -> None:
-    own = figures.figures([folder / "t"], folder / "own", images=ImageChoice(images=12))
+    own = drawing.figures([folder / "t"], folder / "own", images=ImageChoice(images=12))
     tasks = {row["column"] for row in rows(folder / "own" / "samples.csv")}
     assert len(tasks) == 6 and folder / "own" / "sharpness.png" in own
     page = (folder / "own" / "figures.md").read_text(encoding="utf-8")
@@ -176,7 +176,7 @@ def test_changed_runs_are_refused(folder: Path, tmp_path: Path, change: object, 
     shutil.copytree(folder / "a", tmp_path / "run")
     change(tmp_path / "run")  # type: ignore[operator]
     with pytest.raises(UserError, match=said):
-        figures.figures([tmp_path / "run"], tmp_path / "out", kinds=["samples"])
+        drawing.figures([tmp_path / "run"], tmp_path / "out", kinds=["samples"])
 
 
 def test_what_cannot_be_drawn_is_said(folder: Path, tmp_path: Path) -> None:

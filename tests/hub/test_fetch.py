@@ -203,6 +203,22 @@ def test_a_damaged_transfer_never_gets_the_final_name(server: SimpleNamespace) -
     assert f"delete {partial} and fetch it again" in error.fix and not file.expected.exists()
 
 
+@pytest.mark.parametrize("arrived", [0, 5000])
+def test_a_file_that_lies_in_git_is_held_against_its_name_there(
+    server: SimpleNamespace, arrived: int
+) -> None:
+    """Its size alone would let other bytes pass."""
+    server.etag = "c24b5240932db6bddd91a9aecd36e95ffb2e8f0e"  # `git hash-object` of a file with CONTENT
+    file = net(repo="someone/net", revision=COMMIT)
+    partial = put(file.expected.with_name(f"net.pt.{server.etag[:16]}.partial"), b"?" * arrived)
+    if arrived:
+        error = refused(file)
+        assert error.what.startswith(f"{partial} is git blob ") and error.what.endswith(f"says {server.etag}")
+        assert error.fix == f"delete {partial} and fetch it again" and not file.expected.exists()
+        partial.unlink()
+    assert fetch_files([file])[0].sha256 == SHA256 and file.expected.read_bytes() == CONTENT
+
+
 def test_a_wrong_digest_is_found_where_the_server_names_none(server: SimpleNamespace, make: Make) -> None:
     server.etag = "version-1"
     file = make(sha256="0" * 64)

@@ -247,6 +247,38 @@ def test_an_asset_is_read_once_while_it_stays(cache: Path, monkeypatch: pytest.M
     assert verify(locate_asset("net", asset_card(), str(path))) and len(read) == 6, "an unwritable cache"
 
 
+READER = """
+import pathlib, sys, time
+from alignbench import files
+from tests.hub.conftest import net, policy
+from alignbench.hub.verify import verify
+
+log, mine = pathlib.Path(sys.argv[1]), sys.argv[2]
+read = files.file_sha256
+
+def slowly(path):
+    with (log / "read").open("a") as file:
+        file.write(path.name + " ")
+    time.sleep(0.2)
+    return read(path)
+
+files.file_sha256 = slowly
+(log / f"here-{mine}").touch()
+while len(list(log.glob("here-*"))) < 2:
+    time.sleep(0.01)
+print(verify(net()), verify(policy(repo="")))
+"""
+
+
+def test_of_two_processes_that_start_together_one_reads_the_files(cache: Path, tmp_path: Path) -> None:
+    put(cache / "assets" / "net" / "net.pt", CONTENT)
+    put(cache / "weights" / "mine" / "policy.pt", CONTENT)
+    commands = [[sys.executable, "-c", READER, str(tmp_path), name] for name in "ab"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    assert [process.communicate(timeout=60)[0].split() for process in started] == 2 * [[SHA256, SHA256]]
+    assert sorted((tmp_path / "read").read_text().split()) == ["net.pt", "policy.pt"]
+
+
 def test_the_digest_of_a_folder_is_that_of_what_counts(tmp_path: Path) -> None:
     folder, listed, single = tmp_path / "form", folder_card(), asset_card()
 

@@ -107,7 +107,8 @@ def test_gradient_is_the_closed_form(estimator: str, codebook: str, temperature:
 
 def test_image_terms_are_weighted_and_logged_alone() -> None:
     backbone = FrozenToy()
-    method = make(backbone, pixel_weight=2.0, perceptual_weight=3.0, perceptual="pixel-l1", prior_weight=0.5)
+    weights = {"pixel_weight": 2.0, "perceptual_weight": 3.0, "prior_weight": 0.5}
+    method = make(backbone, estimator="argmax", perceptual="pixel-l1", **weights)
     collected = method.collect(batch(), step=0)
     assert (collected.images, collected.sequences, collected.tokens) == (3, 3, 0)
     assert collected.reward_calls == {"pixel-mse": 3, "pixel-l1": 3}

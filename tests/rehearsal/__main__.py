@@ -194,7 +194,7 @@ def text_conditional(drill: Rehearsal, captioned: Path) -> None:
     for model in ("llamagen-xl-t2i", "janus-pro-1b"):
         drill.title(f"Text to image: {model}")
         drill.run(f"alignbench fetch vapi-{model}")
-        run = f"alignbench run --method vapi --model {model} --set data.root={captioned}"
+        run = f"alignbench run --method vapi --model {model} --data text-images --set data.root={captioned}"
         drill.run(f"{run} --dry-run", *TEXT_SIZES)
         drill.run(run, *TEXT_SIZES)
         drill.record("vapi", model)

@@ -80,7 +80,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     whole = DigitsDistribution.measure
 
     def counting(self: DigitsDistribution, batch: Any) -> Any:
-        if stop[0] and len(batch) == 88:  # the last of three shards
+        if stop[0] and len(batch) == 100:  # the last of two shards
             raise KeyboardInterrupt
         measured.append(batch.ids[0])
         return whole(self, batch)
@@ -91,11 +91,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     folder = tmp_path / "half"
     assert alignbench(*arguments, "--out", folder) == 3
     assert "run the same command again" in capsys.readouterr().err
-    assert measured[-2:] == [0, 256] and not (folder / "run.json").exists()
+    assert measured[-1:] == [0] and not (folder / "run.json").exists()
     stop[0] = False
     measured.clear()
     assert alignbench(*arguments, "--out", folder) == 0
-    assert measured == [512]
+    assert measured == [500]
     assert alignbench(*arguments, "--out", tmp_path / "straight") == 0
     results = [record(tmp_path / name)["results"][0] for name in ("half", "straight")]
     assert results[0]["metrics"] == results[1]["metrics"]
@@ -169,11 +169,14 @@ def test_rows_of_column_metrics_stay_and_others_go(evaluated: Path) -> None:
         assert set(file.files) == {"correct", features.META}
 
 
-def test_the_official_layout_of_a_text_model_scores_the_same(tmp_path: Path) -> None:
-    """Images written with prompts and verdicts, read back as somebody's samples."""
+BOTH_FORMS = ["--write-npz", "--write-png"]
+
+
+def test_the_official_layout_of_a_text_model_scores_the_same(tmp_path: Path, capsys: Any) -> None:
+    """Images written with prompts and verdicts, read back as somebody's samples: fewer than prompts."""
     few = ["--set", "protocol.samples=120", "--set", "protocol.seeds=3", "--set", "protocol.settings=t1"]
     made = tmp_path / "made"
-    assert alignbench("evaluate", "--model", "shapes-tiny", *few, "--write-png", "--out", made) == 0
+    assert alignbench("evaluate", "--model", "shapes-tiny", *few, *BOTH_FORMS, "--out", made) == 0
     folder = made / "images" / "base" / "t1-seed-3"
     listed = (folder / "results-geneval-shapes.jsonl").read_text().splitlines()
     verdicts = [json.loads(line) for line in listed]
@@ -188,5 +191,21 @@ def test_the_official_layout_of_a_text_model_scores_the_same(tmp_path: Path) -> 
     arguments = ["--samples", folder, "--protocol", "shapes", "--set", f"assets.shapes-prompts={prompts}"]
     assert alignbench("evaluate", *arguments, "--out", tmp_path / "given") == 0
     (ours,), (theirs,) = record(made)["results"], record(tmp_path / "given")["results"]
+    given = ["evaluate", "--protocol", "shapes", "--out", tmp_path / "first", "--samples"]
+    for place in (folder, folder.with_suffix(".npz")):
+        capsys.readouterr()
+        assert alignbench(*given, place) == 2, "fewer images are another protocol: it has to be said"
+        assert "--set protocol.samples=120, a protocol of that number" in capsys.readouterr().err
+        assert alignbench(*given, place, "--set", "protocol.samples=120") == 0
+        (first,) = record(tmp_path / "first")["results"]
+        assert all(first[key] == ours[key] for key in ("n", "protocol", "metrics", "intervals"))
+        shutil.rmtree(tmp_path / "first")
+    shutil.rmtree(folder / "00007")
+    for samples, told in (
+        (120, f"0 images of {verdicts[7]['prompt']!r} where the protocol has 1 → give as many"),
+        (119, f"{verdicts[-1]['prompt']!r} is not among the prompts of the protocol's 119 images"),
+    ):
+        assert alignbench(*given, folder, "--set", f"protocol.samples={samples}") == 2
+        assert told in capsys.readouterr().err
     assert theirs["n"] == 120 and theirs["metrics"] == ours["metrics"]
     assert theirs["protocol"]["digest"] != ours["protocol"]["digest"]  # other prompts, other protocol

@@ -230,11 +230,11 @@ def test_numbered_folders_are_classes(tmp_path: Path) -> None:
 
 def test_prompts_follow_the_order_of_the_images(tmp_path: Path) -> None:
     save_pngs(tmp_path, pictures(6, 0, side=SIDE))
-    prompts = [Prompt("a"), Prompt("b"), Prompt("c")]
-    opened = open_set(tmp_path, prompts=prompts, images_per_prompt=2)
-    assert [prompt.text for prompt in opened.load(0).prompts] == ["a", "a", "b", "b", "c", "c"]
-    with pytest.raises(UserError, match="6 images for 3 prompts × 4"):
-        open_set(tmp_path, prompts=prompts, images_per_prompt=4)
+    prompts = [Prompt(text) for text in "aabbcc"]
+    assert list(open_set(tmp_path, prompts=prompts).load(0).prompts) == prompts
+    more = refused(open_set, tmp_path, prompts=[*prompts, Prompt("d")])
+    assert "6 images where the protocol has 7" in more and "--set protocol.samples=6" in more
+    assert "protocol.samples" not in refused(open_set, tmp_path, prompts=prompts[1:])
 
 
 ASKED = [
@@ -246,22 +246,22 @@ ASKED = [
 @pytest.mark.parametrize("layout", ["samples", ""])
 def test_what_is_asked_of_an_image_comes_from_the_protocol(tmp_path: Path, layout: str) -> None:
     """Folders in another order, or with other questions than the protocol's, would get another score."""
-    prompts = [Prompt(str(line["prompt"]), str(line["tag"]), line) for line in ASKED]
+    prompts = [Prompt(str(line["prompt"]), str(line["tag"]), line) for line in ASKED for _ in range(2)]
     for number, line in enumerate(reversed(ASKED)):
         folder = tmp_path / f"{number:05d}"
         save_pngs(folder / layout, pictures(2, number, side=SIDE))
         (folder / "metadata.jsonl").write_text(json.dumps(line), encoding="utf-8-sig")
-    assert list(open_set(tmp_path, prompts=prompts).load(0).prompts) == [prompts[n] for n in (1, 1, 0, 0)]
+    assert list(open_set(tmp_path, prompts=prompts).load(0).prompts) == prompts[::-1]
     assert [prompt.text for prompt in open_set(tmp_path).load(0).prompts] == 2 * ["two cats"] + 2 * ["a dog"]
     (tmp_path / "00001" / "metadata.jsonl").write_text('{"prompt": "a dog"}')
-    assert list(open_set(tmp_path, prompts=prompts).load(0).prompts) == [prompts[n] for n in (1, 1, 0, 0)]
+    assert list(open_set(tmp_path, prompts=prompts).load(0).prompts) == prompts[::-1]
     for key, value in (("include", []), ("exclude", [{"class": "cat", "count": 3}]), ("tag", "colors")):
         (tmp_path / "00000" / "metadata.jsonl").write_text(json.dumps({**ASKED[1], key: value}))
         told = refused(open_set, tmp_path, prompts=prompts)
         assert f"differs from the protocol's prompt file in {key}" in told and "00000" in told
     (tmp_path / "00000" / "metadata.jsonl").write_text(json.dumps(ASKED[1]))
     sorted((tmp_path / "00000").rglob("*.png"))[0].unlink()
-    assert "1 images of 'two cats' and 2 of 'a dog'" in refused(open_set, tmp_path, prompts=prompts)
+    assert "1 images of 'two cats' where the protocol has 2" in refused(open_set, tmp_path, prompts=prompts)
     (tmp_path / "00000").rename(tmp_path / "first")
     (tmp_path / "00001").rename(tmp_path / "second")
     assert "only read from folders named by numbers" in refused(open_set, tmp_path, prompts=prompts)

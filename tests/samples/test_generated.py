@@ -12,6 +12,7 @@ from alignbench.backbones.llamagen.model import build
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import ProtocolCard
 from alignbench.samples.generated import ImageDecoder, Sampler, TokenImages, labels_of, shard_path
+from alignbench.samples.real import shards
 
 CPU = torch.device("cpu")
 
@@ -47,10 +48,10 @@ def token_images(sampler: Sampler, folder: Path, setting: str = "t1", seed: int 
 
 def test_only_missing_shards_are_made(sampler: Sampler, tmp_path: Path) -> None:
     smaller = with_protocol(sampler, samples=600, batch=100)
-    assert [len(ids) for ids in smaller.shards()] == [300, 300]
+    assert [len(ids) for ids in smaller.shards()] == 6 * [100]
     images = token_images(smaller, tmp_path)
     first, second = images.load(0), images.load(1)
-    assert len(images) == 600 and list(second.ids) == list(range(300, 600))
+    assert len(images) == 600 and list(second.ids) == list(range(100, 200))
     kept = shard_path(tmp_path, 0).stat().st_mtime_ns
     shard_path(tmp_path, 1).unlink()
     (tmp_path / "half.tmp").write_bytes(b"torn")
@@ -58,13 +59,33 @@ def test_only_missing_shards_are_made(sampler: Sampler, tmp_path: Path) -> None:
     assert torch.equal(again.load(1).images, second.images) and torch.equal(
         again.load(0).images, first.images
     )
-    assert first.labels is not None and torch.equal(first.labels, torch.arange(300) % 10)
+    assert first.labels is not None and torch.equal(first.labels, torch.arange(100) % 10)
     assert shard_path(tmp_path, 0).stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("name", Registry.default().names("protocols"))
+def test_small_sets_keep_many_processes_busy_and_large_ones_have_large_shards(name: str) -> None:
+    card = Registry.default().protocol(name)
+    cut = shards(card.samples, card.batch)
+    assert [number for ids in cut for number in ids] == list(range(card.samples))
+    assert all(ids.start % card.batch == 0 for ids in cut), "every batch is that of a set in one piece"
+    batches = -(-card.samples // card.batch)
+    assert len(cut) >= min(64, batches), "a process for each batch, or 64"
+    assert len(cut) == batches or len(cut[0]) >= 2 * card.batch, "one batch only where that makes it many"
+    assert card.samples < 50_000 or len(cut[0]) == 256
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "size"),
+    [(1, 32, 32), (2212, 32, 32), (2212, 1, 34), (2212, 4, 32), (4096, 32, 64), (10**6, 100, 300)],
+)
+def test_sizes_of_shards(count: int, batch: int, size: int) -> None:
+    assert {ids.stop - ids.start for ids in shards(count, batch)[:-1]} in (set(), {size})
 
 
 def test_size_and_rounding_are_the_protocol_s(sampler: Sampler, tmp_path: Path) -> None:
     images = token_images(sampler, tmp_path).load(0).images
-    assert images.shape == (40, 3, 8, 8) and images.dtype == torch.uint8
+    assert images.shape == (16, 3, 8, 8) and images.dtype == torch.uint8
     small = with_protocol(sampler, resize="bicubic", image_size=6)
     assert token_images(small, tmp_path).load(0).images.shape[1:] == (3, 6, 6)
     darker = token_images(with_protocol(sampler, rounding="truncate-255"), tmp_path).load(0).images

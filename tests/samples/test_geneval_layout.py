@@ -64,13 +64,16 @@ def test_round_trip_keeps_pixels_prompts_and_order(tmp_path: Path, size: int) ->
         "00000/samples/0003.png",
         "00001/samples/0000.png",
     ]
-    for options in ({}, {"prompts": PROMPTS, "images_per_prompt": 4}):
-        images = open_samples(tmp_path, image_size=8, **options).load(0)  # type: ignore[arg-type]
+    for wanted in ([], prompts):
+        images = open_samples(tmp_path, image_size=8, prompts=wanted).load(0)
         assert torch.equal(images.images, torch.cat([batch.images for batch in written]))
         assert list(images.prompts) == prompts
+    hen, first = [Prompt("a hen")], PROMPTS[0].text
     for others, reason in (
-        (PROMPTS[:2], "'a photo of two cows' is not in the protocol's prompt file"),
-        ([*PROMPTS, Prompt("a hen")], "no image of 'a hen'"),
+        (prompts[:8], "'a photo of two cows' is not among the prompts of the protocol's 8 images"),
+        ([*prompts, *hen], "0 images of 'a hen' where the protocol has 1 → --set protocol.samples=12,"),
+        ([*prompts[1:], *hen], f"4 images of '{first}' where the protocol has 3 → give as many of every"),
+        (hen + prompts, "0 images of 'a hen' where the protocol has 1 → give as many of every"),
     ):
         assert reason in refused(open_samples, tmp_path, image_size=8, prompts=others)
 

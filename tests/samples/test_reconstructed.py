@@ -60,8 +60,8 @@ def image_set(dataset: Any, card: ProtocolCard, tokenizer: Any = None, **options
 def test_every_image_comes_once_in_order_with_its_original_and_label(workers: int) -> None:
     dataset, tokenizer = data_set(650), Pixels()
     images = image_set(dataset, protocol(samples=650, batch=100), tokenizer, workers=workers)
-    assert [len(ids) for ids in images.shards()] == [300, 300, 50] and len(images) == 650
-    batches = [images.load(number) for number in (2, 0, 1)]
+    assert [len(ids) for ids in images.shards()] == [*6 * [100], 50] and len(images) == 650
+    batches = [images.load(number) for number in (6, *range(6))]
     assert [id_ for batch in batches for id_ in batch.ids] == [*range(600, 650), *range(600)]
     expected = torch.from_numpy(dataset.pixels[[*range(600, 650), *range(600)]]).permute(0, 3, 1, 2)
     originals = torch.cat([batch.originals for batch in batches if batch.originals is not None])
@@ -103,7 +103,7 @@ def test_a_tokenizer_works_at_the_protocol_s_size() -> None:
     """Whatever size its model generates at: 8 px here, with a 4×4 grid."""
     backbone = build(REGISTRY.model("llamagen-tiny"), None, seed=1)
     dataset = data_set(5, side=16)
-    images = image_set(dataset, protocol(samples=5, batch=2, image_size=16), backbone.tokenizer).load(0)
+    images = image_set(dataset, protocol(samples=5, batch=8, image_size=16), backbone.tokenizer).load(0)
     assert images.originals is not None and backbone.grid == (4, 4)
     tokens = backbone.tokenizer.encode(from_uint8(images.originals))
     assert tokens.shape == (5, 64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -72,19 +72,22 @@ def figures(
         for name, draw in pictures:
             try:
                 drawn.append(draw(name))
-            except (source.NotDrawnError, UserError) as error:
-                if kinds and isinstance(error, UserError):
-                    raise
-                if kinds:
-                    raise UserError(
-                        f"{name}: {error}", fix="name other runs, or leave the kind away"
-                    ) from None
+            except source.NotDrawnError as error:
                 absent[name] = str(error)
+            except UserError as error:
+                if kinds:
+                    raise
+                absent[name] = str(error)
+        if kinds and not any(made.name.startswith(kind) for made in drawn):
+            raise _none(absent)
     if not drawn:
-        raise UserError(
-            "; ".join(f"{name}: {reason}" for name, reason in absent.items()), fix="name other runs"
-        )
+        raise _none(absent)
     return picture.write(drawn, absent, Path(out))
+
+
+def _none(absent: Mapping[str, str]) -> UserError:
+    reasons = "; ".join(f"{name} cannot be drawn: {reason}" for name, reason in absent.items())
+    return UserError(reasons, fix="name other runs, or other kinds with --kind")
 
 
 def _pictures(
