@@ -127,8 +127,8 @@ SURFACE = {
     ],
     "audit": ["--json", "runs"],
     "figures": [
-        "--classes", "--images", "--kind", "--metric", "--out", "--prompt", "--prompts", "--seed", "--setting",
-        "runs",
+        "--classes", "--images", "--kind", "--metric", "--out", "--prompt", "--prompts", "--seed",
+        "--setting", "runs",
     ],
     "sweep": ["--dry-run", "--json", "--out", "--plugin", "--set", "sweep"],
     "doctor": ["--json", "--method"],

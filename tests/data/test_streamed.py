@@ -135,7 +135,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[type[Hub]
     threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment["HF_ENDPOINT"] = f"http://127.0.0.1:{web.server_port}"
-    environment["HF_HOME"] = str(tmp_path_factory.mktemp("hf"))
+    environment["HF_HOME"] = environment["ALIGNBENCH_CACHE"] = str(tmp_path_factory.mktemp("hf"))
     words = [sys.executable, "-m", "tests.data.test_streamed"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, **pipes) as child:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from alignbench.commands.drawing import figures
+from alignbench.commands.drawing import KINDS, figures
 from alignbench.errors import UserError
 from alignbench.figures import curves, picture, source
+from alignbench.registry.lookup import Registry
 from tests.conftest import ROOT
 
 RECORDS = ROOT / "leaderboards" / "records"
@@ -191,3 +193,20 @@ def test_series_can_be_told_apart_in_grey() -> None:
         assert len({getattr(look, part) for look in looks.values()}) == len(looks)
     assert len({str(look.line) for look in looks.values()}) == len(looks)
     assert len({look.colour for look in looks.values()}) == len(looks)
+
+
+def test_commands_of_the_papers_page_exist() -> None:
+    """Of the sweeps on it every one is planned by a test of its own."""
+    registry = Registry.default()
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    found = re.findall(r"`?alignbench (\w+) ([^`\n#]*)", page)
+    assert {command for command, _ in found} >= {"sweep", "figures", "show", "audit"}
+    for command, rest in found:
+        first = rest.split()[0]
+        if command == "sweep":
+            assert first in registry.locations["sweeps"], first
+        if command == "figures":
+            kinds = re.findall(r"--kind (\S+)", rest)
+            assert kinds and set(kinds) <= set(KINDS), rest
+    for name in re.findall(r"results/([\w-]+)\.md", page):
+        assert (ROOT / "docs" / "results" / f"{name}.md").is_file(), name

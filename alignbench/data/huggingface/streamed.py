@@ -17,7 +17,7 @@ from typing import Any
 from alignbench.data.decode import ProgressCallback
 from alignbench.data.encoded import read_cache, write_cache
 from alignbench.errors import RunFailed, UserError
-from alignbench.files import digest_of, make_folder
+from alignbench.files import digest_of, in_turn, make_folder, remove_leftovers
 from alignbench.randomness import permutation
 
 BATCH = 64
@@ -55,24 +55,26 @@ def take_rows(
     import datasets
 
     folder = cache_dir / f"streamed-{digest_of(identity)[:24]}"
-    stream, facts = None, read_cache(folder / "source.json")
-    if facts is None:
-        stream, commit = load("")
-        facts = {"commit": commit, "shards": stream.num_shards}
-        write_cache(folder / "source.json", facts, "the note of what is streamed")
-    tables: list[Any] = []
-    names: list[str] = []
-    for shard in permutation(seed, "shards", 0, facts["shards"]).tolist():
-        missing = limit - len(names)
-        if not missing:
-            break
-        path = _kept(folder, shard, missing)
-        if path is None:
-            stream = stream or load(facts["commit"])[0]
-            path = _keep(stream, folder, shard, missing, partial(_tell, progress, limit, len(names)))
-        table = datasets.Dataset.from_file(str(path))
-        tables.append(table.select(range(min(missing, len(table)))))
-        names += [f"shard {shard} row {row}" for row in range(len(tables[-1]))]
+    with in_turn(folder):  # one process fetches, and its leftovers are nobody else's
+        remove_leftovers(folder)
+        stream, facts = None, read_cache(folder / "source.json")
+        if facts is None:
+            stream, commit = load("")
+            facts = {"commit": commit, "shards": stream.num_shards}
+            write_cache(folder / "source.json", facts, "the note of what is streamed")
+        tables: list[Any] = []
+        names: list[str] = []
+        for shard in permutation(seed, "shards", 0, facts["shards"]).tolist():
+            missing = limit - len(names)
+            if not missing:
+                break
+            path = _kept(folder, shard, missing)
+            if path is None:
+                stream = stream or load(facts["commit"])[0]
+                path = _keep(stream, folder, shard, missing, partial(_tell, progress, limit, len(names)))
+            table = datasets.Dataset.from_file(str(path))
+            tables.append(table.select(range(min(missing, len(table)))))
+            names += [f"shard {shard} row {row}" for row in range(len(tables[-1]))]
     return datasets.concatenate_datasets(tables), names
 
 
