@@ -55,7 +55,7 @@ class _Beside:
 
 
 class NoDraws(TorchFunctionMode):
-    """Modules built inside draw no weights: on "meta" that imports torch's compiler, two seconds for nothing."""
+    """Modules built inside draw no weights: on "meta" that imports torch's compiler, for two seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
