@@ -29,6 +29,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALIGNBENCH_PATH", raising=False)
 
 
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train on 60 drawn scenes instead of 6000: drawing all of them takes most of a second."""
+    from alignbench.data import shapes
+
+    monkeypatch.setattr(shapes, "COUNTS", {**shapes.COUNTS, "pretraining": 60, "train": 60})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say plainly what does not run, and why."""
     import torch

@@ -115,8 +115,16 @@ def test_pictures_are_drawn_from_prompts(arguments: list[str], code: int, tmp_pa
 # --- every method ---------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all methods' runs: the base model is scored once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.usefixtures("few_scenes")
 @pytest.mark.parametrize("method", ["vapi", "reward-only", "ste", "tokenizer-decoder", "ntp", "ar-grpo"])
-def test_every_method_runs(method: str, tmp_path: Path) -> None:
+def test_every_method_runs(method: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNBENCH_CACHE", str(cache))
     out = tmp_path / "run"
     arguments = [
         "run", "--method", method, "--model", "shapes-tiny", "--protocol", "shapes-validation",
