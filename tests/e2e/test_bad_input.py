@@ -339,6 +339,7 @@ def test_too_little_memory_names_the_knob(
     def too_much(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
+    monkeypatch.setenv("ALIGNBENCH_CACHE", str(tmp_path / "cache"))  # the base is sampled, too
     monkeypatch.setattr(where, name, too_much)
     assert said in complaint(1, *TINY, tmp_path / "run")
 
