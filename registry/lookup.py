@@ -59,13 +59,17 @@ SINGULAR = {kind: kind.removesuffix("s") for kind in KINDS} | {"published": "pub
 def read_card(path: Path, kind: str) -> Card:
     """Read one card, or raise UserError naming the file, the key and the reason."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return _parse_card(path.read_text(encoding="utf-8"), kind)
     except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not a readable TOML card: {error}") from error
-    try:
-        return KINDS[kind].model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: {'; '.join(reasons(error, 'card'))}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse_card(text: str, kind: str) -> Card:
+    """Cards cannot be changed, so the same text is the same card: a plan asks for dozens, many times."""
+    return KINDS[kind].model_validate(tomllib.loads(text))
 
 
 def import_target(target: str) -> Any:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from alignbench.errors import UserError
 
@@ -51,6 +52,13 @@ class _Beside:
     def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, state: object) -> None: ...
+
+
+class NoDraws(TorchFunctionMode):
+    """Modules built inside draw no weights: on "meta" that imports torch's compiler, for two seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def read_state_dict(path: Path, *, containers: Sequence[str] = CONTAINERS) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ for training.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from alignbench.data.numbered import ImagesInMemory
@@ -41,13 +43,19 @@ def open_digits(*, split: str, image_size: int, num_classes: int | None, **_: ob
         )
     if num_classes not in (None, CLASSES):
         raise UserError(f"the digits have {CLASSES} classes, the model has {num_classes}")
+    levels, labels = _read()
+    rows = split_rows(labels)[split]
+    grey = np.rint(levels[rows] * 255 / 16).astype(np.uint8)
+    return Digits(np.repeat(grey[..., None], 3, axis=-1), labels[rows])
+
+
+@functools.cache
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Grey levels, [1797, 8, 8] 0 … 16, and labels, [1797] int64; a job opens several splits."""
     from sklearn.datasets import load_digits  # heavy: about half a second
 
     bunch = load_digits()
-    labels = np.asarray(bunch.target, dtype=np.int64)
-    rows = split_rows(labels)[split]
-    grey = np.rint(np.asarray(bunch.images)[rows] * 255 / 16).astype(np.uint8)
-    return Digits(np.repeat(grey[..., None], 3, axis=-1), labels[rows])
+    return np.asarray(bunch.images), np.asarray(bunch.target, dtype=np.int64)
 
 
 def split_rows(labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,7 +11,8 @@ import torch
 
 from alignbench.api import ClassLabels, Sampling
 from alignbench.registry import interfaces, plugins
-from tests.runs.test_evaluate import alignbench, record
+from tests.helpers.command import alignbench
+from tests.runs.test_evaluate import record
 
 TEXT = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
 METHODS = ["vapi", "reward-only", "ste", "tokenizer-decoder", "ar-grpo", "ntp"]
@@ -61,6 +62,7 @@ def test_every_method_trains_it(plugin: Path, method: str, tmp_path: Path) -> No
         arguments += ["--set", "method.rewards=class-logprob-digits@1"]
     out = tmp_path / "run"
     small = ["--set", "train.images_per_step=4", "--set", "train.micro_batch=4"]
-    assert alignbench("run", "--plugin", plugin, "--method", method, *arguments, *small, "--out", out) == 0
+    done = alignbench("run", "--plugin", plugin, "--method", method, *arguments, *small, "--out", out)
+    assert done.returncode == 0, done.stderr
     found = record(out)
     assert found["status"] == "complete" and found["model"]["trainable_parameters"] > 0

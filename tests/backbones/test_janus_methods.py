@@ -109,6 +109,7 @@ KEPT = (
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("few_scenes")
 @pytest.mark.parametrize("name", KEPT)
 def test_a_run_keeps_its_promises(name: str, tmp_path: Path) -> None:
     """Some of the contract of methods, with data, plan and driver as they are."""

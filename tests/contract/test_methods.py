@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from alignbench import testing
-from alignbench.data import shapes
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry
 from alignbench.testing import Case
@@ -47,8 +46,8 @@ def test_the_public_checks(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_public_checks_on_captions(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "COUNTS", {**shapes.COUNTS, "train": 60})
+@pytest.mark.usefixtures("few_scenes")
+def test_the_public_checks_on_captions(method: str, tmp_path: Path) -> None:
     for name in ON_CAPTIONS:
         PUBLIC[name](case_of(method, model="shapes-tiny"), tmp_path / name)
 
@@ -79,8 +78,8 @@ def test_what_looks_beyond_a_group_depends_on_no_split(method: str, tmp_path: Pa
     testing.a_resumed_run_is_the_same(case, tmp_path)
 
 
-def test_groups_of_captions_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "COUNTS", {**shapes.COUNTS, "train": 60})
+@pytest.mark.usefixtures("few_scenes")
+def test_groups_of_captions_are_drawn_again(tmp_path: Path) -> None:
     case = case_of("ar-grpo", *BEYOND, "method.temperature=0.05", model="shapes-tiny")
     assert method_checks.whole_step(case, tmp_path).numbers["redrawn_groups"] > 0
     testing.numbers_come_from_addresses(case, tmp_path)

@@ -13,14 +13,12 @@ from alignbench.data.dataset import open_dataset
 from alignbench.registry.plugins import load_registry
 from alignbench.registry.schema import DatasetCard
 from tests.e2e.test_docs import ADDING, blocks
-from tests.runs.test_evaluate import alignbench
+from tests.helpers.command import alignbench
 
 PAGE = ADDING / "data-set.md"
 
 
-def test_the_example_is_a_data_set_and_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_is_a_data_set_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,), (commands,) = blocks(PAGE, "python"), blocks(PAGE, "bash")
     monkeypatch.chdir(tmp_path)
     Path("pets.py").write_text(code)
@@ -37,5 +35,5 @@ def test_the_example_is_a_data_set_and_trains(
     assert dataset.class_names[0] == "a_cat"
     assert [skipped.path for skipped in dataset.skipped] == ["j_cat_9.png"]
     for program, *arguments in map(shlex.split, commands.splitlines()):
-        assert program == "alignbench" and alignbench(*arguments) == 0, capsys.readouterr().err
+        assert program == "alignbench" and alignbench(*arguments).returncode == 0
     assert list(tmp_path.glob("runs/*/run.json"))

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from alignbench.data.dataset import captions_of
 from alignbench.data.digits import split_rows
@@ -21,6 +20,8 @@ DIGESTS = {
 
 
 def test_digits_are_a_fixed_balanced_partition() -> None:
+    from sklearn.datasets import load_digits
+
     labels = np.asarray(load_digits().target)
     rows = split_rows(labels)
     assert {split: len(part) for split, part in rows.items()} == {
@@ -38,6 +39,8 @@ def test_digits_are_a_fixed_balanced_partition() -> None:
 
 def test_pixels_are_the_scaled_grey_levels() -> None:
     dataset = opened("digits8", "test")
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     row = split_rows(np.asarray(bunch.target))["test"][7]
     pixels, label = dataset.load(7)

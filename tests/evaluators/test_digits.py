@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from alignbench.api import ImageBatch, Reference
 from alignbench.errors import UserError
@@ -66,12 +63,17 @@ def test_rows_are_one_per_image_in_float64() -> None:
 
 
 def frechet(generated: Tensor, real: Tensor) -> float:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
     moments = [fid_features_to_statistics(rows) for rows in (generated, real)]
     return float(fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])
 
 
 def test_all_metrics_are_torch_fidelitys() -> None:
     """It made the published records, so its last digits count: precision and recall are float32."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     generated, real = measured(strokes(400, 0), torch.arange(400) % 10), measured(strokes(300, 1))
     found = scores(generated, real)
     ours, theirs = (

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from alignbench.evaluators.geneval import mask2former
@@ -40,6 +39,8 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def tiny_config() -> Any:
+    import transformers
+
     library: Any = transformers
     stages = [f"stage{number}" for number in (1, 2, 3, 4)]
     backbone = library.SwinConfig(
@@ -60,6 +61,8 @@ def weights(golden: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def network(golden: dict[str, np.ndarray]) -> Any:
+    import transformers
+
     model: Any = transformers.Mask2FormerForUniversalSegmentation(tiny_config())
     model.load_state_dict(convert(weights(golden), model.state_dict()))
     return model.eval()
@@ -149,6 +152,8 @@ def official_shapes() -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def swin_s() -> dict[str, Tensor]:
+    import transformers
+
     with torch.device("meta"):
         model: Any = transformers.Mask2FormerForUniversalSegmentation(mask2former.swin_s_config())
     return dict(model.state_dict())

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import functional as tv
 
 from alignbench.api import Evaluator, ImageBatch, Prompt, ScoreRequest
 from alignbench.errors import RunFailed
@@ -89,6 +87,8 @@ def rows_of(evaluator: Evaluator, batch: ImageBatch, folder: Path) -> StoredFeat
 
 def oracle(path: Path, images: Tensor, texts: Sequence[str] = PROMPTS) -> Tensor:
     """100 × cosine by open_clip alone, from PIL images one by one, [n] float64."""
+    import open_clip
+
     model, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{path}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{path}")
     cosines = []
@@ -194,6 +194,9 @@ def test_scores_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> N
 
 def hps_oracle(path: Path, images: Tensor) -> Tensor:
     """100 × cosine by open_clip and torchvision, prepared as the official program does."""
+    import open_clip
+    from torchvision.transforms import functional as tv
+
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{path}")
     ready = []
     for image in images:
@@ -222,6 +225,8 @@ def test_hps_is_what_open_clip_says_after_padding(folder: Path, shape: tuple[int
 def test_hps_checkpoint_file_and_its_versions(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import open_clip
+
     (tmp_path / "tiny-test.json").write_text(json.dumps(make_config(quick_gelu=False)))
     open_clip.add_model_config(tmp_path / "tiny-test.json")
     state = make_model(make_config(quick_gelu=False)).state_dict()

@@ -8,10 +8,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
-from sklearn.neighbors import NearestNeighbors
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from alignbench.errors import UserError
 from alignbench.metrics import precision_recall as manifold
@@ -34,6 +30,8 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def official_frechet(a: np.ndarray, b: np.ndarray) -> float:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
     moments = (fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b))
     return float(fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])
 
@@ -109,6 +107,8 @@ def test_fewer_images_than_features_lose_no_digits(count: int, other: int) -> No
 
 @pytest.mark.parametrize(("count", "order", "shuffle"), [(200, "in-order", False), (207, "shuffled", True)])
 def test_inception_score_is_torch_fidelitys(count: int, order: str, shuffle: bool) -> None:
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
     logits = 3 * rows(count, 11, 3)
     theirs = isc_features_to_metric(torch.from_numpy(logits), splits=10, shuffle=shuffle, rng_seed=2020)
     expected = (theirs["inception_score_mean"], theirs["inception_score_std"])
@@ -143,6 +143,9 @@ def test_impossible_classes_count_as_nothing() -> None:
 
 @pytest.mark.parametrize(("k", "block"), [(1, 2048), (3, 7), (9, 64)])
 def test_manifolds_are_torch_fidelitys_and_scikit_learns(k: int, block: int) -> None:
+    from sklearn.neighbors import NearestNeighbors
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     generated, real = rows(110, 6, 5), rows(80, 6, 6)
     found = precision_recall(generated, real, k=k, block=block)
     theirs = prc_features_to_metric(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignbench.backbones.janus.keys import Parts, put_together, take_apart
 from alignbench.backbones.janus.prompts import PROMPT_FILE
-from alignbench.backbones.weights import read_state_dict
+from alignbench.backbones.weights import NoDraws, read_state_dict
 from alignbench.errors import UserError, missing_packages
 from alignbench.files import parse_json
 from alignbench.registry.schema import ModelCard
@@ -176,7 +176,7 @@ def write_hub_form(folder: Path, config: Any, parts: Parts, *, shard_size: str =
             "this model was built without the parts that only understanding needs",
             fix="build it from complete weights; random ones cannot be saved in the hub's form",
         )
-    with torch.device("meta"):
+    with torch.device("meta"), NoDraws():
         shell = JanusForConditionalGeneration(config)
     state = put_together(parts)
     wanted = {key: value.shape for key, value in shell.state_dict().items()}

@@ -33,7 +33,7 @@ from alignbench.backbones.janus.prompts import (
     stand_in,
 )
 from alignbench.backbones.janus.tokenizer import JanusTokenizer
-from alignbench.backbones.weights import load_strict
+from alignbench.backbones.weights import NoDraws, load_strict
 from alignbench.errors import UserError
 from alignbench.randomness import torch_seed
 from alignbench.registry.schema import ModelCard
@@ -141,7 +141,7 @@ def _networks(
             f"the text tokenizer has {prompts.size} ids, the model knows {vocabulary}",
             fix="use the tokenizer.json that belongs to these weights",
         )
-    with torch.device("meta"):
+    with torch.device("meta"), NoDraws():
         policy = JanusPolicy(config, pad=prompts.pad, fidelity=fidelity, trains=trains).to(dtype)
         tokenizer = JanusTokenizer(JanusVQVAE(config.vq_config)).float()
     tokenizer = tokenizer.to_empty(device=device).eval().requires_grad_(False)

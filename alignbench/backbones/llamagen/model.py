@@ -14,7 +14,7 @@ from alignbench.api import Condition, TextEncoder
 from alignbench.backbones.base import CachedBackbone, unwrap
 from alignbench.backbones.llamagen.gpt import GPT, INIT_STD, GPTConfig
 from alignbench.backbones.llamagen.vq import VQConfig, VQModel
-from alignbench.backbones.weights import load_strict, read_state_dict
+from alignbench.backbones.weights import NoDraws, load_strict, read_state_dict
 from alignbench.errors import UserError
 from alignbench.randomness import torch_seed
 from alignbench.registry.schema import ModelCard
@@ -119,7 +119,7 @@ def build(
         # The window's length is no part of the geometry; take what the file holds.
         window = states["tokenizer"][USAGE_KEY].numel()
         tokenizer_config = replace(tokenizer_config, usage_window=window)
-    with torch.device("meta"):
+    with torch.device("meta"), NoDraws():
         policy = GPT(gpt_config(card, image_size=image_size)).to(dtype)
         tokenizer = VQModel(tokenizer_config)
     policy, tokenizer = policy.to_empty(device=device), tokenizer.to_empty(device=device)
