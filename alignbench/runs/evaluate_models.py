@@ -10,6 +10,7 @@ import torch
 from alignbench.api import Backbone
 from alignbench.backbones.load import load_export
 from alignbench.config.plan import Job, Plan, weights_digest
+from alignbench.errors import out_of_memory_as, smaller_batch
 from alignbench.evaluation.evaluate import Evaluation
 from alignbench.evaluation.export import export_images
 from alignbench.evaluation.protocol import ProtocolEvaluation, in_precision, writable
@@ -72,7 +73,9 @@ def evaluate_models(
         model.measure(progress)
         models.append(model)
         if parallel.is_main:
-            pictures.append(_picture(job, evaluation, model, backbone, sampled))
+            batch = plan.protocol.batch
+            with out_of_memory_as("out of memory while drawing sample images", smaller_batch(batch)):
+                pictures.append(_picture(job, evaluation, model, backbone, sampled))
     parallel.barrier()
     if not parallel.is_main:
         return

@@ -27,8 +27,8 @@ from alignbench import record
 from alignbench.evaluators import digits
 from alignbench.files import file_sha256, package_file, read_json, write_json
 from alignbench.progress import Progress
+from alignbench.runs import evaluate_models, session
 from alignbench.runs import run as runner
-from alignbench.runs import session
 from alignbench.samples import generated
 from alignbench.training import checkpoint, driver, setup
 from alignbench.training.signals import StopOnSignal
@@ -331,10 +331,11 @@ def test_a_full_disk_does_not_hide_behind_the_record(tmp_path: Path, monkeypatch
             digits.DigitsDistribution, "measure",
             "evaluator 'distribution-digits': out of memory with shards of",
         ),
+        (evaluate_models, "_picture", "out of memory while drawing sample images → a device with more"),
     ],
 )  # fmt: skip
 def test_too_little_memory_names_the_knob(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: type, name: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: object, name: str, said: str
 ) -> None:
     def too_much(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
