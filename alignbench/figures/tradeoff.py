@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from alignbench.figures.picture import LOOKS, Look, Picture, Value, error_bars, grid, label_axes, looks
-from alignbench.figures.source import INTERVALS, MOST, NotDrawnError, at_most, labels, plural
+from alignbench.figures.source import INTERVALS, NotDrawnError, at_most, plural
+from alignbench.leaderboard.labels import MOST, names
 from alignbench.leaderboard.table import Column, Row, Table, grouped
 
 PAIRS = (("recall", None), ("recall", "precision"))
@@ -25,7 +26,7 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
         raise NotDrawnError(f"{table.protocol.title} has no value of the metric that ranks it")
     series = series_of(table)
     at_most(MOST, len(series), "rows")
-    settings = list(dict.fromkeys(row.setting.title for row in table.rows))
+    settings = list(dict.fromkeys(setting.title for setting in table.settings))
     if len(settings) < 2:
         raise NotDrawnError(f"{table.protocol.title} was measured at one setting only")
     columns = {column.metric: column for column in table.columns}
@@ -57,13 +58,11 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
 
 def series_of(table: Table) -> dict[str, list[Row]]:
     """Return {short label: rows of one model in the order of the settings}; the base first."""
-    groups = grouped(((row.identity, row.is_base), row) for row in table.rows)
-    order = list(dict.fromkeys(row.setting.name for row in table.rows))
-    names = labels({key: (members[0].title, members[0].detail) for key, members in groups.items()})
-    by_title = sorted(groups, key=lambda key: (not key[1], names[key]))
+    called = names(table)
+    groups = grouped((called[row.identity], row) for row in table.rows)
     return {
-        "base" if key[1] else names[key]: sorted(groups[key], key=lambda row: order.index(row.setting.name))
-        for key in by_title
+        label: sorted(groups[label], key=lambda row: table.settings.index(row.setting))
+        for label in sorted(groups, key=lambda label: (label != called[""], label))
     }
 
 

@@ -116,7 +116,7 @@ SURFACE = {
     "reference": [
         "--batch", "--image-size", "--images", "--limit", "--out", "--seed", "--set", "--workers", "images",
     ],
-    "leaderboard": ["--check", "--out", "runs"],
+    "leaderboard": ["--check", "--format", "--out", "runs"],
     "compare": ["--json", "--metric", "a", "b"],
     "list": ["--json", "--plugin", "kind"],
     "show": ["--json", "--plugin", "name"],
