@@ -131,10 +131,10 @@ def leaderboard(runs: Iterable[str | os.PathLike[str]], out: Path) -> list[Path]
 def _draw(table: Table, path: Path) -> Path:
     """Draw the trade-off of the first lines of a table, as many as a picture can tell apart, and the base."""
     from alignbench.figures.tradeoff import tradeoff
-    from alignbench.leaderboard.headline import lines_of
+    from alignbench.leaderboard.headline import standings
     from alignbench.leaderboard.labels import MOST
 
-    methods = [line.row.identity for line in lines_of(table) if not line.row.is_base]
+    methods = [line.row.identity for line in standings(table) if not line.row.is_base]
     kept = {"", *methods[: MOST - 1]}
     shown = replace(table, rows=tuple(row for row in table.rows if row.identity in kept))
     try:

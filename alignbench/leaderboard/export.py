@@ -89,13 +89,13 @@ def to_data(table: Table) -> dict[str, Any]:
         "title": table.heading,
         "images": table.n,
         "sampling_seeds": table.seeds,
-        "headline": [_line_data(line, column) for line in headline.lines_of(table) if column],
+        "headline": [_line_data(line, column) for line in headline.standings(table) if column],
         "findings": findings(table),
         "rows": to_rows(table),
     }
 
 
-def _line_data(line: headline.Line, column: Column) -> dict[str, Any]:
+def _line_data(line: headline.Standing, column: Column) -> dict[str, Any]:
     places = {"plain": (line.plain, line.at_plain), "best": (line.best, line.at_best)}
     return {
         "label": line.label,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from alignbench.leaderboard.headline import Line, base_of, lines_of, several_settings, value, verdict
+from alignbench.leaderboard.headline import Standing, base_of, several_settings, standings, value, verdict
 from alignbench.leaderboard.ranking import cell_difference, rank_level
 from alignbench.leaderboard.table import Column, Row, Table, grouped, join
 
@@ -14,7 +14,7 @@ AGAINST = {"better": "better", "not significant": "not significantly different",
 
 def findings(table: Table) -> list[str]:
     """Return who is first, who beats the base, who merely sharpens, and what gets worse; may be nothing."""
-    column, lines = table.rank_column, lines_of(table)
+    column, lines = table.rank_column, standings(table)
     if column is None or len(lines) < 2:
         return []
     base, several = base_of(lines), several_settings(table)
@@ -31,7 +31,7 @@ def findings(table: Table) -> list[str]:
     return [*said, *_single_seeds(lines)]
 
 
-def _first(lines: Sequence[Line], column: Column, plain: str) -> list[str]:
+def _first(lines: Sequence[Standing], column: Column, plain: str) -> list[str]:
     """Say which row is first at the plain setting, and which rows the data cannot tell from it."""
     held = [(line.label, line.plain) for line in lines if line.plain is not None]
     if len(held) < 2:
@@ -55,7 +55,7 @@ def _against(verdicts: Mapping[str, str], what: str) -> list[str]:
     return [f"Against {what} – {'; '.join([*nobody, *parts])}."] if parts else []
 
 
-def _at_their_best(lines: Sequence[Line], base: Row, column: Column) -> list[str]:
+def _at_their_best(lines: Sequence[Standing], base: Row, column: Column) -> list[str]:
     """Say who is first where every model is sampled at its best, and who beats the base then."""
     scored = [line for line in lines if line.best is not None]
     first = max(scored, key=lambda line: column.score(line.best.cells[column.key]) if line.best else 0.0)
@@ -68,7 +68,7 @@ def _where(row: Row | None, column: Column) -> str:
     return f"{value(row, column)} at {row.setting.title}" if row else ""
 
 
-def _sharpened(gained: Sequence[Line], plain: Row, best: Row, column: Column) -> list[str]:
+def _sharpened(gained: Sequence[Standing], plain: Row, best: Row, column: Column) -> list[str]:
     """Name the methods whose gain is no more than what sampling the base differently gives."""
     only = [line.label for line in gained if verdict(line.at_best, column) in ("not significant", "worse")]
     if not only or best is plain:
@@ -81,7 +81,7 @@ def _sharpened(gained: Sequence[Line], plain: Row, best: Row, column: Column) ->
     ]
 
 
-def _got_worse(gained: Sequence[Line], base: Row, table: Table, plain: str) -> list[str]:
+def _got_worse(gained: Sequence[Standing], base: Row, table: Table, plain: str) -> list[str]:
     """Say what the methods that gain by the ranking metric lose by others, at the plain setting."""
     ranking = table.rank_column
     losses = [
@@ -99,6 +99,6 @@ def _got_worse(gained: Sequence[Line], base: Row, table: Table, plain: str) -> l
     return [f"Where a method is better than the base{plain}, {what}."]
 
 
-def _single_seeds(lines: Sequence[Line]) -> list[str]:
+def _single_seeds(lines: Sequence[Standing]) -> list[str]:
     single = [line.label for line in lines if line.row.kind == "method" and len(line.row.training_seeds) < 2]
     return [f"One training seed only, nothing is said about others: {join(single)}."] if single else []

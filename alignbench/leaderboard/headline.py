@@ -30,7 +30,7 @@ Shown = tuple[str, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class Standing:
     """One configuration, the base model, or one set of given images."""
 
     row: Row
@@ -58,7 +58,7 @@ class Line:
         return f"{self.rank} ({low}–{high})" if high > low else f"{self.rank} ({low})"
 
 
-def lines_of(table: Table) -> list[Line]:
+def standings(table: Table) -> list[Standing]:
     """Return the lines in order of the plain mean, those without one last; none without a ranking metric."""
     column = table.rank_column
     if column is None:
@@ -70,15 +70,15 @@ def lines_of(table: Table) -> list[Line]:
         at_plain = [row for row in scored if row.kind == "samples" or row.setting == table.settings[0]]
         best = max(scored, key=lambda row: column.score(row.cells[column.key]), default=None)
         plain = at_plain[0] if at_plain else None
-        lines.append(Line(row=rows[0], label=called[identity], plain=plain, best=best))
+        lines.append(Standing(row=rows[0], label=called[identity], plain=plain, best=best))
 
-    def place(line: Line) -> tuple[float, str]:
+    def place(line: Standing) -> tuple[float, str]:
         return (-column.score(line.plain.cells[column.key]) if line.plain else math.inf), line.label
 
     return _against_base(_ranked(sorted(lines, key=place), column), column)
 
 
-def _ranked(lines: Sequence[Line], column: Column) -> list[Line]:
+def _ranked(lines: Sequence[Standing], column: Column) -> list[Standing]:
     held = [line.plain.cells[column.key] for line in lines if line.plain]
     scores = [column.score(cell) for cell in held]
     spans = rank_intervals(held, column)
@@ -89,7 +89,7 @@ def _ranked(lines: Sequence[Line], column: Column) -> list[Line]:
     return [*ranked, *lines[len(ranked) :]]
 
 
-def _against_base(lines: Sequence[Line], column: Column) -> list[Line]:
+def _against_base(lines: Sequence[Standing], column: Column) -> list[Standing]:
     base = base_of(lines)
     if base is None:
         return list(lines)
@@ -106,7 +106,7 @@ def _against_base(lines: Sequence[Line], column: Column) -> list[Line]:
     ]  # fmt: skip
 
 
-def base_of(lines: Sequence[Line]) -> Line | None:
+def base_of(lines: Sequence[Standing]) -> Standing | None:
     return next((line for line in lines if line.row.is_base), None)
 
 
@@ -132,7 +132,7 @@ def several_settings(table: Table) -> bool:
 
 def shown(table: Table) -> tuple[list[str], list[list[Shown]]]:
     """Return header and rows, at most seven columns; bold is the best mean of its column."""
-    column, lines = table.rank_column, lines_of(table)
+    column, lines = table.rank_column, standings(table)
     if column is None:
         return [], []
     base, several = base_of(lines), several_settings(table)
@@ -160,7 +160,7 @@ def shown(table: Table) -> tuple[list[str], list[list[Shown]]]:
     return list(columns), [list(texts) for texts in zip(*columns.values(), strict=True)]
 
 
-def _best(lines: Sequence[Line], column: Column) -> list[Shown]:
+def _best(lines: Sequence[Standing], column: Column) -> list[Shown]:
     scores = [column.score(line.best.cells[column.key]) if line.best else -math.inf for line in lines]
     texts = [f"{value(line.best, column)} ({line.best.setting.title})" if line.best else "" for line in lines]
     return [(text, score == max(scores)) for text, score in zip(texts, scores, strict=True)]
@@ -185,7 +185,7 @@ def duration(seconds: float) -> str:
     return f"{number(seconds / size, 0 if seconds / size >= 10 else 1)} {unit}"
 
 
-def _seeds(line: Line) -> str:
+def _seeds(line: Standing) -> str:
     row, trained = line.plain or line.best or line.row, line.row.kind == "method"
     return f"{len(row.training_seeds)} training" if trained else cells.unit(row).removesuffix(" seeds")
 
@@ -214,7 +214,7 @@ def explained(table: Table) -> str:
 
 def legend(table: Table) -> str:
     """Return how to read the table, in one paragraph."""
-    lines, column = lines_of(table), table.rank_column
+    lines, column = standings(table), table.rank_column
     if column is None:
         return ""
     texts = ["Rank: position by mean; in brackets the ranks that the data allow, 95 % for each row."]

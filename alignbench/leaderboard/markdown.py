@@ -227,7 +227,7 @@ def index(board: Board, *, published: bool) -> str:
 
 def _leader(table: Table) -> str:
     """The first line of the headline."""
-    column, lines = table.rank_column, headline.lines_of(table)
+    column, lines = table.rank_column, headline.standings(table)
     if column is None or not lines or lines[0].plain is None:
         return ""
     first, row = lines[0], lines[0].plain

@@ -11,7 +11,7 @@ import pytest
 from alignbench.errors import UserError
 from alignbench.leaderboard import markdown
 from alignbench.leaderboard.board import build, check, collect, latest, write
-from alignbench.leaderboard.headline import lines_of
+from alignbench.leaderboard.headline import standings
 from alignbench.record import read
 from alignbench.registry.tables import PublishedCard
 from tests.leaderboard.records import (
@@ -148,7 +148,7 @@ def test_given_images_share_a_table_of_their_own() -> None:
     assert (samples.model, samples.model_name, model.model_name) == ("given images", "", "llamagen-tiny")
     assert {row.external for row in samples.rows} == {""}, "nobody knows what trained them"
     assert [(x.name, x.rank) for x in samples.rows] == [("Mine", 1), ("Theirs", 2), ("Far", 3)]
-    shown = [(line.label, line.ranks, line.at_plain) for line in lines_of(samples)]
+    shown = [(line.label, line.ranks, line.at_plain) for line in standings(samples)]
     assert shown == [("Mine", "1 (1–2)", None), ("Theirs", "2 (1–2)", None), ("Far", "3 (3)", None)]
     assert {x.kind for x in samples.rows} == {"samples"} and [x.rank for x in model.rows] == [2, 1]
     page = markdown.pages(board)["digits-8-v1.md"]

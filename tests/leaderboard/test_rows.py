@@ -11,7 +11,7 @@ from scipy import stats
 
 from alignbench.leaderboard import cells, markdown
 from alignbench.leaderboard.board import build
-from alignbench.leaderboard.headline import lines_of
+from alignbench.leaderboard.headline import standings
 from alignbench.leaderboard.ranking import rank_intervals, rank_level
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Cell, Table
@@ -250,13 +250,13 @@ def test_single_sets_are_ranked_by_their_errors() -> None:
         (2.40, None, ["1 (1–2)", "1 (1–2)"], [True, True]),
     ):
         table = table_of(one_seed(fd, half))
-        assert [line.ranks for line in lines_of(table)] == ranks
+        assert [line.ranks for line in standings(table)] == ranks
         assert [x.cells[FD].best for x in table.rows] == best
     # 2.20 and 2.40 differ at 95 %, but not at the level of two comparisons a row.
     assert 0.95 < 2 * stats.norm.cdf(0.20 / (2**0.5 * 0.13 / 1.96)) - 1 < 0.975 < 0.99
     records = [named(1, 2.20, 0.13, base=(2.40, 0.13)), named(2, 2.30, 0.13, base=(2.40, 0.13))]
-    assert [line.ranks for line in lines_of(table_of(*records))] == ["1 (1–3)", "2 (1–3)", "3 (1–3)"]
-    assert lines_of(table_of(records[0]))[0].ranks == "1 (1)"
+    assert [line.ranks for line in standings(table_of(*records))] == ["1 (1–3)", "2 (1–3)", "3 (1–3)"]
+    assert standings(table_of(records[0]))[0].ranks == "1 (1)"
 
 
 def test_sets_that_were_resampled_alike_are_compared_as_pairs() -> None:
@@ -273,11 +273,11 @@ def test_sets_that_were_resampled_alike_are_compared_as_pairs() -> None:
         return table_of(one.model_copy(update={"results": results}))
 
     table = with_resamples(drawn, after)
-    assert [line.ranks for line in lines_of(table)] == ["1 (1)", "2 (2)"]
+    assert [line.ranks for line in standings(table)] == ["1 (1)", "2 (2)"]
     half = stats.t.ppf(0.975, 4) * 0.0158113883
     assert f"95 % interval [{-0.1 - half:+.3f}, {-0.1 + half:+.3f}]" in sentences(table)[0]
     for other in (drawn[::-1], after[:4]):  # nothing in common, or fewer resamples: the errors of the sets
-        assert [line.span for line in lines_of(with_resamples(drawn, other))] == [(1, 2), (1, 2)]
+        assert [line.span for line in standings(with_resamples(drawn, other))] == [(1, 2), (1, 2)]
 
 
 def test_rank_intervals_cover_the_true_ranks() -> None:
