@@ -37,14 +37,20 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
     ]
     figure, axes = grid(max(len(pairs), 1), columns=2, size=(4.4 if len(pairs) > 1 else 6.6, 3.4))
     chosen = looks(list(series), base="base" in series)
-    handles = [Line2D([], [], color=x.colour, linestyle=x.line, label=key) for key, x in chosen.items()]
+    handles = [
+        Line2D([], [], color=x.colour, linestyle=x.line, label=key.replace("$", r"\$"))
+        for key, x in chosen.items()
+    ]
     if pairs:
         markers = {title: LOOKS[number % len(LOOKS)].marker for number, title in enumerate(settings)}
         rows = [_pair(axis, series, chosen, pair, markers) for axis, pair in zip(axes, pairs, strict=True)]
         handles += [Line2D([], [], color="0.3", linestyle="", marker=x, label=t) for t, x in markers.items()]
     else:
         rows = [_over_settings(axes[0], series, chosen, table.rank_column, settings)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    ncols = _columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
+    deep = -(-len(handles) // ncols)
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(deep - 3, 0))
+    figure.legend(handles=handles, loc="outside upper center", ncols=ncols, fontsize=8, frameon=False)
     what = " and ".join(f"{y.title} over {x.title}" for x, y in pairs) or table.rank_column.title
     seeds = plural(len(table.seeds), "sampling seed")
     caption = (
@@ -54,6 +60,16 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
     )
     numbers = list(dict.fromkeys(row for part in rows for row in part))
     return Picture(name, caption, figure, ("row", "setting", "metric", "mean", "low", "high"), numbers)
+
+
+def _columns(texts: Sequence[str], inches: float) -> int:
+    """Return how many columns of a legend fit, at most four; a letter takes 0.07 inches, a line 0.6."""
+    for columns in (4, 3, 2):
+        deep = -(-len(texts) // columns)
+        widths = [max(map(len, texts[start : start + deep])) for start in range(0, len(texts), deep)]
+        if sum(0.07 * width + 0.6 for width in widths) <= inches:
+            return columns
+    return 1
 
 
 def series_of(table: Table) -> dict[str, list[Row]]:

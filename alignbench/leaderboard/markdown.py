@@ -85,9 +85,8 @@ def _page(tables: Sequence[Table], board: Board) -> str:
         "",
     ]
     for table in tables:
-        lines += section(
-            markdown(table.heading), [*first_screen(table, picture_name(table)), *_folded(table, board)]
-        )
+        body = [*first_screen(table, picture_name(table)), *_folded(table, board)]
+        lines += section(markdown(table.heading), body[:-1])
     digests = {table.protocol.digest for table in tables}
     left_out = [item for item in board.unranked if digests.intersection(item.protocols)]
     return text_of([*lines, *section("Not ranked", _unranked_lines(left_out))])
