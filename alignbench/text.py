@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -33,3 +34,41 @@ def class_line(names: Sequence[str]) -> str:
     shown = [f"{number} = {name}" for number, name in enumerate(names)]
     gap = ["…"] if len(names) > 3 else []
     return f"{len(names)} classes: {', '.join(shown[:2] + gap + shown[2:][-1:])}"
+
+
+def markdown(text: str) -> str:
+    """Return Markdown that shows a text as it is, on one line, whatever it holds."""
+    # An underscore inside a word means nothing and reads better as it is.
+    return re.sub(r"([\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", _one_line(text))
+
+
+def markdown_code(text: str) -> str:
+    """Return a code span that shows a text as it is: its fence is longer than any inside."""
+    line = _one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
+
+
+LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "†": r"\dag{}",
+    "‡": r"\ddag{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$",
+    "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$",
+}  # fmt: skip
+"""The triangles are of amssymb."""
+
+
+def latex(text: str) -> str:
+    """Return LaTeX that shows a text as it is, on one line; small Greek letters become mathematics."""
+    return "".join(LATEX.get(character) or _greek(character) for character in _one_line(text))
+
+
+def _greek(character: str) -> str:
+    name = unicodedata.name(character, "").removeprefix("GREEK SMALL LETTER ").lower()
+    name = name.replace("lamda", "lambda")  # Unicode's spelling
+    return f"$\\{name}$" if "α" <= character <= "ω" and character not in "ος" else character
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return "".join("\ufffd" if unicodedata.category(c).startswith("C") else c for c in line)

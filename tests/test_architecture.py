@@ -187,7 +187,7 @@ def test_retired_words_are_gone() -> None:
 
 # --- what is light --------------------------------------------------------------------------------
 
-HEAVY = {"torch", "numpy", "sklearn", "accelerate", "PIL", "scipy"}
+HEAVY = {"torch", "numpy", "sklearn", "accelerate", "PIL", "scipy", "matplotlib"}
 LIGHT = [
     ["--help"],
     ["list"],
@@ -210,7 +210,7 @@ def modules_after(code: str, *arguments: str) -> set[str]:
 def test_light_packages_load_no_torch(package: str) -> None:
     names = [name for name in source.modules() if package_of(name) == package]
     lines = [f"import alignbench.{name}".removesuffix(".") for name in sorted(names)]
-    assert not modules_after("\n".join(lines)) & {"torch", "sklearn", "scipy"}
+    assert not modules_after("\n".join(lines)) & {"torch", "sklearn", "scipy", "matplotlib"}
 
 
 @pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)

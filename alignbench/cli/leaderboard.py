@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,27 +11,37 @@ from rich.console import Console
 
 from alignbench.cli.common import print_json, put
 from alignbench.cli.options import Json, many
-from alignbench.commands import tables
+from alignbench.commands import drawing, tables
 from alignbench.errors import EXIT_FAILED, UserError
 from alignbench.registry.lookup import Registry
+
+
+class Format(str, Enum):
+    """How a board can be printed; each is a function of `export.Leaderboard`."""
+
+    markdown = "markdown"
+    csv = "csv"
+    latex = "latex"
+    json = "json"
 
 
 def leaderboard(
     runs: list[Path] = typer.Argument(None, help="Run folders, run.json files, or folders of runs."),
     out: Path = typer.Option(Path("leaderboards"), "--out", help="Folder of the tables and their records."),
     check: bool = typer.Option(False, "--check", help="Only check that the tables match their records."),
+    form: Format | None = typer.Option(
+        None, "--format", help="Print the tables of these runs, write nothing."
+    ),
 ) -> None:
     """Write leaderboards from run records, or check that they are what their records give."""
-    from alignbench.leaderboard import board
-
-    registry = Registry.default()
-    cards = (
-        registry.metric_facts(), registry.published_cards(), registry.asset_cards(), registry.reward_cards(),
-    )  # fmt: skip
     if check:
-        if runs:
-            raise UserError("--check takes no runs: it re-renders from the records beside the tables")
-        differing = board.check(out, *cards)
+        if runs or form:
+            raise UserError("--check takes no runs and no --format: it makes the tables beside it again")
+        from alignbench.leaderboard import board
+
+        registry = Registry.default()
+        facts, published = registry.metric_facts(), registry.published_cards()
+        differing = board.check(out, facts, published, registry.asset_cards(), registry.reward_cards())
         put(*differing)
         if differing:
             raise UserError(
@@ -42,7 +53,10 @@ def leaderboard(
         return
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
-    put(*board.write(board.collect(runs), out, *cards))
+    if form:
+        put(getattr(tables.board(runs), form.value)().rstrip("\n"))
+        return
+    put(*drawing.leaderboard(runs, out))
 
 
 def audit(

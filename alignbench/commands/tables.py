@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def board(runs: Iterable[RunRecord | str | os.PathLike[str]]) -> Leaderboard:
-    """Make the tables of runs: `.markdown()`, `.csv()`, `.rows()` and `.frame()` (pandas).
+    """Make the tables of runs: `.markdown()`, `.latex()`, `.csv()`, `.json()`, `.rows()` and `.frame()`.
 
     Args:
         runs: records, run folders, record files, or folders of either.

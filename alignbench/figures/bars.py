@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from alignbench.figures.picture import Look, Picture, Value, error_bars, grid, label_axes, legend, looks
-from alignbench.figures.source import INTERVALS, MOST, NotDrawnError, at_most, plural
+from alignbench.figures.source import INTERVALS, NotDrawnError, at_most, plural
 from alignbench.figures.tradeoff import series_of
+from alignbench.leaderboard.labels import MOST
 from alignbench.leaderboard.table import Column, Table
 from alignbench.metrics.intervals import Interval, wilson
 

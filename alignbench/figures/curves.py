@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from alignbench.figures.picture import Look, Picture, Value, grid, label_axes, legend, looks
-from alignbench.figures.source import MOST, NotDrawnError, Run, at_most, configurations, plural
+from alignbench.figures.source import NotDrawnError, Run, at_most, configurations, plural
+from alignbench.leaderboard.labels import MOST
 from alignbench.metrics.intervals import mean_interval
 
 LOG = "metrics.jsonl"

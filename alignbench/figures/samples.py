@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignbench.figures.picture import Picture, Value, grid
-from alignbench.figures.source import MOST, at_most
+from alignbench.figures.source import at_most
+from alignbench.leaderboard.labels import MOST
 
 SMALL = 32
 """Images up to this side are shown as their pixels, in smaller tiles."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from alignbench.figures.picture import Picture, Value, grid, label_axes, legend, looks
-from alignbench.figures.source import MOST, at_most
+from alignbench.figures.source import at_most
+from alignbench.leaderboard.labels import MOST
 from alignbench.metrics.intervals import Interval, mean_interval
 from alignbench.metrics.sharpness import laplacian_energy, luminance, power_spectrum
 

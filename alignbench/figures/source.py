@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from alignbench.leaderboard.board import record_files
+from alignbench.leaderboard.labels import labels
 from alignbench.leaderboard.rows import detail_of, identity
 from alignbench.leaderboard.table import grouped
 from alignbench.record import FILE_NAME, RunRecord, read
 
-K = TypeVar("K", bound=Hashable)
-
-
 INTERVALS = (
     "Error bars are 95 % intervals, over training seeds where a row has several, else over sampling seeds."
 )
-
-
-MOST = 14
-"""Series that one picture can show."""
 
 
 class NotDrawnError(Exception):
@@ -73,22 +66,6 @@ def configurations(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def _described(record: RunRecord, model: bool) -> tuple[str, str]:
     title = record.method.title if record.method else "base"
     return (f"{title}, {record.model.title}" if model else title), detail_of(record)
-
-
-def labels(described: Mapping[K, tuple[str, str]]) -> dict[K, str]:
-    """Return short labels that differ: the title, and of its details only what sets it apart.
-
-    Args:
-        described: {key: (title, details separated by `; `)}.
-    """
-    made: dict[K, str] = {}
-    for title, keys in grouped((title, key) for key, (title, _) in described.items()).items():
-        parts = {key: described[key][1].split("; ") for key in keys}
-        common = set.intersection(*map(set, parts.values()))
-        for key in keys:
-            own = [part.removeprefix("method.") for part in parts[key] if part not in common]
-            made[key] = f"{title} ({', '.join(own)})" if own else title
-    return made
 
 
 def at_most(most: int, count: int, what: str) -> None:

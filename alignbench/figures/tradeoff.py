@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from alignbench.figures.picture import LOOKS, Look, Picture, Value, error_bars, grid, label_axes, looks
-from alignbench.figures.source import INTERVALS, MOST, NotDrawnError, at_most, labels, plural
+from alignbench.figures.source import INTERVALS, NotDrawnError, at_most, plural
+from alignbench.leaderboard.labels import MOST, names
 from alignbench.leaderboard.table import Column, Row, Table, grouped
 
 PAIRS = (("recall", None), ("recall", "precision"))
@@ -25,7 +26,7 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
         raise NotDrawnError(f"{table.protocol.title} has no value of the metric that ranks it")
     series = series_of(table)
     at_most(MOST, len(series), "rows")
-    settings = list(dict.fromkeys(row.setting.title for row in table.rows))
+    settings = list(dict.fromkeys(setting.title for setting in table.settings))
     if len(settings) < 2:
         raise NotDrawnError(f"{table.protocol.title} was measured at one setting only")
     columns = {column.metric: column for column in table.columns}
@@ -36,14 +37,20 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
     ]
     figure, axes = grid(max(len(pairs), 1), columns=2, size=(4.4 if len(pairs) > 1 else 6.6, 3.4))
     chosen = looks(list(series))
-    handles = [Line2D([], [], color=x.colour, linestyle=x.line, label=key) for key, x in chosen.items()]
+    handles = [
+        Line2D([], [], color=x.colour, linestyle=x.line, label=key.replace("$", r"\$"))
+        for key, x in chosen.items()
+    ]
     if pairs:
         markers = {title: LOOKS[number % len(LOOKS)].marker for number, title in enumerate(settings)}
         rows = [_pair(axis, series, chosen, pair, markers) for axis, pair in zip(axes, pairs, strict=True)]
         handles += [Line2D([], [], color="0.3", linestyle="", marker=x, label=t) for t, x in markers.items()]
     else:
         rows = [_over_settings(axes[0], series, chosen, table.rank_column, settings)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    ncols = _columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
+    deep = -(-len(handles) // ncols)
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(deep - 3, 0))
+    figure.legend(handles=handles, loc="outside upper center", ncols=ncols, fontsize=8, frameon=False)
     what = " and ".join(f"{y.title} over {x.title}" for x, y in pairs) or table.rank_column.title
     seeds = plural(len(table.seeds), "sampling seed")
     caption = (
@@ -55,15 +62,23 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
     return Picture(name, caption, figure, ("row", "setting", "metric", "mean", "low", "high"), numbers)
 
 
+def _columns(texts: Sequence[str], inches: float) -> int:
+    """Return how many columns of a legend fit, at most four; a letter takes 0.07 inches, a line 0.6."""
+    for columns in (4, 3, 2):
+        deep = -(-len(texts) // columns)
+        widths = [max(map(len, texts[start : start + deep])) for start in range(0, len(texts), deep)]
+        if sum(0.07 * width + 0.6 for width in widths) <= inches:
+            return columns
+    return 1
+
+
 def series_of(table: Table) -> dict[str, list[Row]]:
     """Return {short label: rows of one model in the order of the settings}; the base first."""
-    groups = grouped(((row.identity, row.is_base), row) for row in table.rows)
-    order = list(dict.fromkeys(row.setting.name for row in table.rows))
-    names = labels({key: (members[0].title, members[0].detail) for key, members in groups.items()})
-    by_title = sorted(groups, key=lambda key: (not key[1], names[key]))
+    called = names(table)
+    groups = grouped((called[row.identity], row) for row in table.rows)
     return {
-        "base" if key[1] else names[key]: sorted(groups[key], key=lambda row: order.index(row.setting.name))
-        for key in by_title
+        label: sorted(groups[label], key=lambda row: table.settings.index(row.setting))
+        for label in sorted(groups, key=lambda label: (label != called[""], label))
     }
 
 

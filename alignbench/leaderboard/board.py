@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
 from alignbench.leaderboard import audit, cells, markdown
-from alignbench.leaderboard.ranking import distinct, in_order, labelled, mark_best, own_assets, rank
+from alignbench.leaderboard.labels import distinct
+from alignbench.leaderboard.ranking import in_order, labelled, mark_best, own_assets, rank
 from alignbench.leaderboard.rows import (
     Entry,
     age,
@@ -179,6 +180,7 @@ def _table(
         model="given images" if given else first.model.title,
         model_name="" if given else first.model.name,
         weights=dict(sorted(first.model.weights.items())),
+        settings=tuple(settings),
         columns=columns,
         rank_column=rank_column,
         rows=tuple(distinct(in_order(ranked, settings, rank_column))),
@@ -198,7 +200,12 @@ def render(
     rewards: Mapping[str, RewardCard] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Return {relative path: text} of a leaderboard folder; the same records give the same bytes."""
-    board = build(records, facts, assets=assets, rewards=rewards)
+    return _files(build(records, facts, assets=assets, rewards=rewards), published, rewards)
+
+
+def _files(
+    board: Board, published: Mapping[str, PublishedCard], rewards: Mapping[str, RewardCard]
+) -> dict[str, str]:
     files = {f"records/{record.id}.json": dumps(record) for record in board.records}
     files |= markdown.pages(board)
     files["README.md"] = markdown.index(board, published=bool(published))
@@ -228,7 +235,7 @@ def write(
         UserError: a broken record in the folder.
         RunFailed: the folder cannot be written.
     """
-    files = render(latest([*_stored(out_dir), *records]), facts, published, assets, rewards)
+    files = render(latest([*stored(out_dir), *records]), facts, published, assets, rewards)
     wrong = sorted(_differences(files, out_dir))
     try:
         for name in wrong:
@@ -251,18 +258,22 @@ def check(
     """Make a leaderboard folder again from its records and compare.
 
     Returns:
-        `file: what is wrong` of every file that is missing, differs or should not be there.
+        `file: what is wrong` of every file that is missing, differs or should not be there. Of pictures it is
+        only asked whether they exist: their bytes depend on the version of matplotlib.
 
     Raises:
         UserError: no such folder, or a broken record in it.
     """
     if not out_dir.is_dir():
         raise UserError(f"{out_dir} is not a leaderboard folder", fix="alignbench leaderboard RUNS…")
-    wrong = _differences(render(_stored(out_dir), facts, published, assets, rewards), out_dir)
+    board = build(stored(out_dir), facts, assets=assets, rewards=rewards)
+    wrong = _differences(_files(board, published, rewards), out_dir)
+    wrong |= {name: "missing" for name in markdown.pictures(board) if not (out_dir / name).is_file()}
     return [f"{name}: {wrong[name]}" for name in sorted(wrong)]
 
 
-def _stored(out_dir: Path) -> list[RunRecord]:
+def stored(out_dir: Path) -> list[RunRecord]:
+    """Read the records of a leaderboard folder."""
     return [read(path) for path in sorted((out_dir / "records").glob("*.json"))]
 
 

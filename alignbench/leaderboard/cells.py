@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from alignbench.leaderboard.table import Column, Row, Table, number
+from alignbench.text import markdown
 
 if TYPE_CHECKING:
     from alignbench.registry.schema import RewardCard
@@ -17,8 +18,7 @@ COST_HEADERS = ("train s", "sequences", "device", "peak GiB", "trained")
 
 
 def rank(row: Row) -> str:
-    """`1`, `2=` for a tie, empty without a rank."""
-    return "" if row.rank is None else f"{row.rank}{'=' if row.tied else ''}"
+    return "" if row.rank is None else str(row.rank)
 
 
 def external(names: Iterable[str], cards: Mapping[str, RewardCard]) -> str:
@@ -107,6 +107,7 @@ def intervals(table: Table, over: str) -> list[str]:
 
 
 def footnotes(table: Table) -> list[str]:
+    """Return the remarks below a full table, as Markdown."""
     notes = intervals(
         table,
         "the values named under n: over training seeds, each counted once by its mean over sampling seeds, "
@@ -119,8 +120,16 @@ def footnotes(table: Table) -> list[str]:
     if table.rank_column is not None:
         alone = "a single value without ‡" if one_set(table) else "a single value"
         notes.append(
-            f"Rank: 1 + the number of rows that are significantly better by {table.rank_column.title}; "
-            f"= marks ties. Where a row has {alone} nothing can be tested and values decide."
+            f"Rank: the position by mean {table.rank_column.title}, here among all rows and settings. In "
+            "brackets above: from 1 + the rows that are significantly better to all but the significantly "
+            "worse, each comparison at level 1 − 0.05 / (rows − 1) (Bonferroni), so that the true rank is "
+            f"in the interval in 95 % of cases or more. Where a row has {alone} nothing can be tested and "
+            "nothing is ruled out."
+        )
+    if len(table.settings) > 1 and table.model_name:
+        notes.append(
+            "Own best settings are chosen by the numbers that are shown, for the base and for methods alike, "
+            "so they flatter a little."
         )
     if any(len(row.training_seeds) > 1 for row in table.rows):
         notes.append(
@@ -133,4 +142,4 @@ def footnotes(table: Table) -> list[str]:
         notes.append(
             "Costs are means over training seeds (peak memory: the largest) and leave evaluation out."
         )
-    return [*notes, *table.notes]
+    return [*notes, *map(markdown, table.notes)]

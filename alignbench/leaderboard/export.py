@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from alignbench.errors import UserError, missing_packages
+from alignbench.leaderboard import headline
 from alignbench.leaderboard.compare import Comparison
-from alignbench.leaderboard.markdown import table_lines
-from alignbench.leaderboard.table import Table
+from alignbench.leaderboard.findings import findings
+from alignbench.leaderboard.markdown import first_screen, table_lines, text_of
+from alignbench.leaderboard.table import Column, Table
+from alignbench.text import latex
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,16 @@ class Leaderboard:
     tables: tuple[Table, ...]
 
     def markdown(self) -> str:
-        """Return the ranked tables, each under its protocol and model."""
-        lines: list[str] = []
-        for table in self.tables:
-            title = f"**{table.protocol.name}** · {table.model} · {table.n:,} images"
-            lines += [title, "", *table_lines(table), ""]
-        return "\n".join(lines)
+        """Return headlines, what they say, and the full tables."""
+        return text_of([x for table in self.tables for x in (*first_screen(table), *table_lines(table), "")])
+
+    def latex(self) -> str:
+        """Return the headlines as tables of booktabs; their marks are symbols of amssymb."""
+        return "\n".join(line for table in self.tables for line in latex_lines(table))
+
+    def json(self) -> str:
+        """Return headlines, what they say, and all rows as JSON."""
+        return json.dumps([to_data(table) for table in self.tables], indent=2, ensure_ascii=False) + "\n"
 
     def rows(self) -> list[dict[str, Any]]:
         return [row for table in self.tables for row in to_rows(table)]
@@ -50,6 +58,62 @@ class Leaderboard:
         import pandas
 
         return pandas.DataFrame(self.rows())
+
+
+def latex_lines(table: Table) -> list[str]:
+    """Return the headline as LaTeX: a `tabular` with its title and legend as comments."""
+    header, rows = headline.shown(table)
+    if not rows:
+        return []
+    marks = "".join("l" if name in headline.LEFT else "r" for name in header)
+    shown = [[rf"\textbf{{{latex(text)}}}" if bold else latex(text) for text, bold in row] for row in rows]
+    return [
+        *(f"% {latex(text(table))}" for text in (headline.title, headline.explained, headline.legend)),
+        rf"\begin{{tabular}}{{{marks}}}",
+        r"\toprule",
+        " & ".join(map(latex, header)) + r" \\",
+        r"\midrule",
+        *(" & ".join(texts) + r" \\" for texts in shown),
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+    ]
+
+
+def to_data(table: Table) -> dict[str, Any]:
+    """Return a table as plain data: the lines of its headline, its findings and every number."""
+    column = table.rank_column
+    return {
+        "protocol": table.protocol.model_dump(mode="json"),
+        "model": table.model_name,
+        "title": table.heading,
+        "images": table.n,
+        "sampling_seeds": table.seeds,
+        "headline": [_line_data(line, column) for line in headline.standings(table) if column],
+        "findings": findings(table),
+        "rows": to_rows(table),
+    }
+
+
+def _line_data(line: headline.Standing, column: Column) -> dict[str, Any]:
+    places = {"plain": (line.plain, line.at_plain), "best": (line.best, line.at_best)}
+    return {
+        "label": line.label,
+        "kind": line.row.kind,
+        "rank": line.rank,
+        "rank_interval": line.span,
+        **{
+            place: {
+                "setting": row.setting.name,
+                **vars(row.cells[column.key].interval),
+                "minus_base": change and {**vars(change), "verdict": headline.verdict(change, column)},
+            }
+            for place, (row, change) in places.items()
+            if row is not None
+        },
+        "training_seconds": line.row.cost.seconds if line.row.cost else None,
+        "runs": line.row.runs,
+    }
 
 
 def to_rows(table: Table) -> list[dict[str, Any]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from alignbench.leaderboard import cells
-from alignbench.leaderboard.summary import sentences
+from alignbench.leaderboard import cells, headline
+from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.table import Board, Row, Table, Unranked, grouped, short
 from alignbench.record import RunRecord
+from alignbench.text import markdown, markdown_code
 
 if TYPE_CHECKING:
     from alignbench.registry.schema import RewardCard
@@ -25,7 +27,7 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collect
 
 def _line(texts: Sequence[str]) -> str:
     # A line break would end the row, a bar the cell.
-    escaped = [text.replace("|", "\\|").replace("\n", " ") for text in texts]
+    escaped = [re.sub(r"(?<!\\)\|", r"\|", text).replace("\n", " ") for text in texts]
     return f"| {' | '.join(escaped)} |"
 
 
@@ -45,13 +47,30 @@ def text_of(lines: Sequence[str]) -> str:
 # --- pages ----------------------------------------------------------------------------------------
 
 
-def _page_name(table: Table) -> str:
-    return f"{table.protocol.name}-v{table.protocol.version}.md"
+def page_name(table: Table) -> str:
+    return f"{_stem(table)}.md"
+
+
+def _stem(table: Table) -> str:
+    return f"{table.protocol.name}-v{table.protocol.version}"
+
+
+def picture_name(table: Table) -> str:
+    """Return the file of a table's picture; nothing where there is nothing to draw."""
+    if table.rank_column is None or not headline.several_settings(table):
+        return ""
+    label = re.sub(r"[^A-Za-z0-9.]+", "-", table.label)
+    return f"{'-'.join(filter(None, (_stem(table), table.model_name, label)))}.png"
+
+
+def pictures(board: Board) -> dict[str, Table]:
+    """Return {file name: the table that is drawn there}."""
+    return {name: table for table in board.tables if (name := picture_name(table))}
 
 
 def pages(board: Board) -> dict[str, str]:
     """Return {file name: text} of every protocol."""
-    groups = grouped((_page_name(table), table) for table in board.tables)
+    groups = grouped((page_name(table), table) for table in board.tables)
     return {name: _page(tables, board) for name, tables in sorted(groups.items())}
 
 
@@ -59,25 +78,49 @@ def _page(tables: Sequence[Table], board: Board) -> str:
     lines = [
         MARKER,
         "",
-        f"# {tables[0].protocol.title}",
+        f"# {markdown(tables[0].protocol.title)}",
         "",
         "Rows are compared within one table only: one protocol digest, one reference, one starting model. "
         "Numbers printed in papers are in [published.md](published.md) and are not ranked here.",
         "",
     ]
     for table in tables:
-        lines += section(table.heading, [*_header(table), *table_lines(table)])
-        lines += section("What the table says", bullets(sentences(table)), level=3)
-        notes = [*cells.footnotes(table), *_provenance(table)]
-        lines += section("How to read it", bullets(notes), level=3)
+        body = [*first_screen(table, picture_name(table)), *_folded(table, board)]
+        lines += section(markdown(table.heading), body[:-1])
     digests = {table.protocol.digest for table in tables}
     left_out = [item for item in board.unranked if digests.intersection(item.protocols)]
-    lines += section("Not ranked", _unranked_lines(left_out))
-    return text_of([*lines, *section("Runs", _run_lines(tables, board.records))])
+    return text_of([*lines, *section("Not ranked", _unranked_lines(left_out))])
 
 
-def _header(table: Table) -> list[str]:
-    """Digests before the table, where there is another table or another file that it could be taken for."""
+def first_screen(table: Table, picture: str = "") -> list[str]:
+    """Return the lines that most readers need: what is ranked, the headline, its picture, what it says."""
+    header, rows = headline.shown(table)
+    title, explained, legend = (x(table) for x in (headline.title, headline.explained, headline.legend))
+    lines = [f"**{markdown(title)}**", "", *([markdown(explained), ""] if explained else [])]
+    if rows:
+        right = {markdown(name) for name in header if name not in headline.LEFT}
+        texts = [[f"**{markdown(text)}**" if bold else markdown(text) for text, bold in row] for row in rows]
+        lines += [*grid([markdown(name) for name in header], texts, right=right), "", markdown(legend), ""]
+    lines += [f"![trade-off]({picture})", ""] if picture else []
+    return [*lines, *bullets(markdown(text) for text in findings(table)), ""]
+
+
+def _folded(table: Table, board: Board) -> list[str]:
+    notes = [*cells.footnotes(table), *_provenance(table), *_files(table)]
+    runs = _run_lines(table, board.records)
+    return [
+        *details("All settings, all metrics, costs", table_lines(table)),
+        *details("Statistics, runs and commands", [*bullets(notes), "", *runs]),
+    ]
+
+
+def details(summary: str, body: Sequence[str]) -> list[str]:
+    """Return a part that is folded until it is asked for; GitHub renders its Markdown between blank lines."""
+    return [f"<details><summary>{summary}</summary>", "", *body, "", "</details>", ""]
+
+
+def _files(table: Table) -> list[str]:
+    """Digests of the table, where there is another table or another file that it could be taken for."""
     if not (table.assets or table.label):
         return []
     parts = [f"Protocol digest `{short(table.protocol.digest)}`", _reference(table)]
@@ -86,7 +129,7 @@ def _header(table: Table) -> list[str]:
         for name, digest in table.assets.items()
     ]
     parts += [f"made with {', '.join(assets)}"] if assets else []
-    return ["; ".join(parts) + ".", ""]
+    return ["; ".join(parts) + "."]
 
 
 def _reference(table: Table) -> str:
@@ -107,19 +150,21 @@ def table_lines(table: Table) -> list[str]:
     metrics = cells.heads(table.columns)
     header = ["rank", "row", "setting", cells.EXTERNAL, *metrics, "n", *cells.COST_HEADERS]
     right = {"rank", *metrics, *cells.COST_HEADERS} - {"device"}
-    return grid(header, [_row(row, table) for row in table.rows], right=right)
+    ordered = sorted(table.rows, key=lambda row: row.rank or len(table.rows) + 1)
+    return grid(header, [_row(row, table) for row in ordered], right=right)
 
 
 def _row(row: Row, table: Table) -> list[str]:
-    name = f"**{row.title}** ({row.detail})" if row.detail else row.title
+    title, detail = markdown(row.title), markdown(row.detail)
+    name = f"**{title}** ({detail})" if detail else title
     return [
         cells.rank(row),
         f"{name}, control" if row.kind == "control" else name,
-        row.setting.title,
+        markdown(row.setting.title),
         row.external,
         *(cells.metric(row, column) for column in table.columns),
         cells.unit(row),
-        *cells.cost(row),
+        *map(markdown, cells.cost(row)),
     ]
 
 
@@ -134,17 +179,18 @@ def _provenance(table: Table) -> list[str]:
 
 
 def _unranked_lines(items: Iterable[Unranked]) -> list[str]:
-    return bullets(f"`{item.id}`: {item.reason}" for item in items)
+    return bullets(f"{markdown_code(item.id)}: {markdown(item.reason)}" for item in items)
 
 
-def _run_lines(tables: Sequence[Table], records: Sequence[RunRecord]) -> list[str]:
-    shown = {run for table in tables for row in table.rows for run in row.runs}
+def _run_lines(table: Table, records: Sequence[RunRecord]) -> list[str]:
+    shown = {run for row in table.rows for run in row.runs}
     rows = []
     for record in records:
         if record.id in shown:
             made = record.environment
             versions = f"alignbench {made.alignbench}, torch {made.torch}, {made.device}"
-            rows.append([f"`{record.id}`", f"`{record.command}`", versions, record.finished or ""])
+            names = [markdown_code(record.id), markdown_code(record.command)]
+            rows.append([*names, markdown(versions), record.finished or ""])
     return grid(["run", "command", "where", "finished"], rows) if rows else []
 
 
@@ -161,17 +207,17 @@ def index(board: Board, *, published: bool) -> str:
     ]
     rows = [
         [
-            f"[{table.protocol.title}]({_page_name(table)})",
-            table.heading,
-            str(len(table.rows)),
+            f"[{markdown(table.protocol.title)}]({page_name(table)})",
+            markdown(table.heading),
+            str(len({row.identity for row in table.rows if not row.is_base})),
             table.rank_column.title if table.rank_column else "",
             _leader(table),
             f"`{short(table.protocol.digest)}`",
         ]
         for table in board.tables
     ]
-    header = ["protocol", "model", "rows", "ranked by", "first", "digest"]
-    lines += [*(grid(header, rows, right={"rows"}) if rows else ["No run is ranked yet."]), ""]
+    header = ["protocol", "model", "methods", "ranked by", "first", "digest"]
+    lines += [*(grid(header, rows, right={"methods"}) if rows else ["No run is ranked yet."]), ""]
     if published:
         lines += ["Numbers printed in papers, never ranked with ours: [published.md](published.md).", ""]
         lines += ["Those of them that can be held against measured rows: [audit.md](audit.md).", ""]
@@ -179,15 +225,12 @@ def index(board: Board, *, published: bool) -> str:
 
 
 def _leader(table: Table) -> str:
-    """The rows of rank 1."""
-    column = table.rank_column
-    if column is None:
+    """The first line of the headline."""
+    column, lines = table.rank_column, headline.standings(table)
+    if column is None or not lines or lines[0].plain is None:
         return ""
-    return "; ".join(
-        f"{row.name}, {row.setting.title}: {column.shown(row.cells[column.key].interval)}"
-        for row in table.rows
-        if row.rank == 1
-    )
+    first, row = lines[0], lines[0].plain
+    return markdown(f"{first.label}, {row.setting.title}: {headline.value(row, column)}, rank {first.ranks}")
 
 
 # --- published numbers ----------------------------------------------------------------------------

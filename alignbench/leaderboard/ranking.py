@@ -1,4 +1,4 @@
-"""Order rows and say which differences are real: bold cells, ranks with ties; label tables of one protocol.
+"""Order rows and say which differences are real: bold cells, ranks and their intervals; label tables.
 
 A row beats another if the interval of their difference excludes 0: Student's over pairs of equal sampling
 seeds, Welch's over other seeds, and for a single value the sampling error of its image set, or of the pair
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from alignbench.leaderboard.table import Cell, Column, Row, Table, grouped, join, short
 from alignbench.metrics.intervals import (
+    LEVEL,
     Difference,
     difference,
     paired_difference,
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from alignbench.registry.protocol import AssetCard, Setting
 
 
-def cell_difference(a: Cell, b: Cell) -> Difference:
+def cell_difference(a: Cell, b: Cell, *, level: float = LEVEL) -> Difference:
     """Compare two cells of a column with the best pairs they share; see `intervals`."""
     if a.shares_seeds(b):
-        return paired_difference(a.values, b.values)
+        return paired_difference(a.values, b.values, level=level)
     if a.shares_resamples(b):
-        return resampled_difference(a.values[0], b.values[0], a.drawn, b.drawn)
-    return difference(a.values, b.values, sd_a=a.interval.set_sd, sd_b=b.interval.set_sd)
+        return resampled_difference(a.values[0], b.values[0], a.drawn, b.drawn, level=level)
+    return difference(a.values, b.values, sd_a=a.interval.set_sd, sd_b=b.interval.set_sd, level=level)
 
 
 def better(a: Cell, b: Cell, column: Column) -> bool:
@@ -56,16 +57,37 @@ def mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
 
 
 def rank(rows: Sequence[Row], column: Column | None) -> list[Row]:
-    """Rank = 1 + number of rows that beat this one; equal ranks are ties."""
+    """Rank = position by mean; equal means share it, and a row without one has none."""
     if column is None:
         return list(rows)
-    cells = [row.cells.get(column.key) for row in rows]
-    held = [cell for cell in cells if cell is not None]
-    ranks = [None if c is None else 1 + sum(better(other, c, column) for other in held) for c in cells]
+    scores = [column.score(row.cells[column.key]) for row in rows if column.key in row.cells]
     return [
-        replace(row, rank=rank, tied=rank is not None and ranks.count(rank) > 1)
-        for row, rank in zip(rows, ranks, strict=True)
+        replace(row, rank=1 + sum(score > column.score(row.cells[column.key]) for score in scores))
+        if column.key in row.cells
+        else row
+        for row in rows
     ]
+
+
+def rank_intervals(cells: Sequence[Cell], column: Column) -> list[tuple[int, int]]:
+    """Return the ranks that the data allow each cell: each interval holds the true rank with 95 % or more.
+
+    Lowest: 1 + the number of cells that are significantly better; highest: all but the significantly worse
+    ones. A pair that cannot be tested rules out nothing.
+    """
+    level = rank_level(len(cells))
+    spans = []
+    for number, cell in enumerate(cells):
+        others = [other for index, other in enumerate(cells) if index != number]
+        changes = [cell_difference(other, cell, level=level) for other in others]
+        gains = [column.gain(change.mean) for change in changes if change.significant]
+        spans.append((1 + sum(gain > 0 for gain in gains), len(cells) - sum(gain < 0 for gain in gains)))
+    return spans
+
+
+def rank_level(count: int) -> float:
+    """Return the level of each of the K − 1 comparisons of a row: 1 − 0.05 / (K − 1), after Bonferroni."""
+    return 1 - (1 - LEVEL) / max(count - 1, 1)
 
 
 def in_order(rows: Sequence[Row], settings: Sequence[Setting], column: Column | None) -> list[Row]:
@@ -80,19 +102,6 @@ def in_order(rows: Sequence[Row], settings: Sequence[Setting], column: Column | 
         return group[row.kind], -top[row.identity], row.identity, settings.index(row.setting)
 
     return sorted(rows, key=place)
-
-
-def distinct(rows: Sequence[Row]) -> list[Row]:
-    """Add a piece of the digest, or the run, to rows of different origin that would read the same."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        owners[row.name].add(row.identity)
-
-    def told_apart(row: Row) -> Row:
-        piece = row.identity if row.kind == "samples" else row.identity[:7]
-        return replace(row, detail="; ".join(filter(None, [row.detail, piece])))
-
-    return [told_apart(row) if len(owners[row.name]) > 1 else row for row in rows]
 
 
 # --- tables of one protocol -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from alignbench.leaderboard.rows import device_of
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Column, Row, Table, number, short
 from alignbench.record import RunRecord, TrainInfo
+from alignbench.text import markdown
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import AssetCard, MetricFact
@@ -32,7 +34,7 @@ def report_markdown(
         pictures: {file beside the report: caption}.
     """
     title = f"{record.method.title} on {record.model.title}" if record.method else record.model.title
-    lines = [f"# {title}", "", f"`{record.id}` · {_status(record)}", ""]
+    lines = [f"# {markdown(title)}", "", f"`{record.id}` · {_status(record)}", ""]
     evaluated = build([record], facts, assets=assets, sift=False).tables
     for table in evaluated:
         lines += _results(table)
@@ -57,7 +59,9 @@ def _status(record: RunRecord) -> str:
 # --- results --------------------------------------------------------------------------------------
 
 
-def _results(table: Table) -> list[str]:
+def _results(given: Table) -> list[str]:
+    rows = [replace(x, title=markdown(x.title), detail=markdown(x.detail)) for x in given.rows]
+    table = replace(given, rows=tuple(rows), notes=tuple(map(markdown, given.notes)))
     main = [column for column in table.columns if not column.fact.detail]
     detail = [column for column in table.columns if column.fact.detail]
     title = f"{table.protocol.title}: {table.label}" if table.label else table.protocol.title
@@ -140,7 +144,8 @@ def _making(record: RunRecord) -> list[str]:
     if record.recipe:
         rows.append(["recipe", f"{record.recipe.name} ({record.recipe.source})"])
     rows += [
-        [f"changed: {key}", f"{change.value} ({change.origin})"] for key, change in record.changed.items()
+        [f"changed: {key}", markdown(f"{change.value} ({change.origin})")]
+        for key, change in record.changed.items()
     ]
     if data:
         skipped = f", {data.skipped:,} unreadable files left out" if data.skipped else ""

@@ -125,9 +125,7 @@ class Row:
     external: str = ""
     """Whether rewards came from outside the image; see `cells.external`."""
     rank: int | None = None
-    """1 + the number of rows that are better; None without a value of the ranking metric."""
-    tied: bool = False
-    """Another row has the same rank."""
+    """Position by mean in the table; None without a value of the ranking metric."""
     training_seeds: tuple[int, ...] = ()
     cost: Cost | None = None
     runs: tuple[str, ...] = ()
@@ -172,6 +170,8 @@ class Table:
     model_name: str
     """Empty for given images."""
     weights: Mapping[str, str]
+    settings: tuple[Setting, ...]
+    """The first is the plain one."""
     columns: tuple[Column, ...]
     rank_column: Column | None
     rows: tuple[Row, ...]

@@ -10,22 +10,29 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from alignbench.leaderboard import cells
+from alignbench.leaderboard import cells, headline
 from alignbench.leaderboard.compare import Comparison, MetricDifference
+from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.markdown import published_table, stated
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Table, grouped, join, short
+from alignbench.text import visible
 
 if TYPE_CHECKING:
     from alignbench.registry.schema import RewardCard
     from alignbench.registry.tables import PublishedCard
 
+MANY = 12
+"""Rows that a terminal shows one by one."""
+
 
 def rich_table(table: Table) -> RenderableType:
     """Return one table, narrow enough for 80 columns, with its summary below; files hold the rest.
 
-    Metrics that are mere detail are left out.
+    Metrics that are mere detail are left out; of a table of many rows the headline is shown.
     """
+    if len(table.rows) > MANY and table.rank_column is not None:
+        return _headline(table)
     titles_do = len({row.title for row in table.rows}) == len({row.name for row in table.rows})
     columns = [column for column in table.columns if not column.fact.detail]
     # Arrow and half-width on a line of their own: six metrics then fit a narrow terminal.
@@ -44,6 +51,22 @@ def rich_table(table: Table) -> RenderableType:
     grid = _grid(title, header, rows, right=["#", *metrics], gap=0, caption=_caption(table))
     said = [sentence.replace("**", "").split(" Other metrics")[0] for sentence in sentences(table)]
     return Group(grid, *_bullets(said))
+
+
+def _headline(table: Table) -> RenderableType:
+    header, rows = headline.shown(table)
+    right = [name for name in header if name not in headline.LEFT]
+    marked = [[f"**{text}**" if bold else text for text, bold in row] for row in rows]
+    shorter = {" ± ": "\n±", **{f", {word}": f" {mark}" for word, mark in headline.MARKS.items()}}
+    texts = [[*(_replaced(x, shorter) for x in row[:-1]), row[-1].replace(" ", "\n", 1)] for row in marked]
+    grid = _grid(headline.title(table), header, texts, right=right, gap=1, caption=headline.legend(table))
+    return Group(grid, *_bullets(findings(table)))
+
+
+def _replaced(text: str, words: Mapping[str, str]) -> str:
+    for old, new in words.items():
+        text = text.replace(old, new)
+    return text
 
 
 def _caption(table: Table) -> str:
@@ -76,14 +99,15 @@ def _grid(
         if name in right:
             grid.add_column(Text(name), justify="right", min_width=max(map(len, name.split())))
         else:
-            grid.add_column(name)
+            grid.add_column(name, overflow="fold", min_width=11 if name == "method" else None)
     for texts in rows:
-        grid.add_row(*(Text(text[2:-2], "bold") if text.startswith("**") else Text(text) for text in texts))
+        plain = map(visible, texts)
+        grid.add_row(*(Text(text[2:-2], "bold") if text.startswith("**") else Text(text) for text in plain))
     return grid
 
 
 def _bullets(texts: Iterable[str]) -> list[Text]:
-    return [Text(f"· {text}") for text in texts]
+    return [Text(f"· {visible(text)}") for text in texts]
 
 
 def published_lines(card: PublishedCard, rewards: Mapping[str, RewardCard]) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LEVEL = 0.95
-"""Of every interval here."""
+"""Of every interval here, unless another one is asked for."""
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
@@ -84,12 +84,14 @@ def units(runs: Sequence[Sequence[float]]) -> tuple[list[float], Unit]:
     return [_mean(run) for run in runs], "training seeds"
 
 
-def mean_interval(values: Sequence[float], *, kind: Unit = "sampling seeds") -> Interval:
+def mean_interval(
+    values: Sequence[float], *, kind: Unit = "sampling seeds", level: float = LEVEL
+) -> Interval:
     """Return the mean and its Student-t interval; a single value has none."""
     mean = _mean(values)
     if len(values) < 2:
         return Interval(mean, None, None, 1, kind)
-    half = t_critical(LEVEL, len(values) - 1) * math.sqrt(_variance(values) / len(values))
+    half = t_critical(level, len(values) - 1) * math.sqrt(_variance(values) / len(values))
     return Interval(mean, mean - half, mean + half, len(values), kind)
 
 
@@ -100,7 +102,12 @@ def set_interval(value: float, bounds: Sequence[float]) -> Interval:
 
 
 def difference(
-    a: Sequence[float], b: Sequence[float], *, sd_a: float | None = None, sd_b: float | None = None
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    sd_a: float | None = None,
+    sd_b: float | None = None,
+    level: float = LEVEL,
 ) -> Difference:
     """Compare two means without assuming equal variances.
 
@@ -108,8 +115,8 @@ def difference(
     of its given standard deviation, taken as known: with one on both sides this is a normal test, with one
     on one side only that side's degrees of freedom are infinite.
 
-    Source: Welch 1947, degrees of freedom after Satterthwaite 1946. No correction for the number of
-    comparisons. Pairs that share a sampling seed are treated as independent, which errs on the side of
+    Source: Welch 1947, degrees of freedom after Satterthwaite 1946. Who makes several comparisons corrects
+    `level`. Pairs that share a sampling seed are treated as independent, which errs on the side of
     "not significant" where sharing makes them move together.
 
     Args:
@@ -124,7 +131,7 @@ def difference(
         return Difference(mean, mean, mean)
     uncertain = variance_a**2 / degrees_a + variance_b**2 / degrees_b
     degrees = squared**2 / uncertain if uncertain > 0.0 else math.inf
-    return _around(mean, t_critical(LEVEL, degrees) * math.sqrt(squared))
+    return _around(mean, t_critical(level, degrees) * math.sqrt(squared))
 
 
 def _error_of_mean(values: Sequence[float], sd: float | None) -> tuple[float | None, float]:
@@ -134,7 +141,7 @@ def _error_of_mean(values: Sequence[float], sd: float | None) -> tuple[float | N
     return None if sd is None else sd**2, math.inf
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+def paired_difference(a: Sequence[float], b: Sequence[float], *, level: float = LEVEL) -> Difference:
     """Compare the means of values that belong together pair by pair; Student's t over the differences.
 
     A single pair cannot be tested.
@@ -142,12 +149,12 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     Raises:
         ValueError: a and b differ in length.
     """
-    interval = mean_interval([x - y for x, y in zip(a, b, strict=True)])
+    interval = mean_interval([x - y for x, y in zip(a, b, strict=True)], level=level)
     return Difference(interval.mean, interval.low, interval.high)
 
 
 def resampled_difference(
-    a: float, b: float, drawn_a: Sequence[float], drawn_b: Sequence[float]
+    a: float, b: float, drawn_a: Sequence[float], drawn_b: Sequence[float], *, level: float = LEVEL
 ) -> Difference:
     """Compare two metrics of one image set each by what resampling, at least twice, does to their difference.
 
@@ -159,7 +166,7 @@ def resampled_difference(
         ValueError: other numbers of resamples.
     """
     differences = [x - y for x, y in zip(drawn_a, drawn_b, strict=True)]
-    return _around(a - b, t_critical(LEVEL, len(differences) - 1) * math.sqrt(_variance(differences)))
+    return _around(a - b, t_critical(level, len(differences) - 1) * math.sqrt(_variance(differences)))
 
 
 def _around(mean: float, half: float) -> Difference:

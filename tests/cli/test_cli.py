@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -12,6 +13,7 @@ from alignbench.cli import cards
 from alignbench.cli.main import app
 from alignbench.config.settings import COMMON_OPTIONS
 from alignbench.registry.lookup import Registry
+from tests.conftest import ROOT
 from tests.helpers.command import alignbench
 
 TINY = ["run", "--method", "vapi", "--model", "llamagen-tiny"]
@@ -116,7 +118,7 @@ SURFACE = {
     "reference": [
         "--batch", "--image-size", "--images", "--limit", "--out", "--seed", "--set", "--workers", "images",
     ],
-    "leaderboard": ["--check", "--out", "runs"],
+    "leaderboard": ["--check", "--format", "--out", "runs"],
     "compare": ["--json", "--metric", "a", "b"],
     "list": ["--json", "--plugin", "kind"],
     "show": ["--json", "--plugin", "name"],
@@ -136,3 +138,23 @@ SURFACE = {
     "pretrain": ["--out", "--seed", "model"],
     "verify": ["--device", "--failures", "--golden", "--json"],
 }  # fmt: skip
+
+
+def test_leaderboards_are_written_with_pictures_or_printed(tmp_path: Path) -> None:
+    records = [str(path) for path in (ROOT / "leaderboards" / "records").glob("vapi-llamagen-tiny-*.json")]
+    out = ["--out", str(tmp_path)]
+    made = alignbench("leaderboard", *records, *out).stdout.split()
+    picture = tmp_path / "digits8-v1-llamagen-tiny.png"
+    assert str(picture) in made and picture.read_bytes().startswith(b"\x89PNG")
+    assert alignbench("leaderboard", *records, *out).stdout.strip() == "", "nothing changed, nothing drawn"
+    picture.unlink()
+    checked = alignbench("leaderboard", "--check", *out)
+    assert checked.returncode == 1 and f"{picture.name}: missing" in checked.stdout
+    before = sorted(tmp_path.rglob("*"))
+    printed = {form: alignbench("leaderboard", *records, *out, "--format", form).stdout for form in FORMATS}
+    assert all(text in printed[form] for form, text in FORMATS.items())
+    assert json.loads(printed["json"])[0]["headline"][0]["label"] == "VA-π"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+FORMATS = {"markdown": "| 1 (1) | VA-π |", "csv": "protocol,version,", "latex": r"\toprule", "json": '"rank"'}

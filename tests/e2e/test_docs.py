@@ -174,7 +174,9 @@ def test_its_commands_end_in_a_leaderboard_row(plugin: Path, monkeypatch: pytest
         assert done.returncode == 0, done.stderr
     (page,) = re.findall(r"`leaderboards/(\S+\.md)` now holds", TUTORIAL.read_text(encoding="utf-8"))
     table = (plugin.parent / "leaderboards" / page).read_text(encoding="utf-8")
-    (row,) = [line for line in table.splitlines() if line.startswith("|") and "Weighted imitation" in line]
+    (row,) = [
+        line for line in table.splitlines() if line.startswith("|") and "**Weighted imitation**" in line
+    ]
     assert "3 training seeds" in row
     assert len(list((plugin.parent / "leaderboards" / "records").glob("weighted-imitation-*.json"))) == 3
 

@@ -18,7 +18,8 @@ from scipy import stats
 
 from alignbench.commands.drawing import KINDS, figures
 from alignbench.errors import UserError
-from alignbench.figures import curves, picture, source
+from alignbench.figures import curves, picture
+from alignbench.leaderboard.labels import labels
 from alignbench.registry.lookup import Registry
 from tests.conftest import ROOT
 
@@ -184,7 +185,12 @@ def test_labels_say_only_what_sets_apart() -> None:
         2: ("VA-π", "vapi-x; method.noise = 0.25; train.lr = 1e-05"),
         3: ("STE", "ste-x; train.lr = 1e-05"),
     }
-    assert source.labels(described) == {1: "VA-π (noise = 0.5)", 2: "VA-π (noise = 0.25)", 3: "STE"}
+    assert labels(described) == {1: "VA-π (noise = 0.5)", 2: "VA-π (noise = 0.25)", 3: "STE"}
+    described = {
+        1: ("Decoder", "decoder-tiny; train.lr = 1"),
+        2: ("Decoder", "decoder-long-tiny; train.lr = 1"),
+    }
+    assert labels(described) == {1: "Decoder", 2: "Decoder (long)"}
 
 
 def test_series_can_be_told_apart_in_grey() -> None:

@@ -11,6 +11,7 @@ import pytest
 from alignbench.errors import UserError
 from alignbench.leaderboard import markdown
 from alignbench.leaderboard.board import build, check, collect, latest, write
+from alignbench.leaderboard.headline import standings
 from alignbench.record import read
 from alignbench.registry.tables import PublishedCard
 from tests.leaderboard.records import (
@@ -146,15 +147,17 @@ def test_given_images_share_a_table_of_their_own() -> None:
     samples, model = board.tables
     assert (samples.model, samples.model_name, model.model_name) == ("given images", "", "llamagen-tiny")
     assert {row.external for row in samples.rows} == {""}, "nobody knows what trained them"
-    assert [(x.name, x.rank, x.tied) for x in samples.rows] == [
-        ("Mine", 1, True),
-        ("Theirs", 1, True),
-        ("Far", 3, False),
-    ]
+    assert [(x.name, x.rank) for x in samples.rows] == [("Mine", 1), ("Theirs", 2), ("Far", 3)]
+    shown = [(line.label, line.ranks, line.at_plain) for line in standings(samples)]
+    assert shown == [("Mine", "1 (1–2)", None), ("Theirs", "2 (1–2)", None), ("Far", "3 (3)", None)]
     assert {x.kind for x in samples.rows} == {"samples"} and [x.rank for x in model.rows] == [2, 1]
     page = markdown.pages(board)["digits-8-v1.md"]
     assert "## given images" in page and "The images were given, not made by alignbench." in page
-    assert "(1.500 ± 0.050), not significantly different from Theirs. Behind it: Far at 3.000" in page
+    assert (
+        "| 2 (1–2) | Theirs | 1.520 ± 0.050‡ | 1 image set |" in page
+        and "base" not in page.split("details")[0]
+    )
+    assert "- Mine is first by FD (1.500 ± 0.050‡); Theirs cannot be told from it." in page
 
 
 def test_an_own_file_is_labelled_even_when_it_stands_alone_and_stands_apart() -> None:
@@ -191,6 +194,9 @@ def test_detail_is_only_in_a_runs_own_tables() -> None:
     assert ranked.rank_column is not None and ranked.rank_column.metric == "colour"
 
 
+PICTURE = "digits-8-v1-llamagen-tiny.png"
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -205,7 +211,10 @@ def test_the_same_records_give_the_same_bytes_in_any_order(tmp_path: Path) -> No
     assert names == {"README.md", "audit.md", "digits-8-v1.md", "published.md"} | {
         f"records/{path.name}" for path in DATA.glob("*.json")
     }
-    assert check(tmp_path / "a", FACTS, PUBLISHED) == []
+    assert check(tmp_path / "a", FACTS, PUBLISHED) == [f"{PICTURE}: missing"]
+    (tmp_path / "a" / PICTURE).touch()
+    assert check(tmp_path / "a", FACTS, PUBLISHED) == [], "a picture's bytes are matplotlib's business"
+    (tmp_path / "a" / PICTURE).unlink()
     assert write([], tmp_path / "a", FACTS, PUBLISHED) == [], "nothing new, nothing written"
     random.Random(0).shuffle(records)
     for count, record in enumerate(records, start=1):
@@ -223,13 +232,14 @@ def test_check_reports_every_difference(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("written by a person\n", encoding="utf-8")
     (tmp_path / "records" / "copy.json").write_bytes(next(DATA.glob("*.json")).read_bytes())
     assert check(tmp_path, FACTS, PUBLISHED) == [
+        f"{PICTURE}: missing",
         "digits-8-v1.md: differs from what its records give",
         "old-v0.md: no record supports it",
         "published.md: missing",
         "records/copy.json: not named after its record's id",
     ]
     write([], tmp_path, FACTS, PUBLISHED)
-    assert check(tmp_path, FACTS, PUBLISHED) == []
+    assert check(tmp_path, FACTS, PUBLISHED) == [f"{PICTURE}: missing"]
     assert not (tmp_path / "old-v0.md").exists() and (tmp_path / "notes.md").exists()
     record = tmp_path / "records" / f"{NAMES['vapi-0']}.json"
     record.write_text(record.read_text(encoding="utf-8").replace("1.6,", "1.1,"), encoding="utf-8")
@@ -240,9 +250,18 @@ def test_check_reports_every_difference(tmp_path: Path) -> None:
 
 
 PAGE = (
-    "## LlamaGen-tiny\n\n| rank | row | setting | Ext. Rwd | FD ↓ | Recall ↑ | n | train s |",
+    "## LlamaGen-tiny\n\n**Digits 8×8 · LlamaGen-tiny · FD, lower is better · "
+    "3 sampling seeds × 1,000 images**",
+    "Plain is T=1, the protocol's first setting; own best is, for each model, the best of its 2 settings",
+    "| rank (95 %) | method | plain FD ↓ | own best (setting) | against base's best, 0.800 | training |",
+    "| 1 (1–2) | AR-GRPO | **1.620 ± 0.298† ▲** | 1.620 ± 0.298† (T=1) | +0.820, worse | 17 s, CPU |",
+    "| 2 (1–2) | VA-π | 1.700 ± 0.124 ▲ |",
+    "| 3 (3) | base | 2.430 ± 0.075 | **0.800 ± 0.025 (T=0.8, CFG 1.5)** |  |  | 3 sampling |",
+    f"![trade-off]({PICTURE})",
+    "\n\n<details><summary>All settings, all metrics, costs</summary>\n\n"
+    "| rank | row | setting | Ext. Rwd | FD ↓ | Recall ↑ | n | train s |",
     "| 1 | base, control | T=0.8, CFG 1.5 | ✗ | **0.800 ± 0.025** | 0.82 ± 0.02 | 3 sampling seeds |",
-    "| 3= | **VA-π** (vapi-llamagen-tiny) | T=1 | ✗ | 1.700 ± 0.124 | **0.83 ± 0.03** |",
+    "| 4 | **VA-π** (vapi-llamagen-tiny) | T=1 | ✗ | 1.700 ± 0.124 | **0.83 ± 0.03** |",
     "| 3 training seeds | 9.5 | 30,720 | CPU | 0.52 | 112,000 |",
     "T=1 | ✓ | 1.620 ± 0.298† |  | 3 sampling seeds | 17.1 |",  # AR-GRPO's recall is blank
     "method.kl_weight = 0.01",

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 from typing import Any
 
+import pytest
 from rich.console import Console
 from scipy import stats
 
 from alignbench.leaderboard import export, markdown, terminal
-from alignbench.leaderboard.board import build
+from alignbench.leaderboard.board import build, collect
+from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.report import report_markdown
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Table, join, number
-from tests.leaderboard.records import FACTS, detailed, given, load, one_seed, only, stored, table_of
+from alignbench.registry.lookup import Registry
+from tests.conftest import ROOT
+from tests.leaderboard.records import (
+    FACTS,
+    detailed,
+    given,
+    load,
+    named,
+    one_seed,
+    only,
+    stored,
+    table_of,
+)  # fmt: skip
 
 # --- sentences ------------------------------------------------------------------------------------
 
@@ -54,6 +70,22 @@ def test_sentences_say_what_was_tested() -> None:
     assert "better than (one value, not tested)" in sentences(table_of(one_seed(2.39, None)))[0]
 
 
+def test_findings_say_who_is_first_who_gains_and_who_only_sharpens() -> None:
+    assert findings(only(stored())) == [
+        "AR-GRPO is first by FD at T=1 (1.620 ± 0.298†); VA-π cannot be told from it.",
+        "Against the base at T=1 (2.430 ± 0.075) – better: AR-GRPO and VA-π.",
+        "Each at its own best setting, base is first (0.800 ± 0.025 at T=0.8, CFG 1.5). "
+        "Against the base's best (0.800 ± 0.025 at T=0.8, CFG 1.5) – better: none; worse: AR-GRPO and VA-π.",
+        "As far as FD tells, AR-GRPO and VA-π only sharpen: better than the base at T=1, but at their best "
+        "not better than the base at T=0.8, CFG 1.5, which takes no training.",
+        "Where a method is better than the base at T=1, no other metric gets significantly worse.",
+        "One training seed only, nothing is said about others: AR-GRPO.",
+    ]
+    untested, *_ = findings(table_of(one_seed(2.39, None)))
+    assert untested == "VA-π is first by FD (2.390); not tested (single values): base."
+    assert findings(table_of(load("base"))) == []
+
+
 # --- terminal and files ---------------------------------------------------------------------------
 
 
@@ -89,7 +121,53 @@ def test_tables_for_programs_hold_the_same_numbers() -> None:
         assert float(line["mean"]) == entry["mean"] == cell.interval.mean
         assert (line["best"], line["reward_network"]) == (str(cell.best), str(cell.rewarded))
         assert (entry["low"], entry["unit"]) == (cell.interval.low, cell.interval.kind)
-    assert export.Leaderboard((table,)).markdown().splitlines()[2:] == markdown.table_lines(table)
+    board = export.Leaderboard((table,))
+    assert board.markdown().endswith("\n".join(["", *markdown.table_lines(table), ""]))
+    (data,) = json.loads(board.json())
+    assert data["rows"] == rows and data["findings"] == findings(table)
+    first = data["headline"][0]
+    paired = stats.ttest_rel([1.50, 1.62, 1.74], [2.40, 2.43, 2.46]).confidence_interval(0.95)
+    assert (first["label"], first["rank"], first["rank_interval"]) == ("AR-GRPO", 1, [1, 2])
+    assert first["plain"]["minus_base"]["low"] == pytest.approx(paired.low)
+
+
+ODD = r"<b>x</b> | </details> [x](y) `c` $m$ a_b _c_ **d** \e & 50 % {f} ~g^h" + "\x1b[2J\u202e\n# i"
+
+
+def test_texts_of_records_are_shown_as_they_are() -> None:
+    """In Markdown, LaTeX and on a terminal; thirteen rows, so that the terminal shows the headline."""
+    change = {"method.name": {"value": ODD, "origin": "--set"}}
+    odd = named(12, 1.5, 0.1, command=f"alignbench run --set method.name='{ODD}'", changed=change)
+    board = build([odd, *(named(number, 2.0 + number / 100, 0.1) for number in range(11))], FACTS)
+    table = only(board)
+    assert any(ODD in row.name for row in table.rows)
+    (page,) = markdown.pages(board).values()
+    lines = [line for text in (page, report_markdown(odd, FACTS)) for line in text.splitlines()]
+    for line in [line for line in lines if "50 %" in line and not line.startswith("alignbench")]:
+        # Without code, escaped characters and intervals.
+        bare = re.sub(r"``+ .*? ``+|`[^`]*`|\\[!-/:-@\[-`{-~]|\[[-+\d.]+, [-+\d.]+\]", "", line)
+        assert not re.search(r"[<>\[\]`$~&]|\x1b|\u202e", bare), line
+        assert bare.count("|") in (0, 3, 4, 5, 7, 12), "no cell is cut"
+    assert page.count("<details>") == page.count("</details>") - page.count("`` alignbench run") == 2
+    text = export.Leaderboard((table,)).latex()
+    (line,) = [x for x in text.splitlines() if "textless" in x and not x.startswith("%")]
+    assert r"\textless{}b\textgreater{}x" in line and r"50 \%" in line and r"a\_b \_c\_" in line
+    assert re.sub(r"\\[&%$#_{}]", "", line).count("&") == 5 and line.endswith(r" \\")
+    assert "VA-$\\pi$" in text and r"\toprule" in text and "\x1b" not in text + printed(table, 80)
+
+
+DIGITS = (ROOT / "leaderboards" / "records").glob("*llamagen-tiny*.json")
+
+
+def test_a_terminal_shows_the_headline_of_many_rows_within_80_columns() -> None:
+    text = printed(only(build(collect(DIGITS), Registry.default().metric_facts())), 80)
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    assert (
+        "3 (3–7)" in text
+        and "Next-token" in text
+        and "VA-π and STE cannot be told from it" in " ".join(text.split())
+    )
+    assert "at the same setting" not in text
 
 
 # --- the report of a run --------------------------------------------------------------------------

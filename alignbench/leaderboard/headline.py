@@ -1,0 +1,230 @@
+"""The first table of a board: one line for each configuration and one for the base model.
+
+Every model is shown at the plain setting, the protocol's first, and at its own best one; the base at its best
+is what a method has to beat, as nothing has to be trained for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from alignbench.leaderboard import cells
+from alignbench.leaderboard.labels import names
+from alignbench.leaderboard.ranking import cell_difference, rank_intervals
+from alignbench.leaderboard.summary import outcome
+from alignbench.leaderboard.table import Column, Cost, Row, Table, grouped, number
+from alignbench.metrics.intervals import Difference
+
+VERDICTS = {
+    "better than": "better", "worse than": "worse", "not significantly different from": "not significant",
+}  # fmt: skip
+MARKS = {"better": "▲", "worse": "▼", "not significant": "≈"}
+"""{verdict against the base at the plain setting: its mark}; what was not tested has none."""
+
+LEFT = {"rank (95 %)", "method", "images", "seeds"}
+"""Columns of words, aligned left."""
+Shown = tuple[str, bool]
+"""A text of a table, and whether it is bold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One configuration, the base model, or one set of given images."""
+
+    row: Row
+    """Any of its rows: what they have in common."""
+    label: str
+    plain: Row | None
+    """At the plain setting; None where it has no value of the ranking metric there."""
+    best: Row | None
+    """At the setting that is best for it; None without any value."""
+    rank: int | None = None
+    """Position by mean at the plain setting."""
+    span: tuple[int, int] | None = None
+    """Ranks that the data allow; see `ranking.rank_intervals`."""
+    at_plain: Difference | None = None
+    """From the base at the plain setting; None for the base, or where either has no value."""
+    at_best: Difference | None = None
+    """Best from the base's best."""
+
+    @property
+    def ranks(self) -> str:
+        """`2 (1–3)`, or nothing without a rank."""
+        if self.rank is None or self.span is None:
+            return ""
+        low, high = self.span
+        return f"{self.rank} ({low}–{high})" if high > low else f"{self.rank} ({low})"
+
+
+def standings(table: Table) -> list[Standing]:
+    """Return the lines in order of the plain mean, those without one last; none without a ranking metric."""
+    column = table.rank_column
+    if column is None:
+        return []
+    called = names(table)
+    lines = []
+    for identity, rows in grouped((row.identity, row) for row in table.rows).items():
+        scored = [row for row in rows if column.key in row.cells]
+        at_plain = [row for row in scored if row.kind == "samples" or row.setting == table.settings[0]]
+        best = max(scored, key=lambda row: column.score(row.cells[column.key]), default=None)
+        plain = at_plain[0] if at_plain else None
+        lines.append(Standing(row=rows[0], label=called[identity], plain=plain, best=best))
+
+    def place(line: Standing) -> tuple[float, str]:
+        return (-column.score(line.plain.cells[column.key]) if line.plain else math.inf), line.label
+
+    return _against_base(_ranked(sorted(lines, key=place), column), column)
+
+
+def _ranked(lines: Sequence[Standing], column: Column) -> list[Standing]:
+    held = [line.plain.cells[column.key] for line in lines if line.plain]
+    scores = [column.score(cell) for cell in held]
+    spans = rank_intervals(held, column)
+    ranked = [
+        replace(line, rank=1 + sum(other > score for other in scores), span=span)
+        for line, score, span in zip(lines, scores, spans, strict=False)  # those without a value are last
+    ]
+    return [*ranked, *lines[len(ranked) :]]
+
+
+def _against_base(lines: Sequence[Standing], column: Column) -> list[Standing]:
+    base = base_of(lines)
+    if base is None:
+        return list(lines)
+
+    def change(row: Row | None, other: Row | None) -> Difference | None:
+        if row is None or other is None:
+            return None
+        return cell_difference(row.cells[column.key], other.cells[column.key])
+
+    return [
+        line if line is base else
+        replace(line, at_plain=change(line.plain, base.plain), at_best=change(line.best, base.best))
+        for line in lines
+    ]  # fmt: skip
+
+
+def base_of(lines: Sequence[Standing]) -> Standing | None:
+    return next((line for line in lines if line.row.is_base), None)
+
+
+def verdict(change: Difference | None, column: Column) -> str:
+    """`better`, `worse`, `not significant`, `better (one value, not tested)`; empty without a difference."""
+    if change is None:
+        return ""
+    text = outcome(change, column)
+    return VERDICTS.get(text) or text.replace(" than", "").replace(" to", "")
+
+
+def value(row: Row | None, column: Column) -> str:
+    """Mean ± half-width with its marks."""
+    return cells.metric(row, column, bold=False) if row else ""
+
+
+def several_settings(table: Table) -> bool:
+    return len(table.settings) > 1 and bool(table.model_name)
+
+
+# --- as a table -----------------------------------------------------------------------------------
+
+
+def shown(table: Table) -> tuple[list[str], list[list[Shown]]]:
+    """Return header and rows, at most seven columns; bold is the best mean of its column."""
+    column, lines = table.rank_column, standings(table)
+    if column is None:
+        return [], []
+    base, several = base_of(lines), several_settings(table)
+    head = f"{column.title} {column.arrow}"
+    plain = [value(line.plain, column) for line in lines]
+    marks = [MARKS.get(verdict(line.at_plain, column), "") if several else "" for line in lines]
+    columns = {
+        "rank (95 %)": [(line.ranks, False) for line in lines],
+        "method" if table.model_name else "images": [(line.label, False) for line in lines],
+        f"plain {head}" if several else head: [
+            (f"{text} {mark}".rstrip(), line.rank == 1)
+            for text, mark, line in zip(plain, marks, lines, strict=True)
+        ],
+    }
+    if several:
+        columns["own best (setting)"] = _best(lines, column)
+    if base is not None and base.best is not None and len(lines) > 1:
+        than = column.text(base.best.cells[column.key].interval.mean)
+        columns[f"against base's {'best, ' if several else ''}{than}"] = [
+            (_change(line.at_best, column), False) for line in lines
+        ]
+    if any(line.row.cost for line in lines):
+        columns["training"] = [(_cost(line.row.cost), False) for line in lines]
+    columns["seeds"] = [(_seeds(line), False) for line in lines]
+    return list(columns), [list(texts) for texts in zip(*columns.values(), strict=True)]
+
+
+def _best(lines: Sequence[Standing], column: Column) -> list[Shown]:
+    scores = [column.score(line.best.cells[column.key]) if line.best else -math.inf for line in lines]
+    texts = [f"{value(line.best, column)} ({line.best.setting.title})" if line.best else "" for line in lines]
+    return [(text, score == max(scores)) for text, score in zip(texts, scores, strict=True)]
+
+
+def _change(change: Difference | None, column: Column) -> str:
+    return "" if change is None else f"{column.signed(change.mean)}, {verdict(change, column)}"
+
+
+def _cost(cost: Cost | None) -> str:
+    if cost is None:
+        return ""
+    seconds, devices = cost.seconds, ", ".join(cost.devices)
+    if len(cost.devices) > 1 and len(seconds) > 1:  # a mean over different devices means nothing
+        return f"{duration(min(seconds))} – {duration(max(seconds))}, {devices}"
+    return f"{duration(math.fsum(seconds) / len(seconds))}, {devices}"
+
+
+def duration(seconds: float) -> str:
+    """`4.3 s`, `25 min`, `3.1 h`."""
+    size, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
+    return f"{number(seconds / size, 0 if seconds / size >= 10 else 1)} {unit}"
+
+
+def _seeds(line: Standing) -> str:
+    row, trained = line.plain or line.best or line.row, line.row.kind == "method"
+    return f"{len(row.training_seeds)} training" if trained else cells.unit(row).removesuffix(" seeds")
+
+
+# --- around the table -----------------------------------------------------------------------------
+
+
+def title(table: Table) -> str:
+    """Return what is ranked by what, on how many images."""
+    column = table.rank_column
+    by = f"{column.title}, {column.fact.direction} is better" if column else "no value of the ranking metric"
+    images = f"{len(table.seeds)} sampling seed{'s' if len(table.seeds) > 1 else ''} × {table.n:,} images"
+    return " · ".join((table.protocol.title, table.heading, by, images))
+
+
+def explained(table: Table) -> str:
+    """Return what plain and best mean; nothing where there is one setting."""
+    if not several_settings(table):
+        return ""
+    settings = "; ".join(setting.title for setting in table.settings)
+    return (
+        f"Plain is {table.settings[0].title}, the protocol's first setting; own best is, for each model, the "
+        f"best of its {len(table.settings)} settings ({settings})."
+    )
+
+
+def legend(table: Table) -> str:
+    """Return how to read the table, in one paragraph."""
+    lines, column = standings(table), table.rank_column
+    if column is None:
+        return ""
+    texts = ["Rank: position by mean; in brackets the ranks that the data allow, 95 % for each row."]
+    if base_of(lines) is not None and several_settings(table):
+        texts.append(
+            "Against the base at the plain setting: ▲ better, ▼ worse, ≈ not significantly different (95 %). "
+            "A method adds something to the base only if its best is better than the base's best; otherwise, "
+            "as far as these numbers tell, sampling the base differently does as well without training."
+        )
+    texts += cells.intervals(table, "the seeds in the last column")
+    held = [row.cells[column.key] for row in table.rows if column.key in row.cells]
+    texts += [cells.REWARDED] if any(cell.rewarded for cell in held) else []
+    return " ".join([*texts, "Bold: best mean."])
