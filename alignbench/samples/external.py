@@ -106,16 +106,15 @@ def open_samples(
     if not path.is_dir():
         raise UserError(f"{path} does not exist", fix="give a folder of images or an .npz file")
     notes: list[str] = []
-    expanded: Sequence[Prompt]
     if geneval_layout.is_geneval_folder(path):
         layout = geneval_layout.read_layout(path)
         files = [file for file, _ in layout]
-        expanded = _matched(path, layout, prompts) if prompts else [prompt for _, prompt in layout]
+        expanded = list(_matched(path, layout, prompts) if prompts else (prompt for _, prompt in layout))
     else:
         files, notes = _in_order(path, prompts)
         names = [relative(file, path) for file in files]
         files = [files[position] for position in choose(names, limit=limit, seed=seed)]
-        expanded = _by_order(path, len(files), prompts)
+        expanded = list(_by_order(path, len(files), prompts))
     decode = partial(decode_exact if fit == "exact" else decode_cropped, size=image_size)
     pictures = PictureFiles(path, files, decode, workers)
     if fit == "exact":
