@@ -377,9 +377,9 @@ def test_every_method_gets_the_same_number_of_trials_on_the_validation_split() -
     trials = {row.title: [line for line in lines if line.row == row.title] for row in tuning.rows}
     condition = REGISTRY.model(tuning.model).condition
     methods = [name for name in REGISTRY.names("methods") if condition in REGISTRY.method(name).conditions]
-    assert sorted(trials) == sorted([*methods, "ste-gumbel"])
-    gumbel = {"method.estimator": "gumbel"}
-    assert {row.title: row.values for row in tuning.rows if row.title != row.method} == {"ste-gumbel": gumbel}
+    estimators = {f"ste-{name}": {"method.estimator": name} for name in ("argmax", "gumbel")}
+    assert sorted(trials) == sorted([*(name for name in methods if name != "ste"), *estimators])
+    assert {row.title: row.values for row in tuning.rows if row.title != row.method} == estimators
     assert {len(members) for members in trials.values()} == {5}
     assert all(list(line.point) == ["train.lr"] for line in lines)
 
