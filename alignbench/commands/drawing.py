@@ -73,10 +73,8 @@ def figures(
         for name, draw in pictures:
             try:
                 drawn.append(draw(name))
-            except source.NotDrawnError as error:
-                absent[name] = str(error)
-            except UserError as error:
-                if kinds:
+            except (source.NotDrawnError, UserError) as error:
+                if kinds and isinstance(error, UserError):
                     raise
                 absent[name] = str(error)
         if kinds and not any(made.name.startswith(kind) for made in drawn):

@@ -32,7 +32,7 @@ def tasks(table: Table, name: str = "tasks", setting: str = "") -> Picture:
         raise NotDrawnError(f"{table.protocol.title} is not ranked by the mean of several tasks")
     start = overall.metric.removesuffix(OVERALL) + "-"
     columns = [x for x in table.columns if x.metric.startswith(start) and not x.fact.detail]
-    settings = {row.setting.name: row.setting.title for row in table.rows}
+    settings = {x.name: x.title for x in table.settings}
     title = settings.get(setting, setting) if setting else next(iter(settings.values()))
     if title not in settings.values():
         raise NotDrawnError(f"no row was measured at {setting!r}, only at {', '.join(settings)}")

@@ -67,12 +67,14 @@ def curves(runs: Sequence[Run], name: str = "curves", *, columns: int = 4) -> Pi
     """Draw reward, its parts, losses, entropy, gradient norm and clipping over the steps.
 
     Raises:
-        NotDrawnError: none of the runs trained, or a log is missing.
+        NotDrawnError: none of the runs trained, or a log is missing or holds nothing that is drawn.
     """
     groups = configurations(runs)
     at_most(MOST, len(groups), "configurations")
     logs = {label: [(_seed(run), _log(run)) for run in members] for label, members in groups.items()}
     shown, zero = _panels([log for group in logs.values() for _, log in group])
+    if not shown:
+        raise NotDrawnError("the runs logged nothing that is drawn")
     figure, axes = grid(len(shown), columns=columns, size=(2.9, 2.2))
     rows: list[tuple[Value, ...]] = []
     for axis, series in zip(axes, shown, strict=True):

@@ -29,10 +29,12 @@ def options(
         setting: name of a sampling setting; default: the table's first.
 
     Raises:
-        NotDrawnError: no numeric option has three values among the runs.
+        NotDrawnError: no such setting or metric, or no numeric option with three values among the runs.
     """
     records = {run.record.id: run.record for run in runs}
-    setting = setting or table.rows[0].setting.name
+    setting = setting or table.settings[0].name
+    if setting not in (names := [x.name for x in table.settings]):
+        raise NotDrawnError(f"no row was measured at {setting!r}, only at {', '.join(names)}")
     rows = [row for row in table.rows if row.kind == "method" and row.setting.name == setting]
     changed = {
         row.identity: {key: x.value for key, x in records[row.runs[0]].changed.items() if counts(key)}
@@ -92,6 +94,8 @@ def _line(title: str, changes: Mapping[str, object], axis: str) -> str:
 
 def _columns(table: Table, metrics: Sequence[str]) -> list[Column]:
     shown = [column for column in table.columns if not column.fact.detail]
+    if unknown := set(metrics) - {column.metric for column in shown}:
+        raise NotDrawnError(f"no metric {min(unknown)}, but {', '.join(x.metric for x in shown)}")
     if metrics:
         return [column for column in shown if column.metric in metrics]
     first = [column for column in shown if column == table.rank_column]

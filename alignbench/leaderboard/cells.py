@@ -17,10 +17,6 @@ REWARDED = "†: a network behind this metric was also a training reward of this
 COST_HEADERS = ("train s", "sequences", "device", "peak GiB", "trained")
 
 
-def rank(row: Row) -> str:
-    return "" if row.rank is None else str(row.rank)
-
-
 def external(names: Iterable[str], cards: Mapping[str, RewardCard]) -> str:
     """`✓` if any of these rewards judges an image by itself, `✗` if all compare it with the training image
     or there is none; empty where a card is missing."""

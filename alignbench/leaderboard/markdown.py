@@ -158,7 +158,7 @@ def _row(row: Row, table: Table) -> list[str]:
     title, detail = markdown(row.title), markdown(row.detail)
     name = f"**{title}** ({detail})" if detail else title
     return [
-        cells.rank(row),
+        str(row.rank or ""),
         f"{name}, control" if row.kind == "control" else name,
         markdown(row.setting.title),
         row.external,

@@ -39,7 +39,7 @@ def rich_table(table: Table) -> RenderableType:
     metrics = [f"{column.title}\n{column.arrow}" for column in columns]
     rows = [
         [
-            cells.rank(row),
+            str(row.rank or ""),
             row.title if titles_do else row.name,
             row.setting.title,
             *(cells.metric(row, column).replace(" ± ", "\n±") for column in columns),

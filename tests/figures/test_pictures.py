@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -163,20 +162,23 @@ def test_what_cannot_be_drawn_is_said(make_run: Callable[..., Path], tmp_path: P
         ("Digits 8×8 is not ranked by the mean of several tasks", {"kinds": ["tasks"]}),
         ("no option has three values", {"kinds": ["options"]}),
     ]
-    for words, options in cases:
+
+    def refused(words: str, *runs: Path, **options: Any) -> None:
         with pytest.raises(UserError, match=words):
-            figures([run], out, **options)
+            figures(runs, out, **options)
+
+    for words, options in cases:
+        refused(words, run, **options)
     assert not out.exists()
-    (run / "metrics.jsonl").write_text("[]\n", encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be read"):
-        figures([run], out, kinds=["curves"])
-    with pytest.raises(UserError, match="only at t1"):
-        figures([RECORDS], out, kinds=["tasks"], setting="cfg9")
-    for number in range(15):
-        make_run(f"many-{number}", steps=[{"step": 1, "loss": 1.0}], train_lr=1.0 + number)
-    shutil.rmtree(run)
-    with pytest.raises(UserError, match="15 configurations are too many for one picture"):
-        figures([tmp_path / "runs"], out, kinds=["curves"])
+    for log, words in (("[]", "cannot be read"), ('{"step": 1, "lr": 0.1}', "logged nothing that is drawn")):
+        (run / "metrics.jsonl").write_text(log, encoding="utf-8")
+        refused(words, run, kinds=["curves"])
+    refused("only at t1", RECORDS, kinds=["tasks"], setting="cfg9")
+    three = [make_run(f"one-{n}", seed=n, method_prior_weight=0.1 + n) for n in range(3)]
+    refused("no metric bogus, but fd-digits", *three, kinds=["options"], metrics=["bogus"])
+    refused("only at t1", *three, kinds=["options"], setting="cfg9")
+    many = [make_run(f"many-{n}", steps=[{"step": 1, "loss": 1.0}], train_lr=1.0 + n) for n in range(15)]
+    refused("15 configurations are too many for one picture", *many, kinds=["curves"])
 
 
 def test_labels_say_only_what_sets_apart() -> None:
@@ -186,10 +188,7 @@ def test_labels_say_only_what_sets_apart() -> None:
         3: ("STE", "ste-x; train.lr = 1e-05"),
     }
     assert labels(described) == {1: "VA-π (noise = 0.5)", 2: "VA-π (noise = 0.25)", 3: "STE"}
-    described = {
-        1: ("Decoder", "decoder-tiny; train.lr = 1"),
-        2: ("Decoder", "decoder-long-tiny; train.lr = 1"),
-    }
+    described = {1: ("Decoder", "decoder-tiny; lr = 1"), 2: ("Decoder", "decoder-long-tiny; lr = 1")}
     assert labels(described) == {1: "Decoder", 2: "Decoder (long)"}
 
 
