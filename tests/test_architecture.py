@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"registry", "hub", "data", "samples", "metrics", "nets", "record", "run_folder"},
     "leaderboard": {"registry", "record", "run_folder", "metrics.intervals", "evaluation.pairs"},
     "figures": {"registry", "record", "leaderboard", "metrics"},
+    "html": {"registry", "record", "run_folder", "leaderboard", "metrics.intervals"},
     "training": {"config", "data", "backbones", "rewards", "registry", "hub", "run_folder"},
     "pretrain": {"registry", "data", "samples", "backbones", "rewards", "nets"},
     "verify": {"registry", "metrics", "nets", "data", "samples", "backbones", "rewards", "methods"},
