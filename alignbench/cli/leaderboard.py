@@ -11,9 +11,8 @@ from rich.console import Console
 
 from alignbench.cli.common import print_json, put
 from alignbench.cli.options import Json, many
-from alignbench.commands import drawing, tables
+from alignbench.commands import boards, tables
 from alignbench.errors import EXIT_FAILED, UserError
-from alignbench.registry.lookup import Registry
 
 
 class Format(str, Enum):
@@ -32,16 +31,17 @@ def leaderboard(
     form: Format | None = typer.Option(
         None, "--format", help="Print the tables of these runs, write nothing."
     ),
+    html: bool = typer.Option(
+        False, "--html", help="Also write index.html, one file for a browser; without runs: of --out."
+    ),
 ) -> None:
     """Write leaderboards from run records, or check that they are what their records give."""
     if check:
-        if runs or form:
-            raise UserError("--check takes no runs and no --format: it makes the tables beside it again")
-        from alignbench.leaderboard import board
-
-        registry = Registry.default()
-        facts, published = registry.metric_facts(), registry.published_cards()
-        differing = board.check(out, facts, published, registry.asset_cards(), registry.reward_cards())
+        if runs or form or html:
+            raise UserError(
+                "--check takes no runs, no --format and no --html: it makes the pages of --out again"
+            )
+        differing = boards.check(out)
         put(*differing)
         if differing:
             raise UserError(
@@ -51,12 +51,16 @@ def leaderboard(
             )
         put(f"{out}: every table matches its records")
         return
+    if not runs and html:
+        runs = [out / "records"]
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
     if form:
+        if html:
+            raise UserError("--format prints, --html writes: one of them")
         put(getattr(tables.board(runs), form.value)().rstrip("\n"))
         return
-    put(*drawing.leaderboard(runs, out))
+    put(*boards.leaderboard(runs, out, html=html))
 
 
 def audit(

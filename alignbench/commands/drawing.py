@@ -9,9 +9,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignbench.errors import RunFailed, UserError, suggest
+from alignbench.errors import UserError, suggest
 from alignbench.figures.choice import ImageChoice
-from alignbench.files import write_atomic
 from alignbench.registry.lookup import Registry
 
 if TYPE_CHECKING:
@@ -148,42 +147,3 @@ def _tables(runs: Sequence[Run]) -> Sequence[Table]:
 
 def _name(table: Table) -> str:
     return "-".join(filter(None, (table.protocol.name, table.model_name, table.label.replace(" ", "-"))))
-
-
-def leaderboard(runs: Iterable[str | os.PathLike[str]], out: Path) -> list[Path]:
-    """Add runs to a leaderboard folder, make its pages again and draw the pictures of pages that changed.
-
-    Returns:
-        The files that changed or are new.
-
-    Raises:
-        UserError: a path that holds no record, or a broken record.
-        RunFailed: the folder cannot be written.
-    """
-    from alignbench.leaderboard import board, markdown
-
-    registry = Registry.default()
-    facts, assets, rewards = registry.metric_facts(), registry.asset_cards(), registry.reward_cards()
-    records = board.collect(map(Path, runs))
-    changed = board.write(records, out, facts, registry.published_cards(), assets, rewards)
-    made = board.build(board.stored(out), facts, assets=assets, rewards=rewards)
-    for name, table in markdown.pictures(made).items():
-        if out / markdown.page_name(table) in changed or not (out / name).is_file():
-            changed.append(_draw(table, out / name))
-    return changed
-
-
-def _draw(table: Table, path: Path) -> Path:
-    """Draw the trade-off of the first lines of a table, as many as a picture can tell apart, and the base."""
-    from alignbench.figures.tradeoff import tradeoff
-    from alignbench.leaderboard.headline import standings
-    from alignbench.leaderboard.labels import MOST
-
-    methods = [line.row.identity for line in standings(table) if not line.row.is_base]
-    kept = {"", *methods[: MOST - 1]}
-    shown = replace(table, rows=tuple(row for row in table.rows if row.identity in kept))
-    try:
-        write_atomic(path, tradeoff(shown, path.stem).png())
-    except OSError as error:
-        raise RunFailed(f"{path} cannot be written: {error.strerror or error}") from error
-    return path

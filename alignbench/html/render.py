@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "html"
@@ -33,7 +34,7 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -42,6 +43,13 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters |= {"inline": _inline}
+    return made
+
+
+def _inline(text: str) -> Markup:
+    """Render a line of Markdown; HTML inside it is shown, not used."""
+    return Markup(MarkdownIt("commonmark", {"html": False}).renderInline(_plain(text)))
 
 
 def _plain(value: Any) -> Any:

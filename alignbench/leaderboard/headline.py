@@ -130,51 +130,84 @@ def several_settings(table: Table) -> bool:
 # --- as a table -----------------------------------------------------------------------------------
 
 
-def shown(table: Table) -> tuple[list[str], list[list[Shown]]]:
-    """Return header and rows, at most seven columns; bold is the best mean of its column."""
+@dataclass(frozen=True)
+class HeadColumn:
+    """One column of the table."""
+
+    title: str
+    texts: tuple[Shown, ...]
+    values: tuple[float | str | None, ...]
+    """What its texts are sorted by; None comes last."""
+
+
+def columns(table: Table) -> list[HeadColumn]:
+    """Return the columns, at most seven, or none without a ranking metric; bold is a column's best mean."""
     column, lines = table.rank_column, standings(table)
     if column is None:
-        return [], []
+        return []
     base, several = base_of(lines), several_settings(table)
     head = f"{column.title} {column.arrow}"
     plain = [value(line.plain, column) for line in lines]
     marks = [MARKS.get(verdict(line.at_plain, column), "") if several else "" for line in lines]
-    columns = {
-        "rank (95 %)": [(line.ranks, False) for line in lines],
-        "method" if table.model_name else "images": [(line.label, False) for line in lines],
-        f"plain {head}" if several else head: [
-            (f"{text} {mark}".rstrip(), line.rank == 1)
-            for text, mark, line in zip(plain, marks, lines, strict=True)
-        ],
-    }
+    marked = [f"{text} {mark}".rstrip() for text, mark in zip(plain, marks, strict=True)]
+    ranks = [line.rank for line in lines]
+    means = [_mean(line.plain, column) for line in lines]
+    names = [line.label for line in lines]
+    made = [
+        _column("rank (95 %)", [line.ranks for line in lines], ranks),
+        _column("method" if table.model_name else "images", names, names),
+        _column(f"plain {head}" if several else head, marked, means, bold=[rank == 1 for rank in ranks]),
+    ]
     if several:
-        columns["own best (setting)"] = _best(lines, column)
+        best = [_mean(line.best, column) for line in lines]
+        texts = [f"{value(x, column)} ({x.setting.title})" if x else "" for x in (y.best for y in lines)]
+        leading = max((mean for mean in best if mean is not None), key=column.gain, default=None)
+        made.append(_column("own best (setting)", texts, best, bold=[mean == leading for mean in best]))
     if base is not None and base.best is not None and len(lines) > 1:
         than = column.text(base.best.cells[column.key].interval.mean)
-        columns[f"against base's {'best, ' if several else ''}{than}"] = [
-            (_change(line.at_best, column), False) for line in lines
-        ]
-    if any(line.row.cost for line in lines):
-        columns["training"] = [(_cost(line.row.cost), False) for line in lines]
-    columns["seeds"] = [(_seeds(line), False) for line in lines]
-    return list(columns), [list(texts) for texts in zip(*columns.values(), strict=True)]
+        changes = [line.at_best for line in lines]
+        texts = [_change(change, column) for change in changes]
+        values = [change.mean if change else None for change in changes]
+        made.append(_column(f"against base's {'best, ' if several else ''}{than}", texts, values))
+    costs = [line.row.cost for line in lines]
+    if any(costs):
+        seconds = [math.fsum(x.seconds) / len(x.seconds) if x else None for x in costs]
+        made.append(_column("training", [cost(spent) for spent in costs], seconds))
+    seeds = [_seeds(line) for line in lines]
+    return [*made, _column("seeds", seeds, seeds)]
 
 
-def _best(lines: Sequence[Standing], column: Column) -> list[Shown]:
-    scores = [column.score(line.best.cells[column.key]) if line.best else -math.inf for line in lines]
-    texts = [f"{value(line.best, column)} ({line.best.setting.title})" if line.best else "" for line in lines]
-    return [(text, score == max(scores)) for text, score in zip(texts, scores, strict=True)]
+def _column(
+    title: str,
+    texts: Sequence[str],
+    values: Sequence[float | str | None],
+    *,
+    bold: Sequence[bool] = (),
+) -> HeadColumn:
+    marked = zip(texts, bold or [False] * len(texts), strict=True)
+    return HeadColumn(title, tuple(marked), tuple(values))
+
+
+def _mean(row: Row | None, column: Column) -> float | None:
+    return row.cells[column.key].interval.mean if row else None
+
+
+def shown(table: Table) -> tuple[list[str], list[list[Shown]]]:
+    """Return header and rows of `columns`."""
+    made = columns(table)
+    return [x.title for x in made], [list(texts) for texts in zip(*(x.texts for x in made), strict=True)]
 
 
 def _change(change: Difference | None, column: Column) -> str:
     return "" if change is None else f"{column.signed(change.mean)}, {verdict(change, column)}"
 
 
-def _cost(cost: Cost | None) -> str:
-    if cost is None:
+def cost(spent: Cost | None) -> str:
+    """Mean time over the training seeds, and the device; nothing without a cost."""
+    if spent is None:
         return ""
-    seconds, devices = cost.seconds, ", ".join(cost.devices)
-    if len(cost.devices) > 1 and len(seconds) > 1:  # a mean over different devices means nothing
+    seconds, devices = spent.seconds, ", ".join(spent.devices)
+    if len(spent.devices) > 1 and len(seconds) > 1:  # a mean over different devices means nothing
         return f"{duration(min(seconds))} – {duration(max(seconds))}, {devices}"
     return f"{duration(math.fsum(seconds) / len(seconds))}, {devices}"
 

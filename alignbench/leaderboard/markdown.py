@@ -105,12 +105,16 @@ def first_screen(table: Table, picture: str = "") -> list[str]:
     return [*lines, *bullets(markdown(text) for text in findings(table)), ""]
 
 
+def notes(table: Table) -> list[str]:
+    """Return how the numbers were made and what they mean."""
+    return [*cells.footnotes(table), *_provenance(table), *_files(table)]
+
+
 def _folded(table: Table, board: Board) -> list[str]:
-    notes = [*cells.footnotes(table), *_provenance(table), *_files(table)]
     runs = _run_lines(table, board.records)
     return [
         *details("All settings, all metrics, costs", table_lines(table)),
-        *details("Statistics, runs and commands", [*bullets(notes), "", *runs]),
+        *details("Statistics, runs and commands", [*bullets(notes(table)), "", *runs]),
     ]
 
 

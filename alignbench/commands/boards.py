@@ -1,0 +1,135 @@
+"""Leaderboard folders: pages, their pictures, and one page for a browser. Imports no torch."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignbench.errors import RunFailed
+from alignbench.files import write_atomic
+from alignbench.registry.lookup import Registry
+
+if TYPE_CHECKING:
+    from alignbench.leaderboard.table import Board, Table
+
+SAMPLES = "samples"
+"""Folder of the sample grids, `RUN.png`, or `RUN.jpg` of those that had to be made smaller."""
+WIDTH = 640
+"""Of a sample grid in pixels; wider ones are made smaller, so that the page can be mailed."""
+
+
+def leaderboard(runs: Iterable[str | os.PathLike[str]], out: Path, *, html: bool = False) -> list[Path]:
+    """Add runs to a leaderboard folder, make its pages again and draw the pictures of pages that changed.
+
+    Args:
+        runs: run folders, record files, or folders of either.
+        html: also make `index.html`; one that is there is always made again.
+
+    Returns:
+        The files that changed or are new.
+
+    Raises:
+        UserError: a path that holds no record, or a broken record.
+        RunFailed: the folder cannot be written.
+    """
+    from alignbench.html.board import FILE_NAME, page
+    from alignbench.leaderboard import board, markdown
+
+    registry = Registry.default()
+    facts, assets, rewards = registry.metric_facts(), registry.asset_cards(), registry.reward_cards()
+    paths = [Path(run) for run in runs]
+    records = board.collect(paths)
+    changed = board.write(records, out, facts, registry.published_cards(), assets, rewards)
+    made = board.build(board.stored(out), facts, assets=assets, rewards=rewards)
+    for name, table in markdown.pictures(made).items():
+        if out / markdown.page_name(table) in changed or not (out / name).is_file():
+            changed.append(_put(out / name, _drawn(table, Path(name).stem)))
+    if html or (out / FILE_NAME).is_file():
+        changed += _take_grids(board.record_files(paths), made, out)
+        text = page(made, _grids(out))
+        if not (out / FILE_NAME).is_file() or (out / FILE_NAME).read_bytes() != text.encode():
+            changed.append(_put(out / FILE_NAME, text))
+    return changed
+
+
+def check(out: Path) -> list[str]:
+    """Make a leaderboard folder again from its records and compare; return `file: what is wrong`.
+
+    Raises:
+        UserError: no such folder, or a broken record in it.
+    """
+    from alignbench.html.board import FILE_NAME, page
+    from alignbench.leaderboard import board
+
+    registry = Registry.default()
+    facts, assets, rewards = registry.metric_facts(), registry.asset_cards(), registry.reward_cards()
+    wrong = board.check(out, facts, registry.published_cards(), assets, rewards)
+    if (out / FILE_NAME).is_file():
+        made = board.build(board.stored(out), facts, assets=assets, rewards=rewards)
+        if (out / FILE_NAME).read_bytes() != page(made, _grids(out)).encode():
+            wrong.append(f"{FILE_NAME}: differs from what its records give")
+    return wrong
+
+
+def _put(path: Path, content: str | bytes) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        raise RunFailed(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def _drawn(table: Table, name: str) -> bytes:
+    """Draw the trade-off of the first lines of a table, as many as a picture can tell apart, and the base."""
+    from alignbench.figures.tradeoff import tradeoff
+    from alignbench.leaderboard.headline import standings
+    from alignbench.leaderboard.labels import MOST
+
+    methods = [line.row.identity for line in standings(table) if not line.row.is_base]
+    kept = {"", *methods[: MOST - 1]}
+    shown = replace(table, rows=tuple(row for row in table.rows if row.identity in kept))
+    return tradeoff(shown, name).png()
+
+
+# --- sample grids ---------------------------------------------------------------------------------
+
+
+def _take_grids(records: Iterable[Path], board: Board, out: Path) -> list[Path]:
+    """Keep `samples.png` of the first run of every row, where its folder is at hand and none is kept."""
+    from alignbench.record import FILE_NAME, read
+
+    first = {row.runs[0] for table in board.tables for row in table.rows if row.runs}
+    taken = []
+    for file in records:
+        grid = file.with_name("samples.png")
+        if file.name == FILE_NAME and grid.is_file() and (run := read(file).id) in first:
+            path, content = _small(grid, out / SAMPLES / run)
+            if not path.is_file() or path.read_bytes() != content:
+                taken.append(_put(path, content))
+    return taken
+
+
+def _small(grid: Path, stem: Path) -> tuple[Path, bytes]:
+    from PIL import Image
+
+    with Image.open(grid) as image:
+        if image.width <= WIDTH:
+            return stem.with_name(f"{stem.name}.png"), grid.read_bytes()
+        size = WIDTH, round(image.height * WIDTH / image.width)
+        buffer = io.BytesIO()
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85)
+    return stem.with_name(f"{stem.name}.jpg"), buffer.getvalue()
+
+
+def _grids(out: Path) -> dict[str, str]:
+    """Return {run: its sample grid as an address that a page may hold}."""
+    from alignbench.html.render import data_uri
+
+    kinds = {".png": "image/png", ".jpg": "image/jpeg"}
+    files = sorted(path for path in (out / SAMPLES).glob("*") if path.suffix in kinds)
+    return {path.stem: data_uri(path.read_bytes(), kinds[path.suffix]) for path in files}
