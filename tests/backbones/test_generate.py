@@ -26,7 +26,8 @@ def uniforms_for(gpt: GPT, rows: int) -> torch.Tensor:
 
 def guided(gpt: GPT, condition: Condition, context: torch.Tensor, scale: float) -> torch.Tensor:
     conditional, null = gpt(condition, context), gpt(gpt.null(condition), context)
-    return null + scale * (conditional - null)
+    mixed: torch.Tensor = null + scale * (conditional - null)
+    return mixed
 
 
 @BOTH
@@ -141,7 +142,7 @@ def test_generation_turns_dropout_off_and_leaves_the_mode() -> None:
     still = generate_steps(gpt, labels, uniforms, Sampling())
     gpt.train()
     assert torch.equal(generate_steps(gpt, labels, uniforms, Sampling()).tokens, still.tokens)
-    assert gpt.training and gpt.layers[0].attention.resid_dropout.training
+    assert gpt.training and gpt.get_submodule("layers.0.attention.resid_dropout").training
     assert not any("cache" in key for key in gpt.state_dict())
 
 

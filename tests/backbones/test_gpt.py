@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ def test_caption_dropout_replaces_the_whole_block() -> None:
 
 def test_token_residual_and_ffn_dropout_each_act() -> None:
     for name in NOISE[:3]:
-        rates = dict.fromkeys(NOISE, 0.0) | {name: 0.5}
+        rates: dict[str, Any] = dict.fromkeys(NOISE, 0.0) | {name: 0.5}
         gpt = make(replace(CLASS_CONFIG, **rates))
         labels, context = ClassLabels(torch.tensor([1])), tokens_of(gpt, 1)[:, :-1]
         still = gpt(labels, context)

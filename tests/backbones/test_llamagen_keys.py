@@ -135,7 +135,8 @@ class Wrapper(nn.Module):
         self.module = module
 
     def forward(self, *inputs: object) -> torch.Tensor:
-        return self.module(*inputs)
+        out: torch.Tensor = self.module(*inputs)
+        return out
 
 
 def test_logits_go_through_a_wrapper_and_the_rest_goes_around_it() -> None:

@@ -82,7 +82,7 @@ def test_what_was_downloaded_instead_is_named(tmp_path: Path, suffix: str) -> No
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_training_checkpoint_with_its_optimizer_and_arguments(tmp_path: Path, zipped: bool) -> None:
-    module = net()
+    module = Net()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, betas=(0.9, 0.95))
     module.a(torch.ones(1, 3)).sum().backward()
     optimizer.step()
@@ -178,17 +178,16 @@ def test_what_stands_beside_the_weights_runs_no_code_of_its_own(tmp_path: Path, 
     assert {type(value).__name__ for value in content["seen"]} == {"_Beside"}
 
 
-def net() -> nn.Module:
-    module = nn.Module()
-    module.a = nn.Linear(3, 2, bias=False)
-    module.b = nn.Parameter(torch.zeros(2))
-    with torch.no_grad():
-        module.a.weight.fill_(7.0)
-    return module
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 2, bias=False)
+        self.b = nn.Parameter(torch.zeros(2))
+        nn.init.constant_(self.a.weight, 7.0)
 
 
 def test_strict_loading_converts_to_the_modules_dtype() -> None:
-    module = net().double()
+    module = Net().double()
     load_strict(module, {key: value.half() for key, value in STATE.items()}, name="x.pt")
     assert torch.equal(module.a.weight, STATE["a.weight"].double()) and torch.equal(
         module.b, STATE["b"].double()
@@ -199,12 +198,12 @@ def test_names_under_a_prefix_are_said_to_be(tmp_path: Path) -> None:
     state = {f"generator.{key}": value for key, value in STATE.items()}
     for more in ({}, {"loss.scale": torch.ones(1)}):
         with pytest.raises(UserError) as caught:
-            load_strict(net(), {**state, **more}, name="x.pt")
+            load_strict(Net(), {**state, **more}, name="x.pt")
         assert caught.value.fix == "its names begin with 'generator.': save those alone, without that"
 
 
 def test_strict_loading_lists_everything_that_differs_and_loads_nothing() -> None:
-    module = net()
+    module = Net()
     state = {"b": torch.zeros(3), "extra": torch.zeros(1), **{f"more.{i}": torch.zeros(1) for i in range(9)}}
     with pytest.raises(UserError) as caught:
         load_strict(module, state, name="wrong.pt")

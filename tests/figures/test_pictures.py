@@ -148,8 +148,8 @@ def test_a_metric_over_an_option(make_run: Callable[..., Path], tmp_path: Path) 
     found = {(row["line"], row["method.prior_weight"]): float(row["mean"]) for row in rows}
     means = recorded("vapi-llamagen-tiny", "method", FD)["T=1"]
     for line in ("VA-π (prior ce)", "VA-π (prior kl)"):
-        for weight, mean in zip(("0.1", "0.3", "1.0"), means, strict=True):
-            assert found[line, weight] == pytest.approx(mean)
+        for written, mean in zip(("0.1", "0.3", "1.0"), means, strict=True):
+            assert found[line, written] == pytest.approx(mean)
     assert found["base", ""] == pytest.approx(recorded("vapi-llamagen-tiny", "base", FD)["T=1"][0])
 
 

@@ -109,7 +109,7 @@ def test_the_terminal_shows_the_same_cells() -> None:
 def test_tables_for_programs_hold_the_same_numbers() -> None:
     table = only(stored())
     cells = {
-        (x.kind, x.setting.name, x.name, metric): cell
+        (str(x.kind), x.setting.name, x.name, metric): cell
         for x in table.rows
         for (metric, _), cell in x.cells.items()
     }

@@ -74,7 +74,7 @@ def test_the_run_folder_holds_everything(finished: Path) -> None:
     assert exported.keys() >= {"tok_embeddings.weight", "output.weight"}
     with Image.open(finished / "samples.png") as picture:
         colours = picture.convert("RGB").getcolors(maxcolors=1 << 20)
-        assert len(colours) > 50  # not blank
+        assert colours is not None and len(colours) > 50  # not blank
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 21))
     logs = {"reward", "loss", "grad_norm", "lr", "pixel", "perceptual", "flat_groups", "entropy"}

@@ -316,7 +316,8 @@ def test_groups_of_columns_are_laid_out_as_the_paper_prints_them(tmp_path: Path)
     )
     assert [line.split(" | ")[1] for line in table[2:]] == ["✗", "✓", ""], "not known before it has run"
     values = {
-        (x.subject, x.setting.name): sum(map(float, x.metrics["fd-digits"])) / 5 for x in stored.results
+        (str(x.subject), x.setting.name): sum(value or 0.0 for value in x.metrics["fd-digits"]) / 5
+        for x in stored.results
     }
     for line, subject in zip(table[2:4], ("base", "method"), strict=True):
         cells = [float(cell.split(" ± ")[0]) for cell in line.split(" | ")[2:4]]
@@ -372,7 +373,8 @@ def test_a_dry_run_says_what_is_missing_and_a_name_without_a_model_means_the_emb
 
 def test_every_method_gets_the_same_number_of_trials_on_the_validation_split() -> None:
     tuning = REGISTRY.sweep("tune-llamagen-tiny")
-    assert tuning.choose == "row" and REGISTRY.protocol(tuning.protocol).reference.split == "validation"
+    reference = REGISTRY.protocol(tuning.protocol).reference
+    assert tuning.choose == "row" and reference is not None and reference.split == "validation"
     lines = sweep.configurations(tuning)
     trials = {row.title: [line for line in lines if line.row == row.title] for row in tuning.rows}
     condition = REGISTRY.model(tuning.model).condition
