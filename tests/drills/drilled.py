@@ -3,7 +3,6 @@
 
 import asyncio
 import collections
-import functools
 import os
 from collections.abc import Callable
 from typing import Any, cast
@@ -86,7 +85,7 @@ class DrilledReward:
         return api.Scores(VALUES[wrong("reward")](values), torch.ones_like(values, dtype=torch.bool))
 
 
-@functools.partial(ab.reward, name="drilled_function")
+@cast(Callable[..., Any], ab.reward(name="drilled_function"))
 def drilled_function(images: Tensor) -> Any:
     return VALUES[wrong("function")](images.mean(dim=(1, 2, 3)))
 

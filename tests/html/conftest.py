@@ -93,9 +93,8 @@ class Browser:
 
     def overflow(self) -> int:
         """By how many CSS pixels the page is wider than the window."""
-        return cast(
-            int, self.script("const d = document.documentElement; return d.scrollWidth - d.clientWidth")
-        )
+        code = "const d = document.documentElement; return d.scrollWidth - d.clientWidth"
+        return cast(int, self.script(code))
 
     def screenshot(self, path: Path) -> None:
         """Save the whole page as PNG."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from statistics import mean, stdev
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +27,7 @@ from tests.methods.test_vapi import built
 
 REGISTRY = Registry.default()
 MODEL = REGISTRY.model("llamagen-tiny")
-FILES: dict[str, Path] = {file.role: package_file(file.path) for file in MODEL.files}
+FILES = {str(file.role): package_file(file.path) for file in MODEL.files}
 GROUP = 4
 FILTERED = {"cfg_scale": 2.0, "temperature": 0.8, "top_k": 20, "top_p": 0.9}
 

@@ -45,15 +45,15 @@ class FrozenToy(ToyBackbone):
 
 
 def make(backbone: FrozenToy | api.Backbone, **changes: Any) -> StraightThrough:
-    options = {"perceptual_weight": 0.0, "prior_weight": 0.0, **changes}
-    method: StraightThrough = built("ste", backbone, **options)
+    method: StraightThrough = built(
+        "ste", backbone, **{"perceptual_weight": 0.0, "prior_weight": 0.0} | changes
+    )
     return method
 
 
 def gumbel(seed: int, step: int, index: int) -> np.ndarray:
     uniform = randomness.uniforms(seed, "ste-gumbel", step, [index], (TOKENS, CODES))[0]
-    noise: np.ndarray = -np.log(-np.log(uniform))
-    return noise
+    return np.asarray(-np.log(-np.log(uniform)))
 
 
 def expected_gradient(

@@ -21,8 +21,7 @@ def rows(count: int, width: int, seed: int, *, offset: float = 0.0) -> np.ndarra
     """[count, width] non-negative rows with correlated columns, as after a ReLU."""
     rng = np.random.default_rng(seed)
     mix = np.random.default_rng(99).normal(size=(width, width)) / np.sqrt(width)
-    found: np.ndarray = np.maximum(rng.normal(0.3, 1, size=(count, width)) @ mix, 0) + offset
-    return found
+    return np.asarray(np.maximum(rng.normal(0.3, 1, size=(count, width)) @ mix, 0) + offset)
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:

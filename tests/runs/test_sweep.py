@@ -316,7 +316,7 @@ def test_groups_of_columns_are_laid_out_as_the_paper_prints_them(tmp_path: Path)
     )
     assert [line.split(" | ")[1] for line in table[2:]] == ["✗", "✓", ""], "not known before it has run"
     values = {
-        (str(x.subject), x.setting.name): sum(value or 0.0 for value in x.metrics["fd-digits"]) / 5
+        (str(x.subject), x.setting.name): sum(filter(None, x.metrics["fd-digits"])) / 5
         for x in stored.results
     }
     for line, subject in zip(table[2:4], ("base", "method"), strict=True):

@@ -37,8 +37,7 @@ def stage() -> Stage:
 
 
 def one(seed: int = 0) -> np.ndarray:
-    image: np.ndarray = pictures(1, seed, side=SIDE)[0]
-    return image
+    return np.asarray(pictures(1, seed, side=SIDE)[0])
 
 
 def pixels_of(path: Path) -> np.ndarray:

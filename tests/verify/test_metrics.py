@@ -66,8 +66,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def inside(rows: np.ndarray, centres: np.ndarray, k: int) -> np.ndarray:
     own = np.sort(((centres[:, None] - centres[None]) ** 2).sum(axis=2), axis=1)
     there = ((rows[:, None] - centres[None]) ** 2).sum(axis=2)
-    found: np.ndarray = (there <= own[:, k]).any(axis=1)
-    return found
+    return np.asarray((there <= own[:, k]).any(axis=1))
 
 
 def pair(content: Content, case: str, real: np.ndarray, generated: np.ndarray, k: int) -> None:
