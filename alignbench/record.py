@@ -25,7 +25,7 @@ FILE_NAME = "run.json"
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """{old version: function from a record of that version to one of the next version}."""
 
-LATER = {"plugins", "intervals", "resampled", "assets", "reward_failures", "sha256"}
+LATER = {"plugins", "intervals", "resampled", "assets", "reward_failures", "sha256", "trends"}
 """Fields that are not written where they are empty: records older than they are keep their bytes."""
 
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
@@ -86,6 +86,19 @@ class DataInfo(JsonTable):
     """Unreadable files, left out."""
 
 
+class Trend(JsonTable):
+    """How one series of the training log went; a beginning and an end are a tenth of the steps each."""
+
+    first: float
+    """Mean of the beginning."""
+    last: float
+    """Mean of the end."""
+    mean: float
+    highest: float
+    error: Amount
+    """Standard error of last − first, from the spread of the single steps."""
+
+
 class TrainInfo(JsonTable):
     """What training did and what it cost."""
 
@@ -118,6 +131,8 @@ class TrainInfo(JsonTable):
     """Of the device (CUDA) or the process (CPU), largest over the processes; None if unknown."""
     resumed: Count = 0
     """How many times the run was taken up again."""
+    trends: dict[str, Trend] = {}
+    """{name in `metrics.jsonl`: how it went}; older records, and runs of fewer than four steps, have none."""
 
 
 class ProtocolRef(JsonTable):

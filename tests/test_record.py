@@ -263,6 +263,7 @@ SECTIONS = {
     "Change": "`recipe`, `changed` and `data`",
     "DataInfo": "`recipe`, `changed` and `data`",
     "TrainInfo": "`train`",
+    "Trend": "`train`",
     "Result": "`results[]`",
     "ProtocolRef": "`results[]`",
     "Setting": "`results[]`",

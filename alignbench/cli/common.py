@@ -42,10 +42,13 @@ def carry_out(
         print_json(record.model_dump(mode="json", by_alias=True))
         return
     from alignbench.leaderboard import board, terminal
+    from alignbench.leaderboard.warnings import warnings_of_run
 
     cards = registry.metric_facts(), registry.asset_cards()
-    for table in board.build([record], cards[0], assets=cards[1], sift=False).tables:
+    evaluated = board.build([record], cards[0], assets=cards[1], sift=False).tables
+    for table in evaluated:
         Console().print(terminal.rich_table(table))
+    Console().print(terminal.rich_warnings(warnings_of_run(record, evaluated)), end="")
     files = [folder / name for name in ("report.md", "samples.png", "run.json")]
     put(" · ".join(str(file) for file in files if file.exists()))
 

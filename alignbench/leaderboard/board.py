@@ -21,6 +21,7 @@ from alignbench.leaderboard.rows import (
     Entry,
     age,
     base_rows,
+    changed_of,
     columns_of,
     method_rows,
     rank_column_of,
@@ -185,6 +186,7 @@ def _table(
         rank_column=rank_column,
         rows=tuple(distinct(in_order(ranked, settings, rank_column))),
         notes=tuple(notes),
+        changed=changed_of(entries),
     )
     return table, left_out
 

@@ -14,6 +14,7 @@ from alignbench.leaderboard.compare import Comparison
 from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.markdown import first_screen, table_lines, text_of
 from alignbench.leaderboard.table import Column, Table
+from alignbench.leaderboard.warnings import warnings_of
 from alignbench.text import latex
 
 
@@ -91,6 +92,7 @@ def to_data(table: Table) -> dict[str, Any]:
         "sampling_seeds": table.seeds,
         "headline": [_line_data(line, column) for line in headline.standings(table) if column],
         "findings": findings(table),
+        "warnings": [vars(warning) for warning in warnings_of(table)],
         "rows": to_rows(table),
     }
 

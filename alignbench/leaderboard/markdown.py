@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from alignbench.leaderboard import cells, headline
 from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.table import Board, Row, Table, Unranked, grouped, short
+from alignbench.leaderboard.warnings import Warning, warnings_of
 from alignbench.record import RunRecord
 from alignbench.text import markdown, markdown_code
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from alignbench.registry.schema import RewardCard
     from alignbench.registry.tables import PublishedCard, PublishedTable
 
+OPEN = 4
+"""Warnings that are shown unfolded."""
 MARKER = "<!-- Made by `alignbench leaderboard` from records/*.json; do not edit. -->"
 
 
@@ -102,7 +105,16 @@ def first_screen(table: Table, picture: str = "") -> list[str]:
         texts = [[f"**{markdown(text)}**" if bold else markdown(text) for text, bold in row] for row in rows]
         lines += [*grid([markdown(name) for name in header], texts, right=right), "", markdown(legend), ""]
     lines += [f"![trade-off]({picture})", ""] if picture else []
-    return [*lines, *bullets(markdown(text) for text in findings(table)), ""]
+    lines += [*bullets(markdown(text) for text in findings(table)), ""]
+    return [*lines, *warned(warnings_of(table))]
+
+
+def warned(warnings: Sequence[Warning]) -> list[str]:
+    """Return warnings below each other, folded where they are many; nothing without one."""
+    texts = bullets(markdown(warning.text) for warning in warnings)
+    if len(texts) > OPEN:
+        return details(f"{len(texts)} warnings: {', '.join(warning.kind for warning in warnings)}", texts)
+    return ["**Warnings**", "", *texts, ""] if texts else []
 
 
 def _folded(table: Table, board: Board) -> list[str]:

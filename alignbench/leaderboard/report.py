@@ -14,6 +14,7 @@ from alignbench.leaderboard.ranking import better, cell_difference
 from alignbench.leaderboard.rows import device_of
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Column, Row, Table, number, short
+from alignbench.leaderboard.warnings import warnings_of_run
 from alignbench.record import RunRecord, TrainInfo
 from alignbench.text import markdown
 
@@ -40,7 +41,8 @@ def report_markdown(
         lines += _results(table)
     if not evaluated:
         lines += ["Not evaluated.", ""]
-    elif record.kind != "samples":
+    lines += section("Warnings", bullets(markdown(x.text) for x in warnings_of_run(record, evaluated)))
+    if evaluated and record.kind != "samples":
         lines += section("Samples", ["![samples](samples.png)"])
     shown = [line for name, caption in pictures.items() for line in (f"![{name}]({name})", "", caption, "")]
     lines += section("Pictures", shown[:-1])

@@ -11,7 +11,6 @@ import json
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from alignbench.leaderboard.table import Cell, Column, Cost, Row, RowKind, Unranked
@@ -106,6 +105,17 @@ def settings_of(entries: Sequence[Entry]) -> list[Setting]:
         for sampling, setting in order.items():
             merged.setdefault(sampling, setting)
     return list(merged.values())
+
+
+def changed_of(entries: Sequence[Entry]) -> dict[str, object]:
+    """{key: value} of samples and seeds given instead of those of the protocol's card; rows share them."""
+    return {
+        key: record.changed[key].value
+        for record, result in entries
+        if record.config.get("protocol") == result.protocol.name  # not of one it was evaluated under later
+        for key in ("protocol.samples", "protocol.seeds")
+        if key in record.changed
+    }
 
 
 def _at(entries: Sequence[Entry], subject: str, setting: Setting) -> list[Entry]:
@@ -203,10 +213,6 @@ def method_rows(
         if rival is not record:  # the same seed twice is one observation, not two
             reason = f"same configuration and training seed {seed} as {rival.id}, which finished later"
             left_out.append(Unranked(record.id, reason, (digest,)))
-    for record in sorted(records.values(), key=attrgetter("id")):
-        for reward, failed in sorted(record.train.reward_failures.items()) if record.train else ():
-            calls = record.train.reward_calls[reward] if record.train else 0
-            notes.append(f"{record.id} trained without {failed:,} of {calls:,} scores: {reward} gave none")
     rows = []
     for name, pool in sorted(pools.items()):
         for setting in settings:
@@ -247,7 +253,7 @@ def _method_row(
         detail=detail_of(records[0]),
         setting=setting,
         cells=cells,
-        training_seeds=tuple(record.train.seed for record in records if record.train),
+        training=tuple(record.train for record in records if record.train),
         cost=_cost(records),
         runs=tuple(record.id for record in records),
         identity=name,

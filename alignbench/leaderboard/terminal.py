@@ -16,6 +16,7 @@ from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.markdown import published_table, stated
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Table, grouped, join, short
+from alignbench.leaderboard.warnings import Warning
 from alignbench.text import visible
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ def _headline(table: Table) -> RenderableType:
     texts = [[*(_replaced(x, shorter) for x in row[:-1]), row[-1].replace(" ", "\n", 1)] for row in marked]
     grid = _grid(headline.title(table), header, texts, right=right, gap=1, caption=headline.legend(table))
     return Group(grid, *_bullets(findings(table)))
+
+
+def rich_warnings(warnings: Sequence[Warning]) -> RenderableType:
+    """Return warnings below each other; nothing without one."""
+    return Group(*([Text("Warnings", "bold")] if warnings else []), *_bullets(x.text for x in warnings))
 
 
 def _replaced(text: str, words: Mapping[str, str]) -> str:
