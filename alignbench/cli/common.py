@@ -15,15 +15,15 @@ from alignbench.config import estimate
 from alignbench.config.plan import Plan
 from alignbench.errors import Problem, problem_lines
 from alignbench.registry.lookup import Registry
-from alignbench.text import class_line, visible
+from alignbench.text import class_line, visible, visible_json
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord
 
 
-def put(*lines: object) -> None:
-    """Print lines on standard output as they are."""
-    console = Console(soft_wrap=True)
+def put(*lines: object, stderr: bool = False) -> None:
+    """Print lines on standard output, or on standard error, as they are."""
+    console = Console(soft_wrap=True, stderr=stderr)
     for line in lines:
         console.print(visible(str(line)), highlight=False, markup=False)
 
@@ -108,4 +108,5 @@ def print_json(value: Any) -> None:
     """
     console = Console()
     strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
-    console.print_json(data=strict, highlight=False, ensure_ascii=not console.encoding.startswith("utf"))
+    text = json.dumps(strict, indent=2, ensure_ascii=not console.encoding.startswith("utf"))
+    console.print(visible_json(text), highlight=False, markup=False, soft_wrap=True)

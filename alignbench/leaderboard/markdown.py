@@ -137,7 +137,7 @@ def _files(table: Table) -> list[str]:
         return []
     parts = [f"Protocol digest `{short(table.protocol.digest)}`", _reference(table)]
     assets = [
-        f"{name} `{short(digest)}`{' (own file)' if name in table.own_assets else ''}"
+        f"{markdown(name)} `{short(digest)}`{' (own file)' if name in table.own_assets else ''}"
         for name, digest in table.assets.items()
     ]
     parts += [f"made with {', '.join(assets)}"] if assets else []
@@ -159,7 +159,7 @@ def provenance(table: Table) -> str:
 
 
 def table_lines(table: Table) -> list[str]:
-    metrics = cells.heads(table.columns)
+    metrics = list(map(markdown, cells.heads(table.columns)))
     header = ["rank", "row", "setting", cells.EXTERNAL, *metrics, "n", *cells.COST_HEADERS]
     right = {"rank", *metrics, *cells.COST_HEADERS} - {"device"}
     ordered = sorted(table.rows, key=lambda row: row.rank or len(table.rows) + 1)
@@ -181,12 +181,12 @@ def _row(row: Row, table: Table) -> list[str]:
 
 
 def _provenance(table: Table) -> list[str]:
-    weights = ", ".join(f"{role} `{short(digest)}`" for role, digest in table.weights.items())
+    weights = ", ".join(f"{markdown(role)} `{short(digest)}`" for role, digest in table.weights.items())
     start = f"Starting model `{table.model_name}`: {weights or 'random weights'}."
     return [
         provenance(table),
         start if table.model_name else "The images were given, not made by alignbench.",
-        f"Evaluated by {', '.join(sorted({column.evaluator for column in table.columns}))}.",
+        f"Evaluated by {markdown(', '.join(sorted({column.evaluator for column in table.columns})))}.",
     ]
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from alignbench.leaderboard.table import Cell, Column, Cost, Row, RowKind, Unranked
 from alignbench.metrics.intervals import mean_interval, set_interval
 from alignbench.record import Result, RunRecord, TrainInfo, dumps
+from alignbench.text import LONGEST, cut, one_line
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import MetricFact, Setting
@@ -261,13 +262,14 @@ def _method_row(
 
 
 def detail_of(record: RunRecord) -> str:
-    """Recipe and changed keys, as a label."""
+    """Recipe and changed keys, as a label: one line, and no value in its whole length."""
     changed = [
         f"{key} = {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in sorted((key, change.value) for key, change in record.changed.items())
         if counts(key) and key.rpartition(".")[2] != "seed"
     ]
-    return "; ".join([record.recipe.name if record.recipe else "no recipe", *changed])
+    shown = [cut(one_line(text), LONGEST) for text in changed]
+    return "; ".join([record.recipe.name if record.recipe else "no recipe", *shown])
 
 
 def _cost(records: Sequence[RunRecord]) -> Cost | None:

@@ -187,8 +187,8 @@ def _hacking(table: Table, called: dict[str, str]) -> Iterator[Warning]:
         listed = _named([f"{label} ({join(lost)})" for label, lost in worse.items()])
         yield Warning(
             "reward-hacking",
-            "Reward hacking: the reward rose in training, but a metric that was not trained on got significantly "
-            f"worse than the base{where}: {listed}.",
+            "Reward hacking: the reward rose in training while held-out metrics got significantly worse than "
+            f"the base's{where}: {listed}.",
             tuple(worse),
             tuple(dict.fromkeys(title for lost in worse.values() for title in lost)),
         )

@@ -128,7 +128,7 @@ def test_curves_hold_the_log(make_run: Callable[..., Path], tmp_path: Path) -> N
     assert reward == {(str(s), str(n)): s - 1 / n for s in (0, 1) for n in (1, 2, 3, 4)}
     assert {row["series"] for row in rows} == {"reward", "pixel"}
     page = (tmp_path / "out" / "figures.md").read_text(encoding="utf-8").replace("\n", " ")
-    assert "2 training seeds: VA-π." in page and "always 0: KL to the start [nats]" in page
+    assert "2 training seeds: VA-π." in page and r"always 0: KL to the start \[nats\]" in page
 
 
 def test_running_means() -> None:

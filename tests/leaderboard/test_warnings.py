@@ -107,7 +107,7 @@ def test_the_reward_rose_and_the_ranking_metric_got_worse(
     if hacked:
         found = of_kind("reward-hacking", record)
         assert (found.labels, found.metrics) == (("VA-π",), ("FD",))
-        assert found.text.endswith("significantly worse than the base: VA-π (FD).")
+        assert found.text.endswith("significantly worse than the base's: VA-π (FD).")
 
 
 def test_a_rewarded_ranking_metric_is_no_held_out_one() -> None:
@@ -122,7 +122,7 @@ def test_a_rewarded_ranking_metric_is_no_held_out_one() -> None:
         return with_trends(load("vapi-0", change), reward={"last": 2.0})
 
     found = of_kind("reward-hacking", rewarded(0.7))
-    assert found.metrics == ("Recall",) and "the base at T=1:" in found.text
+    assert found.metrics == ("Recall",) and "the base's at T=1:" in found.text
     assert "reward-hacking" not in kinds(rewarded(0.9))
 
 
