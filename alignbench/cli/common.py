@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from alignbench.commands.jobs import default_progress
 from alignbench.config import estimate
 from alignbench.config.plan import Plan
-from alignbench.errors import Problem, problem_lines
+from alignbench.errors import EXIT_FAILED, Problem, UserError, problem_lines
 from alignbench.registry.lookup import Registry
 from alignbench.text import class_line, visible, visible_json
 
@@ -26,6 +27,25 @@ def put(*lines: object, stderr: bool = False) -> None:
     console = Console(soft_wrap=True, stderr=stderr)
     for line in lines:
         console.print(visible(str(line)), highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def leaving_out() -> Iterator[Callable[[UserError], None]]:
+    """Give a function that names a record which cannot be read; the block does the rest without it.
+
+    Raises:
+        UserError: after the block, if there was one (exit status 1).
+    """
+    told = []
+
+    def tell(error: UserError) -> None:
+        told.append(error)
+        put(f"left out: {error}", stderr=True)
+
+    yield tell
+    if told:
+        what = f"{len(told)} record{'s' if len(told) > 1 else ''} left out, named above; the rest was done"
+        raise UserError(what, fix="mend or remove what was named", exit_code=EXIT_FAILED)
 
 
 def carry_out(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignbench.cli.common import print_json, put
+from alignbench.cli.common import leaving_out, print_json, put
 from alignbench.cli.options import Json, many
 from alignbench.commands import drawing, tables
 from alignbench.errors import EXIT_FAILED, UserError
@@ -53,10 +53,11 @@ def leaderboard(
         return
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
-    if form:
-        put(getattr(tables.board(runs), form.value)().rstrip("\n"))
-        return
-    put(*drawing.leaderboard(runs, out))
+    with leaving_out() as tell:
+        if form:
+            put(getattr(tables.board(runs, tell=tell), form.value)().rstrip("\n"))
+        else:
+            put(*drawing.leaderboard(runs, out, tell=tell))
 
 
 def audit(
@@ -66,8 +67,9 @@ def audit(
     """Hold measured numbers against published ones of the same model."""
     from alignbench.leaderboard import audit
 
-    found = tables.audit(runs)
-    print_json(audit.to_data(found)) if as_json else put(audit.page(found).rstrip())
+    with leaving_out() as tell:
+        found = tables.audit(runs, tell=tell)
+        print_json(audit.to_data(found)) if as_json else put(audit.page(found).rstrip())
 
 
 SIDE = "A run folder or record file; RUN:base, RUN:method or RUN:samples to choose."

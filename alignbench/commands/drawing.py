@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alignbench.figures.picture import Picture
     from alignbench.figures.source import Run
     from alignbench.leaderboard.table import Table
+    from alignbench.record import Tell
     from alignbench.runs.figure_images import Gallery
 
 KINDS = {
@@ -41,6 +42,7 @@ def figures(
     setting: str = "",
     metrics: Sequence[str] = (),
     images: ImageChoice | None = None,
+    tell: Tell | None = None,
 ) -> list[Path]:
     """Draw pictures of runs: PNG, the numbers as CSV, and `figures.md` with captions; return the files.
 
@@ -50,6 +52,7 @@ def figures(
         setting: name of a sampling setting, for pictures of one; default: the protocol's first.
         metrics: for pictures over an option; default: the ranking metric and the next three.
         images: which images are drawn for pictures of them, at `setting`; default: see there.
+        tell: called for a record that cannot be read, which is left out; None: it is an error.
 
     Raises:
         UserError: no such kind, no run, or a picture that was asked for cannot be drawn.
@@ -62,7 +65,7 @@ def figures(
             )
     from alignbench.figures import picture, source
 
-    found = source.find(map(Path, runs))
+    found = source.find(map(Path, runs), tell)
     of_images = _of_images(found, replace(images or ImageChoice(), setting=setting))
     drawn: list[Picture] = []
     absent: dict[str, str] = {}
@@ -150,21 +153,24 @@ def _name(table: Table) -> str:
     return "-".join(filter(None, (table.protocol.name, table.model_name, table.label.replace(" ", "-"))))
 
 
-def leaderboard(runs: Iterable[str | os.PathLike[str]], out: Path) -> list[Path]:
+def leaderboard(runs: Iterable[str | os.PathLike[str]], out: Path, *, tell: Tell | None = None) -> list[Path]:
     """Add runs to a leaderboard folder, make its pages again and draw the pictures of pages that changed.
+
+    Args:
+        tell: called for a record of `runs` that cannot be read, which is left out; None: it is an error.
 
     Returns:
         The files that changed or are new.
 
     Raises:
-        UserError: a path that holds no record, or a broken record.
+        UserError: a path that holds no record, or a broken record, there or in `out`.
         RunFailed: the folder cannot be written.
     """
     from alignbench.leaderboard import board, markdown
 
     registry = Registry.default()
     facts, assets, rewards = registry.metric_facts(), registry.asset_cards(), registry.reward_cards()
-    records = board.collect(map(Path, runs))
+    records = board.collect(map(Path, runs), tell)
     changed = board.write(records, out, facts, registry.published_cards(), assets, rewards)
     made = board.build(board.stored(out), facts, assets=assets, rewards=rewards)
     for name, table in markdown.pictures(made).items():

@@ -63,7 +63,7 @@ def picture_name(table: Table) -> str:
     if table.rank_column is None or not headline.several_settings(table):
         return ""
     label = re.sub(r"[^A-Za-z0-9.]+", "-", table.label)
-    return f"{'-'.join(filter(None, (_stem(table), table.model_name, label)))}.png"
+    return f"{'-'.join(filter(None, (_stem(table), table.model_name, label)))[:200]}.png"
 
 
 def pictures(board: Board) -> dict[str, Table]:

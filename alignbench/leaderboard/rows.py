@@ -288,4 +288,5 @@ def _cost(records: Sequence[RunRecord]) -> Cost | None:
 
 def device_of(train: TrainInfo) -> str:
     """`2 × NVIDIA H200`, or the name alone."""
-    return f"{train.world_size} × {train.device}" if train.world_size > 1 else train.device
+    device = cut(one_line(train.device), LONGEST)
+    return f"{train.world_size} × {device}" if train.world_size > 1 else device
