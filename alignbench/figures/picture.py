@@ -21,9 +21,11 @@ from matplotlib.text import Text
 from alignbench.errors import RunFailed
 from alignbench.files import write_atomic
 from alignbench.metrics.intervals import Interval
-from alignbench.text import field, markdown
+from alignbench.text import cut, field, markdown
 
 DPI = 110
+WIDEST = 60
+"""Characters of a name in a picture: one that is longer would push the others out of it."""
 Value = str | int | float | None
 
 
@@ -56,8 +58,9 @@ class Picture:
 
 
 def _literal(figure: Figure) -> None:
-    """Let dollars in names be dollars; powers of ten on logarithmic axes stay mathematics."""
+    """Cut long names, and let their dollars be dollars; powers of ten on logarithmic axes stay."""
     for text in figure.findobj(Text):
+        text.set_text(cut(text.get_text(), WIDEST))
         text.set_parse_math(False)
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         for text in axis.get_ticklabels(which="both"):

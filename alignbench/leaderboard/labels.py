@@ -16,7 +16,7 @@ MOST = 14
 
 
 def labels(described: Mapping[K, tuple[str, str]]) -> dict[K, str]:
-    """Return short labels that differ: the title, and of its details only what sets it apart.
+    """Return short labels that differ: the title, and of its details only what sets it apart, else the key.
 
     Args:
         described: {key: (title, details separated by `; `, the recipe first)}.
@@ -32,16 +32,13 @@ def labels(described: Mapping[K, tuple[str, str]]) -> dict[K, str]:
             own = [special] if special and recipe not in common else []
             own += [part.removeprefix("method.") for part in changes if part not in common]
             made[key] = f"{title} ({', '.join(own)})" if own else title
-    return made
+    counts = Counter([*made.values(), "base"])
+    return {key: f"{label} ({str(key)[:7]})" if counts[label] > 1 else label for key, label in made.items()}
 
 
 def names(table: Table) -> dict[str, str]:
     """Return {identity of a row: its label}, all different; the base model is `base`."""
-    made = {"": "base"} | labels({x.identity: (x.title, x.detail) for x in table.rows if not x.is_base})
-    counts = Counter(made.values())
-    return {
-        key: f"{label} ({key[:7]})" if key and counts[label] > 1 else label for key, label in made.items()
-    }
+    return {"": "base"} | labels({x.identity: (x.title, x.detail) for x in table.rows if not x.is_base})
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
