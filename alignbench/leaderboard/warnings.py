@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from alignbench.leaderboard.labels import names
 from alignbench.leaderboard.ranking import cell_difference
 from alignbench.leaderboard.table import Column, Row, Table, grouped, join
+from alignbench.text import one_line
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord, TrainInfo, Trend
@@ -83,7 +84,7 @@ def _named(texts: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Check:
+class Symptom:
     """What makes one series of a training log a warning."""
 
     kind: str
@@ -102,30 +103,30 @@ def _ends(x: Trend) -> str:
     return f"{x.first:.3g} → {x.last:.3g}"
 
 
-CHECKS = (
-    Check(
+SYMPTOMS = (
+    Symptom(
         "entropy-collapse", "entropy", _collapsed, _ends,
         f"The policy's entropy fell to less than {LEFT:.0%} of its start, so its samples lost variety",
     ),
-    Check(
+    Symptom(
         "spread-collapse", "reward_std", _collapsed, _ends,
         f"The spread of rewards inside groups fell to less than {LEFT:.0%} of its start, so little is left "
         "to learn from",
     ),
-    Check(
+    Symptom(
         "flat-groups", "flat_groups", lambda x: max(x.mean, x.last) > FLAT,
         lambda x: f"{max(x.mean, x.last):.0%}",
         "Most groups were flat, all members with the same reward, and taught nothing",
     ),
-    Check(
+    Symptom(
         "kl", "kl", lambda x: x.last > KL, lambda x: f"{x.last:.3g} nats a token",
         "The policy ran far away from the model it started from (KL)",
     ),
-    Check(
+    Symptom(
         "clipping", "clip_fraction", lambda x: x.last > CLIPPED, lambda x: f"{x.last:.0%}",
         "Most probability ratios were clipped in the end, so most tokens had no gradient",
     ),
-    Check(
+    Symptom(
         "gradient", "grad_norm", lambda x: x.last > GRADIENT * x.first > 0, _ends,
         f"The gradient's norm ran away, to more than {GRADIENT:g} times its start",
     ),
@@ -134,15 +135,15 @@ CHECKS = (
 
 def _of_training(trained: Mapping[str, Sequence[TrainInfo]]) -> Iterator[Warning]:
     """Warnings of {label: one entry per training seed}."""
-    for check in CHECKS:
+    for symptom in SYMPTOMS:
         texts = {}
         for label, trains in trained.items():
-            trends = [x.trends[check.series] for x in trains if check.series in x.trends]
-            bad = list(filter(check.bad, trends))
+            trends = [x.trends[symptom.series] for x in trains if symptom.series in x.trends]
+            bad = list(filter(symptom.bad, trends))
             if bad:
-                texts[label] = f"{label} ({join(map(check.shown, bad))}{_of_seeds(len(bad), len(trains))})"
+                texts[label] = f"{label} ({join(map(symptom.shown, bad))}{_of_seeds(len(bad), len(trains))})"
         if texts:
-            yield Warning(check.kind, f"{check.text}: {_named(list(texts.values()))}.", tuple(texts))
+            yield Warning(symptom.kind, f"{symptom.text}: {_named(list(texts.values()))}.", tuple(texts))
     yield from _failed(trained)
 
 
@@ -160,7 +161,7 @@ def _failed(trained: Mapping[str, Sequence[TrainInfo]]) -> Iterator[Warning]:
         ):
             failed = sum(x.reward_failures.get(name, 0) for x in trains)
             calls = sum(x.reward_calls.get(name, 0) for x in trains)
-            parts.append(f"{name} none for {failed:,} of {calls:,} images")
+            parts.append(f"{one_line(name)} none for {failed:,} of {calls:,} images")
         if parts:
             texts[label] = f"{label} ({join(parts)})"
     if texts:

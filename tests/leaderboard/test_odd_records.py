@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import unicodedata
 import warnings
@@ -354,6 +355,14 @@ def test_commands_leave_out_what_is_no_record(broken: Path, tmp_path: Path) -> N
         if str(out) not in map(str, arguments):
             assert done.stdout == alignbench(*(sound if word == "{}" else word for word in arguments)).stdout
     assert {path.name for path in out.iterdir()} >= {"digits8-v1.md", "tradeoff.png", "figures.md"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("broken", ["list"], indirect=True)
+def test_a_file_that_may_not_be_read_is_named(broken: Path) -> None:
+    broken.chmod(0)
+    with pytest.raises(UserError, match="Permission denied"):
+        board.collect([broken])
 
 
 def test_a_broken_record_of_a_board_stops_it_before_anything_is_lost(tmp_path: Path) -> None:
