@@ -182,8 +182,8 @@ def leaderboard(runs: Iterable[str | os.PathLike[str]], out: Path, *, tell: Tell
 def _draw(table: Table, path: Path) -> Path:
     """Draw the trade-off of the first lines of a table, as many as a picture can tell apart, and the base."""
     from alignbench.figures.tradeoff import tradeoff
+    from alignbench.leaderboard.cells import MOST
     from alignbench.leaderboard.headline import standings
-    from alignbench.leaderboard.labels import MOST
 
     methods = [line.row.identity for line in standings(table) if not line.row.is_base]
     kept = {"", *methods[: MOST - 1]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignbench.leaderboard.board import record_files
-from alignbench.leaderboard.labels import labels
+from alignbench.leaderboard.cells import labels
 from alignbench.leaderboard.rows import detail_of, identity
 from alignbench.leaderboard.table import grouped
 from alignbench.record import FILE_NAME, RunRecord, Tell, read_all

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from alignbench.figures.picture import LOOKS, Look, Picture, Value, error_bars, grid, label_axes, looks
 from alignbench.figures.source import INTERVALS, NotDrawnError, at_most, plural
-from alignbench.leaderboard.labels import MOST, names
+from alignbench.leaderboard.cells import MOST, names
 from alignbench.leaderboard.table import Column, Row, Table, grouped
 
 PAIRS = (("recall", None), ("recall", "precision"))

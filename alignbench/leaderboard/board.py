@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
 from alignbench.leaderboard import audit, cells, markdown
-from alignbench.leaderboard.labels import distinct
+from alignbench.leaderboard.cells import distinct
 from alignbench.leaderboard.ranking import in_order, labelled, mark_best, own_assets, rank
 from alignbench.leaderboard.rows import (
     Entry,

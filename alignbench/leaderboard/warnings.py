@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alignbench.leaderboard.labels import names
+from alignbench.leaderboard.cells import names
 from alignbench.leaderboard.ranking import cell_difference
 from alignbench.leaderboard.table import Column, Row, Table, grouped, join
 from alignbench.text import one_line

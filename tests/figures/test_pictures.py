@@ -18,7 +18,7 @@ from scipy import stats
 from alignbench.commands.drawing import KINDS, figures
 from alignbench.errors import UserError
 from alignbench.figures import curves, picture
-from alignbench.leaderboard.labels import labels
+from alignbench.leaderboard.cells import labels
 from alignbench.registry.lookup import Registry
 from tests.conftest import ROOT
 
