@@ -81,7 +81,7 @@ def columns_of(
             continue
         versions = sorted(evaluators[metric], key=_version)
         for evaluator in versions:
-            title = fact.title if len(versions) == 1 else f"{fact.title} ({evaluator})"
+            title = fact.title if len(versions) == 1 else f"{fact.title} ({cut(one_line(evaluator), 60)})"
             columns.append(Column(metric, evaluator, title, fact))
     return tuple(columns)
 
