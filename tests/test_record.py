@@ -176,7 +176,7 @@ def refused(folder: Path, content: Any = None) -> UserError:
 
 
 def test_what_is_no_record(tmp_path: Path) -> None:
-    assert "is not a run folder: it has no run.json" in refused(tmp_path).what
+    assert "holds no finished run: it has no run.json" in refused(tmp_path).what
     assert "does not exist" in refused(tmp_path / "nowhere").what
     for content in ([], {}, {"schema": "1"}, {"schema": True}, 3):
         assert "is not a run record: it has no schema number" in refused(tmp_path, content).what
