@@ -340,9 +340,7 @@ def read(path: Path) -> RunRecord:
         raise UserError(f"{file} is not readable JSON: {one_line(str(error))}", fix=again) from error
     promised = values.pop("sha256", None) if isinstance(values, dict) else None
     if promised not in (None, f"sha256:{digest_of(values)}"):
-        raise UserError(
-            f"{file} changed since it was written", fix="put it back as it was, or make its run again"
-        )
+        raise UserError(f"{file} changed since it was written", fix="put it back, or make its run again")
     return _parse(values, file)
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from alignbench.registry.schema import RewardCard
     from alignbench.registry.tables import PublishedCard, PublishedTable
 
-OPEN = 4
-"""Warnings that are shown unfolded."""
 MARKER = "<!-- Made by `alignbench leaderboard` from records/*.json; do not edit. -->"
 
 
@@ -105,24 +103,22 @@ def first_screen(table: Table, picture: str = "") -> list[str]:
         texts = [[f"**{markdown(text)}**" if bold else markdown(text) for text, bold in row] for row in rows]
         lines += [*grid([markdown(name) for name in header], texts, right=right), "", markdown(legend), ""]
     lines += [f"![trade-off]({picture})", ""] if picture else []
-    lines += [*bullets(markdown(text) for text in findings(table)), ""]
-    return [*lines, *warned(warnings_of(table))]
+    return [*lines, *bullets(map(markdown, findings(table))), "", *warned(warnings_of(table))]
 
 
 def warned(warnings: Sequence[Warning]) -> list[str]:
     """Return warnings below each other, folded where they are many; nothing without one."""
     texts = bullets(markdown(warning.text) for warning in warnings)
-    if len(texts) > OPEN:
+    if len(texts) > 4:
         return details(f"{len(texts)} warnings: {', '.join(warning.kind for warning in warnings)}", texts)
     return ["**Warnings**", "", *texts, ""] if texts else []
 
 
 def _folded(table: Table, board: Board) -> list[str]:
     notes = [*cells.footnotes(table), *_provenance(table), *_files(table)]
-    runs = _run_lines(table, board.records)
     return [
         *details("All settings, all metrics, costs", table_lines(table)),
-        *details("Statistics, runs and commands", [*bullets(notes), "", *runs]),
+        *details("Statistics, runs and commands", [*bullets(notes), "", *_run_lines(table, board.records)]),
     ]
 
 
