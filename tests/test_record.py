@@ -176,7 +176,7 @@ def refused(folder: Path, content: Any = None) -> UserError:
 
 
 def test_what_is_no_record(tmp_path: Path) -> None:
-    assert "is not a run folder: it has no run.json" in refused(tmp_path).what
+    assert "holds no finished run: it has no run.json" in refused(tmp_path).what
     assert "does not exist" in refused(tmp_path / "nowhere").what
     content: object
     for content in ([], {}, {"schema": "1"}, {"schema": True}, 3):
@@ -264,6 +264,7 @@ SECTIONS = {
     "Change": "`recipe`, `changed` and `data`",
     "DataInfo": "`recipe`, `changed` and `data`",
     "TrainInfo": "`train`",
+    "Trend": "`train`",
     "Result": "`results[]`",
     "ProtocolRef": "`results[]`",
     "Setting": "`results[]`",

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from alignbench.cli.common import print_json, put
 from alignbench.cli.options import Json, Plugins
@@ -16,6 +17,7 @@ from alignbench.registry import plugins
 from alignbench.registry.lookup import SINGULAR, Registry
 from alignbench.registry.schema import Card, Option
 from alignbench.registry.tables import PublishedCard
+from alignbench.text import visible
 
 
 def list_cards(
@@ -35,7 +37,7 @@ def list_cards(
     for name in kinds:
         cards[name], problems = registry.usable(name)
         for problem in problems:
-            Console(stderr=True).print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
+            put(f"left out: {problem}", stderr=True)
     if as_json:
         facts = {"title", "summary"}
         print_json({k: {n: c.model_dump(include=facts) for n, c in v.items()} for k, v in cards.items()})
@@ -43,7 +45,7 @@ def list_cards(
     for name, members in cards.items():
         table = Table(title=name, title_justify="left", box=None, show_header=False, pad_edge=False)
         for key, card in members.items():
-            table.add_row(key, card.summary or card.title)
+            table.add_row(*(Text(visible(text)) for text in (key, card.summary or card.title)))
         Console().print(table)
 
 
@@ -79,10 +81,7 @@ def show(
 
 
 def _print_card(kind: str, name: str, card: Card) -> None:
-    console = Console()
-    console.print(f"{SINGULAR[kind]} {name}: {card.title}", highlight=False, markup=False)
-    if card.summary:
-        console.print(card.summary, highlight=False, markup=False)
+    put(f"{SINGULAR[kind]} {name}: {card.title}", *filter(None, [card.summary]))
     options = getattr(card, "options", {})
     declared = all(isinstance(option, Option) for option in options.values())
     hidden = {"title", "summary", "notes"} | ({"options"} if declared else set())
@@ -108,7 +107,8 @@ def _print_options(prefix: str, options: dict[str, Option]) -> None:
     for key, option in options.items():
         allowed = f" [{', '.join(map(str, option.choices))}]" if option.choices else ""
         default = str(option.default) if option.default != "" else "–"
-        table.add_row(f"{prefix}.{key}", default, f"{option.doc}{allowed}".replace("[", r"\["))
+        texts = f"{prefix}.{key}", default, f"{option.doc}{allowed}"
+        table.add_row(*(Text(visible(text)) for text in texts))
     Console().print(table)
 
 

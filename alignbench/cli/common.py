@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,19 +14,38 @@ from rich.console import Console
 from alignbench.commands.jobs import default_progress
 from alignbench.config import estimate
 from alignbench.config.plan import Plan
-from alignbench.errors import Problem, problem_lines
+from alignbench.errors import EXIT_FAILED, Problem, UserError, problem_lines
 from alignbench.registry.lookup import Registry
-from alignbench.text import class_line, visible
+from alignbench.text import class_line, visible, visible_json
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord
 
 
-def put(*lines: object) -> None:
-    """Print lines on standard output as they are."""
-    console = Console(soft_wrap=True)
+def put(*lines: object, stderr: bool = False) -> None:
+    """Print lines on standard output, or on standard error, as they are."""
+    console = Console(soft_wrap=True, stderr=stderr)
     for line in lines:
         console.print(visible(str(line)), highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def leaving_out() -> Iterator[Callable[[UserError], None]]:
+    """Give a function that names a record which cannot be read; the block does the rest without it.
+
+    Raises:
+        UserError: after the block, if there was one (exit status 1).
+    """
+    told = []
+
+    def tell(error: UserError) -> None:
+        told.append(error)
+        put(f"left out: {error}", stderr=True)
+
+    yield tell
+    if told:
+        what = f"{len(told)} record{'s' if len(told) > 1 else ''} left out, named above; the rest was done"
+        raise UserError(what, fix="mend or remove what was named", exit_code=EXIT_FAILED)
 
 
 def carry_out(
@@ -42,10 +62,13 @@ def carry_out(
         print_json(record.model_dump(mode="json", by_alias=True))
         return
     from alignbench.leaderboard import board, terminal
+    from alignbench.leaderboard.warnings import warnings_of_run
 
     cards = registry.metric_facts(), registry.asset_cards()
-    for table in board.build([record], cards[0], assets=cards[1], sift=False).tables:
+    evaluated = board.build([record], cards[0], assets=cards[1], sift=False).tables
+    for table in evaluated:
         Console().print(terminal.rich_table(table))
+    Console().print(terminal.rich_warnings(warnings_of_run(record, evaluated)), end="")
     files = [folder / name for name in ("report.md", "samples.png", "run.json")]
     put(" · ".join(str(file) for file in files if file.exists()))
 
@@ -105,4 +128,5 @@ def print_json(value: Any) -> None:
     """
     console = Console()
     strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
-    console.print_json(data=strict, highlight=False, ensure_ascii=not console.encoding.startswith("utf"))
+    text = json.dumps(strict, indent=2, ensure_ascii=not console.encoding.startswith("utf"))
+    console.print(visible_json(text), highlight=False, markup=False, soft_wrap=True)

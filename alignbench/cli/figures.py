@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignbench.cli.common import put
+from alignbench.cli.common import leaving_out, put
 from alignbench.cli.options import CLASS_LISTS, class_ids, many
 from alignbench.commands import drawing
 from alignbench.data.prompts import read_prompts
@@ -32,4 +32,9 @@ def figures(
     """Draw learning curves, trade-offs, tasks and samples, each with its numbers."""
     texts = [*prompts, *(prompt.text for prompt in (read_prompts(file) if file else ()))]
     choice = ImageChoice(images=images, seed=seed, classes=class_ids(classes), prompts=texts)
-    put(*drawing.figures(runs, out, kinds=kinds, setting=setting, metrics=metrics, images=choice))
+    with leaving_out() as tell:
+        put(
+            *drawing.figures(
+                runs, out, kinds=kinds, setting=setting, metrics=metrics, images=choice, tell=tell
+            )
+        )

@@ -15,6 +15,7 @@ from alignbench.leaderboard.markdown import MARKER, bullets, decimals, grid, sec
 from alignbench.leaderboard.rows import counts
 from alignbench.leaderboard.table import Board, Cell, Column, Row, Table, grouped, join, number, short
 from alignbench.record import RunRecord
+from alignbench.text import markdown
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import Setting
@@ -183,7 +184,7 @@ def page(found: Audit) -> str:
     for where, items in grouped((x.where, x) for x in found.compared).items():
         lines += section(where, table_lines(items))
         remarks = dict.fromkeys(remark for x in items for remark in x.remarks)
-        lines += [*bullets(remarks), ""] if remarks else []
+        lines += [*bullets(map(markdown, remarks)), ""] if remarks else []
     left = [f"{where}: {count} numbers" for where, count in found.missing.items()]
     return text_of([*lines, *section("Published, can be measured, not measured", bullets(left))])
 
@@ -201,12 +202,12 @@ def _line(x: Compared) -> list[str]:
     return [
         x.model,
         x.method,
-        x.row,
+        markdown(x.row),
         f"{column.title} {column.arrow}{times}",
         number(x.published, max(x.places, 0)),
         column.shown(x.cell.interval),
         column.signed(x.difference),
-        f"{x.outcome}{why}",
+        markdown(f"{x.outcome}{why}"),
     ]
 
 

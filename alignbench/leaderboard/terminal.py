@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.markdown import published_table, stated
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Table, grouped, join, short
+from alignbench.leaderboard.warnings import Warning
 from alignbench.text import visible
 
 if TYPE_CHECKING:
@@ -63,6 +65,11 @@ def _headline(table: Table) -> RenderableType:
     return Group(grid, *_bullets(findings(table)))
 
 
+def rich_warnings(warnings: Sequence[Warning]) -> RenderableType:
+    """Return warnings below each other; nothing without one."""
+    return Group(*([Text("Warnings", "bold")] if warnings else []), *_bullets(x.text for x in warnings))
+
+
 def _replaced(text: str, words: Mapping[str, str]) -> str:
     for old, new in words.items():
         text = text.replace(old, new)
@@ -87,8 +94,8 @@ def _grid(
     caption: str = "",
 ) -> RenderableType:
     grid = Grid(
-        title=Text(title),
-        caption=Text(caption) if caption else None,
+        title=Text(visible(title)),
+        caption=Text(visible(caption)) if caption else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         title_justify="left",
@@ -96,13 +103,16 @@ def _grid(
         pad_edge=False,
     )
     for name in header:
+        head = Text(visible(name))
         if name in right:
-            grid.add_column(Text(name), justify="right", min_width=max(map(len, name.split())))
+            widest = min(max(map(len, name.split())), 16)  # a number is never that long
+            grid.add_column(head, justify="right", overflow="fold", min_width=widest)
         else:
-            grid.add_column(name, overflow="fold", min_width=11 if name == "method" else None)
+            grid.add_column(head, overflow="fold", min_width=11 if name == "method" else None)
+    bold = re.compile(r"\*\*(.+)\*\*", re.DOTALL)
     for texts in rows:
-        plain = map(visible, texts)
-        grid.add_row(*(Text(text[2:-2], "bold") if text.startswith("**") else Text(text) for text in plain))
+        found = [(text, bold.fullmatch(text)) for text in map(visible, texts)]
+        grid.add_row(*(Text(marked[1], "bold") if marked else Text(text) for text, marked in found))
     return grid
 
 

@@ -23,6 +23,7 @@ from alignbench.registry.protocol import MetricFact
 from alignbench.registry.schema import RewardCard
 from alignbench.runs import sweep_claims
 from alignbench.runs.sweep import Configuration, Sweep, SweepRun, text
+from alignbench.text import markdown_code
 
 Measured = Mapping[str, Mapping[str, Cell]]
 """{setting: {metric: mean and interval}}, the sweep's own setting first."""
@@ -253,7 +254,7 @@ def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
     metric = facts[card.metric].title if card.metric in facts else card.metric
     setting = plan.protocol.settings[card.setting].title
     changes = [word for key, value in sweep.given.items() for word in ("--set", f"{key}={value}")]
-    command = ["alignbench", "sweep", sweep.name, *changes]
+    command = markdown_code(shlex.join(["alignbench", "sweep", sweep.name, *changes]))
     return [
         f"# {card.title}",
         "",
@@ -262,7 +263,7 @@ def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
         f"{plan.protocol_digest[7:15]}, {plan.protocol.samples:,} images, sampling seeds "
         f"{', '.join(map(str, plan.protocol.seeds))}, shown at {setting}; chosen by {metric}.",
         "",
-        f"Made by `{shlex.join(command)}`. ± is a 95 % Student interval over training seeds, or over "
+        f"Made by {command}. ± is a 95 % Student interval over training seeds, or over "
         "sampling seeds where there is one training seed. Bold is the best mean "
         f"{'of its row' if card.choose == 'row' else 'of all'}, = a configuration that it does not beat "
         "significantly (95 %; Student's t over pairs of equal sampling seeds, else Welch's; no correction "
