@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignbench.cli.common import plan_lines, print_json
-from alignbench.cli.options import Plugins, changes
+from alignbench.cli.options import Plugins, card_names, changes
 from alignbench.commands.jobs import default_progress
 from alignbench.config.plan import Plan, default_workers, make_plan
 from alignbench.config.requirements import requirements_of
@@ -30,12 +30,28 @@ RANDOM = "model.weights=random"
 
 def bench(
     *,
-    method: str | None = typer.Option(None, "--method", "-m", help="Time training steps of this method."),
-    model: str | None = typer.Option(None, "--model", help="Time sampling from this model, or training it."),
-    protocol: str | None = typer.Option(
-        None, "--protocol", help="Time this protocol's evaluators; with --model: how to sample."
+    method: str | None = typer.Option(
+        None,
+        "--method",
+        "-m",
+        help="Time training steps of this method.",
+        autocompletion=card_names("methods"),
     ),
-    data: str | None = typer.Option(None, "--data", help="Training images; default: random ones."),
+    model: str | None = typer.Option(
+        None,
+        "--model",
+        help="Time sampling from this model, or training it.",
+        autocompletion=card_names("models"),
+    ),
+    protocol: str | None = typer.Option(
+        None,
+        "--protocol",
+        help="Time this protocol's evaluators; with --model: how to sample.",
+        autocompletion=card_names("protocols"),
+    ),
+    data: str | None = typer.Option(
+        None, "--data", help="Training images; default: random ones.", autocompletion=card_names("datasets")
+    ),
     assignments: Annotated[
         list[str], changes("Change one value; repeatable. Weights are random unless set.")
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,11 +22,42 @@ if TYPE_CHECKING:
     from alignbench.record import RunRecord
 
 
+NO_BREAK = "\u00a0"
+"""A space at which `wrapped` does not break."""
+
+
 def put(*lines: object) -> None:
     """Print lines on standard output as they are."""
     console = Console(soft_wrap=True)
     for line in lines:
         console.print(visible(str(line)), highlight=False, markup=False)
+
+
+def wrapped(text: str, indent: str = "", first: str | None = None) -> list[str]:
+    """Break a text at spaces for the terminal's width; a path or a command is never broken inside a word."""
+    width = max(Console().width, len(indent) + 20)
+    lines = textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent if first is None else first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[str]) -> list[str]:
+    """Lay a table out under its headings: only the last column is wrapped, every other one is kept whole."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    marks = [">" if heading in set(right) else "<" for heading in headings]
+    lines = []
+    for row in [headings, *rows]:
+        texts = [f"{x:{mark}{width}}" for x, mark, width in zip(row, marks, widths, strict=True)][:-1]
+        start = "  ".join([*texts, ""])
+        last = f"{row[-1]:>{widths[-1]}}" if marks[-1] == ">" else row[-1]
+        lines.append("\n".join(wrapped(last, " " * len(start), start) or [start.rstrip()]))
+    return lines
 
 
 def carry_out(

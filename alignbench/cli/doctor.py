@@ -14,7 +14,7 @@ from rich.table import Table
 
 from alignbench import __version__
 from alignbench.cli.common import print_json, put
-from alignbench.cli.options import Json
+from alignbench.cli.options import Json, card_names
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError, missing_packages
@@ -34,7 +34,9 @@ VARIABLES = (
 
 def doctor(
     as_json: Json = False,
-    method: str = typer.Option("vapi", "--method", help="Method to ask runnability for."),
+    method: str = typer.Option(
+        "vapi", "--method", help="Method to ask runnability for.", autocompletion=card_names("methods")
+    ),
 ) -> None:
     """Report what is installed and present, and which models and evaluators can run here."""
     facts = gather(method)

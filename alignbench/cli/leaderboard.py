@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from alignbench.cli.common import print_json, put
-from alignbench.cli.options import Json, many
+from alignbench.cli.options import METRICS, Json, many
 from alignbench.commands import drawing, tables
 from alignbench.errors import EXIT_FAILED, UserError
 from alignbench.registry.lookup import Registry
@@ -77,7 +77,7 @@ def compare(
     *,
     a: str = typer.Argument(..., help=SIDE),
     b: str = typer.Argument(..., help="The other one; differences are B minus A."),
-    metric: Annotated[list[str], many("--metric", "Only this metric; may be repeated.")],
+    metric: Annotated[list[str], many("--metric", "Only this metric; may be repeated.", complete=METRICS)],
     as_json: Json = False,
 ) -> None:
     """Compare two evaluations of one protocol, metric by metric."""

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from alignbench.cli.common import leave, put
-from alignbench.cli.options import Plugins, changes
+from alignbench.cli.options import Plugins, card_names, changes
 from alignbench.config import estimate
 from alignbench.config.plan import default_workers
 from alignbench.errors import EXIT_FAILED, UserError, refuse
@@ -24,7 +24,9 @@ EMBEDDED = ("llamagen-tiny", "shapes-tiny")
 
 def sweep(
     *,
-    sweep: str = typer.Argument(help="Name of a sweep, or a TOML file; see: list sweeps."),
+    sweep: str = typer.Argument(
+        help="Name of a sweep, or a TOML file; see: list sweeps.", autocompletion=card_names("sweeps")
+    ),
     assignments: Annotated[list[str], changes("Change one value of every run; repeatable.")],
     out: Path | None = typer.Option(
         None, "--out", help="Folder of the runs and the table; default: sweeps/NAME."
