@@ -143,5 +143,6 @@ def joined(words: Sequence[str], number: int) -> tuple[list[str], int, str]:
             made.append(word)
         if index == number:
             at = len(made) - 1
-            kept = made[-1][: made[-1].rfind("=") + 1] if glued else ""
+            value = made[-1].partition("=")[2] if made[-1].startswith("-") else made[-1]  # of --set=KEY=VALUE
+            kept = value[: value.rfind("=") + 1] if glued else ""
     return made, at, kept
