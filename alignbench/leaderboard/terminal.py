@@ -48,9 +48,9 @@ def rich_table(table: Table) -> RenderableType:
     ]
     title = f"{table.protocol.title} · {table.heading} · {short(table.protocol.digest)}"
     header = ["#", "model", "sampling", *metrics]
-    grid = _grid(title, header, rows, right=["#", *metrics], gap=0, caption=_caption(table))
+    made = grid(title, header, rows, right=["#", *metrics], gap=0, caption=_caption(table))
     said = [sentence.replace("**", "").split(" Other metrics")[0] for sentence in sentences(table)]
-    return Group(grid, *_bullets(said))
+    return Group(made, *bullets(said))
 
 
 def _headline(table: Table) -> RenderableType:
@@ -59,8 +59,8 @@ def _headline(table: Table) -> RenderableType:
     marked = [[f"**{text}**" if bold else text for text, bold in row] for row in rows]
     shorter = {" ± ": "\n±", **{f", {word}": f" {mark}" for word, mark in headline.MARKS.items()}}
     texts = [[*(_replaced(x, shorter) for x in row[:-1]), row[-1].replace(" ", "\n", 1)] for row in marked]
-    grid = _grid(headline.title(table), header, texts, right=right, gap=1, caption=headline.legend(table))
-    return Group(grid, *_bullets(findings(table)))
+    made = grid(headline.title(table), header, texts, right=right, gap=1, caption=headline.legend(table))
+    return Group(made, *bullets(findings(table)))
 
 
 def _replaced(text: str, words: Mapping[str, str]) -> str:
@@ -77,7 +77,7 @@ def _caption(table: Table) -> str:
     return "; ".join(texts)
 
 
-def _grid(
+def grid(
     title: str,
     header: Sequence[str],
     rows: Iterable[Sequence[str]],
@@ -86,8 +86,14 @@ def _grid(
     gap: int,
     caption: str = "",
 ) -> RenderableType:
-    grid = Grid(
-        title=Text(title),
+    """Return a table whose words and numbers stay whole; cells written `**text**` are bold.
+
+    Args:
+        right: headings of the columns that are aligned right.
+        gap: spaces between columns, beside those of the frame.
+    """
+    made = Grid(
+        title=Text(title) if title else None,
         caption=Text(caption) if caption else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -97,16 +103,17 @@ def _grid(
     )
     for name in header:
         if name in right:
-            grid.add_column(Text(name), justify="right", min_width=max(map(len, name.split())))
+            made.add_column(Text(name), justify="right", min_width=max(map(len, name.split())))
         else:
-            grid.add_column(name, overflow="fold", min_width=11 if name == "method" else None)
+            made.add_column(name, overflow="fold", min_width=11 if name == "method" else None)
     for texts in rows:
         plain = map(visible, texts)
-        grid.add_row(*(Text(text[2:-2], "bold") if text.startswith("**") else Text(text) for text in plain))
-    return grid
+        made.add_row(*(Text(text[2:-2], "bold") if text.startswith("**") else Text(text) for text in plain))
+    return made
 
 
-def _bullets(texts: Iterable[str]) -> list[Text]:
+def bullets(texts: Iterable[str]) -> list[Text]:
+    """Return one line, or more, for each text."""
     return [Text(f"· {visible(text)}") for text in texts]
 
 
@@ -142,11 +149,11 @@ def rich_comparison(comparison: Comparison) -> RenderableType:
     )
     numbers = ["A", "B", "difference"]
     for title, items in groups.items():
-        grid = _grid(title, ["metric", *numbers, "evidence"], map(_row, items), right=numbers, gap=1)
+        made = grid(title, ["metric", *numbers, "evidence"], map(_row, items), right=numbers, gap=1)
         outcomes = grouped((item.outcome, item.column.title) for item in items)
         said = [f"{join(titles)}: {outcome}." for outcome, titles in outcomes.items()]
-        parts += [Text(), grid, *_bullets(said)]
-    return Group(*parts, Text(), *_bullets(_notes(comparison)))
+        parts += [Text(), made, *bullets(said)]
+    return Group(*parts, Text(), *bullets(_notes(comparison)))
 
 
 def _row(item: MetricDifference) -> list[str]:
