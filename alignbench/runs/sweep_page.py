@@ -121,9 +121,10 @@ def about_of(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
 
 def reading(sweep: Sweep, best: str = "Bold") -> str:
     """How to read the table, where the best is marked by `best`."""
+    among = "of its row" if sweep.card.choose == "row" else "of all"
     return (
         "± is a 95 % Student interval over training seeds, or over sampling seeds where there is one "
-        f"training seed. {best} is the best mean {'of its row' if sweep.card.choose == 'row' else 'of all'}, = "
+        f"training seed. {best} is the best mean {among}, = "
         "a configuration that it does not beat significantly (95 %; Student's t over pairs of equal sampling "
         "seeds, else Welch's; no correction for the number of comparisons; single values are not tested)."
     )
