@@ -10,15 +10,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench.cli.common import NO_BREAK, print_json, put, table_lines, wrapped
+from alignbench.cli.common import folded, print_json, put
 from alignbench.cli.options import Json, Plugins, completed, one_of
 from alignbench.commands import catalogue, words
 from alignbench.config.settings import COMMON_OPTIONS
 from alignbench.errors import UserError, suggest
+from alignbench.hub.transfer import human_size
 from alignbench.registry import plugins
 from alignbench.registry.lookup import SINGULAR, Registry
 from alignbench.registry.schema import Card, Option
 from alignbench.registry.tables import PublishedCard
+from alignbench.text import NO_BREAK, aligned
 
 
 def list_cards(
@@ -118,12 +120,13 @@ def _print_cards(kind: str, cards: Mapping[str, catalogue.Facts]) -> None:
     headings = ["name", *(HEADINGS.get(key, key) for key in keys)]
     rows = [[name, *(_text(key, one.get(key)) for key in keys)] for name, one in cards.items()]
     right = [HEADINGS.get(key, key) for key in keys if any(type(one.get(key)) is int for one in facts)]
-    head, *lines = table_lines(headings, rows, right)
-    Console().print(head, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console = Console()
+    head, *lines = aligned(headings, rows, console.width, right)
+    console.print(head, style="bold", highlight=False, markup=False, soft_wrap=True)
     for line, one in zip(lines, facts, strict=True):
         label = "" if below in ("title", "summary") else f"{below}: "
         label = label if one.get("default", True) else f"only with --recipe; {label}"
-        put(line, *(wrapped(label + _text(below, one[below]), "    ", "  ") if one.get(below) else []))
+        put(line, *(folded(label + _text(below, one[below]), "    ", "  ") if one.get(below) else []))
     legends = [text for key, text in LEGENDS.items() if key in keys]
     put(*(f"· {text}" for text in [*legends, *([MORE[kind]] if kind in MORE else [])]))
 
@@ -135,7 +138,7 @@ def _text(key: str, value: Any) -> str:
     if key == "parameters":
         return f"{value / 1e9:.1f} B" if value >= 1e9 else f"{value / 1e6:.1f} M"
     if key == "download_bytes" and value is not None:
-        return catalogue.size_text(value) if value else "shipped"
+        return human_size(value) if value else "shipped"
     if isinstance(value, int):
         return f"{value:,}"
     text = (", ".join(value) if isinstance(value, list) else value) or "–"
@@ -185,8 +188,11 @@ def _print_card(kind: str, name: str, card: Card) -> None:
     declared = all(isinstance(option, Option) for option in options.values())
     hidden = {"title", "summary", "notes"} | ({"options"} if declared else set())
     values = card.model_dump(mode="json", exclude=hidden)
-    put(*(f"  {key:<28} {value}" for key, value in _flat(values)))
-    put(*(f"  note: {note}" for note in card.notes))
+    rows = [(key, _written(value)) for key, value in _flat(values)]
+    room = max((len(key) for key, _ in rows), default=0)
+    for key, value in rows:
+        put(*folded(value, " " * (room + 4), f"  {key:<{room}}  "))
+    put(*(line for note in card.notes for line in folded(f"note: {note}", "    ", "  ")))
     if options and declared:
         prefix = {"methods": "method", "datasets": "data", "models": "model"}.get(kind, kind)
         _print_options(prefix, options)
@@ -195,19 +201,27 @@ def _print_card(kind: str, name: str, card: Card) -> None:
 def _print_published(name: str, card: PublishedCard, registry: Registry) -> None:
     from alignbench.leaderboard import terminal
 
-    put(f"published numbers {name}: {card.title}", *filter(None, [card.summary, card.paper]), "")
-    put(*terminal.published_lines(card, registry.reward_cards()))
-    put(*(f"  disagrees with itself: {x.what}: {' / '.join(x.values)}" for x in card.inconsistencies))
-    put(*(f"  note: {note}" for note in card.notes))
+    put(f"published numbers {name}: {card.title}", *folded(card.summary), *filter(None, [card.paper]), "")
+    put(*terminal.published_lines(card, registry.reward_cards(), Console().width))
+    said = [f"disagrees with itself: {x.what}: {' / '.join(x.values)}" for x in card.inconsistencies]
+    said += [f"note: {note}" for note in card.notes]
+    put(*(line for text in said for line in folded(text, "    ", "  ")))
 
 
 def _print_options(prefix: str, options: dict[str, Option]) -> None:
     table = Table("key", "default", "meaning", box=None, pad_edge=False)
     for key, option in options.items():
-        allowed = f" [{', '.join(map(str, option.choices))}]" if option.choices else ""
-        default = str(option.default) if option.default != "" else "–"
+        allowed = f" [{_written(option.choices)}]" if option.choices else ""
+        default = _written(option.default) or "–"
         table.add_row(f"{prefix}.{key}", default, f"{option.doc}{allowed}".replace("[", r"\["))
     Console().print(table)
+
+
+def _written(value: Any) -> str:
+    """A value as `--set` takes it, a list with commas."""
+    if isinstance(value, list):
+        return ", ".join(map(_written, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

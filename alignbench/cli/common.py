@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,14 +15,10 @@ from alignbench.config import estimate
 from alignbench.config.plan import Plan
 from alignbench.errors import Problem, problem_lines
 from alignbench.registry.lookup import Registry
-from alignbench.text import class_line, visible
+from alignbench.text import class_line, visible, wrapped
 
 if TYPE_CHECKING:
     from alignbench.record import RunRecord
-
-
-NO_BREAK = "\u00a0"
-"""A space at which `wrapped` does not break."""
 
 
 def put(*lines: object) -> None:
@@ -33,31 +28,9 @@ def put(*lines: object) -> None:
         console.print(visible(str(line)), highlight=False, markup=False)
 
 
-def wrapped(text: str, indent: str = "", first: str | None = None) -> list[str]:
-    """Break a text at spaces for the terminal's width; a path or a command is never broken inside a word."""
-    width = max(Console().width, len(indent) + 20)
-    lines = textwrap.wrap(
-        text,
-        width,
-        initial_indent=indent if first is None else first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return [line.replace(NO_BREAK, " ") for line in lines]
-
-
-def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[str]) -> list[str]:
-    """Lay a table out under its headings: only the last column is wrapped, every other one is kept whole."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    marks = [">" if heading in set(right) else "<" for heading in headings]
-    lines = []
-    for row in [headings, *rows]:
-        texts = [f"{x:{mark}{width}}" for x, mark, width in zip(row, marks, widths, strict=True)][:-1]
-        start = "  ".join([*texts, ""])
-        last = f"{row[-1]:>{widths[-1]}}" if marks[-1] == ">" else row[-1]
-        lines.append("\n".join(wrapped(last, " " * len(start), start) or [start.rstrip()]))
-    return lines
+def folded(text: str, indent: str = "", first: str | None = None) -> list[str]:
+    """Break a text at spaces for this terminal; see `text.wrapped`."""
+    return wrapped(text, Console().width, indent, first)
 
 
 def carry_out(
@@ -92,42 +65,55 @@ def leave(lines: Iterable[str], problems: Sequence[Problem], *, plan: Plan | Non
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """The plan in at most twenty lines."""
+    """The plan in at most twenty lines, longer ones broken at spaces."""
+    return [part for line in _plan_lines(plan) for part in folded(line, " " * 13, "")]
+
+
+def _plan_lines(plan: Plan) -> list[str]:
     config, train, protocol, gib = plan.config, plan.config.train, plan.protocol, estimate.gib
     recipe = f"recipe {config.recipe}" if config.recipe else "no recipe: the method's defaults"
+    recipe = recipe if plan.method else "nothing is trained"
     sequences = f" × {plan.sequences_per_image} sequences" if plan.sequences_per_image > 1 else ""
     lines = [
         f"plan {plan.id}   {recipe}",
         f"  model      {plan.model.title} · {plan.model.policy.parameters:,} parameters · "
         f"{plan.model.image_size} px, {plan.model.policy.tokens} tokens",
-        f"  geometry   {train.images_per_step} images{sequences} per step · {plan.world_size} device"
-        f"{'s' if plan.world_size > 1 else ''} · micro-batch {train.micro_batch} → {plan.accumulation} "
-        f"accumulated · {train.steps} steps",
     ]
+    if plan.method:
+        lines.append(
+            f"  geometry   {train.images_per_step} images{sequences} per step · "
+            f"{counted(plan.world_size, 'device')} · micro-batch {train.micro_batch} → "
+            f"{plan.accumulation} accumulated · {counted(train.steps, 'step')}"
+        )
     for key, origin in config.changed().items():
         lines.append(f"  changed    {key} = {origin.value} ({origin.source})")
     if plan.random_weights:
         lines.append("  weights    random: engine check, never ranked")
     else:
         lines += [
-            f"  weights    {role} {status.path if status.ok else status.expected} {'✓' if status.ok else '✗'}"
+            f"  weights    {role} {'✓' if status.ok else '✗'} {status.path if status.ok else status.expected}"
             for role, status in plan.weights.items()
         ]
     chosen = ", ".join(f"{key}={value}" for key, value in config.section("data").items() if value)
     evaluation = (
-        f"{config.protocol} @ {plan.protocol_digest[7:15]}: {len(protocol.settings)} settings × "
-        f"{len(protocol.seeds)} seeds × {protocol.samples:,} samples"
+        f"{config.protocol} @ {plan.protocol_digest[7:15]}: {counted(len(protocol.settings), 'setting')} × "
+        f"{counted(len(protocol.seeds), 'seed')} × {protocol.samples:,} samples"
         f"{', before and after' if plan.method else ''}"
     )
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.estimate.parts.items() if size)
+    training = f"{gib(plan.estimate.train_gib)} GiB per device ({parts}) · " if plan.method else ""
     return [
         *lines,
         f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}",
         *([f"  classes    {class_line(plan.classes)}"] if plan.classes else []),
         f"  evaluate   {evaluation if plan.evaluates else 'no'}",
-        f"  estimate   {gib(plan.estimate.train_gib)} GiB per device ({parts}) · "
-        f"{gib(plan.estimate.disk_gib)} GiB disk",
+        f"  estimate   {training}{gib(plan.estimate.disk_gib)} GiB disk",
     ]
+
+
+def counted(count: int, name: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def print_json(value: Any) -> None:

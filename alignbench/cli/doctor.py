@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 
 from alignbench import __version__
-from alignbench.cli.common import print_json, put, wrapped
+from alignbench.cli.common import folded, print_json, put
 from alignbench.cli.options import Json, card_names
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
-from alignbench.errors import Problem, UserError, missing_packages
+from alignbench.errors import Problem, UserError, missing_packages, ways
 from alignbench.files import cache_root
 from alignbench.hub.locate import locate_asset
 from alignbench.registry.lookup import Registry
@@ -55,7 +55,7 @@ def doctor(
     if shared:
         console.print("missing", style="bold")
     for (what, fix), number in shared.items():
-        put(*wrapped(what, " " * 6, f"  {number:>2}  "), *(f"      → {way}" for way in _ways(fix)))
+        put(*folded(what, " " * 6, f"  {number:>2}  "), *(f"      → {way}" for way in ways(fix)))
 
 
 def _numbered(things: Iterable[dict[str, Any]]) -> dict[tuple[str, str], int]:
@@ -72,7 +72,7 @@ def _print_runnable(things: dict[str, Any], shared: dict[tuple[str, str], int]) 
         lacks = ", ".join([*(["weights"] if own else []), *map(str, numbers)])
         put(f"  {name:<24} {f'✗ lacks {lacks}' if lacks else '✓'}")
         # The other way, a file of one's own, is said by the plan.
-        put(*dict.fromkeys(f"      → {_ways(item['fix'])[0]}" for item in own))
+        put(*dict.fromkeys(f"      → {ways(item['fix'])[0]}" for item in own))
 
 
 def _key(item: dict[str, str]) -> tuple[str, str]:
@@ -81,11 +81,6 @@ def _key(item: dict[str, str]) -> tuple[str, str]:
 
 def _is_own(item: dict[str, str]) -> bool:
     return item.get("where", "").startswith("weights/")
-
-
-def _ways(fix: str) -> list[str]:
-    """What brings a thing, each way to be copied from a line of its own."""
-    return fix.replace("; see: ", ", or ").split(", or ") if fix else []
 
 
 def gather(method: str) -> dict[str, Any]:

@@ -64,10 +64,13 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Hold measured numbers against published ones of the same model."""
-    from alignbench.leaderboard import audit
+    from alignbench.leaderboard import audit, terminal
 
     found = tables.audit(runs)
-    print_json(audit.to_data(found)) if as_json else put(audit.page(found).rstrip())
+    if as_json:
+        print_json(audit.to_data(found))
+    else:
+        Console().print(terminal.rich_audit(found))
 
 
 SIDE = "A run folder or record file; RUN:base, RUN:method or RUN:samples to choose."

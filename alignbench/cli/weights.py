@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench.cli.common import print_json, put
+from alignbench.cli.common import folded, print_json, put
 from alignbench.cli.options import Json, card_names, one_of
 from alignbench.config import settings
 from alignbench.config.plan import files_of
@@ -145,14 +145,14 @@ def verify_golden(
 
 
 def _print_report(name: str, report: CheckReport, failures: bool) -> None:
-    """Name, largest error, tolerance, verdict and note in aligned columns; below them counts of verdicts."""
+    """Verdict, largest error, tolerance and name in columns, the note below; then counts."""
     console = Console()
     console.print(name, style="bold", markup=False)
     for row in report.checks:
         if not (failures and row.verdict in ("ok", "info")):
             numbers = ["-" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
-            line = f"{row.name:<72} {numbers[0]:>9} {numbers[1]:>9}  {row.verdict:<7} {row.note}".rstrip()
-            put(line)
+            put(f"{row.verdict:<7} {numbers[0]:>9} {numbers[1]:>9}  {row.name}")
+            put(*folded(row.note, " " * 29))
     counts = Counter(row.verdict for row in report.checks)
     text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     console.print(f"{name}: {text}", highlight=False, markup=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 from alignbench.errors import missing_packages
 from alignbench.hub.locate import FileStatus, locate_asset, locate_reward_files, locate_weights
+from alignbench.hub.transfer import human_size
 from alignbench.registry import reward_spec
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import AssetCard, EvaluatorCard, ProtocolCard
@@ -161,16 +162,5 @@ def _extra(packages: Sequence[str], extra: str) -> list[str]:
 
 def _asset(registry: Registry, name: str, otherwise: str = "") -> str:
     size = registry.asset(name).size
-    text = size_text(size) if size else otherwise
+    text = human_size(size) if size else otherwise
     return f"{name} ({text})" if text else name
-
-
-def size_text(size: int) -> str:
-    """`5.9 GB`, in decimal units as the hub's pages have them."""
-    return (
-        f"{size / 1e9:.1f} GB"
-        if size >= 1e9
-        else f"{size / 1e6:.0f} MB"
-        if size >= 1e6
-        else f"{size / 1e3:.0f} kB"
-    )

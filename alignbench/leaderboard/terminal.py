@@ -11,12 +11,13 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from alignbench.leaderboard import cells, headline
+from alignbench.leaderboard.audit import INTRODUCTION, NOTHING, Audit, line_of
 from alignbench.leaderboard.compare import Comparison, MetricDifference
 from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.markdown import published_table, stated
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Table, grouped, join, short
-from alignbench.text import visible
+from alignbench.text import aligned, visible, wrapped
 
 if TYPE_CHECKING:
     from alignbench.registry.schema import RewardCard
@@ -50,6 +51,9 @@ def rich_table(table: Table) -> RenderableType:
     header = ["#", "model", "sampling", *metrics]
     made = grid(title, header, rows, right=["#", *metrics], gap=0, caption=_caption(table))
     said = [sentence.replace("**", "").split(" Other metrics")[0] for sentence in sentences(table)]
+    if titles_do:  # what is changed stands in the plan above, and in the files
+        longest = sorted(table.rows, key=lambda row: -len(row.name))
+        said = [_replaced(text, {row.name: row.title for row in longest}) for text in said]
     return Group(made, *bullets(said))
 
 
@@ -117,20 +121,46 @@ def bullets(texts: Iterable[str]) -> list[Text]:
     return [Text(f"· {visible(text)}") for text in texts]
 
 
-def published_lines(card: PublishedCard, rewards: Mapping[str, RewardCard]) -> list[str]:
-    """Return the tables of a paper as aligned text: a number that does not fit is wrapped, never cut."""
+def published_lines(card: PublishedCard, rewards: Mapping[str, RewardCard], width: int) -> list[str]:
+    """Return the tables of a paper as aligned text, `width` characters wide if no number is wider: rows by
+    model, and what is the same in every row said once."""
     lines = []
     for table in card.tables:
         header, rows, right = published_table(card, table, rewards)
-        texts = [header, *([text.strip("*") for text in row] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-        marks = [">" if title in right else "<" for title in header]
-        lines += [f"{table.id}: {table.caption}", f"  as stated: {stated(table)}"]
-        for row in texts:
-            places = zip(row, marks, widths, strict=True)
-            lines.append("  " + "  ".join(f"{text:{mark}{width}}" for text, mark, width in places).rstrip())
-        lines.append("")
+        columns = {title: [row[at].strip("*") for row in rows] for at, title in enumerate(header)}
+        alike = {x: texts[0] for x, texts in columns.items() if x not in right and len(set(texts)) == 1}
+        models = columns.pop("model", [""] * len(rows))
+        shown = {title: texts for title, texts in columns.items() if title not in alike}
+        head, *made = aligned(list(shown), zip(*shown.values(), strict=True), width - 2, right)
+        said = [f"as stated: {stated(table)}"]
+        said += [f"in every row: {', '.join(f'{x} {text}' for x, text in alike.items())}"] if alike else []
+        texts = [head]
+        for number, (model, row) in enumerate(zip(models, made, strict=True)):
+            if "model" not in alike and model != (models[number - 1] if number else ""):
+                texts.append(model)
+            texts.append(row)
+        lines += wrapped(f"{table.id}: {table.caption}", width)
+        lines += [line for text in said for line in wrapped(text, width, "    ", "  ")]
+        lines += [f"  {line}" for text in texts for line in text.splitlines()] + [""]
     return lines
+
+
+def rich_audit(found: Audit) -> RenderableType:
+    """Return published numbers beside measured ones, a table for each published one."""
+    parts: list[RenderableType] = [Text(INTRODUCTION.replace("*", ""))]
+    if not found.compared:
+        parts.append(Text(NOTHING.strip("*")))
+    numbers = ["published", "measured", "difference"]
+    for where, items in grouped((x.where, x) for x in found.compared).items():
+        rows = []
+        for model, printed, measured, metric, published, value, difference, verdict in map(line_of, items):
+            row = f"{model}, {printed}\nhere: {measured}"
+            rows.append([row, metric, published, value.replace(" ± ", "\n±"), difference, verdict])
+        header = ["row", "metric", *numbers, "verdict"]
+        parts += [Text(), grid(where, header, rows, right=numbers, gap=0)]
+        parts += bullets(dict.fromkeys(remark for x in items for remark in x.remarks))
+    left = [f"published, can be measured, not measured: {x}, {n} numbers" for x, n in found.missing.items()]
+    return Group(*parts, *bullets(left))
 
 
 # --- comparisons ----------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """What every command prints on 80 columns, held against `transcripts/NAME.txt`.
 
-After a change that is meant: `REPIN=1 python -m pytest tests/cli/test_transcripts.py`, then read what `git diff`
-says. What a machine decides (times, measured numbers, versions, digests, paths) is written as `#`, `x` or a word.
+After a change that is meant: `REPIN=1 python -m pytest tests/cli/test_transcripts.py`, then read what
+`git diff` says. What a machine decides (times, measured numbers, versions, digests, paths) is written as `#`,
+`x` or a word.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import pytest
 import torch
 
 from alignbench import progress
-from alignbench.cli.main import main
+from alignbench.cli.main import app, main
+from alignbench.config import estimate
+from alignbench.figures.picture import Picture
 from tests.conftest import ROOT
 
 FOLDER = Path(__file__).parent / "transcripts"
@@ -33,7 +36,6 @@ RUN = f"run --method vapi --model llamagen-tiny --out runs/a {SMALL}"
 MADE = {
     "run": RUN,
     "run-again": RUN,
-    "run-seed-1": f"{RUN} --seed 1".replace("runs/a", "runs/b"),
     "sweep": "sweep mini.toml --out sweep",
     "sample": "sample --model llamagen-tiny --run runs/a --number 4 --out images",
 }
@@ -59,7 +61,8 @@ SHOWN = {
     "run-not-runnable": "run --method vapi --model llamagen-xxl --set clip_range=0.1 --dry-run",
     "run-refused": "run --method vapi --model llamagen-xxl",
     "run-typo": "run --method vappi --model llamagen-tiny",
-    "evaluate": "evaluate --model llamagen-tiny --reconstruction --set protocol.samples=50",
+    "evaluate": "evaluate --model llamagen-tiny --reconstruction --out rec",
+    "evaluate-refused": "evaluate --model llamagen-tiny --reconstruction --set protocol.samples=50",
     "evaluate-samples": "evaluate --samples images --protocol digits8 --dry-run",
     "compare": "compare runs/a:base runs/a:method",
     "leaderboard": "leaderboard runs --out boards",
@@ -76,10 +79,13 @@ SHOWN = {
     "new": "new method my-method",
     "pretrain": "pretrain llamagen-xxl",
     "verify": f"verify --golden {ROOT / 'tests/golden'} --failures",
+    "show-unknown": "show llamagen-xxxl",
 }  # fmt: skip
 """{name: command line}: a new command needs a line here and REPIN=1."""
 MEASURING = ("run", "evaluate", "compare", "leaderboard", "audit", "figures", "sweep", "bench")
 """Commands whose decimal numbers another machine may round otherwise."""
+WHOLE = re.compile(r"^\$ |^alignbench: |^ +→ |alignbench run |^ +(from|to) |\S{25,}")
+"""Lines that may be wider than the terminal: commands, errors, remedies, places, and long words."""
 MINI = """
 title = "Two methods on a few images"
 summary = "A sweep from a file."
@@ -104,12 +110,11 @@ claims = [{better = "VA-π", than = "base", metric = "fd-digits", printed = "2.0
 
 def transcript(line: str) -> str:
     """Run a command in this process; return the line, what it prints on both streams, and its exit status."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        with pytest.raises(SystemExit) as ended:
-            main(shlex.split(line))
+    printed, ended = io.StringIO(), pytest.raises(SystemExit)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), ended as stopped:
+        main(shlex.split(line))
     text = f"$ alignbench {line}\n{printed.getvalue()}"
-    return scrubbed(text + (f"exit {ended.value.code}\n" if ended.value.code else ""), line.split()[0])
+    return scrubbed(text + (f"exit {stopped.value.code}\n" if stopped.value.code else ""), line.split()[0])
 
 
 def scrubbed(text: str, command: str) -> str:
@@ -120,8 +125,8 @@ def scrubbed(text: str, command: str) -> str:
     if command == "doctor":
         text = re.sub(r"^(  [\w-]+ +)\d[\w.+]*$", r"\1VERSION", text, flags=re.M)
         text = re.sub(r"^(  (cpu|free disk|executable|OMP\w+) +).*$", r"\1…", text, flags=re.M)
-    if command == "bench":  # all of it is measured: only the words stay
-        text = re.sub(r" +([\d.e+-]+) +(?=\S)", " # ", text)
+    if command == "bench":  # its tables are measured: only the words stay
+        text = re.sub(r"^( \S.*?) +[\d.e+-]+ +", r"\1 # ", text, flags=re.M)
     if command in MEASURING:
         text = re.sub(r"(\d of \d) +[\d.]+", r"\1 T", text)
         text = re.sub(r"(?<![\w.])\d+\.\d+(e-?\d+)?", lambda found: re.sub(r"\d", "#", found[0]), text)
@@ -145,6 +150,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             machine.setenv(name, value)
         machine.setattr(sys, "argv", ["alignbench"])
         machine.setattr(torch.cuda, "is_available", lambda: False)
+        machine.setattr(estimate, "disk_problem", lambda *_: None)
+        machine.setattr(Picture, "png", lambda picture: b"")  # half of the time; nothing here shows them
         machine.setattr(progress, "PLAIN_INTERVAL", float("inf"))
         machine.setenv("ALIGNBENCH_CACHE", "cache")
         (folder / "mini.toml").write_text(MINI, encoding="utf-8")
@@ -164,15 +171,17 @@ def test_transcript(name: str, made: dict[str, str], monkeypatch: pytest.MonkeyP
 
 
 def test_every_command_has_a_transcript() -> None:
-    from alignbench.cli.main import app
-
     begun = {line.split()[0] for line in [*MADE.values(), *SHOWN.values()]}
     assert begun == {command.name for command in app.registered_commands}
     assert {path.stem for path in FOLDER.glob("*.txt")} == {*MADE, *SHOWN}
 
 
 def test_nothing_is_wider_than_the_terminal() -> None:
-    """But a word that cannot be broken, and lines that are to be copied."""
-    for path in FOLDER.glob("*.txt"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            ...
+    """But what is to be copied whole, and words that cannot be broken."""
+    wide = [
+        f"{path.name}:{number}: {line}"
+        for path in sorted(FOLDER.glob("*.txt"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > 80 and not WHOLE.search(line)
+    ]
+    assert not wide, "\n".join(wide)
