@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench.cli.common import plan_lines, print_json
+from alignbench.cli.common import folded, plan_lines, print_json, put
 from alignbench.cli.options import Plugins, card_names, changes
 from alignbench.commands.jobs import default_progress
 from alignbench.config.plan import Plan, default_workers, make_plan
@@ -169,7 +169,8 @@ def _show(timings: list[Timing], *, as_json: bool) -> None:
     console = Console()
     for timing in timings:
         facts = ", ".join(f"{name} {value}" for name, value in timing.facts.items())
-        table = Table(title=f"{timing.title}\n{facts}", title_justify="left", box=None)
+        put(*folded(timing.title), *folded(facts))
+        table = Table(box=None, pad_edge=False)
         for heading in ("", "value", "unit", ""):
             table.add_column(heading, justify="right" if heading == "value" else "left")
         for figure in timing.figures:

@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal without π or → is no reason to stop
     try:
         with words_of_bash():
-            app(args=arguments)
+            app(args=arguments, prog_name="alignbench")
     except UserError as error:
         _complain(str(error), error.exit_code)
     except OSError as error:

@@ -36,9 +36,9 @@ def registry_of(line: Line) -> Registry:
 
 
 def names(line: Line, *kinds: str) -> list[str]:
-    """Names of cards of some kinds, of all kinds if none is named."""
+    """Names of cards of some kinds, of all kinds if none is named; each once."""
     registry = registry_of(line)
-    return [name for kind in kinds or KINDS for name in registry.names(kind)]
+    return list(dict.fromkeys(name for kind in kinds or KINDS for name in registry.names(kind)))
 
 
 def shown(line: Line) -> list[str]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from alignbench.registry.schema import RewardCard
     from alignbench.registry.tables import PublishedCard
 
+NARROW = 80
+"""Columns of a terminal that has no more."""
 MANY = 12
 """Rows that a terminal shows one by one."""
 
@@ -38,23 +40,49 @@ def rich_table(table: Table) -> RenderableType:
     columns = [column for column in table.columns if not column.fact.detail]
     # Arrow and half-width on a line of their own: six metrics then fit a narrow terminal.
     metrics = [f"{column.title}\n{column.arrow}" for column in columns]
-    rows = [
-        [
-            str(row.rank or ""),
-            row.title if titles_do else row.name,
-            row.setting.title,
-            *(cells.metric(row, column).replace(" ± ", "\n±") for column in columns),
-        ]
-        for row in table.rows
-    ]
+    left = {"#": [str(row.rank or "") for row in table.rows]}
+    left["model"] = [row.title if titles_do else row.name for row in table.rows]
     title = f"{table.protocol.title} · {table.heading} · {short(table.protocol.digest)}"
-    header = ["#", "model", "sampling", *metrics]
-    made = grid(title, header, rows, right=["#", *metrics], gap=0, caption=_caption(table))
+    if len({row.setting.title for row in table.rows}) > 1:
+        left["sampling"] = [row.setting.title for row in table.rows]
+    else:
+        title += f" · {table.rows[0].setting.title}"
+    texts = [
+        (head, [cells.metric(row, column).replace(" ± ", "\n±") for row in table.rows])
+        for head, column in zip(metrics, columns, strict=True)
+    ]
+    grids = []
+    for part in _fitting(left, texts):
+        header, shown = zip(*left.items(), *part, strict=True)
+        right = ["#", *(head for head, _ in part)]
+        made = zip(*shown, strict=True)
+        grids.append(grid(title, header, made, right=right, gap=0, caption=_caption(table)))
     said = [sentence.replace("**", "").split(" Other metrics")[0] for sentence in sentences(table)]
     if titles_do:  # what is changed stands in the plan above, and in the files
         longest = sorted(table.rows, key=lambda row: -len(row.name))
         said = [_replaced(text, {row.name: row.title for row in longest}) for text in said]
-    return Group(made, *bullets(said))
+    return Group(*grids, *bullets(said))
+
+
+def _fitting(
+    left: Mapping[str, Sequence[str]], right: Iterable[tuple[str, Sequence[str]]]
+) -> list[list[tuple[str, Sequence[str]]]]:
+    """Share columns of numbers among as few tables as fit 80 columns, each with all columns of words."""
+    parts: list[list[tuple[str, Sequence[str]]]] = [[]]
+    taken = start = 2 + sum(_longest([name, *texts]) + 1 for name, texts in left.items())
+    for name, texts in right:
+        width = _longest([name, *texts]) + 1
+        if taken + width > NARROW and parts[-1]:
+            parts.append([])
+            taken = start
+        parts[-1].append((name, texts))
+        taken += width
+    return parts
+
+
+def _longest(texts: Iterable[str]) -> int:
+    """Letters of the longest word, but no more than a column of words may take."""
+    return min(24, max(len(word) for text in texts for word in text.split() or [""]))
 
 
 def _headline(table: Table) -> RenderableType:
@@ -105,12 +133,14 @@ def grid(
         padding=(0, gap, 0, 0),
         pad_edge=False,
     )
-    for name in header:
+    table = [list(texts) for texts in rows]
+    for at, name in enumerate(header):
         if name in right:
             made.add_column(Text(name), justify="right", min_width=max(map(len, name.split())))
-        else:
-            made.add_column(name, overflow="fold", min_width=11 if name == "method" else None)
-    for texts in rows:
+        else:  # no word of it is broken
+            width = _longest([name, *(texts[at].strip("*") for texts in table)])
+            made.add_column(name, overflow="fold", min_width=width)
+    for texts in table:
         plain = map(visible, texts)
         made.add_row(*(Text(text[2:-2], "bold") if text.startswith("**") else Text(text) for text in plain))
     return made
