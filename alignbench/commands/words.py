@@ -11,7 +11,7 @@ from alignbench.config.settings import COMMON_OPTIONS, known_options
 from alignbench.errors import UserError
 from alignbench.registry import lookup, plugins
 from alignbench.registry.lookup import KINDS, Registry
-from alignbench.registry.schema import Option
+from alignbench.registry.schema import Option, Scalar
 
 SECTIONS = {
     "sample": ["model"],
@@ -48,7 +48,8 @@ def shown(line: Line) -> list[str]:
 
 def metrics(line: Line) -> list[str]:
     """Names of all metrics."""
-    registry, found = registry_of(line), []
+    registry = registry_of(line)
+    found: list[str] = []
     for name in registry.names("evaluators"):
         with contextlib.suppress(UserError):
             found += registry.evaluator(name).metrics
@@ -88,7 +89,7 @@ def assignments(line: Line, begun: str, command: str = "run") -> list[str]:
 
 
 def _values(
-    registry: Registry, key: str, option: Option, now: object, method: str | None, line: Line
+    registry: Registry, key: str, option: Option, now: Scalar | None, method: str | None, line: Line
 ) -> list[str]:
     """What an option may be set to, or what it is."""
     section, _, leaf = key.partition(".")
