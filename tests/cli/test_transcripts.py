@@ -119,6 +119,7 @@ def transcript(line: str) -> str:
 
 def scrubbed(text: str, command: str) -> str:
     """Replace what differs between machines by something of the same width where others stand beside it."""
+    text = re.sub(" +$", "", text, flags=re.M)
     text = text.replace(str(ROOT), "REPOSITORY").replace(str(Path.cwd()), "HERE")
     text = re.sub(r"[\d.e+-]+ s each", "T s each", text)
     text = re.sub(r"\b(reward|loss) [\d.e+-]+ ·", r"\1 N ·", text)
@@ -128,12 +129,12 @@ def scrubbed(text: str, command: str) -> str:
         text = re.sub(r"^(  (cpu|free disk|executable|OMP\w+) +).*$", r"\1…", text, flags=re.M)
     if command == "bench":  # its tables are measured: only the words stay
         said, heading, table = text.partition("value  unit\n")
-        table = re.sub(r"^(.*) [\d.e+-]+ +(?=\S)", r"\1 # ", table, flags=re.M)
+        table = re.sub(r"^(.*?)  +[\d.e+-]+  ", r"\1 # ", table, flags=re.M)
         text = said.rstrip() + "\n" + heading + re.sub(" {2,}", " ", table)
     if command in MEASURING:
         text = re.sub(r"(\d of \d) +[\d.]+", r"\1 T", text)
         text = re.sub(r"(?<![\w.])\d+\.\d+(e-?\d+)?", lambda found: re.sub(r"\d", "#", found[0]), text)
-    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    return text
 
 
 @pytest.fixture(scope="module")
