@@ -33,7 +33,7 @@ def list_cards(
     plugin: Plugins,
     as_json: Json = False,
 ) -> None:
-    """List what exists: all kinds in short, or one of them as a table."""
+    """List what exists: all kinds in short, or one as a table."""
     registry = plugins.load_registry(plugin)
     plural = {SINGULAR[name].partition(" ")[0]: name for name in SINGULAR} | {name: name for name in SINGULAR}
     if kind is not None and kind not in plural:

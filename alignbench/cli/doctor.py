@@ -14,7 +14,7 @@ from rich.console import Console
 
 from alignbench import __version__
 from alignbench.cli.common import folded, print_json, put
-from alignbench.cli.options import Json, card_names
+from alignbench.cli.options import METHODS, Json
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.errors import Problem, UserError, missing_packages, ways
@@ -35,7 +35,7 @@ VARIABLES = (
 def doctor(
     as_json: Json = False,
     method: str = typer.Option(
-        "vapi", "--method", help="Method to ask runnability for.", autocompletion=card_names("methods")
+        "vapi", "--method", help="Method to ask runnability for.", autocompletion=METHODS
     ),
 ) -> None:
     """Report what is installed and present, and which models and evaluators can run here."""

@@ -56,6 +56,8 @@ def card_names(*kinds: str) -> Any:
     return completed(lambda line, *_: words.names(line, *kinds))
 
 
+MODELS, METHODS = card_names("models"), card_names("methods")
+DATA, RECIPES, PROTOCOLS = card_names("datasets"), card_names("recipes"), card_names("protocols")
 SET = completed(words.assignments)
 METRICS = completed(lambda line, *_: words.metrics(line))
 
