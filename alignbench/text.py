@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MARKUP = "<>[]`|"
 """Characters that a title may not have: it goes into Markdown tables and HTML pages."""
@@ -55,6 +56,57 @@ def field(value: object) -> object:
 def cut(text: str, most: int) -> str:
     """Return a text of at most so many characters; an ellipsis stands for the rest."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+NO_BREAK = "\u00a0"
+"""A space at which `wrapped` does not break."""
+
+
+def wrapped(text: str, width: int, indent: str = "", first: str | None = None) -> list[str]:
+    """Break a text at spaces; a path or a command is never broken inside a word, but may be too wide.
+
+    Args:
+        width: of a line, in characters.
+        indent: before every line.
+        first: before the first line instead.
+    """
+    lines = textwrap.wrap(
+        text,
+        max(width, len(indent) + 16),
+        initial_indent=indent if first is None else first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+def aligned(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], width: int, right: Iterable[str] = ()
+) -> list[str]:
+    """Lay a table out; only its last column is wrapped, every other one is kept whole.
+
+    Args:
+        width: of a line, in characters.
+        right: headings of the columns that are aligned right.
+
+    Returns:
+        The headings and the rows, one text each, with line breaks inside where a row is wrapped.
+    """
+    table = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    marks = [">" if heading in set(right) else "<" for heading in headings]
+    wide = marks[-1] == ">" and sum(widths) + 2 * len(widths) - 2 > width
+    gap = " " if wide else "  "
+    lines = []
+    for row in table:
+        texts = [f"{x:{mark}{size}}" for x, mark, size in zip(row, marks, widths, strict=True)]
+        start = gap.join([*texts[:-1], ""])
+        if marks[-1] == ">" or not row[-1]:
+            lines.append((start + texts[-1]).rstrip())
+        else:
+            lines.append("\n".join(wrapped(row[-1], width, " " * len(start), start)))
+    return lines
 
 
 def class_line(names: Sequence[str]) -> str:

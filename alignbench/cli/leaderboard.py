@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from alignbench.cli.common import leaving_out, print_json, put
-from alignbench.cli.options import Json, many
+from alignbench.cli.options import METRICS, Json, many
 from alignbench.commands import boards, tables
 from alignbench.errors import EXIT_FAILED, UserError
 
@@ -77,11 +77,14 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Hold measured numbers against published ones of the same model."""
-    from alignbench.leaderboard import audit
+    from alignbench.leaderboard import audit, terminal
 
     with leaving_out() as tell:
         found = tables.audit(runs, tell=tell)
-        print_json(audit.to_data(found)) if as_json else put(audit.page(found).rstrip())
+        if as_json:
+            print_json(audit.to_data(found))
+        else:
+            Console().print(terminal.rich_audit(found))
 
 
 SIDE = "A run folder or record file; RUN:base, RUN:method or RUN:samples to choose."
@@ -91,7 +94,7 @@ def compare(
     *,
     a: str = typer.Argument(..., help=SIDE),
     b: str = typer.Argument(..., help="The other one; differences are B minus A."),
-    metric: Annotated[list[str], many("--metric", "Only this metric; may be repeated.")],
+    metric: Annotated[list[str], many("--metric", "Only this metric; may be repeated.", complete=METRICS)],
     as_json: Json = False,
 ) -> None:
     """Compare two evaluations of one protocol, metric by metric."""

@@ -193,10 +193,11 @@ def table_lines(items: Sequence[Compared]) -> list[str]:
     """Return a Markdown table of comparisons."""
     numbers = ["published", "measured", "difference"]
     header = ["model", "published as", "measured as", "metric", *numbers, "verdict"]
-    return grid(header, [_line(x) for x in items], right=numbers)
+    return grid(header, [line_of(x) for x in items], right=numbers)
 
 
-def _line(x: Compared) -> list[str]:
+def line_of(x: Compared) -> list[str]:
+    """Return the cells of a comparison: model, row in print and here, metric, the numbers, verdict."""
     column, times = x.column, f" (printed ×{x.scale:g})" if x.scale != 1.0 else ""
     why = f": {join(x.obstacles)}" if x.obstacles else ""
     return [

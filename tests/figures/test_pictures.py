@@ -190,8 +190,8 @@ def test_labels_say_only_what_sets_apart() -> None:
     assert labels(described) == {1: "VA-π (noise = 0.5)", 2: "VA-π (noise = 0.25)", 3: "STE"}
     described = {1: ("Decoder", "decoder-tiny; lr = 1"), 2: ("Decoder", "decoder-long-tiny; lr = 1")}
     assert labels(described) == {1: "Decoder", 2: "Decoder (long)"}
-    described = {"0123456789": ("A", "r"), "abcdefghij": ("A", "r"), "x": ("base", "r")}
-    assert list(labels(described).values()) == ["A (0123456)", "A (abcdefg)", "base (x)"]
+    digests = {"0123456789": ("A", "r"), "abcdefghij": ("A", "r"), "x": ("base", "r")}
+    assert list(labels(digests).values()) == ["A (0123456)", "A (abcdefg)", "base (x)"]
 
 
 def test_series_can_be_told_apart_in_grey() -> None:

@@ -196,7 +196,7 @@ def test_commands_show_them_alike(tmp_path: Path) -> None:
     (tmp_path / "runs" / "odd" / "metrics.jsonl").write_text(log)
     (tmp_path / "runs" / "sound" / "metrics.jsonl").write_text(log)
     runs, out = tmp_path / "runs", tmp_path / "board"
-    for arguments in (
+    commands: list[list[object]] = [
         ["leaderboard", runs, "--out", out],
         ["leaderboard", "--check", "--out", out],
         *(["leaderboard", runs, "--format", form] for form in ("markdown", "csv", "latex", "json")),
@@ -204,7 +204,8 @@ def test_commands_show_them_alike(tmp_path: Path) -> None:
         ["compare", runs / "odd", runs / "sound", "--json"],
         ["audit", runs],
         ["audit", runs, "--json"],
-    ):
+    ]
+    for arguments in commands:
         done = alignbench(*arguments)
         assert (done.returncode, done.stderr) == (0, "") and is_safe(done.stdout), arguments
         json.loads(done.stdout) if "json" in str(arguments[-1]) else None
@@ -346,19 +347,20 @@ def test_commands_leave_out_what_is_no_record(broken: Path, tmp_path: Path) -> N
         assert (done.returncode, done.stdout) == (2, "") and is_safe(done.stderr) and not out.exists()
         assert done.stderr.startswith(f"alignbench: {broken} is not") and done.stderr.count("\n") == 1
     sound, runs = broken.parents[1] / "sound", broken.parents[1]
-    for arguments in (
+    templates: list[list[object]] = [
         ["leaderboard", "{}", "--out", out],
         ["leaderboard", "{}", "--format", "csv"],
         ["audit", "{}"],
         ["figures", "{}", "--out", out, "--kind", "tradeoff"],
-    ):
-        done = alignbench(*(runs if word == "{}" else word for word in arguments))
+    ]
+    for template in templates:
+        done = alignbench(*(runs if word == "{}" else word for word in template))
         assert done.returncode == 1 and is_safe(done.stderr)
         first, last = done.stderr.splitlines()
         assert first.startswith(f"left out: {broken} is not ")
         assert last.startswith("alignbench: 1 record left out, named above; the rest was done → mend")
-        if str(out) not in map(str, arguments):
-            assert done.stdout == alignbench(*(sound if word == "{}" else word for word in arguments)).stdout
+        if str(out) not in map(str, template):
+            assert done.stdout == alignbench(*(sound if word == "{}" else word for word in template)).stdout
     assert {path.name for path in out.iterdir()} >= {"digits8-v1.md", "tradeoff.png", "figures.md"}
 
 
