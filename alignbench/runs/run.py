@@ -56,6 +56,7 @@ def run(job: Job, progress: Progress) -> RunRecord:
                 for results in evaluate_models(recorder, parallel, progress, job.out):
                     recorder.results += results
                     recorder.write("partial")
+        progress.doing("report")
         return current.finish(recorder.build("complete"))
 
 
@@ -63,6 +64,7 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> Non
     job, plan = recorder.job, recorder.job.plan
     assert plan.method is not None
     export = job.out / "export" / f"{role_of(plan)}.safetensors"
+    progress.doing("training data")
     with parallel.main_process_first():  # looks at every image, unless the cache knows them
         dataset = open_training_data(job, progress)
     recorder.data = DataInfo(
@@ -85,6 +87,7 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> Non
         except (Interrupted, UserError):
             recorder.totals = ready.driver.totals
             raise
+    progress.doing("export")
     if parallel.is_main:
         _save_export(ready.backbone.export()[role_of(plan)], export)
     parallel.barrier()
