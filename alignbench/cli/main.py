@@ -24,6 +24,7 @@ from alignbench.cli import (
     run,
     sample,
     sweep,
+    watch,
     weights,
 )
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
@@ -70,6 +71,7 @@ def root(
 
 
 app.command("run")(run.run)
+app.command("watch")(watch.watch)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("reference")(reference.reference)
