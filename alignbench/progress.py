@@ -1,4 +1,4 @@
-"""What a run says while it works: a live bar on a terminal, plain lines otherwise, a file for other processes.
+"""What a run says while it works: a live bar on a terminal, plain lines otherwise, a file for others.
 
 Everything goes to standard error; standard output is for results. While a run works, each of its processes
 keeps `.progress/rank-N.json` in the run folder, from which `alignbench watch` draws; an ended run has none.
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from alignbench.distributed import rank, world_size
+from alignbench.distributed import rank
 from alignbench.text import visible
 
 PROGRESS = ".progress"
@@ -55,11 +55,10 @@ class Heartbeat:
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self._path, self._say, self._failed, self._due = folder / PROGRESS / f"rank-{rank()}.json", say, False, 0.0
-        pid = os.getpid()
+        self._path, self._say = folder / PROGRESS / f"rank-{rank()}.json", say
+        self._failed, self._due, pid = False, 0.0, os.getpid()
         self._content: dict[str, Any] = {
-            "rank": rank(), "world_size": world_size(), **machine(), "pid": pid, "born": process_state(pid)[1],
-            "started": time.time(), "doing": "start", "stages": {},
+            "rank": rank(), **machine(), "pid": pid, "born": process_state(pid)[1], "doing": "start", "stages": {}
         }  # fmt: skip
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def sparkline(values: Sequence[float], width: int, *, unicode: bool = True) -> s
     levels = BLOCKS if unicode else LETTERS
     count = min(width, len(values))
     edges = [len(values) * number // count for number in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, span = min(means), max(means) - min(means)
     return "".join(levels[round((mean - low) / span * 7) if span else 3] for mean in means)
 
@@ -109,12 +110,16 @@ def _stage(stage: StageProgress, unicode: bool, dot: str) -> str:
 def _time(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    return (
+        f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    )
 
 
 def _coloured(view: RunView, console: Console) -> Text:
     first, *others = lines_of(view, console.width, console.encoding)
-    text = Text(f"{first}\n", style=f"bold {STYLES.get(view.state, 'red')}", no_wrap=True, overflow="ellipsis")
+    text = Text(
+        f"{first}\n", style=f"bold {STYLES.get(view.state, 'red')}", no_wrap=True, overflow="ellipsis"
+    )
     for line in others:
         text.append(line + "\n", style="not bold red" if line.startswith("  warning") else "not bold default")
     return text

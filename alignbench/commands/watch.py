@@ -1,7 +1,7 @@
 """What runs are doing, read from their folders by another process: state, stages, numbers, warnings.
 
-Nothing is written and no lock is taken. A run works while a process of `.progress/` lives; a run whose process is
-gone without having removed its file was killed; else the record says how it ended.
+Nothing is written and no lock is taken. A run works while its first process, which has a file in `.progress/`,
+lives. Where that is gone and the file is not, it was killed; else the record says how it ended.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from alignbench.run_folder import LOCK, PLAN
 
 LOG = "metrics.jsonl"
 SILENT = 60.0
-"""Seconds without a sign, or as many as this many units of the stage take, after which a run is called silent."""
 SILENT_UNITS = 5
+"""Seconds, and units of a stage's work, after which a process without a sign is called silent."""
 LAST = 20
 """Steps that a warning about the training looks back."""
 
@@ -92,7 +92,7 @@ class RunView:
 
 @dataclass
 class Log:
-    """The training log, of which each look reads what is new; lines that are no JSON yet, or never, are left."""
+    """The training log, of which each look reads what is new; lines that are no JSON, or not yet, are left."""
 
     path: Path
     steps: dict[int, dict[str, float | None]] = field(default_factory=dict)
@@ -254,8 +254,8 @@ def _plan(folder: Path) -> dict[str, Any]:
 
 
 def _state(folder: Path, processes: Sequence[Process]) -> State:
-    if processes:  # a process that survives the first one is about to notice
-        return "killed" if processes[0].rank == 0 and processes[0].alive is False else "running"
+    if processes and processes[0].rank == 0:  # the others end with it
+        return "killed" if processes[0].alive is False else "running"
     try:
         return ENDED[read(folder / FILE_NAME).status]
     except (UserError, OSError):
@@ -290,7 +290,7 @@ def _stages_of_ended(plan: Mapping[str, Any], log: Log) -> list[StageProgress]:
 
 
 def _to_come(plan: Mapping[str, Any], begun: Sequence[StageProgress]) -> list[StageProgress]:
-    """What the plan has after the stages that were begun; one that a cache made needless may be among them."""
+    """What the plan has after the stages that were begun; what a cache holds may still fall away."""
     trains = bool(plan.get("config", {}).get("method"))
     subjects = ["base", "method"] if trains else ["base"]
     work = ["train"] if trains else []

@@ -20,9 +20,11 @@ from alignbench.config.requirements import (
     condition_problems,
     find_classes,
     find_text_encoder,
+    grid_problems,
     problems_of,
     requirements_of,
     rewards_of,
+    tracker_problems,
     unread,
 )
 from alignbench.config.settings import RunConfig
@@ -235,6 +237,16 @@ class Job:
     """Threads that decode images in the background; 0: none."""
     exports: tuple[str, ...] = ()
     """Forms in which the scored images are written as well: `npz`, `png`."""
+    track: tuple[str, ...] = ()
+    """Trackers that are sent the numbers."""
+    grid_every: int = 0
+    """Steps between two sample grids of the policy in training; 0: none."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Everything that keeps it from running: of its plan, and of how it is carried out."""
+        grids = grid_problems(self.plan.protocol, self.plan.evaluates) if self.grid_every else ()
+        return [*self.plan.problems, *tracker_problems(self.track), *grids]
 
     @property
     def cache(self) -> Path:

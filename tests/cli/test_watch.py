@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,13 +82,24 @@ def test_a_run_that_works_is_killed_and_is_finished(
     shown = alignbench("watch", folder)
     assert shown.returncode == 1 and "killed" in shown.stdout.splitlines()[0]
     assert "the same command again continues" in shown.stdout and "/5000" in shown.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_goes_on_and_is_interrupted(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(folder, lambda view: view["step"] >= 1)
+    process.kill()
+    wait_for(folder, lambda view: view["state"] == "killed")  # a zombie, for nobody has asked how it ended
     process.wait()
     assert seen(folder)["state"] == "killed"
-    again = start(folder, "--checkpoint-every", "2")
+    again = start(folder)
     wait_for(folder, lambda view: view["state"] == "running" and view["processes"][0]["pid"] == again.pid)
     wait_for(folder, lambda view: view["doing"] == "train")
     again.send_signal(signal.SIGTERM)
-    assert again.wait(60) == 3
+    assert again.wait(100) == 3
     assert alignbench("watch", folder).returncode == 3 and seen(folder)["state"] == "interrupted"
     assert not (folder / PROGRESS).exists()
 
@@ -98,9 +111,8 @@ def test_a_short_run_leaves_nothing_behind_and_is_complete(tmp_path: Path) -> No
     (tmp_path / "runs" / "b").mkdir()
     (tmp_path / "runs" / "b" / ".lock").touch()  # its first second
     shown = alignbench("watch", tmp_path / "runs")
-    assert shown.returncode == 0 and [line.split()[1] for line in shown.stdout.splitlines() if line[0] != " "] == [
-        "complete", "starting"
-    ]  # fmt: skip
+    states = [line.split()[1] for line in shown.stdout.splitlines() if line[0] != " "]
+    assert shown.returncode == 0 and states == ["complete", "starting"]
     assert "3/3" in shown.stdout and " loss " in shown.stdout, "no reward: its loss is drawn"
     broken = ["--set", "train.lr=1e30", "--set", "train.warmup_steps=0", "--set", "train.grad_clip=0"]
     assert alignbench(*arguments, tmp_path / "runs" / "c", "--no-eval", *broken).returncode == 1
@@ -202,30 +214,38 @@ def test_the_screen_ends_with_the_run_and_ctrl_c_is_quiet(
 def test_a_terminal_of_its_own(tmp_path: Path, start: Callable[..., subprocess.Popen[bytes]]) -> None:
     """From before the folder is there until the run is killed; a second watcher is sent Ctrl-C."""
     run = start(tmp_path / "run")
-    watchers = []
-    for _ in range(2):
-        master, terminal = pty.openpty()
-        command = [sys.executable, "-m", "alignbench", "watch", str(tmp_path / "run")]
-        watchers.append((subprocess.Popen(command, stdout=terminal, stderr=terminal), master))
-        os.close(terminal)
+    watchers = [Watcher(tmp_path / "run"), Watcher(tmp_path / "run")]
     wait_for(tmp_path / "run", lambda view: view["step"] >= 2)
-    time.sleep(3)
-    watchers[1][0].send_signal(signal.SIGINT)
-    assert watchers[1][0].wait(20) == 0
+    time.sleep(5)  # they look at it, too
+    watchers[1].process.send_signal(signal.SIGINT)
+    assert watchers[1].process.wait(60) == 0
     run.kill()
-    shown = b""
-    while chunk := _read(watchers[0][1]):
-        shown += chunk
-    assert watchers[0][0].wait(20) == 1
+    assert watchers[0].process.wait(60) == 1
+    shown, left = (watcher.shown() for watcher in watchers)
     assert b"starting" in shown and b"running" in shown and b"killed" in shown
-    assert b"Traceback" not in shown and b"interrupted" not in (end := _read(watchers[1][1])), end
+    assert b"Traceback" not in shown + left and b"interrupted" not in left
 
 
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 1 << 16)
-    except OSError:  # nobody writes any more
-        return b""
+class Watcher:
+    """The command on a terminal that somebody reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._master, terminal = pty.openpty()
+        command = [sys.executable, "-m", "alignbench", "watch", str(folder)]
+        self.process = subprocess.Popen(command, stdout=terminal, stderr=terminal)
+        os.close(terminal)
+        self._text = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # nobody writes any more
+            while chunk := os.read(self._master, 1 << 16):
+                self._text += chunk
+
+    def shown(self) -> bytes:
+        self._reader.join()
+        return self._text
 
 
 @pytest.mark.slow
