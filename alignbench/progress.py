@@ -56,10 +56,9 @@ class Heartbeat:
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._path, self._say = folder / PROGRESS / f"rank-{rank()}.json", say
-        self._failed, self._due, pid = False, 0.0, os.getpid()
-        self._content: dict[str, Any] = {
-            "rank": rank(), **machine(), "pid": pid, "born": process_state(pid)[1], "doing": "start", "stages": {}
-        }  # fmt: skip
+        self._failed, self._due = False, 0.0
+        who = {"rank": rank(), **machine(), "pid": os.getpid(), "born": process_state(os.getpid())[1]}
+        self._content: dict[str, Any] = {**who, "doing": "start", "stages": {}}
 
     def start(self) -> None:
         """On the first process: take away what a killed run left. The others come later, with a stage."""

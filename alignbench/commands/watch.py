@@ -92,7 +92,7 @@ class RunView:
 
 @dataclass
 class Log:
-    """The training log, of which each look reads what is new; lines that are no JSON, or not yet, are left."""
+    """The training log, of which each look reads what is new; lines that are no JSON yet are left."""
 
     path: Path
     steps: dict[int, dict[str, float | None]] = field(default_factory=dict)

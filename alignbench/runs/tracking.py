@@ -48,10 +48,13 @@ class Tracked:
         new = not self.held
         self.held = min(self.held, first) if name == "tensorboard" else self.held
         with contextlib.redirect_stdout(io.StringIO()):  # standard output is for results
-            self._tracker = STARTS[name](folder, self.id, self.held)
+            self._tracker = STARTS[name](folder, self.id, config, self.held)
             self._tracker.start()
-            if new:
-                self._configure(config)
+        if new and name == "tensorboard":  # accelerate's way makes another folder, named by the time
+            from torch.utils.tensorboard.summary import hparams
+
+            for summary in hparams(dict(config), {}):
+                self._tracker.tracker.file_writer.add_summary(summary)
         if name == "trackio":  # what it had not yet written when it was killed is lost
             self.held = min(self.held, self._tracker.tracker._next_step - 1)
         self._remember()
@@ -80,45 +83,40 @@ class Tracked:
 
     def finish(self) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            self._tracker.finish()
+            if self.name == "trackio":  # else it ends, and says so, once more at the program's end
+                import trackio
 
-    def _configure(self, config: Mapping[str, Value]) -> None:
-        if self.name != "tensorboard":
-            self._tracker.store_init_configuration(dict(config))
-            return
-        # accelerate's own way makes another folder, named by the time, at each start.
-        from torch.utils.tensorboard.summary import hparams
-
-        for summary in hparams(dict(config), {}):
-            self._tracker.tracker.file_writer.add_summary(summary)
+                trackio.finish()
+            else:
+                self._tracker.finish()
 
     def _remember(self) -> None:
         self._state.write_text(json.dumps({"id": self.id, "step": self.held}), encoding="utf-8")
 
 
-def _tensorboard(folder: Path, run_id: str, held: int) -> GeneralTracker:
+def _tensorboard(folder: Path, run_id: str, config: Mapping[str, Value], held: int) -> GeneralTracker:
     return TensorBoardTracker("tensorboard", folder, purge_step=held + 1)
 
 
-def _wandb(folder: Path, run_id: str, held: int) -> GeneralTracker:
+def _wandb(folder: Path, run_id: str, config: Mapping[str, Value], held: int) -> GeneralTracker:
     """Nothing is sent unless `WANDB_MODE` says so: `wandb sync` does that later."""
     project = os.environ.get("WANDB_PROJECT", PROJECT)
-    mode = {} if "WANDB_MODE" in os.environ else {"mode": "offline"}
-    settings = {"console": "off", "silent": True}
-    return WandBTracker(project, id=run_id, dir=str(folder), resume="allow", settings=settings, **mode)
+    how: dict[str, Any] = {} if "WANDB_MODE" in os.environ else {"mode": "offline"}
+    how |= {"dir": str(folder), "settings": {"console": "off", "silent": True}}
+    return WandBTracker(project, id=run_id, config=dict(config), resume="allow", **how)
 
 
-def _trackio(folder: Path, run_id: str, held: int) -> GeneralTracker:
+def _trackio(folder: Path, run_id: str, config: Mapping[str, Value], held: int) -> GeneralTracker:
     """Its store is one a process: `TRACKIO_DIR`, else that of the first run."""
     own = str(folder / "trackio")
     used = os.environ.setdefault("TRACKIO_DIR", own)
     if used != own and Path(used).parent.name == FOLDER:
         raise RunFailed("its store is that of another run", fix="set TRACKIO_DIR, or one process a run")
     quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-    return TrackioTracker(PROJECT, name=run_id, resume="allow", **quiet)
+    return TrackioTracker(PROJECT, name=run_id, config=dict(config), resume="allow", **quiet)
 
 
-STARTS: Mapping[str, Callable[[Path, str, int], GeneralTracker]] = {
+STARTS: Mapping[str, Callable[[Path, str, Mapping[str, Value], int], GeneralTracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "trackio": _trackio,
