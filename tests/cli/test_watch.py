@@ -232,7 +232,10 @@ class Watcher:
     def __init__(self, folder: Path) -> None:
         self._master, terminal = pty.openpty()
         command = [sys.executable, "-m", "alignbench", "watch", str(folder)]
-        self.process = subprocess.Popen(command, stdout=terminal, stderr=terminal)
+        self.process = subprocess.Popen(
+            command, stdout=terminal, stderr=terminal,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+        )  # fmt: skip
         os.close(terminal)
         self._text = b""
         self._reader = threading.Thread(target=self._read)
