@@ -1,7 +1,7 @@
 """What runs are doing, read from their folders by another process: state, stages, numbers, warnings.
 
 Nothing is written and no lock is taken. A run works while its first process lives, which has a file in
-`.progress/`. Where the file is there and the process is not, it was killed; else the record says how it ended.
+`.progress/`. Where the file is there and the process is not it was killed; else the record says how it ended.
 """
 
 from __future__ import annotations
