@@ -11,7 +11,7 @@ from alignbench.cli.common import carry_out, leave, plan_lines
 from alignbench.cli.options import DryRun, Out, Plugins, Protocol, RecordJson, changes, many
 from alignbench.commands import jobs
 from alignbench.config import estimate
-from alignbench.config.requirements import TRACKERS
+from alignbench.config.following import TRACKERS
 from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict, Unpack
 
+from alignbench.config.following import tracker_names
 from alignbench.config.plan import Job, default_workers, make_plan
-from alignbench.config.requirements import tracker_names
 from alignbench.config.settings import only, resolve
 from alignbench.distributed import is_first
 from alignbench.errors import UserError, refuse

@@ -15,16 +15,15 @@ from typing import Any
 from alignbench import distributed
 from alignbench.api import Prompt
 from alignbench.config.estimate import Estimate, estimate, rows_gib
+from alignbench.config.following import grid_problems, tracker_problems
 from alignbench.config.requirements import (
     assets_of_rewards,
     condition_problems,
     find_classes,
     find_text_encoder,
-    grid_problems,
     problems_of,
     requirements_of,
     rewards_of,
-    tracker_problems,
     unread,
 )
 from alignbench.config.settings import RunConfig

@@ -13,7 +13,7 @@ from alignbench.api import Prompt
 from alignbench.config.settings import RunConfig
 from alignbench.data.prompts import read_prompts
 from alignbench.distributed import world_size
-from alignbench.errors import Problem, UserError, missing_packages, suggest
+from alignbench.errors import Problem, UserError, missing_packages
 from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_reward_files
 from alignbench.hub.verify import AssetFile, Requirements, verify, verify_asset
 from alignbench.registry.class_names import TABLES, read_names
@@ -21,34 +21,6 @@ from alignbench.registry.lookup import SINGULAR, Registry, import_target
 from alignbench.registry.protocol import ProtocolCard, protocol_digest
 from alignbench.registry.reward_spec import Resolved, is_remote, parse_terms, resolve
 from alignbench.registry.schema import MethodCard, ModelCard, Scalar
-
-TRACKERS = {"tensorboard": "trackers", "wandb": "trackers", "trackio": ""}
-"""{tracker, which is its package: extra of alignbench that has it}."""
-
-
-def tracker_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return trackers, each once; raises UserError: there is no such tracker."""
-    for name in names:
-        if name not in TRACKERS:
-            known = f"known: {', '.join(TRACKERS)}"
-            raise UserError(f"no tracker named {name!r}.{suggest(name, TRACKERS)}", fix=known)
-    return tuple(dict.fromkeys(names))
-
-
-def tracker_problems(names: Sequence[str]) -> Iterator[Problem]:
-    """Yield which of them lack their package."""
-    for name in names:
-        missing, fix = missing_packages([name], TRACKERS[name])
-        if missing:
-            yield Problem(f"--track {name}", f"needs {name}", fix)
-
-
-def grid_problems(protocol: ProtocolCard, evaluates: bool) -> Iterator[Problem]:
-    """Yield why a protocol says no images to draw while training."""
-    if protocol.task != "generation":
-        yield Problem("--grid-every", "the protocol scores reconstructions", "choose another with --protocol")
-    elif protocol.labels == "prompts" and not evaluates:
-        yield Problem("--grid-every", "draws the protocol's prompts", "leave --no-eval away")
 
 
 def requirements_of(

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from alignbench.cli import watch as screen
-from alignbench.commands.watch import Log, Watched
+from alignbench.commands.training_log import Log
+from alignbench.commands.watch import Watched
 from alignbench.progress import PROGRESS, Progress
 from tests.e2e.test_two_ranks import TORCHRUN
 from tests.helpers.command import alignbench
