@@ -24,3 +24,9 @@ def world_size() -> int:
 def is_first() -> bool:
     """Whether this process is the one that speaks and writes. A `RANK` without company means nothing."""
     return world_size() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def rank() -> int:
+    """Return the number of this process among those of its run."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if world_size() > 1 and text.isdecimal() else 0

@@ -58,8 +58,13 @@ def missing_packages(names: Iterable[str], extra: str = "") -> tuple[list[str], 
 
     `extra` is the extra of alignbench that has them; empty: each is installed by its own name.
     """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if not _installed(name)]
     return missing, f"pip install 'alignbench[{extra}]'" if extra else f"pip install {' '.join(missing)}"
+
+
+def _installed(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None  # a folder of that name, e.g. `wandb/`, is no package
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from alignbench.cli import (
     run,
     sample,
     sweep,
+    watch,
     weights,
 )
 from alignbench.cli.options import words_of_bash
@@ -71,6 +72,7 @@ def root(
 
 
 app.command("run")(run.run)
+app.command("watch")(watch.watch)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("reference")(reference.reference)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
+<<<<<<< HEAD
 from alignbench.cli.options import (
     DATA,
     METHODS,
@@ -20,8 +21,12 @@ from alignbench.cli.options import (
     RecordJson,
     changes,
 )
+=======
+from alignbench.cli.options import DryRun, Out, Plugins, Protocol, RecordJson, changes, many
+>>>>>>> live
 from alignbench.commands import jobs
 from alignbench.config import estimate
+from alignbench.config.following import TRACKERS
 from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
 
@@ -53,6 +58,10 @@ def run(
     workers: int | None = typer.Option(
         None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
     ),
+    trackers: Annotated[list[str], many("--track", f"Also log to {', '.join(TRACKERS)}; repeatable.")],
+    grid_every: int = typer.Option(
+        0, "--grid-every", min=0, help="Steps between sample grids while training; 0: none."
+    ),
     plugin: Plugins,
     dry_run: DryRun = False,
     as_json: RecordJson = False,
@@ -72,9 +81,11 @@ def run(
         plugins=plugin,
         workers=workers,
         checkpoint_every=checkpoint_every,
+        track=trackers,
+        grid_every=grid_every,
     )
     disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
-    problems = [*job.plan.problems, *filter(None, [disk])]
+    problems = [*job.problems, *filter(None, [disk])]
     if dry_run:
         leave(plan_lines(job.plan), problems, plan=job.plan if as_json else None)
     refuse(job.plan.id, problems)

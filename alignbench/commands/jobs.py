@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict, Unpack
 
+from alignbench.config.following import tracker_names
 from alignbench.config.plan import Job, default_workers, make_plan
 from alignbench.config.settings import only, resolve
 from alignbench.distributed import is_first
@@ -59,6 +60,10 @@ class Choices(TypedDict, total=False):
     """Steps between checkpoints."""
     exports: tuple[str, ...]
     """Forms in which the scored images are written as well: `npz`, `png`."""
+    track: Sequence[str]
+    """Trackers to send the numbers to: `tensorboard`, `wandb`, `trackio`."""
+    grid_every: int
+    """Steps between two sample grids of the policy in training; 0: none."""
 
 
 def plan(method: str | None, model: str, **choices: Unpack[Choices]) -> Job:
@@ -68,7 +73,7 @@ def plan(method: str | None, model: str, **choices: Unpack[Choices]) -> Job:
         method: name of a method; None: the model is evaluated as it is.
 
     Returns:
-        The job. `job.plan.problems` lists everything that keeps it from running, each with its remedy.
+        The job. `job.problems` lists everything that keeps it from running, each with its remedy.
 
     Raises:
         UserError: unknown names or keys, or values of the wrong type or range.
@@ -96,6 +101,8 @@ def plan(method: str | None, model: str, **choices: Unpack[Choices]) -> Job:
         checkpoint_every=choices.get("checkpoint_every", 20),
         workers=default_workers(size) if workers is None else workers,
         exports=choices.get("exports", ()),
+        track=tracker_names(choices.get("track", ())),
+        grid_every=choices.get("grid_every", 0),
     )
 
 
@@ -109,7 +116,7 @@ def run(job: Job, *, progress: Progress | None = None) -> RunRecord:
         UserError: the plan has problems, the folder holds something else, or the run was interrupted.
         RunFailed: it broke; what is done is kept, and the same call continues.
     """
-    refuse(job.plan.id, job.plan.problems)
+    refuse(job.plan.id, job.problems)
     check_folder(job.out, job.plan)
     from alignbench.runs.run import run
 

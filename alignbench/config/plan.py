@@ -15,6 +15,7 @@ from typing import Any
 from alignbench import distributed
 from alignbench.api import Prompt
 from alignbench.config.estimate import Estimate, estimate, rows_gib
+from alignbench.config.following import grid_problems, tracker_problems
 from alignbench.config.requirements import (
     assets_of_rewards,
     condition_problems,
@@ -235,6 +236,16 @@ class Job:
     """Threads that decode images in the background; 0: none."""
     exports: tuple[str, ...] = ()
     """Forms in which the scored images are written as well: `npz`, `png`."""
+    track: tuple[str, ...] = ()
+    """Trackers that are sent the numbers."""
+    grid_every: int = 0
+    """Steps between two sample grids of the policy in training; 0: none."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Everything that keeps it from running: of its plan, and of how it is carried out."""
+        grids = grid_problems(self.plan.protocol, self.plan.evaluates) if self.grid_every else ()
+        return [*self.plan.problems, *tracker_problems(self.track), *grids]
 
     @property
     def cache(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ from alignbench.record import Result, Subject
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs.recorder import RunRecorder
+from alignbench.runs.sample_grids import draw_grid
 from alignbench.samples import grid
-from alignbench.samples.generated import ImageDecoder, labels_of
 from alignbench.training.parallel import Parallel
 from alignbench.training.setup import build_model
 
@@ -104,19 +104,12 @@ def _picture(
     """A few images at the first setting and seed; the same image ids for every subject."""
     protocol = evaluation.protocol
     name, setting = next(iter(protocol.settings.items()))
-    seed = protocol.seeds[0]
     config = job.plan.config
     title = config.model if model.subject == "base" else f"{config.model} + {config.method}"
     caption = f"{title}, {setting.title}"
     if protocol.task == "reconstruction":
-        return caption, model.sets(name, seed).load(0).images[: grid.MOST]
-    candidates = range(min(200, protocol.samples))
-    ids: Sequence[int] = candidates[:: protocol.images_per_prompt][: grid.MOST]  # one image of each prompt
-    if protocol.labels != "prompts":
-        ids = grid.choose(labels_of(protocol, evaluation.num_classes or 1, seed, candidates).tolist())
-    tokens, _ = evaluation.sampler(sampled).generate(setting, seed, ids)
-    decoder = ImageDecoder(backbone, protocol, evaluation.device)
-    return caption, decoder.decode(torch.from_numpy(tokens).long())
+        return caption, model.sets(name, protocol.seeds[0]).load(0).images[: grid.MOST]
+    return caption, draw_grid(evaluation.sampler(sampled), backbone)
 
 
 def _real(evaluation: ProtocolEvaluation) -> list[tuple[str, torch.Tensor]]:

@@ -71,6 +71,7 @@ class Driver:
         folder: run folder; `metrics.jsonl`, `timing.jsonl`, `starts.json` and `checkpoints/` go there.
         checkpoint_every: steps between two checkpoints; 0: none, unless the run is stopped.
         stop: asked after every step; True on any rank ends the run with a checkpoint.
+        after_step: told of every logged step, with its numbers, on the first process; not training time.
     """
 
     config: TrainConfig
@@ -84,6 +85,7 @@ class Driver:
     progress: Progress
     checkpoint_every: int
     stop: Callable[[], bool] = lambda: False
+    after_step: Callable[[int, Mapping[str, float]], None] = lambda step, numbers: None
     totals: Totals = field(default_factory=Totals, init=False)
     _stopping: bool = field(default=False, init=False)
 
@@ -101,7 +103,9 @@ class Driver:
                 numbers = self._guarded_step(step)
                 seconds = time.monotonic() - started
                 self.totals.seconds += seconds
-                self._log(step, numbers, seconds)
+                if self.parallel.is_main:
+                    self._log(step, numbers, seconds)
+                    self.after_step(step + 1, numbers)
                 stage.advance(1, {name: numbers[name] for name in ("reward", "loss") if name in numbers})
                 stopping, done, every = self._stopping, step + 1, self.checkpoint_every
                 if stopping or (every > 0 and (done == self.config.steps or done % every == 0)):
@@ -243,8 +247,6 @@ class Driver:
 
         A number that is not finite becomes null: JSON has no NaN.
         """
-        if not self.parallel.is_main:
-            return
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         for name, line in {
             "metrics.jsonl": {"step": step + 1, **finite},

@@ -1,5 +1,4 @@
-"""The devices of a run, behind a few functions. The only module with collectives, and the only one that
-imports accelerate.
+"""The devices of a run, behind a few functions. The only module with collectives.
 
 One process works without a process group; under `accelerate launch` or `torchrun` every rank holds the whole
 module and gradients are added up once per optimiser step, after the last micro-batch. That costs one exchange

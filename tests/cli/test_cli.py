@@ -104,9 +104,11 @@ def test_the_command_line_surface_is_frozen() -> None:
 
 SURFACE = {
     "run": [
-        "--checkpoint-every", "--data", "--dry-run", "--eval", "--json", "--method", "--model", "--out",
-        "--plugin", "--protocol", "--recipe", "--resume", "--seed", "--set", "--steps", "--workers", "-m",
+        "--checkpoint-every", "--data", "--dry-run", "--eval", "--grid-every", "--json", "--method",
+        "--model", "--out", "--plugin", "--protocol", "--recipe", "--resume", "--seed", "--set", "--steps",
+        "--track", "--workers", "-m",
     ],
+    "watch": ["--json", "--once", "runs"],
     "evaluate": [
         "--dry-run", "--json", "--model", "--name", "--out", "--plugin", "--protocol", "--reconstruction",
         "--run", "--samples", "--set", "--workers", "--write-npz", "--write-png",
