@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
-from alignbench.cli.options import DryRun, Out, Plugins, Protocol, RecordJson, changes
+from alignbench.cli.options import DryRun, LogSamples, Out, Plugins, Protocol, RecordJson, Shown, changes
 from alignbench.commands import jobs
 from alignbench.config import estimate
 from alignbench.errors import UserError, refuse
@@ -36,6 +36,8 @@ def run(
     workers: int | None = typer.Option(
         None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
     ),
+    log_samples: LogSamples = False,
+    log_shown: Shown = 32,
     plugin: Plugins,
     dry_run: DryRun = False,
     as_json: RecordJson = False,
@@ -55,6 +57,7 @@ def run(
         plugins=plugin,
         workers=workers,
         checkpoint_every=checkpoint_every,
+        log_samples=log_shown if log_samples else 0,
     )
     disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
     problems = [*job.plan.problems, *filter(None, [disk])]

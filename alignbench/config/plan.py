@@ -235,6 +235,8 @@ class Job:
     """Threads that decode images in the background; 0: none."""
     exports: tuple[str, ...] = ()
     """Forms in which the scored images are written as well: `npz`, `png`."""
+    log_samples: int = 0
+    """Worst and best images of each score that the page of the log shows; 0: no log is written."""
 
     @property
     def cache(self) -> Path:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from alignbench.api import PROMPT, Evaluator, ImageSet, Prompt, Rows
 from alignbench.errors import RunFailed, failure_of, out_of_memory_as
-from alignbench.files import write_atomic
+from alignbench.files import code_digest, digest_of, write_atomic
 from alignbench.progress import Stage
 from alignbench.samples.npz import UNREADABLE
 
@@ -51,6 +52,8 @@ class FeatureStore:
     folder: Path
     key: str
     """Identity of images and evaluator; files with another key count as absent."""
+    reduced: bool = False
+    """Columns that were kept are enough: what `reduce` left of such files counts as there."""
 
     def path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.npz"
@@ -71,8 +74,7 @@ class FeatureStore:
         paths = [self.path(number) for number in range(shards)]
         metas = [self._meta(number) for number in range(shards)]
         if None in metas:
-            path = paths[metas.index(None)]
-            raise RunFailed(f"{path} is missing or damaged", fix="run the same command again")
+            raise _missing(paths[metas.index(None)])
         return StoredFeatures(paths, list(filter(None, metas)))
 
     def reduce(self, shards: int, columns: Sequence[str]) -> None:
@@ -85,7 +87,18 @@ class FeatureStore:
                 kept = {name: file[name] for name in (*columns, PROMPT) if name in file.files}
                 meta = json.loads(str(file[META]))
             # Another key: what is left is not enough to score again.
-            self._save(number, {**meta, "key": f"reduced from {self.key}"}, kept)
+            self._save(number, {**meta, "key": self._left_key}, kept)
+
+    def columns(self, number: int) -> dict[str, np.ndarray]:
+        """Return what there is of one shard; raises RunFailed if it is missing or damaged."""
+        if not self.has(number):
+            raise _missing(self.path(number))
+        with np.load(self.path(number)) as file:
+            return {name: file[name] for name in file.files if name != META}
+
+    @property
+    def _left_key(self) -> str:
+        return f"reduced from {self.key}"
 
     def _save(self, number: int, meta: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> None:
         buffer = io.BytesIO()
@@ -103,7 +116,12 @@ class FeatureStore:
                 meta: dict[str, str] = json.loads(str(file[META]))
         except UNREADABLE:
             return None
-        return meta if meta.get("key") == self.key else None
+        fitting = {self.key, self._left_key} if self.reduced else {self.key}
+        return meta if meta.get("key") in fitting else None
+
+
+def _missing(path: Path) -> RunFailed:
+    return RunFailed(f"{path} is missing or damaged", fix="run the same command again")
 
 
 class StoredFeatures:
@@ -133,6 +151,20 @@ class StoredFeatures:
                     f"{path} has no column {name!r} that can be read",
                     fix="remove it and run the same command again",
                 ) from error
+
+
+def store_of(
+    folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device
+) -> FeatureStore:
+    """Rows depend on the images, their cut, the evaluator and what computes them."""
+    made_of = {"form": FORM, "images": images.identity, "shards": len(images.shards())}
+    made_of["evaluator"] = evaluator.identity
+    return FeatureStore(folder / name, digest_of({**made_of, **computed_by(device)}))
+
+
+def computed_by(device: torch.device) -> dict[str, str]:
+    """What a number may depend on besides what it is computed from."""
+    return {"alignbench": code_digest(), "torch": torch.__version__, "device": device.type}
 
 
 def measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from alignbench.record import Result, Subject
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs.recorder import RunRecorder
+from alignbench.runs.sample_logs import notes_of, write_logs
+from alignbench.runs.training_rewards import TrainingRewards
 from alignbench.samples import grid
 from alignbench.samples.generated import ImageDecoder, labels_of
 from alignbench.training.parallel import Parallel
@@ -58,7 +61,10 @@ def evaluate_models(
     )
     with parallel.main_process_first():  # as of the training data
         _ = evaluation.reference_images
-    shared = None if plan.random_weights else _shared_results(job, progress)
+    # A log is of images that were scored here: another CPU rounds otherwise.
+    shared = None if plan.random_weights or job.log_samples else _shared_results(job, progress)
+    first_time = not recorder.results
+    rewards = TrainingRewards(plan, job.registry, parallel.device) if job.log_samples else None
     models = []
     pictures = []
     for subject in SUBJECTS if plan.method else SUBJECTS[:1]:
@@ -70,9 +76,11 @@ def evaluate_models(
         sampled = in_precision(backbone, plan.protocol)
         cache = shared if subject == "base" else None
         model = evaluation.model(subject, weights_digest(weights), backbone, sampled=sampled, cache=cache)
+        if rewards is not None:
+            model = replace(model, notes=notes_of(job, subject, evaluation, rewards, progress))
         model.measure(progress)
         models.append(model)
-        if parallel.is_main:
+        if parallel.is_main and first_time:
             batch = plan.protocol.batch
             with out_of_memory_as("out of memory while drawing sample images", smaller_batch(batch)):
                 pictures.append(_picture(job, evaluation, model, backbone, sampled))
@@ -80,10 +88,15 @@ def evaluate_models(
     if not parallel.is_main:
         return
     for model in models:
-        rewards = _reward_networks(plan, job.registry) if model.subject == "method" else ()
-        yield evaluation.results(model, progress, rewards)
+        networks = _reward_networks(plan, job.registry) if model.subject == "method" else ()
+        results = evaluation.results(model, progress, networks)
+        yield results
         export_images(model, job.exports, progress)
-    grid.write_grid(folder / "samples.png", [*pictures, *_real(evaluation)])
+    if job.log_samples:
+        recorded = [x for x in recorder.results if x.protocol.digest == plan.protocol_digest] or results
+        write_logs(models, recorded, job.log_samples, progress)
+    if first_time:
+        grid.write_grid(folder / "samples.png", [*pictures, *_real(evaluation)])
 
 
 def _shared_results(job: Job, progress: Progress) -> Path | None:
