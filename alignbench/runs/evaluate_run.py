@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def evaluate_run(
         )
     own = [] if protocol else _own_protocol(record)
     plan = make_plan(registry, config_of(run, registry, protocol, [*own, *assignments]))
+    plan = replace(plan, id=record.id)
     named = plan.config.protocol
     if plan.problems:
         listed = "; ".join(map(str, plan.problems))
