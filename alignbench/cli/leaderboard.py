@@ -63,6 +63,14 @@ def leaderboard(
     put(*boards.leaderboard(runs, out, html=html))
 
 
+def report(
+    run: Path = typer.Argument(..., help="A run folder."),
+    html: bool = typer.Option(False, "--html", help="Also write report.html, one file for a browser."),
+) -> None:
+    """Write the report of a run again: results, samples, curves, cost, how to repeat it."""
+    put(*boards.report(run, html=html))
+
+
 def audit(
     runs: list[Path] = typer.Argument(..., help="Run folders, run.json files, or folders of runs."),
     as_json: Json = False,

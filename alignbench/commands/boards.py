@@ -1,4 +1,4 @@
-"""Leaderboard folders: pages, their pictures, and one page for a browser. Imports no torch."""
+"""Leaderboard folders and reports: pages, their pictures, and pages for a browser. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignbench.errors import RunFailed
+from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
+from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
 
 if TYPE_CHECKING:
@@ -54,6 +55,30 @@ def leaderboard(runs: Iterable[str | os.PathLike[str]], out: Path, *, html: bool
         if not (out / FILE_NAME).is_file() or (out / FILE_NAME).read_bytes() != text.encode():
             changed.append(_put(out / FILE_NAME, text))
     return changed
+
+
+def report(run: str | os.PathLike[str], *, html: bool = False) -> list[Path]:
+    """Write a run's report and its pictures again, from its record and log; return the files.
+
+    Args:
+        html: also `report.html`, one file for a browser with all pictures and the whole configuration.
+
+    Raises:
+        UserError: no run folder, or a broken record.
+        RunFailed: the folder cannot be written.
+    """
+    from alignbench.record import read
+    from alignbench.runs.report_files import write_page, write_report
+
+    folder = Path(run)
+    record = read(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a record alone", fix="name the run folder")
+    try:
+        files = write_report(record, folder, Registry.default(), Progress().say)
+        return [*files, *([write_page(record, folder)] if html else [])]
+    except OSError as error:
+        raise RunFailed(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def check(out: Path) -> list[str]:

@@ -33,8 +33,7 @@ def report_markdown(
         record, facts, assets: as for `board.build`.
         pictures: {file beside the report: caption}.
     """
-    title = f"{record.method.title} on {record.model.title}" if record.method else record.model.title
-    lines = [f"# {markdown(title)}", "", f"`{record.id}` · {_status(record)}", ""]
+    lines = [f"# {markdown(title(record))}", "", f"`{record.id}` · {_status(record)}", ""]
     evaluated = build([record], facts, assets=assets, sift=False).tables
     for table in evaluated:
         lines += _results(table)
@@ -48,6 +47,10 @@ def report_markdown(
         lines += section("Cost", _cost(record.train, record))
     lines += section("How it was made", _making(record))
     return text_of([*lines, *section("Make it again", ["```", record.command, "```"])])
+
+
+def title(record: RunRecord) -> str:
+    return f"{record.method.title} on {record.model.title}" if record.method else record.model.title
 
 
 def _status(record: RunRecord) -> str:

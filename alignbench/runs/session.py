@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,12 @@ from alignbench import run_folder
 from alignbench.distributed import is_first, world_size
 from alignbench.errors import EXIT_PARTIAL, FULL, RunFailed, UserError
 from alignbench.files import write_atomic
-from alignbench.leaderboard import report
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, RunRecord, read, write
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import AssetCard, MetricFact
 from alignbench.run_folder import REASON
 from alignbench.runs.recorder import RunRecorder
+from alignbench.runs.report_files import write_report
 from alignbench.training.driver import Interrupted
 from alignbench.training.parallel import Parallel, choose_threads
 from alignbench.training.process_group import ExchangeBroken
@@ -50,26 +49,9 @@ class Session:
         """Write report and record of a complete run, on the first rank; return the record."""
         if is_first():
             # The report comes first: where the record says complete, nothing is missing.
-            cards = self.registry.metric_facts(), self.registry.asset_cards()
-            pictures = self._draw(record, *cards)
-            write_atomic(self.folder / "report.md", report.report_markdown(record, *cards, pictures))
+            write_report(record, self.folder, self.registry, self.progress.say)
             write(record, self.folder)
         return record
-
-    def _draw(
-        self, record: RunRecord, facts: Mapping[str, MetricFact], assets: Mapping[str, AssetCard]
-    ) -> dict[str, str]:
-        """Draw what the report shows; return {file: caption}. A run does not fail for a picture."""
-        try:
-            from alignbench.figures.of_run import pictures  # matplotlib takes a second
-
-            drawn = pictures(record, self.folder, facts, assets)
-        except Exception as error:
-            self.progress.say(f"the report has no pictures: {type(error).__name__}: {error}")
-            return {}
-        for picture in drawn:
-            write_atomic(self.folder / f"{picture.name}.png", picture.png())
-        return {f"{picture.name}.png": picture.caption for picture in drawn}
 
     def note(self, status: Literal["partial", "failed"]) -> None:
         """Say in `run.json` how a run ended; a full disk must not hide why it did."""

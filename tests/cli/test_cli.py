@@ -118,7 +118,8 @@ SURFACE = {
     "reference": [
         "--batch", "--image-size", "--images", "--limit", "--out", "--seed", "--set", "--workers", "images",
     ],
-    "leaderboard": ["--check", "--format", "--out", "runs"],
+    "leaderboard": ["--check", "--format", "--html", "--out", "runs"],
+    "report": ["--html", "run"],
     "compare": ["--json", "--metric", "a", "b"],
     "list": ["--json", "--plugin", "kind"],
     "show": ["--json", "--plugin", "name"],

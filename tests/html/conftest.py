@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,8 @@ for (const node of document.querySelectorAll("body *")) {
   const pair = [luminance(parse(shown).slice(0, 3)), luminance(behind(node))].sort((a, b) => b - a);
   const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
   const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
-  if (ratio < (large ? 3 : 4.5)) bad.push(node.tagName + " " + ratio.toFixed(2) + " " + node.textContent.slice(0, 40));
+  const said = `${node.tagName} ${ratio.toFixed(2)} ${node.textContent.slice(0, 40)}`;
+  if (ratio < (large ? 3 : 4.5)) bad.push(said);
 }
 return bad;
 """
@@ -48,7 +50,7 @@ return bad;
 class Browser:
     """One Chromium; `driver` is Selenium's."""
 
-    def __init__(self, driver: object) -> None:
+    def __init__(self, driver: Any) -> None:
         self.driver = driver
 
     def open(self, page: Path, *, width: int = 1280, dark: bool = False) -> None:
@@ -63,6 +65,12 @@ class Browser:
 
     def script(self, code: str, *values: object) -> object:
         return self.driver.execute_script(code, *values)
+
+    def wait(self, code: str) -> None:
+        """Wait until a script returns something true."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, 10).until(lambda driver: driver.execute_script(code))
 
     def keys(self, *keys: str) -> None:
         """Press keys where the focus is."""
