@@ -29,7 +29,7 @@ from alignbench.progress import Progress, Stage
 from alignbench.record import Result, Subject
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import EvaluatorCard, ProtocolCard
+from alignbench.registry.protocol import EvaluatorCard, ProtocolCard, Setting
 
 Sets = Callable[[str, int], ImageSet]
 """(setting, sampling seed) → images; must be cheap to call."""
@@ -78,7 +78,7 @@ class Evaluation:
         """Measure every set whose result or log is not there yet; this process's share of the shards."""
         work = []
         unscored: set[str] = set()
-        for setting, seed in self._addresses():
+        for setting, seed in self.addresses:
             pending = {name for name in self.evaluators if self._stored(name, setting, seed) is None}
             unscored |= pending
             if pending or not self._is_logged(setting, seed):
@@ -100,7 +100,7 @@ class Evaluation:
 
     def scores(self, progress: Progress) -> list[Score]:
         """Return the scores of every evaluator, setting and seed; all shards must have been measured."""
-        sets = [(name, *address) for name in self.evaluators for address in self._addresses()]
+        sets = [(name, *address) for name in self.evaluators for address in self.addresses]
         with progress.stage(f"score {self.subject}", len(sets)) as stage:
             return [self._score(*address, stage) for address in sets]
 
@@ -111,7 +111,7 @@ class Evaluation:
             RunFailed: rows are missing or do not give the metrics of the results.
         """
         paths = []
-        addresses = self._addresses()
+        addresses = self.addresses
         with progress.stage(f"log {self.subject}", len(addresses)) as stage:
             for setting, seed in addresses:
                 images = self.sets(setting, seed)
@@ -125,6 +125,12 @@ class Evaluation:
                 stage.advance()
         return paths
 
+    def setting_of(self, name: str) -> Setting:
+        """Return a setting as records have it: without numbers where nothing is sampled."""
+        setting = self.protocol.settings[name]
+        sampled = self.subject != "samples" and self.protocol.task == "generation"
+        return setting if sampled else Setting.unsampled(name, setting.title)
+
     def _is_logged(self, setting: str, seed: int) -> bool:
         """Whether no log is wanted or it is there; the set has been scored."""
         return self.notes is None or self._log(self.sets(setting, seed), setting, seed).is_written()
@@ -136,7 +142,7 @@ class Evaluation:
         header = {
             **self.notes.about,
             "subject": self.subject,
-            "setting": self.protocol.settings[setting].model_dump(mode="json"),
+            "setting": self.setting_of(setting).model_dump(mode="json"),
             "seed": seed,
             "images": len(images),
             "image_set": images.identity,
@@ -164,7 +170,8 @@ class Evaluation:
     def _uses_reference(self, name: str) -> bool:
         return "reference" in self.cards[name].needs
 
-    def _addresses(self) -> list[tuple[str, int]]:
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
         return [(setting, seed) for setting in self.protocol.settings for seed in self.protocol.seeds]
 
     def _rows(self, name: str, images: ImageSet, setting: str, seed: int) -> FeatureStore:

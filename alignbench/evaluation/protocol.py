@@ -27,7 +27,7 @@ from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
 from alignbench.record import ProtocolRef, Result, Subject
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import ProtocolCard, Setting
+from alignbench.registry.protocol import ProtocolCard
 from alignbench.registry.schema import Scalar
 from alignbench.samples.generated import ImageDecoder, Sampler, TokenImages
 from alignbench.samples.real import DatasetImages
@@ -150,9 +150,6 @@ class ProtocolEvaluation:
         groups: dict[tuple[str, str], list[Score]] = {}
         for score in evaluation.scores(progress):
             groups.setdefault((score.setting, score.evaluator), []).append(score)
-        settings = protocol.settings
-        if subject == "samples" or protocol.task == "reconstruction":
-            settings = {name: Setting.unsampled(name, setting.title) for name, setting in settings.items()}
         identity = ProtocolRef(
             name=self.name,
             version=protocol.version,
@@ -164,7 +161,7 @@ class ProtocolEvaluation:
             Result(
                 subject=subject,
                 protocol=identity,
-                setting=settings[setting],
+                setting=evaluation.setting_of(setting),
                 seeds=[score.seed for score in members],
                 n=members[0].images,
                 reference=self.references.digest,

@@ -21,10 +21,10 @@ from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs.recorder import RunRecorder
 from alignbench.runs.sample_logs import notes_of, write_logs
-from alignbench.runs.training_rewards import TrainingRewards
 from alignbench.samples import grid
 from alignbench.samples.generated import ImageDecoder, labels_of
 from alignbench.training.parallel import Parallel
+from alignbench.training.reward_parts import TrainingRewards
 from alignbench.training.setup import build_model
 
 SUBJECTS: tuple[Subject, Subject] = ("base", "method")

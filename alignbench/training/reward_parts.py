@@ -12,10 +12,9 @@ from alignbench.api import ImageBatch, Reward, ScoreRequest
 from alignbench.config.plan import Plan
 from alignbench.errors import UserError
 from alignbench.files import digest_of
-from alignbench.registry.class_names import class_names
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import Resolved, parse_terms, resolve
-from alignbench.rewards.build import Placed, build
+from alignbench.training.setup import reward_builder
 
 SUM = "weighted-sum"
 
@@ -54,22 +53,14 @@ class TrainingRewards:
         self.facts: dict[str, Mapping[str, Any]] = {}
         self._device = device
         self._rewards: dict[str, Reward] = {}
-        shared: dict[tuple[object, ...], Placed] = {}
+        reward = reward_builder(plan, registry, device, image_size=plan.protocol.image_size)
         resolved = {spec: resolve(spec, registry, plan.config.section("assets")) for spec in self.weights}
         for spec, weight in self.weights.items():
             card = resolved[spec].card
             try:
                 if reason := _missing(resolved[spec], plan):
                     raise UserError(reason)
-                self._rewards[spec] = build(
-                    spec,
-                    registry,
-                    device,
-                    class_names=lambda: names_of(plan, registry),
-                    image_size=plan.protocol.image_size,
-                    assets=plan.config.section("assets"),
-                    shared=shared,
-                )
+                self._rewards[spec] = reward(spec)
             except UserError as error:
                 self.left_out[spec] = error.what
             else:
@@ -103,12 +94,6 @@ class TrainingRewards:
 
     def _on_device(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self._device).float() / 255
-
-
-def names_of(plan: Plan, registry: Registry) -> list[str]:
-    """Return the name of each class, perhaps none; raises UserError as `class_names`."""
-    names = str(plan.config.section("data").get("names", ""))
-    return list(class_names(registry.dataset(plan.config.dataset), names, plan.model.num_classes))
 
 
 def _column(values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
