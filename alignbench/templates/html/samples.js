@@ -43,16 +43,18 @@ function card(list, image, chosen) {
   } else picture(figure, image.src, name);
   element(figure, "figcaption", image.asked || name);
   const numbers = element(item, "dl");
-  const entry = (title, value, classes) => {
-    element(numbers, "dt", title, classes);
-    element(numbers, "dd", value, classes);
+  const entry = (title, value, classes = "") => {
+    const row = element(numbers, "div", null, classes);
+    element(row, "dt", title);
+    element(row, "dd", typeof value === "string" ? value : shown(value), typeof value === "string" ? "" : "number");
   };
   DATA.columns.forEach((column, number) => {
     const value = image.values[number];
-    if (value !== undefined && value !== "") entry(column.title, shown(value), number === chosen ? "chosen" : "");
+    if (value !== "") entry(column.title, value, number === chosen ? "chosen" : "");
   });
-  if (image.group && image.group !== image.asked) entry("task", image.group, "");
-  if (image.asked) entry("image, seed", image.id + ", " + image.seed, "");
+  if (image.group && image.group !== image.asked) entry("task", image.group);
+  entry("image", image.id);
+  entry("seed", image.seed);
 }
 
 function draw() {
@@ -85,6 +87,9 @@ if (scores.length) {
   options(FORM.elements.subject, [...subjects]);
   options(FORM.elements.setting, unique(DATA.sets.map((x) => x.setting)).map((x) => [x, x]));
   options(FORM.elements.score, scores);
+  // First a score that tells its images apart.
+  const clear = scores.find(([number]) => (DATA.sets[0].tied[number] || [1, 1]).every((x) => x === 0));
+  if (clear) FORM.elements.score.value = clear[0];
   FORM.addEventListener("change", draw);
   draw();
 } else FORM.querySelector("output").textContent = "No score of these images says which of them is better.";
