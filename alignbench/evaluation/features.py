@@ -229,4 +229,5 @@ def _checked(rows: Rows, count: int) -> dict[str, np.ndarray]:
 def prompt_key(prompt: Prompt) -> int:
     """Return a number that is equal for equal prompts: images that share it are not independent."""
     text = json.dumps([prompt.text, prompt.tag], ensure_ascii=False)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+    content = text.encode(errors="surrogatepass")  # a JSON file may hold half a character
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
