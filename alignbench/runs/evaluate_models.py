@@ -46,27 +46,14 @@ def evaluate_models(
         UserError: what the protocol needs does not fit.
     """
     job, plan = recorder.job, recorder.job.plan
-    spec = plan.protocol.reference
-    same = spec is not None and spec.dataset == plan.config.dataset
-    evaluation = ProtocolEvaluation(
-        registry=job.registry,
-        name=plan.config.protocol,
-        requirements=plan.requirements,
-        device=parallel.device,
-        rank=parallel,
-        folder=folder,
-        workers=job.workers,
-        num_classes=plan.model.num_classes,
-        data=plan.config.section("data") if same and plan.protocol.task == "reconstruction" else {},
-    )
+    evaluation = _evaluation(job, parallel, folder)
     with parallel.main_process_first():  # as of the training data
         _ = evaluation.reference_images
     # A log is of images that were scored here: another CPU rounds otherwise.
     shared = None if plan.random_weights or job.log_samples else _shared_results(job, progress)
     first_time = not recorder.results
     rewards = TrainingRewards(plan, job.registry, parallel.device) if job.log_samples else None
-    models = []
-    pictures = []
+    models, pictures = [], []
     for subject in SUBJECTS if plan.method else SUBJECTS[:1]:
         backbone = build_model(plan, parallel.device)
         weights = dict(recorder.weights)
@@ -87,16 +74,35 @@ def evaluate_models(
     parallel.barrier()
     if not parallel.is_main:
         return
+    found: list[Result] = []
     for model in models:
         networks = _reward_networks(plan, job.registry) if model.subject == "method" else ()
         results = evaluation.results(model, progress, networks)
+        found += results
         yield results
         export_images(model, job.exports, progress)
     if job.log_samples:
-        recorded = [x for x in recorder.results if x.protocol.digest == plan.protocol_digest] or results
+        recorded = [x for x in recorder.results if x.protocol.digest == plan.protocol_digest] or found
         write_logs(models, recorded, job.log_samples, progress)
     if first_time:
         grid.write_grid(folder / "samples.png", [*pictures, *_real(evaluation)])
+
+
+def _evaluation(job: Job, parallel: Parallel, folder: Path) -> ProtocolEvaluation:
+    plan = job.plan
+    spec = plan.protocol.reference
+    same = spec is not None and spec.dataset == plan.config.dataset
+    return ProtocolEvaluation(
+        registry=job.registry,
+        name=plan.config.protocol,
+        requirements=plan.requirements,
+        device=parallel.device,
+        rank=parallel,
+        folder=folder,
+        workers=job.workers,
+        num_classes=plan.model.num_classes,
+        data=plan.config.section("data") if same and plan.protocol.task == "reconstruction" else {},
+    )
 
 
 def _shared_results(job: Job, progress: Progress) -> Path | None:

@@ -18,8 +18,8 @@ from alignbench.evaluation.extremes import Group, Place, extremes, facts_of, val
 from alignbench.evaluation.protocol import ProtocolEvaluation
 from alignbench.evaluation.sample_log import FORM, ImageNotes
 from alignbench.files import write_atomic
-from alignbench.html import samples as samples_page
 from alignbench.html.render import data_uri
+from alignbench.html.samples import FILE_NAME, page
 from alignbench.progress import Progress
 from alignbench.record import Result, Subject
 from alignbench.samples.pixels import channels_last
@@ -83,9 +83,8 @@ def write_logs(
         "small": all(picture["small"] for one in sets for picture in one["pictures"]),
     }  # fmt: skip
     (folder,) = folders
-    page = folder / samples_page.FILE_NAME
-    write_atomic(page, samples_page.page(sets, facts_of(header), about))
-    progress.say(f"log of samples: {page}")
+    write_atomic(folder / FILE_NAME, page(sets, facts_of(header), about))
+    progress.say(f"log of samples: {folder / FILE_NAME}")
 
 
 def _shown(group: Group, images: Sequence[ImageSet], files: Sequence[str]) -> dict[str, Any]:
