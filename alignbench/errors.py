@@ -148,9 +148,18 @@ def refuse(name: str, problems: Sequence[Problem]) -> None:
         raise UserError(f"{name} cannot run: " + "\n".join(problem_lines(problems)))
 
 
+def ways(fix: str) -> list[str]:
+    """Split a remedy into the ways that it names; none if it is empty."""
+    return fix.split(", or ") if fix else []
+
+
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """All problems, numbered, each with its remedy after an arrow."""
+    """All problems, numbered, each with its remedy on a line of its own, to be copied."""
     if not problems:
         return []
     heading = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return [heading, *(f"  {number} {problem}" for number, problem in enumerate(problems, start=1))]
+    lines = [heading]
+    for number, problem in enumerate(problems, start=1):
+        lines.append(f"  {number} {problem.where}: {problem.what}")
+        lines += [f"    → {way}" for way in ways(problem.fix)]
+    return lines

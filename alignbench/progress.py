@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 from alignbench.text import visible
 
@@ -69,12 +70,14 @@ class Progress:
             yield Stage(self, name, total, done)
             return
         with RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            # On a narrow terminal the bar gives way, then the numbers go to a second line: nothing is cut.
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", table_column=Column(overflow="fold")),
             console=self.console,
+            expand=True,
         ) as self.bar:
             try:
                 yield Stage(self, name, total, done)

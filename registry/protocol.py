@@ -215,6 +215,8 @@ class MetricFact(TomlTable):
     digits: int
     networks: list[str] = []
     """Frozen networks behind it."""
+    features: int = 0
+    """Dimensions whose covariance is in it: with fewer images it is singular; 0: there is none."""
     detail: bool = False
     """Shown in a run's own report, not as a column of leaderboards."""
     column: str = ""

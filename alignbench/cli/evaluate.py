@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
-from alignbench.cli.options import DryRun, LogSamples, Out, Plugins, Protocol, RecordJson, Shown, changes
+from alignbench.cli.options import (
+    MODELS,
+    DryRun,
+    LogSamples,
+    Out,
+    Plugins,
+    Protocol,
+    RecordJson,
+    Shown,
+    changes,
+)
 from alignbench.commands import jobs
 from alignbench.errors import UserError, refuse
 from alignbench.registry import plugins
@@ -18,7 +28,9 @@ from alignbench.registry.lookup import Registry
 
 def evaluate(
     *,
-    model: str | None = typer.Option(None, "--model", help="Model to evaluate; see: list models."),
+    model: str | None = typer.Option(
+        None, "--model", help="Model to evaluate; see: list models.", autocompletion=MODELS
+    ),
     samples: Path | None = typer.Option(
         None, "--samples", help="Score these images instead: a folder, or an ADM .npz file."
     ),

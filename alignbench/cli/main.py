@@ -26,6 +26,7 @@ from alignbench.cli import (
     sweep,
     weights,
 )
+from alignbench.cli.options import words_of_bash
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
 from alignbench.text import visible
 
@@ -97,7 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without π or → is no reason to stop
     try:
-        app(args=arguments)
+        with words_of_bash():
+            app(args=arguments, prog_name="alignbench")
     except UserError as error:
         _complain(str(error), error.exit_code)
     except OSError as error:

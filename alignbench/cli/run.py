@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
-from alignbench.cli.options import DryRun, LogSamples, Out, Plugins, Protocol, RecordJson, Shown, changes
+from alignbench.cli.options import (
+    DATA,
+    METHODS,
+    MODELS,
+    RECIPES,
+    DryRun,
+    LogSamples,
+    Out,
+    Plugins,
+    Protocol,
+    RecordJson,
+    Shown,
+    changes,
+)
 from alignbench.commands import jobs
 from alignbench.config import estimate
 from alignbench.errors import UserError, refuse
@@ -17,11 +30,17 @@ from alignbench.run_folder import check_folder
 
 def run(
     *,
-    method: str = typer.Option(..., "--method", "-m", help="Method to train with; see: list methods."),
-    model: str = typer.Option(..., "--model", help="Model to start from; see: list models."),
-    data: str | None = typer.Option(None, "--data", help="Data set; default: the model's."),
+    method: str = typer.Option(
+        ..., "--method", "-m", help="Method to train with; see: list methods.", autocompletion=METHODS
+    ),
+    model: str = typer.Option(
+        ..., "--model", help="Model to start from; see: list models.", autocompletion=MODELS
+    ),
+    data: str | None = typer.Option(
+        None, "--data", help="Data set; default: the model's.", autocompletion=DATA
+    ),
     recipe: str | None = typer.Option(
-        None, "--recipe", help="Recipe; default: the one for method and model."
+        None, "--recipe", help="Recipe; default: the one for method and model.", autocompletion=RECIPES
     ),
     protocol: Protocol = None,
     assignments: Annotated[list[str], changes("Change one value; repeatable.")],

@@ -48,7 +48,7 @@ def test_rows_are_one_per_image_in_float64() -> None:
     labels = torch.arange(6)
     images = strokes(6, 0, side=16)
     rows = measured(images, labels).rows
-    assert {name: (column.shape, column.dtype) for name, column in rows.items()} == {
+    assert {name: (column.shape, column.dtype.type) for name, column in rows.items()} == {
         "pixels": ((6, 64), np.float64),
         "penultimate": ((6, 32), np.float64),
         "logits": ((6, 10), np.float64),

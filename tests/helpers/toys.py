@@ -16,7 +16,7 @@ class Rank:
     world_size: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Memory:
     """Measured columns of one image set (an `api.Measured`), handed out in shards of 5 rows."""
 
