@@ -19,8 +19,8 @@ import torch
 from alignbench import run_folder
 from alignbench.api import Evaluator, ImageSet, Metric
 from alignbench.errors import RunFailed, UserError, failure_of
-from alignbench.evaluation.features import FeatureStore, Rank, computed_by, measure, store_of
-from alignbench.evaluation.real import References
+from alignbench.evaluation.features import FeatureStore, Rank, measure
+from alignbench.evaluation.real import References, computed_by, store_of
 from alignbench.evaluation.sample_log import FOLDER, NOTES, ImageNotes, SampleLog, columns_of, recorded
 from alignbench.evaluation.score import Score, read_score, write_score
 from alignbench.files import digest_of

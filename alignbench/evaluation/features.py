@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from alignbench.api import PROMPT, Evaluator, ImageSet, Prompt, Rows
 from alignbench.errors import RunFailed, failure_of, out_of_memory_as
-from alignbench.files import code_digest, digest_of, write_atomic
+from alignbench.files import write_atomic
 from alignbench.progress import Stage
 from alignbench.samples.npz import UNREADABLE
 
@@ -151,20 +150,6 @@ class StoredFeatures:
                     f"{path} has no column {name!r} that can be read",
                     fix="remove it and run the same command again",
                 ) from error
-
-
-def store_of(
-    folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device
-) -> FeatureStore:
-    """Rows depend on the images, their cut, the evaluator and what computes them."""
-    made_of = {"form": FORM, "images": images.identity, "shards": len(images.shards())}
-    made_of["evaluator"] = evaluator.identity
-    return FeatureStore(folder / name, digest_of({**made_of, **computed_by(device)}))
-
-
-def computed_by(device: torch.device) -> dict[str, str]:
-    """What a number may depend on besides what it is computed from."""
-    return {"alignbench": code_digest(), "torch": torch.__version__, "device": device.type}
 
 
 def measure(

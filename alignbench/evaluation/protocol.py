@@ -18,8 +18,8 @@ import torch
 from alignbench.api import Backbone, Evaluator, ImageSet
 from alignbench.data.dataset import open_dataset
 from alignbench.evaluation.evaluate import Evaluation, Sets, build_evaluators
-from alignbench.evaluation.features import Rank, computed_by
-from alignbench.evaluation.real import References
+from alignbench.evaluation.features import Rank
+from alignbench.evaluation.real import References, computed_by
 from alignbench.evaluation.reference import open_reference
 from alignbench.evaluation.score import Score
 from alignbench.files import cache_root, digest_of

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from alignbench.api import Evaluator, ImageSet, Reference
-from alignbench.evaluation.features import FeatureStore, Rank, measure, store_of
+from alignbench.evaluation.features import FORM, FeatureStore, Rank, measure
+from alignbench.files import code_digest, digest_of
 from alignbench.progress import Progress
 
 
@@ -52,3 +53,17 @@ class References:
         store = store_of(self.folder, name, evaluator, self.images, self.device)
         # Its own folder: data sets and networks share the cache.
         return replace(store, folder=self.folder / f"{name}-{store.key[:16]}")
+
+
+def store_of(
+    folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device
+) -> FeatureStore:
+    """Rows depend on the images, their cut, the evaluator and what computes them."""
+    made_of = {"form": FORM, "images": images.identity, "shards": len(images.shards())}
+    made_of["evaluator"] = evaluator.identity
+    return FeatureStore(folder / name, digest_of({**made_of, **computed_by(device)}))
+
+
+def computed_by(device: torch.device) -> dict[str, str]:
+    """What a number may depend on besides what it is computed from."""
+    return {"alignbench": code_digest(), "torch": torch.__version__, "device": device.type}

@@ -5,27 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from alignbench.api import Backbone
 from alignbench.backbones.load import load_export
 from alignbench.config.plan import Job, Plan, weights_digest
-from alignbench.errors import out_of_memory_as, smaller_batch
+from alignbench.errors import UserError, out_of_memory_as, smaller_batch
 from alignbench.evaluation.evaluate import Evaluation
 from alignbench.evaluation.export import export_images
+from alignbench.evaluation.extremes import Group, extremes, facts_of
 from alignbench.evaluation.protocol import ProtocolEvaluation, in_precision, writable
+from alignbench.evaluation.sample_log import FORM, ImageNotes
+from alignbench.evaluation.shown import fit, pictures_of
+from alignbench.files import write_atomic
+from alignbench.html.samples import FILE_NAME, page
 from alignbench.progress import Progress
 from alignbench.record import Result, Subject
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs.recorder import RunRecorder
-from alignbench.runs.sample_logs import notes_of, write_logs
 from alignbench.samples import grid
 from alignbench.samples.generated import ImageDecoder, labels_of
 from alignbench.training.parallel import Parallel
 from alignbench.training.reward_parts import TrainingRewards
-from alignbench.training.setup import build_model
+from alignbench.training.setup import build_model, names_of
 
 SUBJECTS: tuple[Subject, Subject] = ("base", "method")
 
@@ -64,7 +69,7 @@ def evaluate_models(
         cache = shared if subject == "base" else None
         model = evaluation.model(subject, weights_digest(weights), backbone, sampled=sampled, cache=cache)
         if rewards is not None:
-            model = replace(model, notes=notes_of(job, subject, evaluation, rewards, progress))
+            model = replace(model, notes=_notes_of(job, subject, evaluation, rewards, progress))
         model.measure(progress)
         models.append(model)
         if parallel.is_main and first_time:
@@ -103,6 +108,59 @@ def _evaluation(job: Job, parallel: Parallel, folder: Path) -> ProtocolEvaluatio
         num_classes=plan.model.num_classes,
         data=plan.config.section("data") if same and plan.protocol.task == "reconstruction" else {},
     )
+
+
+def about_run(run: str, title: str, evaluation: ProtocolEvaluation) -> dict[str, Any]:
+    """Return the beginning of a header."""
+    protocol = {"name": evaluation.name, "title": evaluation.protocol.title}
+    digests = {"digest": evaluation.requirements.digest, "reference": evaluation.references.digest}
+    return {"sample-log": FORM, "run": run, "title": title, "protocol": protocol | digests}
+
+
+def _notes_of(
+    job: Job, subject: Subject, evaluation: ProtocolEvaluation, rewards: TrainingRewards, progress: Progress
+) -> ImageNotes:
+    """Return what is noted of a run's images; class names that cannot be read are said and left out."""
+    plan = job.plan
+    title = plan.model.title
+    if subject == "method" and plan.method is not None:
+        title = f"{title} + {plan.method.title}"
+    names: Sequence[str] = ()
+    if plan.model.condition == "class":
+        try:
+            names = names_of(plan, job.registry)
+        except UserError as error:
+            progress.say(f"the log has no class names: {error}")
+    return ImageNotes(about_run(plan.id, title, evaluation), names, rewards)
+
+
+def write_logs(
+    models: Sequence[Evaluation], results: Sequence[Result], shown: int, progress: Progress
+) -> None:
+    """Write the logs of all subjects, and the page with the `shown` worst and best images of each score."""
+    folders, sets = set(), []
+    groups: list[Group] = []
+    for model in models:
+        paths = model.write_logs(results, progress)
+        for setting in model.protocol.settings:
+            own = [paths[model.addresses.index((setting, seed))] for seed in model.protocol.seeds]
+            group = extremes(own, shown)
+            groups.append(group)
+            images = [model.sets(setting, seed) for seed in model.protocol.seeds]
+            sets.append(pictures_of(group, images, [path.name for path in own]))
+        folders.add(paths[0].parent)
+    header = groups[0].headers[0]
+    for spec, why in header["rewards_left_out"].items():
+        progress.say(f"the log has no {spec}: it {why}")
+    count = fit(sets, shown)
+    about = {
+        "run": header["run"], "protocol": header["protocol"]["title"], "wanted": shown, "shown": count,
+        "digest": header["protocol"]["digest"][7:15], "left_out": header["rewards_left_out"],
+        "small": all(picture["small"] for one in sets for picture in one["pictures"]),
+    }  # fmt: skip
+    (folder,) = folders
+    write_atomic(folder / FILE_NAME, page(sets, facts_of(header), about))
+    progress.say(f"log of samples: {folder / FILE_NAME}")
 
 
 def _shared_results(job: Job, progress: Progress) -> Path | None:

@@ -19,7 +19,7 @@ from alignbench.record import Change, ModelInfo, Result, RunRecord, now
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import Setting, resolve_protocol
 from alignbench.runs import environment
-from alignbench.runs.sample_logs import about_run, write_logs
+from alignbench.runs.evaluate_models import about_run, write_logs
 from alignbench.runs.session import devices, session
 from alignbench.samples.external import SampleImages, open_samples
 from alignbench.text import plain_line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alignbench.evaluation.shown import encoded, fit
 from alignbench.html import samples
-from alignbench.runs import sample_logs
 from tests.html.conftest import Browser
 
 HOSTILE = "</script><script>document.title='stolen'</script>\"'{{ 7 * 7 }}\u202e<b>" + "x" * 200
@@ -24,7 +23,7 @@ def one_set(subject: str, setting: str, shift: float, side: int = 8) -> dict[str
     pictures = [
         {
             "id": i, "seed": 0, "asked": f"{HOSTILE} {i}", "group": f"class {i % 3}",
-            "src": sample_logs._address(np.full((side, side, 3), 20 * i, np.uint8)), "original": "",
+            "src": encoded(np.full((side, side, 3), 20 * i, np.uint8)), "original": None,
             "small": True, "values": [i + shift, i + shift, f"{HOSTILE}\nsecond line", None],
         }
         for i in range(12)
@@ -141,15 +140,13 @@ def test_texts_of_others_stay_texts(browser: Browser, page: Path) -> None:
 
 def test_large_pictures_are_made_small_and_few() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
-    address = sample_logs._address(noise)
-    assert address.startswith("data:image/jpeg;base64,") and len(address) < 40_000
-    exact = sample_logs._address(noise[:64, :64])
-    assert exact.startswith("data:image/png;base64,")
-    read = Image.open(io.BytesIO(base64.b64decode(exact.partition(",")[2])))
-    assert (np.asarray(read) == noise[:64, :64]).all()
+    kind, small = encoded(noise)
+    assert kind == "image/jpeg" and Image.open(io.BytesIO(small)).size == (160, 160)
+    kind, exact = encoded(noise[:64, :64])
+    assert kind == "image/png" and (np.asarray(Image.open(io.BytesIO(exact))) == noise[:64, :64]).all()
     sets = [one_set("a", "T=1", 0)]
     for picture in sets[0]["pictures"]:
-        picture["src"] = "x" * (2 << 20)
-    assert sample_logs._fit(sets, 4) == 1
+        picture["src"] = ("image/png", bytes(2 << 20))
+    assert fit(sets, 4) == 1
     assert [picture["id"] for picture in sets[0]["pictures"]] == [0, 11]
     assert sets[0]["worst"] == {0: [0], 1: [1]} and sets[0]["best"] == {0: [1], 1: [0]}

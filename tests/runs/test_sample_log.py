@@ -106,7 +106,7 @@ def test_drawbench_logs_prompts_and_three_scores(tmp_path: Path) -> None:
         "drawbench-prompts": tmp_path / "prompts.json",
     }
     files = [part for name, path in networks.items() for part in ("--set", f"assets.{name}={path}")]
-    run = ["evaluate", "--model", "janus-tiny", "--protocol", "drawbench", *files, "--log-samples"]
+    run: list[Any] = ["evaluate", "--model", "janus-tiny", "--protocol", "drawbench", *files, "--log-samples"]
     run += ["--set", "model.weights=random"]
     done = alignbench(*run, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -144,9 +144,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run of AR-GRPO with two rewards that was logged, and the same run without a log."""
     root = tmp_path_factory.mktemp("logged")
     (root / "rewards.py").write_text(REWARDS)
-    run = ["run", "--method", "ar-grpo", "--model", "llamagen-tiny", "--steps", "2", *FEW]
+    run: list[Any] = ["run", "--method", "ar-grpo", "--model", "llamagen-tiny", "--steps", "2", *FEW]
     run += ["--plugin", root / "rewards.py", "--set", "method.rewards=brightness@2,contrast|scale(3)@0.5"]
-    for name, more in (("with", ["--log-samples"]), ("without", [])):
+    for name, more in (("with", ["--log-samples"]), ("without", list[str]())):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ALIGNBENCH_CACHE", str(root / f"cache-{name}"))
             done = alignbench(*run, *more, "--out", root / name)
@@ -209,7 +209,7 @@ def test_a_finished_run_is_logged_without_being_evaluated(
 
 def test_rewards_that_need_a_real_image_are_named(tmp_path: Path) -> None:
     """And are computed of reconstructions, which have one."""
-    options = {"protocol.samples": 60, "protocol.seeds": "0", "protocol.settings": "t1"}
+    options: dict[str, Any] = {"protocol.samples": 60, "protocol.seeds": "0", "protocol.settings": "t1"}
     options |= {"method.pixel_weight": 2.0, "method.perceptual_weight": 0.0}
     job = ab.plan("vapi", "llamagen-tiny", steps=1, options=options, out=tmp_path / "run", log_samples=2)
     ab.run(job)
