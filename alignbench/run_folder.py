@@ -1,7 +1,7 @@
 """The run folder: one command, one folder, and two processes never in it at once.
 
 plan.json  inputs.json  run.json  report.md  samples.png  metrics.jsonl  timing.jsonl  starts.json
-checkpoints/step-000120/  export/policy.safetensors  samples/…  metrics/…
+checkpoints/step-000120/  export/policy.safetensors  samples/…  metrics/…  sample-log/…
 training-samples/…  trackers/…  (on request)   .progress/…  (while a run works; see alignbench.progress)
 """
 

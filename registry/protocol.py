@@ -227,6 +227,15 @@ class MetricFact(TomlTable):
     doc: str = ""
 
 
+class ColumnFact(TomlTable):
+    """What a column of rows that no metric is the mean of says of an image."""
+
+    title: str
+    direction: Literal["higher", "lower", ""] = ""
+    """Empty: neither is better."""
+    doc: str = ""
+
+
 class EvaluatorCard(Card):
     """A program that scores an image set.
 
@@ -248,7 +257,14 @@ class EvaluatorCard(Card):
     """{option: n}: with fewer than the option's value + n images nothing can be estimated."""
     keep: list[str] = []
     """Columns that stay in the run folder after scoring, besides those that metrics are means of."""
+    columns: dict[str, ColumnFact] = {}
+    """What they mean, for the log of samples."""
     row_bytes: int = 0
     """Disk space that one image's rows take until they are scored; the plan's estimate counts it."""
     metrics: dict[str, MetricFact]
     options: dict[str, Option] = {}
+
+    @property
+    def kept(self) -> list[str]:
+        """Columns that stay."""
+        return sorted({fact.column for fact in self.metrics.values() if fact.column}.union(self.keep))

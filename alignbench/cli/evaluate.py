@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
-from alignbench.cli.options import MODELS, DryRun, Out, Plugins, Protocol, RecordJson, changes
+from alignbench.cli.options import (
+    MODELS,
+    DryRun,
+    LogSamples,
+    Out,
+    Plugins,
+    Protocol,
+    RecordJson,
+    Shown,
+    changes,
+)
 from alignbench.commands import jobs
 from alignbench.errors import UserError, refuse
 from alignbench.registry import plugins
@@ -39,6 +49,8 @@ def evaluate(
     ),
     write_png: bool = typer.Option(False, "--write-png", help="Also write the images as PNG files."),
     workers: int | None = typer.Option(None, "--workers", min=0, help="Threads that decode images."),
+    log_samples: LogSamples = False,
+    log_shown: Shown = 32,
     plugin: Plugins,
     dry_run: DryRun = False,
     as_json: RecordJson = False,
@@ -52,6 +64,7 @@ def evaluate(
             fix="name one of --model NAME, --run DIR and --samples PATH",
         )
     choices = jobs.Choices(protocol=protocol, options=assignments, workers=workers, plugins=plugin, out=out)
+    choices["log_samples"] = log_shown if log_samples else 0
     exports = tuple(kind for kind, wanted in {"npz": write_npz, "png": write_png}.items() if wanted)
     if samples is not None:
         if reconstruction or exports:
@@ -107,7 +120,8 @@ def _evaluate_run(run: Path, reconstruction: bool, choices: jobs.Choices, *, as_
         raise UserError(
             "--out changes nothing here: the results go into the run's folder", fix="leave it out"
         )
-    if (choices["protocol"] is None) == (not reconstruction):
+    named = [choices["protocol"] is not None, reconstruction].count(True)
+    if named == 2 or not (named or choices["log_samples"]):
         raise UserError(
             "--run needs one of --protocol NAME and --reconstruction", fix="see: alignbench list protocols"
         )

@@ -89,6 +89,12 @@ Protocol = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default: runs/<id>.")]
+LogSamples = Annotated[
+    bool, typer.Option("--log-samples", help="Also log every scored image with its numbers, and a page.")
+]
+Shown = Annotated[
+    int, typer.Option("--log-shown", min=1, help="Worst and best images of each score on that page.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RecordJson = Annotated[bool, typer.Option("--json", help="Print the plan or the record as JSON.")]

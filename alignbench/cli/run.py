@@ -8,22 +8,21 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
-<<<<<<< HEAD
 from alignbench.cli.options import (
     DATA,
     METHODS,
     MODELS,
     RECIPES,
     DryRun,
+    LogSamples,
     Out,
     Plugins,
     Protocol,
     RecordJson,
+    Shown,
     changes,
+    many,
 )
-=======
-from alignbench.cli.options import DryRun, Out, Plugins, Protocol, RecordJson, changes, many
->>>>>>> live
 from alignbench.commands import jobs
 from alignbench.config import estimate
 from alignbench.config.following import TRACKERS
@@ -62,6 +61,8 @@ def run(
     grid_every: int = typer.Option(
         0, "--grid-every", min=0, help="Steps between sample grids while training; 0: none."
     ),
+    log_samples: LogSamples = False,
+    log_shown: Shown = 32,
     plugin: Plugins,
     dry_run: DryRun = False,
     as_json: RecordJson = False,
@@ -83,6 +84,7 @@ def run(
         checkpoint_every=checkpoint_every,
         track=trackers,
         grid_every=grid_every,
+        log_samples=log_shown if log_samples else 0,
     )
     disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
     problems = [*job.problems, *filter(None, [disk])]

@@ -240,6 +240,8 @@ class Job:
     """Trackers that are sent the numbers."""
     grid_every: int = 0
     """Steps between two sample grids of the policy in training; 0: none."""
+    log_samples: int = 0
+    """Worst and best images of each score that the page of the log shows; 0: no log is written."""
 
     @property
     def problems(self) -> list[Problem]:

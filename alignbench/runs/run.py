@@ -23,6 +23,7 @@ from alignbench.files import file_sha256, give_usual_mode
 from alignbench.progress import Progress
 from alignbench.record import DataInfo, RunRecord
 from alignbench.runs.evaluate_models import evaluate_models
+from alignbench.runs.evaluate_run import log_finished
 from alignbench.runs.recorder import RunRecorder
 from alignbench.runs.sample_grids import TrainingGrids
 from alignbench.runs.session import devices, session
@@ -46,7 +47,10 @@ def run(job: Job, progress: Progress) -> RunRecord:
         raise UserError("; ".join(f"{item.where}: {item.what}" for item in plan.problems))
     with session(job.out, job.registry, progress, plan) as current:
         if current.finished is not None:
-            progress.say(f"{job.out} is complete; nothing to do")
+            if job.log_samples and plan.evaluates:
+                log_finished(job, current.finished, job.out, progress)
+            else:
+                progress.say(f"{job.out} is complete; nothing to do")
             return current.finished
         progress.say(f"run {plan.id} → {job.out}")
         with (

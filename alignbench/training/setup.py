@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from alignbench.hub.verify import verify
 from alignbench.progress import PLAIN_INTERVAL, Progress
 from alignbench.registry import interfaces
 from alignbench.registry.class_names import class_names
+from alignbench.registry.lookup import Registry
 from alignbench.rewards.build import Placed, build
 from alignbench.text import class_line
 from alignbench.training.driver import Driver, parameter_groups
@@ -103,6 +104,32 @@ def _telling(progress: Progress) -> ProgressCallback:
     return tell
 
 
+def reward_builder(
+    plan: Plan, registry: Registry, device: torch.device, *, image_size: int
+) -> Callable[[str], Reward]:
+    """Return what builds a plan's rewards from their specifications; equal networks are loaded once."""
+    shared: dict[tuple[object, ...], Placed] = {}
+
+    def reward(spec: str) -> Reward:
+        return build(
+            spec,
+            registry,
+            device,
+            class_names=lambda: names_of(plan, registry),
+            image_size=image_size,
+            assets=plan.config.section("assets"),
+            shared=shared,
+        )
+
+    return reward
+
+
+def names_of(plan: Plan, registry: Registry) -> Sequence[str]:
+    """Return the name of each class of a plan's data, perhaps none; raises UserError as `class_names`."""
+    names = str(plan.config.section("data").get("names", ""))
+    return class_names(registry.dataset(plan.config.dataset), names, plan.model.num_classes)
+
+
 def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     """Build the method from its card and the resolved options.
 
@@ -113,21 +140,7 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     assert name is not None
     target = interfaces.load(job.registry, "methods", name)
 
-    shared: dict[tuple[object, ...], Placed] = {}
-    card = job.registry.dataset(job.plan.config.dataset)
-    names = str(job.plan.config.section("data").get("names", ""))
-
-    def reward(spec: str) -> Reward:
-        return build(
-            spec,
-            job.registry,
-            device,
-            class_names=lambda: class_names(card, names, job.plan.model.num_classes),
-            image_size=job.plan.model.image_size,
-            assets=job.plan.config.section("assets"),
-            shared=shared,
-        )
-
+    reward = reward_builder(job.plan, job.registry, device, image_size=job.plan.model.image_size)
     options = {key: option.default for key, option in job.registry.method(name).options.items()}
     with failure_of(f"method {name!r}"):
         config = target.Config(**{**options, **job.plan.config.section("method")})

@@ -206,7 +206,7 @@ def test_the_screen_ends_with_the_run_and_ctrl_c_is_quiet(
     def leave(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(screen.time, "sleep", leave)
+    monkeypatch.setattr(time, "sleep", leave)
     done = alignbench("watch", tmp_path / "not-yet")
     assert done.returncode == 0 and "starting" in done.stdout and not done.stderr
 

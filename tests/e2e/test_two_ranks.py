@@ -43,6 +43,7 @@ def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
         "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny", "--steps", "4",
         "--set", "protocol.samples=1100", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
         "--set", "train.micro_batch=16", "--set", "method.advantage_std=batch", "--set", "method.redraws=1",
+        "--log-samples",
     ]  # fmt: skip
     for ranks, start in ((1, [sys.executable]), (2, TORCHRUN)):
         done = subprocess.run(
@@ -63,6 +64,8 @@ def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     base = [record["results"][0] for record in records]
     assert base[0]["subject"] == base[1]["subject"] == "base" and base[0]["n"] == 1100
     assert base[0]["metrics"] == base[1]["metrics"]
+    logs = [(tmp_path / str(ranks) / "sample-log" / "base-t1-seed-0.jsonl").read_bytes() for ranks in (1, 2)]
+    assert logs[0] == logs[1] and logs[0].count(b"\n") == 1101
 
 
 # --- one process of two goes wrong ----------------------------------------------------------------

@@ -73,10 +73,11 @@ def records(path: Path) -> Iterator[bytes]:
 def in_wandb(folder: Path) -> dict[int, dict[str, float]]:
     from wandb.proto import wandb_internal_pb2
 
+    messages: Any = wandb_internal_pb2  # its classes are made on import
     steps: dict[int, dict[str, float]] = {}
     for path in sorted((folder / "trackers" / "wandb").glob("offline-run-*/*.wandb")):
         for data in records(path):
-            record = wandb_internal_pb2.Record()
+            record = messages.Record()
             record.ParseFromString(data)
             found = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
             values = {
@@ -217,7 +218,7 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(
         def finish(self) -> None:
             raise AssertionError("it was given up")
 
-    monkeypatch.setitem(tracking.STARTS, "wandb", Failing)  # type: ignore[misc]
+    monkeypatch.setitem(tracking.STARTS, "wandb", Failing)
     done = alignbench(*SHORT, "--no-eval", "--out", tmp_path / "run", "--track", "wandb")
     assert done.returncode == 0 and sent == [1, 2, 3]
     assert done.stderr.count("tracking with wandb stops, the run goes on: ConnectionError: nobody\n") == 1
