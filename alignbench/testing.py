@@ -78,8 +78,8 @@ class Subject:
         """Build model and method as `alignbench run` does."""
         job = case.job(folder)
         backbone = setup.build_model(job.plan, CPU)
+        module, _ = setup.prepare_trained(job.plan, backbone)
         method = setup.build_method(job, backbone, CPU)
-        module = setup.trained_module(backbone, method.updates)
         return cls(job, backbone, method, module, setup.open_training_data(job, Progress(quiet=True)))
 
     def stream(self) -> Stream:

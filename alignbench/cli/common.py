@@ -12,6 +12,7 @@ from rich.console import Console
 
 from alignbench.commands.jobs import default_progress
 from alignbench.config import estimate
+from alignbench.config.adapter import lora_line
 from alignbench.config.plan import Plan
 from alignbench.errors import Problem, problem_lines
 from alignbench.registry.lookup import Registry
@@ -72,6 +73,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{'s' if plan.world_size > 1 else ''} · micro-batch {train.micro_batch} → {plan.accumulation} "
         f"accumulated · {train.steps} steps",
     ]
+    if plan.lora:
+        lines.append(f"  adapter    {lora_line(plan.lora, plan.model.policy.parameters)}")
     for key, origin in config.changed().items():
         lines.append(f"  changed    {key} = {origin.value} ({origin.source})")
     if plan.random_weights:
