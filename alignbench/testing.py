@@ -200,7 +200,7 @@ def a_resumed_run_is_the_same(case: Case, folder: Path) -> None:
     else:
         raise AssertionError("the run could not be broken off")
     run.run(broken, Progress(quiet=True))
-    exported = [path.relative_to(whole.out) for path in (whole.out / "export").iterdir()]
+    exported = [path.relative_to(whole.out) for path in (whole.out / "export").rglob("*.*")]
     for name in [Path("metrics.jsonl"), *exported]:
         same = (whole.out / name).read_bytes() == (broken.out / name).read_bytes()
         assert same, f"{name} differs after an interruption"

@@ -60,7 +60,9 @@ def lora_problems(config: RunConfig, model: ModelCard, method: MethodCard) -> It
     if train.adapter == "none":
         for name in SETTINGS:
             if f"train.{name}" in config.values:
-                yield Problem(f"train.{name}", "changes nothing without an adapter", "--set train.adapter=lora")
+                yield Problem(
+                    f"train.{name}", "changes nothing without an adapter", "--set train.adapter=lora"
+                )
         return
     if method.updates != "policy":
         what = f"{config.method} trains the tokenizer's decoder, an adapter is for policies"

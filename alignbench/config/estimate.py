@@ -46,8 +46,8 @@ def estimate(
     """Estimate memory and disk from the architecture.
 
     Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments), frozen ones 4, or 2 where
-    LoRA's base is held in bf16; with LoRA, which keeps less of frozen norms, activations are an upper bound. What a layer keeps for the
-    backward pass is `layer_values`. Logits are counted as fp32 with their gradient and one softmax copy. The
+    LoRA's base is held in bf16. What a layer keeps for the backward pass is `layer_values`, and with LoRA at
+    most that: of frozen norms it keeps less. Logits are counted as fp32 with their gradient and one softmax copy. The
     decoder keeps about 6.5 feature maps of base width at full resolution per image. Compared with measured
     peaks in docs/performance.md.
     """
@@ -93,7 +93,7 @@ def _held_with(lora: LoraShape, parameters: int) -> dict[str, float]:
 
 
 def _rounded_copies(shape: PolicyShape, lora: LoraShape, recompute: bool) -> int:
-    """Frozen numbers whose bf16 copy autocast makes and the backward pass needs: head, and layers not in bf16.
+    """Frozen numbers whose bf16 copy autocast makes and the backward pass needs: the head's and the layers'.
 
     Recomputed layers are copied one at a time.
     """

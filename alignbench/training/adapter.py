@@ -133,12 +133,17 @@ def _initialise(layer: Any, seed: int, place: int) -> None:
 def _hold_in_bf16(layer: nn.Module) -> None:
     """Round a frozen layer; autocast would round it at every forward, so under it no bit changes."""
     layer.to(torch.bfloat16)
-    layer.register_forward_pre_hook(_cast_input)
+    layer.register_forward_pre_hook(_to_bf16)
+    layer.register_forward_hook(_to_float32)
 
 
-def _cast_input(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What autocast does, for drawing tokens, which happens outside it."""
+def _to_bf16(layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return (arguments[0].to(layer.weight.dtype), *arguments[1:])
+
+
+def _to_float32(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Tokens are drawn outside autocast, where what lies between the layers is in float32."""
+    return output if torch.is_autocast_enabled(output.device.type) else output.float()
 
 
 def _tree(layers: Mapping[str, Any]) -> nn.Module:
