@@ -17,7 +17,7 @@ class LoraShape:
     """Low-rank updates B·A·(alpha / rank) of linear layers, A [rank, inputs] and B [outputs, rank]."""
 
     rank: int
-    alpha: float
+    alpha: int
     targets: Mapping[str, tuple[int, int]]
     """{last part of a layer's name: (inputs, outputs)} of what is adapted."""
     base: str

@@ -47,9 +47,9 @@ def estimate(
 
     Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments), frozen ones 4, or 2 where
     LoRA's base is held in bf16. What a layer keeps for the backward pass is `layer_values`, and with LoRA at
-    most that: of frozen norms it keeps less. Logits are counted as fp32 with their gradient and one softmax copy. The
-    decoder keeps about 6.5 feature maps of base width at full resolution per image. Compared with measured
-    peaks in docs/performance.md.
+    most that: of frozen norms it keeps less. Logits are counted as fp32 with their gradient and one softmax
+    copy. The decoder keeps about 6.5 feature maps of base width at full resolution per image. Compared with
+    measured peaks in docs/performance.md.
     """
     shape, tokenizer, train = model.policy, model.tokenizer, config.train
     width = 2 if train.precision == "bf16" else 4

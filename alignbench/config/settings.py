@@ -52,7 +52,7 @@ class TrainConfig:
     )
     adapter: str = _rare("none", "lora: low-rank updates of a frozen policy train.", choices=["none", "lora"])
     lora_rank: int = _rare(16, "Rank of the updates.", minimum=1)
-    lora_alpha: float = _rare(32.0, "Updates are scaled by alpha over rank.", minimum=1e-6)
+    lora_alpha: int = _rare(32, "Updates are scaled by alpha over rank.", minimum=1)
     lora_dropout: float = _rare(0.0, "Has to be 0.", minimum=0.0)
     lora_targets: str = _rare("", "Linear layers that are adapted, with commas; empty: all the card names.")
     lora_base: str = _rare("fp32", "What the frozen layers are held in.", choices=["fp32", "bf16"])

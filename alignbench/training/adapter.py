@@ -104,7 +104,8 @@ def attach(policy: nn.Module, shape: LoraShape, seed: int) -> Adapter:
         _initialise(layer, seed, place)
     if shape.base == "bf16":
         for name in (name for of_target in names.values() for name in of_target):
-            _hold_in_bf16(layers[name].base_layer if name in layers else policy.get_submodule(name))
+            frozen: nn.Module = layers[name].base_layer if name in layers else policy.get_submodule(name)
+            _hold_in_bf16(frozen)
     return Adapter(policy, layers, _tree(layers), settings)
 
 
