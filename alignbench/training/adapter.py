@@ -99,7 +99,9 @@ def attach(policy: nn.Module, shape: LoraShape, seed: int) -> Adapter:
     policy.requires_grad_(False)
     with randomness.torch_seed(next(policy.parameters()).device, seed, "init/lora"):  # peft draws, too
         inject_adapter_in_model(settings, policy)
-    layers = {name: policy.get_submodule(name) for target in shape.targets for name in names[target]}
+    layers: dict[str, Any] = {
+        name: policy.get_submodule(name) for target in shape.targets for name in names[target]
+    }
     for place, layer in enumerate(layers.values()):
         _initialise(layer, seed, place)
     if shape.base == "bf16":
