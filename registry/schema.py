@@ -227,6 +227,9 @@ class ModelCard(Card):
     """Protocol card the model is evaluated with by default."""
     reconstruction: str = ""
     """Protocol card its tokenizer is scored by; empty: none."""
+    lora_targets: dict[str, tuple[int, int]] = {}
+    """{last part of a linear layer's name: (inputs, outputs)} of all that LoRA may adapt: each stands once in
+    every one of `policy.layers`, and nowhere else in the policy. Empty: it takes no adapter."""
 
     @model_validator(mode="after")
     def _grid_matches(self) -> ModelCard:

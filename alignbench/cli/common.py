@@ -13,6 +13,7 @@ from rich.console import Console
 
 from alignbench.commands.jobs import default_progress
 from alignbench.config import estimate
+from alignbench.config.adapter import lora_line
 from alignbench.config.plan import Plan
 from alignbench.errors import EXIT_FAILED, Problem, UserError, problem_lines
 from alignbench.registry.lookup import Registry
@@ -108,6 +109,8 @@ def _plan_lines(plan: Plan) -> list[str]:
             f"{counted(plan.world_size, 'device')} · micro-batch {train.micro_batch} → "
             f"{plan.accumulation} accumulated · {counted(train.steps, 'step')}"
         )
+    if plan.lora:
+        lines.append(f"  adapter    {lora_line(plan.lora, plan.model.policy.parameters)}")
     for key, origin in config.changed().items():
         lines.append(f"  changed    {key} = {origin.value} ({origin.source})")
     if plan.random_weights:

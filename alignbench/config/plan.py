@@ -14,6 +14,7 @@ from typing import Any
 
 from alignbench import distributed
 from alignbench.api import Prompt
+from alignbench.config.adapter import LoraShape, lora_of, lora_problems
 from alignbench.config.estimate import Estimate, estimate, rows_gib
 from alignbench.config.following import grid_problems, tracker_problems
 from alignbench.config.requirements import (
@@ -70,6 +71,8 @@ class Plan:
     weights: dict[str, FileStatus]
     world_size: int
     sequences_per_image: int
+    lora: LoraShape | None
+    """What trains in place of the policy's own weights."""
     estimate: Estimate
     evaluates: bool
     """False with `--no-eval`."""
@@ -117,6 +120,7 @@ class Plan:
             "config": self.config.as_dict(),
             "protocol": {"name": self.config.protocol, "digest": self.protocol_digest},
             "parameters": self.model.policy.parameters,
+            **({"lora": {**asdict(self.lora), "trainable": self.lora.trainable}} if self.lora else {}),
             "world_size": self.world_size,
             "images_per_step": self.config.train.images_per_step,
             "sequences_per_step": self.config.train.images_per_step * self.sequences_per_image,
@@ -155,6 +159,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     code = foreign_code(registry, cards_used(registry, config, protocol))
     hashes = {n: sha256 for n, sha256 in of_rewards.items() if sha256}
     hashes |= {name: file.sha256 for name, file in requirements.assets.items()}
+    lora = lora_of(config, model, method)
     digest = digest_of(
         {
             "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
@@ -164,6 +169,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
             **({"plugins": sorted(file.sha256 for file in code)} if code else {}),
             **({"assets": hashes} if hashes else {}),
             **({"text": text.sha256} if text else {}),
+            **({"lora": asdict(lora)} if lora else {}),  # what the card's defaults come to
         }
     )
     classes, class_problems = find_classes(registry, config, model) if method else ((), [])
@@ -178,7 +184,8 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         weights=weights,
         world_size=distributed.world_size(),
         sequences_per_image=_sequences(config, method),
-        estimate=estimate(config, model, method, rows),
+        lora=lora,
+        estimate=estimate(config, model, method, rows, lora),
         evaluates=evaluates,
         text=text,
         classes=classes,
@@ -186,6 +193,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
             *requirements.problems,
             *(condition_problems(config, model, protocol) if evaluates else []),
             *problems_of(registry, config, model, method, weights, text_problems),
+            *(lora_problems(config, model, method) if method else []),
             *class_problems,
         ],
         plugins=code,

@@ -23,6 +23,10 @@ def _train(default: Any, doc: str, **limits: Any) -> Any:
     return field(default=default, metadata={"option": Option(default=default, doc=doc, **limits)})
 
 
+def _rare(default: Any, doc: str, **limits: Any) -> Any:
+    return _train(default, doc, rare=True, **limits)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """`train.*`: how long, on how much, with which optimiser."""
@@ -43,13 +47,15 @@ class TrainConfig:
     precision: str = _train("fp32", "bf16: autocast over fp32 master weights.", choices=["fp32", "bf16"])
     recompute: bool = _train(False, "Recompute transformer blocks in the backward pass.")
     updates_per_collect: int = _train(1, "Optimiser steps on each collected batch.", minimum=1)
-    failed_rewards: float = _train(
-        0.1,
-        "Largest share of a step's images that may stay without a score.",
-        minimum=0.0,
-        maximum=1.0,
-        rare=True,
+    failed_rewards: float = _rare(
+        0.1, "Largest share of a step's images that may stay without a score.", minimum=0.0, maximum=1.0
     )
+    adapter: str = _rare("none", "lora: low-rank updates of a frozen policy train.", choices=["none", "lora"])
+    lora_rank: int = _rare(16, "Rank of the updates.", minimum=1)
+    lora_alpha: int = _rare(32, "Updates are scaled by alpha over rank.", minimum=1)
+    lora_dropout: float = _rare(0.0, "Has to be 0.", minimum=0.0)
+    lora_targets: str = _rare("", "Linear layers that are adapted, with commas; empty: all the card names.")
+    lora_base: str = _rare("fp32", "What the frozen layers are held in.", choices=["fp32", "bf16"])
 
 
 COMMON_OPTIONS: dict[str, dict[str, Option]] = {

@@ -27,6 +27,7 @@ from alignbench.runs.evaluate_run import log_finished
 from alignbench.runs.recorder import RunRecorder
 from alignbench.runs.sample_grids import TrainingGrids
 from alignbench.runs.session import devices, session
+from alignbench.training.adapter import WEIGHTS_FILE
 from alignbench.training.driver import Interrupted
 from alignbench.training.parallel import Parallel
 from alignbench.training.setup import open_training_data, prepared, role_of
@@ -129,6 +130,11 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress, tracki
             raise
     progress.doing("export")
     if parallel.is_main:
+        if ready.adapter is not None:
+            folder = export.with_name("adapter")
+            ready.adapter.write_settings(folder)
+            _save_export(ready.adapter.export(), folder / WEIGHTS_FILE)
+            ready.adapter.merge()
         _save_export(ready.backbone.export()[role_of(plan)], export)
     parallel.barrier()
     recorder.exports = {role_of(plan): f"sha256:{file_sha256(export)}"}

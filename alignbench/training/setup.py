@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from alignbench.api import Backbone, Method, Reward, TextEncoder, Updates
+from alignbench.backbones.base import CachedBackbone, unwrap
 from alignbench.backbones.load import load_backbone, load_text_encoder
 from alignbench.config.plan import Job, Plan
 from alignbench.data.dataset import ImageDataset, open_dataset
@@ -25,6 +26,7 @@ from alignbench.registry.class_names import class_names
 from alignbench.registry.lookup import Registry
 from alignbench.rewards.build import Placed, build
 from alignbench.text import class_line
+from alignbench.training.adapter import Adapter, attach
 from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
 
@@ -156,6 +158,22 @@ def trained_module(backbone: Backbone, updates: Updates) -> nn.Module:
     return backbone.policy if updates == "policy" else decoder
 
 
+def prepare_trained(plan: Plan, backbone: Backbone) -> tuple[nn.Module, Adapter | None]:
+    """Return what a plan trains, and the adapter where that is one; nothing else gets gradients.
+
+    Raises:
+        UserError: the model's card does not fit its network.
+    """
+    assert plan.method is not None
+    if plan.lora is None:
+        return trained_module(backbone, plan.method.updates), None
+    trained_module(backbone, "policy")  # the decoder stands still
+    adapter = attach(unwrap(backbone.policy), plan.lora, plan.config.seed)
+    if isinstance(backbone, CachedBackbone):  # others hold a whole copy for a reference
+        backbone.adapter_off = adapter.off
+    return adapter.weights, adapter
+
+
 def role_of(plan: Plan) -> str:
     """Which file a method changes."""
     assert plan.method is not None
@@ -170,6 +188,8 @@ class Training:
     backbone: Backbone
     trainable: int
     """Numbers that train."""
+    adapter: Adapter | None
+    """What trains, where it is an adapter in the backbone's policy."""
 
 
 @contextlib.contextmanager
@@ -184,7 +204,7 @@ def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Prog
     train = plan.config.train
     backbone = build_model(plan, parallel.device)
     backbone.recompute(train.recompute)
-    module = trained_module(backbone, plan.method.updates)
+    module, adapter = prepare_trained(plan, backbone)
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
         parameter_groups(module, train.weight_decay),
@@ -195,7 +215,8 @@ def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Prog
     )
     module, optimizer = parallel.wrap(module, optimizer)
     # So that `backbone.logits` computes in the precision of the run, whatever is trained.
-    backbone.policy = module if plan.method.updates == "policy" else parallel.wrap_frozen(backbone.policy)
+    whole = plan.method.updates == "policy" and adapter is None
+    backbone.policy = module if whole else parallel.wrap_frozen(backbone.policy)
     # After wrapping: a frozen reference is a copy and must compute in the same precision.
     method = build_method(job, backbone, parallel.device)
     with open_stream(plan, backbone, dataset, job.workers) as stream:
@@ -210,4 +231,4 @@ def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Prog
             progress=progress,
             checkpoint_every=job.checkpoint_every,
         )
-        yield Training(driver, backbone, trainable)
+        yield Training(driver, backbone, trainable, adapter)

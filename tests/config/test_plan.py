@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,7 +230,8 @@ def test_what_a_layer_keeps_is_what_autograd_saves(family: str, precision: str) 
     shape = Registry.default().model(f"{family}-tiny").policy
     size = {"dim": 512, "heads": 8, "ffn_hidden": 1536, "vocab_size": 16, "tokens": 64}
     wide = shape.model_copy(update=size)
-    saved = [_saved_bytes(family, wide.model_copy(update={"layers": n}), precision) for n in (1, 2)]
+    networks = [NETWORKS[family](wide.model_copy(update={"layers": layers})) for layers in (1, 2)]
+    saved = [saved_bytes(*network, precision)[0] for network in networks]
     width = 2 if precision == "bf16" else 4
     counted = (saved[1] - saved[0]) / LENGTH / width
     assert counted == pytest.approx(layer_values(wide, precision), rel=0.05)
@@ -238,9 +240,8 @@ def test_what_a_layer_keeps_is_what_autograd_saves(family: str, precision: str) 
 LENGTH = 64
 
 
-def _saved_bytes(family: str, shape: PolicyShape, precision: str) -> int:
-    """Bytes that a forward leaves for the backward pass, parameters and their casts left out."""
-    network, run = (_llama if family == "janus" else _gpt)(shape)
+def saved_bytes(network: Any, run: Callable[[], Any], precision: str) -> tuple[int, int]:
+    """Bytes that a forward leaves for the backward pass, but parameters: of values, of rounded matrices."""
     storages: dict[int, tuple[int, torch.Tensor]] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -258,7 +259,8 @@ def _saved_bytes(family: str, shape: PolicyShape, precision: str) -> int:
         storages.pop(parameter.untyped_storage().data_ptr(), None)
     casts = {tuple(parameter.shape) for parameter in network.parameters() if parameter.dim() > 1}
     casts |= {shape[::-1] for shape in casts}
-    return sum(size for size, tensor in storages.values() if tuple(tensor.shape) not in casts)
+    copies = sum(size for size, tensor in storages.values() if tuple(tensor.shape) in casts)
+    return sum(size for size, _ in storages.values()) - copies, copies
 
 
 def _gpt(shape: PolicyShape) -> Any:
@@ -281,3 +283,7 @@ def _llama(shape: PolicyShape) -> Any:
     inputs = torch.randn(1, LENGTH, shape.dim, requires_grad=True)
     mask = torch.ones(1, LENGTH, dtype=torch.int64)
     return network, lambda: network(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
+
+
+NETWORKS: dict[str, Callable[[PolicyShape], Any]] = {"llamagen": _gpt, "janus": _llama}
+"""{family: its transformer of some shape, and a forward of `LENGTH` positions}."""
