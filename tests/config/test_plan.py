@@ -231,7 +231,7 @@ def test_what_a_layer_keeps_is_what_autograd_saves(family: str, precision: str) 
     size = {"dim": 512, "heads": 8, "ffn_hidden": 1536, "vocab_size": 16, "tokens": 64}
     wide = shape.model_copy(update=size)
     networks = [NETWORKS[family](wide.model_copy(update={"layers": layers})) for layers in (1, 2)]
-    saved = [saved_bytes(*network, precision)[0] for network in networks]
+    saved = [saved_bytes(network, forward, precision)[0] for network, forward in networks]
     width = 2 if precision == "bf16" else 4
     counted = (saved[1] - saved[0]) / LENGTH / width
     assert counted == pytest.approx(layer_values(wide, precision), rel=0.05)
@@ -285,5 +285,8 @@ def _llama(shape: PolicyShape) -> Any:
     return network, lambda: network(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
 
 
-NETWORKS: dict[str, Callable[[PolicyShape], Any]] = {"llamagen": _gpt, "janus": _llama}
+NETWORKS: dict[str, Callable[[PolicyShape], tuple[Any, Callable[[], Any]]]] = {
+    "llamagen": _gpt,
+    "janus": _llama,
+}
 """{family: its transformer of some shape, and a forward of `LENGTH` positions}."""

@@ -267,7 +267,8 @@ def test_a_base_in_bf16_changes_no_bit_of_an_update(model: str, recompute: bool,
         widths = {value.dtype for name, value in unwrap(backbone.policy).named_parameters()}
         assert widths == ({torch.float32, torch.bfloat16} if base == "bf16" else {torch.float32})
     for name, value in found[0].items():
-        assert value is not None and torch.equal(value, found[1][name]), name
+        other = found[1][name]
+        assert value is not None and other is not None and torch.equal(value, other), name
 
 
 @pytest.mark.parametrize("model", MODELS)
