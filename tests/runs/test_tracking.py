@@ -208,6 +208,8 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(
     sent = []
 
     class Failing:
+        resumed = False
+
         def __init__(self, *_: object) -> None:
             self.tracker = self
 
