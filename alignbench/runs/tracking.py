@@ -44,7 +44,9 @@ class Tracked:
         self.id, self.held = f"{title}-{secrets.token_hex(4)}", 0
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             state = json.loads(self._state.read_text(encoding="utf-8"))
-            self.id, self.held = str(state["id"]), int(state["step"])
+            # What W&B keeps to itself until it ends is gone after a kill: another run is filled from the log.
+            if name != "wandb" or state["finished"] or _sends():
+                self.id, self.held = str(state["id"]), int(state["step"])
         new = not self.held
         self.held = min(self.held, first) if name == "tensorboard" else self.held
         with contextlib.redirect_stdout(io.StringIO()):  # standard output is for results
@@ -55,6 +57,8 @@ class Tracked:
 
             for summary in hparams(dict(config), {}):
                 self._tracker.tracker.file_writer.add_summary(summary)
+        if name == "wandb" and self._tracker.tracker.resumed:  # as the server says
+            self.held = min(self.held, self._tracker.tracker.starting_step - 1)
         if name == "trackio":  # what it had not yet written when it was killed is lost
             self.held = min(self.held, self._tracker.tracker._next_step - 1)
         self._remember()
@@ -89,13 +93,20 @@ class Tracked:
                 trackio.finish()
             else:
                 self._tracker.finish()
+        self._remember(finished=True)
 
-    def _remember(self) -> None:
-        self._state.write_text(json.dumps({"id": self.id, "step": self.held}), encoding="utf-8")
+    def _remember(self, *, finished: bool = False) -> None:
+        state = {"id": self.id, "step": self.held, "finished": finished}
+        self._state.write_text(json.dumps(state), encoding="utf-8")
 
 
 def _tensorboard(folder: Path, run_id: str, config: Mapping[str, Value], held: int) -> GeneralTracker:
     return TensorBoardTracker("tensorboard", folder, purge_step=held + 1)
+
+
+def _sends() -> bool:
+    """Whether W&B is told to send what it gets."""
+    return os.environ.get("WANDB_MODE", "offline") not in ("offline", "disabled", "dryrun")
 
 
 def _wandb(folder: Path, run_id: str, config: Mapping[str, Value], held: int) -> GeneralTracker:

@@ -74,8 +74,9 @@ def in_wandb(folder: Path) -> dict[int, dict[str, float]]:
     from wandb.proto import wandb_internal_pb2
 
     messages: Any = wandb_internal_pb2  # its classes are made on import
+    run_id = json.loads((folder / "trackers" / "wandb.json").read_text())["id"]
     steps: dict[int, dict[str, float]] = {}
-    for path in sorted((folder / "trackers" / "wandb").glob("offline-run-*/*.wandb")):
+    for path in sorted((folder / "trackers" / "wandb").glob(f"offline-run-*-{run_id}/*.wandb")):
         for data in records(path):
             record = messages.Record()
             record.ParseFromString(data)
@@ -163,30 +164,34 @@ def track(out: Path, tracker: str, *more: str, command: str = "-m alignbench") -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tracker", list(READERS))
-def test_no_step_is_lost_or_doubled_by_a_kill(tmp_path: Path, tracker: str) -> None:
-    """Killed twice after step 5, whose checkpoint is that of step 4; the first two steps were not tracked."""
+@pytest.mark.parametrize(
+    ("tracker", "number"), [*((tracker, "SIGKILL") for tracker in READERS), ("wandb", "SIGTERM")]
+)
+def test_no_step_is_lost_or_doubled_by_a_signal(tmp_path: Path, tracker: str, number: str) -> None:
+    """After step 5: killed there it goes on from the checkpoint of step 4, stopped from one of step 5."""
     pytest.importorskip(tracker)
     out = tmp_path / "run"
-    killed = """
+    program = tmp_path / "signalled.py"
+    program.write_text(f"""
 import os, sys, signal, time
 from alignbench.runs.tracking import Tracked
 from alignbench.cli.main import main
 whole = Tracked.log
 def log(self, step, values):
     whole(self, step, values)
-    if step == 5:
+    if step == {5 if number == "SIGKILL" else 4}:
         time.sleep(2)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.{number})
 Tracked.log = log
 main(sys.argv[1:])
-"""
-    program = tmp_path / "killed.py"
-    program.write_text(killed)
-    assert track(out, tracker, "--no-eval", command=str(program)).returncode == -signal.SIGKILL
-    assert max(log(out)) == 5
+""")
+    ended = track(out, tracker, "--no-eval", command=str(program)).returncode
+    assert ended == (-signal.SIGKILL if number == "SIGKILL" else 3) and max(log(out)) == 5
+    before = json.loads((out / "trackers" / f"{tracker}.json").read_text())
     done = track(out, tracker, "--no-eval")
     assert done.returncode == 0 and "tracking" not in done.stderr, done.stderr
+    after = json.loads((out / "trackers" / f"{tracker}.json").read_text())
+    assert (after["id"] == before["id"]) == ((tracker, number) != ("wandb", "SIGKILL"))
     same(READERS[tracker](out), log(out), tracker)
 
 
@@ -204,6 +209,8 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(
     sent = []
 
     class Failing:
+        resumed = False
+
         def __init__(self, *_: object) -> None:
             self.tracker = self
 
