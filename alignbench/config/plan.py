@@ -25,7 +25,7 @@ from alignbench.config.requirements import (
     rewards_of,
     unread,
 )
-from alignbench.config.settings import RunConfig
+from alignbench.config.settings import HOW, RunConfig
 from alignbench.errors import Problem
 from alignbench.files import cache_root, digest_of
 from alignbench.hub.locate import (
@@ -156,7 +156,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     hashes |= {name: file.sha256 for name, file in requirements.assets.items()}
     digest = digest_of(
         {
-            "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
+            "config": _identity(config),
             "protocol": protocol_content(protocol),
             "weights": {role: status.sha256 for role, status in weights.items()},
             "evaluates": evaluates,
@@ -189,6 +189,12 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         ],
         plugins=code,
     )
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What decides the result: without the recipe, which is its values, and without `HOW`."""
+    whole = config.as_dict()
+    return {**whole, "recipe": None, "values": {k: v for k, v in whole["values"].items() if k not in HOW}}
 
 
 def _sequences(config: RunConfig, method: MethodCard | None) -> int:

@@ -85,8 +85,9 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> Non
         except (Interrupted, UserError):
             recorder.totals = ready.driver.totals
             raise
+    state = parallel.whole(ready.backbone.export()[role_of(plan)])
     if parallel.is_main:
-        _save_export(ready.backbone.export()[role_of(plan)], export)
+        _save_export(state, export)
     parallel.barrier()
     recorder.exports = {role_of(plan): f"sha256:{file_sha256(export)}"}
 
