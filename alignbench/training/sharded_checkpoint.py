@@ -16,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as group
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor
 
 from alignbench.files import file_sha256
@@ -46,7 +49,7 @@ def save(root: Path, state: State, rank: int) -> None:
         group.barrier()
         temporary = final.with_suffix(".tmp")
         with _plain_errors():
-            dcp.save(_flat(state), storage_writer=dcp.FileSystemWriter(temporary))
+            save_parts(_flat(state), storage_writer=FileSystemWriter(temporary))
         own = {file.name: file_sha256(file) for file in temporary.glob(f"__{rank}_*")}
         written: list[dict[str, str]] = [{} for _ in range(group.get_world_size())]
         group.all_gather_object(written, own)
@@ -80,11 +83,12 @@ def read(
 
 def _load(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read what all processes wrote, {flat name: tensor}."""
-    reader = dcp.FileSystemReader(folder)
+    reader = FileSystemReader(folder)
     flat: dict[str, Tensor] = {}
     with _plain_errors(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no process group
         for name, held in reader.read_metadata().state_dict_metadata.items():
+            assert isinstance(held, TensorStorageMetadata)
             # `optimizer.12.exp_avg` is cut as parameter 12 is.
             other = wanted.get(name, wanted.get(name.rpartition(".")[0]))
             if isinstance(other, DTensor) and other.shape == held.size:
@@ -92,7 +96,7 @@ def _load(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
             else:
                 flat[name] = torch.empty(held.size, dtype=held.properties.dtype)
         alone = not any(isinstance(value, DTensor) for value in flat.values())
-        dcp.load(flat, storage_reader=reader, no_dist=alone)
+        load(flat, storage_reader=reader, no_dist=alone)
     return flat
 
 

@@ -61,6 +61,7 @@ class Shards:
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
         """Hold every parameter whole inside the block; what is changed there is lost."""
+        root: object = self.module
         for part in self._parts:
             # The whole module first: a unit that generation calls before any forward would take its place.
             part._get_fsdp_state()._lazy_init()
@@ -71,7 +72,7 @@ class Shards:
             yield
         finally:
             for part in self._parts:
-                part.set_reshard_after_forward(part is not self.module, recurse=False)
+                part.set_reshard_after_forward(part is not root, recurse=False)
                 part.reshard()
 
     def exchange_gradients(self, enabled: bool) -> None:

@@ -1,7 +1,7 @@
 """Trains tiny models in as many processes as torchrun has started, one case after the other.
 
 `python -m tests.training.sharded OUT CASE…`; a case is MODEL:METHOD:KIND, perhaps with :key=value,… and the
-folder of a case whose checkpoint it goes on from. Leaves what the first process has, and the tokens each drew.
+folder of a case whose checkpoint it goes on from. Leaves what the first process has, and the tokens drawn.
 """
 
 from __future__ import annotations
