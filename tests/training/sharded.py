@@ -23,16 +23,30 @@ from alignbench.config.plan import Job, make_plan
 from alignbench.config.settings import resolve
 from alignbench.data import shapes
 from alignbench.progress import Progress
-from alignbench.registry.lookup import Registry
+from alignbench.registry.plugins import load_registry
+from alignbench.rewards import requests
+from alignbench.rewards.functions import reward
 from alignbench.training.parallel import Parallel
 from alignbench.training.setup import open_training_data, prepared, role_of
-from tests.helpers.method_checks import _inside
 
 STEPS, SAVED = 5, 3
 SHORT = (
     f"train.steps={STEPS}", "train.images_per_step=8", "train.micro_batch=1", "train.warmup_steps=0",
-    "train.precision=fp32", "train.lr=1e-4",
+    "train.precision=fp32", "train.lr=1e-4", "train.eps=1e-5",
 )  # fmt: skip
+"""ε above the rounding of gradients: AdamW makes steps of it, and one day other tokens would be drawn."""
+
+
+@reward
+def redness(images: Tensor) -> Tensor:
+    """More red than blue."""
+    return (images[:, 0] - images[:, 2]).mean(dim=(1, 2))
+
+
+def made_small() -> None:
+    """Few training images, and rewards that take what a decoder of random weights draws."""
+    shapes.COUNTS = {**shapes.COUNTS, "pretraining": 60, "train": 60}
+    requests.RANGE = (-1e3, 1e3)
 
 
 @dataclass(frozen=True)
@@ -44,12 +58,15 @@ class Sharded:
     kind: str
     more: tuple[str, ...] = ()
     begin: str = ""
-    """Folder with checkpoints of another case."""
+    """Folder of another case in the root, whose checkpoint of step `SAVED` is where it begins."""
 
     @classmethod
     def read(cls, text: str) -> Sharded:
         model, method, kind, more, begin = (*text.split(":"), "", "")[:5]
         return cls(model, method, kind, tuple(filter(None, more.split(","))), begin)
+
+    def __str__(self) -> str:
+        return ":".join([self.model, self.method, self.kind, ",".join(self.more), self.begin])
 
     @property
     def name(self) -> str:
@@ -57,8 +74,11 @@ class Sharded:
             "/", "-"
         )
 
+    def folder(self, root: Path, ranks: int) -> Path:
+        return root / str(ranks) / self.name
+
     def job(self, out: Path) -> Job:
-        registry = Registry.default()
+        registry = load_registry([redness])
         given = [*SHORT, f"train.shard={self.kind}", *self.more]
         config = resolve(registry, method=self.method, model=self.model, assignments=given)
         plan = make_plan(registry, config, evaluates=False)
@@ -67,7 +87,7 @@ class Sharded:
 
 def train(case: Sharded, parallel: Parallel, root: Path) -> None:
     """Train one case and save what came of it."""
-    out, quiet = root / case.name, Progress(quiet=True)
+    out, quiet = case.folder(root, parallel.world_size), Progress(quiet=True)
     if parallel.is_main:
         out.mkdir(parents=True)
         if case.begin:
@@ -105,23 +125,25 @@ def remembering(
 
 
 def tokens_in(experience: object) -> Iterator[Tensor]:
-    for found in _inside(experience, Tensor):
-        if found.dtype == torch.int64:
-            yield found
+    """What was drawn, read and corrupted; not prompts, whose padding depends on their company."""
+    for holder in (experience, getattr(experience, "draws", None)):
+        for name in ("tokens", "targets", "context"):
+            if isinstance(found := getattr(holder, name, None), Tensor):
+                yield found
 
 
-def load(root: Path, case: Sharded) -> dict[str, Any]:
+def load(folder: Path) -> dict[str, Any]:
     """What a case left: export, log, and tokens of all processes by (step, sample)."""
-    made: dict[str, Any] = torch.load(root / case.name / "out.pt")
+    made: dict[str, Any] = torch.load(folder / "out.pt")
     drawn: dict[tuple[int, int], Tensor] = {}
-    for path in (root / case.name).glob("drawn-*.pt"):
+    for path in folder.glob("drawn-*.pt"):
         drawn |= torch.load(path)
     return {**made, "drawn": drawn}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    shapes.COUNTS = {**shapes.COUNTS, "pretraining": 60, "train": 60}
+    made_small()
     if "NODES" in os.environ and "WORLD_SIZE" in os.environ:  # as if the processes were on several
         os.environ["LOCAL_WORLD_SIZE"] = str(int(os.environ["WORLD_SIZE"]) // int(os.environ["NODES"]))
     DEVICES = Parallel("fp32")

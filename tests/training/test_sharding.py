@@ -1,0 +1,173 @@
+"""Shards change where numbers lie and no result: against one process that has everything, in float32.
+
+The slow tests are samples with two processes; the heavy ones are all methods, kinds and numbers of processes:
+`python -m pytest tests/training/test_sharding.py -m heavy`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignbench.data import shapes
+from alignbench.registry.lookup import Registry
+from alignbench.rewards import requests
+from alignbench.training import checkpoint
+from alignbench.training.parallel import Parallel
+from tests.conftest import ROOT
+from tests.training.sharded import SAVED, Sharded, load, made_small, train
+
+TOLERANCE = 1e-5
+TINY, JANUS = "llamagen-tiny", "janus-tiny"
+
+
+def case(model: str, method: str, *more: str) -> Sharded:
+    random = ("model.weights=random",) if model == JANUS else ()  # of Janus nothing is shipped
+    rewards = ("method.rewards=redness",) if model == JANUS and method == "ar-grpo" else ()
+    return Sharded(model, method, "none", (*more, *random, *rewards))
+
+
+SAMPLE = [
+    case(TINY, "vapi", "method.prior=kl", "train.recompute=true"),
+    case(TINY, "ntp", "method.dropout=true", "train.micro_batch=1"),
+    case(TINY, "ar-grpo"),
+    case(TINY, "tokenizer-decoder"),
+    case(JANUS, "ar-grpo"),
+]
+"""A reference and recomputation; a forward an image; generation; a decoder; another network."""
+EVERY = [case(model, name) for model in (TINY, JANUS) for name in Registry.default().names("methods")]
+
+
+def start(root: Path, ranks: int, cases: Iterable[Sharded], *, nodes: int = 1) -> None:
+    """Train cases in as many processes, one after the other."""
+    texts = [str(one) for one in cases]
+    if ranks == 1:
+        devices = Parallel("fp32")
+        for text in texts:
+            train(Sharded.read(text), devices, root)
+        devices.close()
+        return
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.training.sharded", str(root), *texts],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "NODES": str(nodes)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def check_same(one: Path, other: Path, *, tolerance: float = TOLERANCE) -> float:
+    """Compare what two cases left: tokens, loss, norm, export; return the largest difference of weights."""
+    first, second = load(one), load(other)
+    assert first["images"] == second["images"]
+    assert first["drawn"] and first["drawn"].keys() == second["drawn"].keys()
+    for place, tokens in first["drawn"].items():
+        assert torch.equal(tokens, second["drawn"][place]), f"{other}: other tokens at {place}"
+    for mine, theirs in zip(first["log"], second["log"], strict=True):
+        for name in ("loss", "grad_norm"):
+            assert abs(mine[name] - theirs[name]) <= tolerance * max(1.0, abs(mine[name])), (other, name)
+    assert first["export"].keys() == second["export"].keys()
+    errors = [float((value - second["export"][name]).abs().max()) for name, value in first["export"].items()]
+    assert max(errors) <= tolerance, other
+    return max(errors)
+
+
+def equal(root: Path, cases: list[Sharded], ranks: int, kinds: Iterable[str]) -> None:
+    """Train in `ranks` processes and compare with one; the kinds are all of one start."""
+    cut = [replace(one, kind=kind) for one in cases for kind in kinds]
+    start(root, ranks, cut, nodes=2)
+    for one in cut:
+        worst = check_same(replace(one, kind="none").folder(root, 1), one.folder(root, ranks))
+        print(f"{ranks} processes, {one.name}: weights differ by {worst:.1e}")  # noqa: T201
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the processes that torchrun starts."""
+    monkeypatch.setattr(shapes, "COUNTS", shapes.COUNTS)
+    monkeypatch.setattr(requests, "RANGE", requests.RANGE)
+    made_small()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_two_processes_with_shards_give_what_one_gives(tmp_path: Path) -> None:
+    start(tmp_path, 1, SAMPLE)
+    equal(tmp_path, SAMPLE, 2, ["full"])
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("small")
+def test_every_method_gives_the_same_in_every_way(tmp_path: Path) -> None:
+    start(tmp_path, 1, EVERY)
+    for one in EVERY:  # one process has nobody to share with
+        alone = replace(one, kind="full")
+        start(tmp_path, 1, [alone])
+        assert check_same(one.folder(tmp_path, 1), alone.folder(tmp_path, 1), tolerance=0.0) == 0.0
+    for ranks in (2, 4):
+        equal(tmp_path, EVERY, ranks, ["none", "full", "hybrid"])
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+SAVING = case(TINY, "vapi")
+
+
+def resume_everywhere(root: Path, ways: list[tuple[int, str]]) -> int:
+    """Save in every way, go on from each in every way; return how many pairs were compared."""
+    sources = {(ranks, kind): replace(SAVING, kind=kind) for ranks, kind in ways}
+    folders = {(ranks, kind): one.folder(root, ranks) for (ranks, kind), one in sources.items()}
+    counts = sorted({ranks for ranks, _ in ways})
+
+    def each(made: Callable[[int], list[Sharded]]) -> None:
+        for ranks in counts:
+            start(root, ranks, made(ranks))
+
+    each(lambda ranks: [one for (count, _), one in sources.items() if count == ranks])
+    begun = {
+        (source, way): replace(sources[way], begin=str(folders[source].relative_to(root)))
+        for source, way in itertools.product(ways, ways)
+    }
+    each(lambda ranks: [one for (_, (count, _)), one in begun.items() if count == ranks])
+    for (source, way), one in begun.items():
+        worst = after_resuming(folders[way], one.folder(root, way[0]), exact=source == way)
+        print(f"{source} → {way}: weights differ by {worst:.1e}")  # noqa: T201
+    return len(begun)
+
+
+def after_resuming(whole: Path, begun: Path, *, exact: bool) -> float:
+    """Compare an unbroken case with one that went on from a checkpoint; return the largest difference."""
+    first, second = load(whole), load(begun)
+    assert {step for step, _ in second["drawn"]} == {SAVED, SAVED + 1}, "it did not go on from the checkpoint"
+    errors = [float((value - second["export"][name]).abs().max()) for name, value in first["export"].items()]
+    assert max(errors) <= (0.0 if exact else TOLERANCE), begun
+    if exact:
+        assert first["log"] == second["log"]
+    return max(errors)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_either_form_is_read_in_shards_or_not(tmp_path: Path) -> None:
+    assert resume_everywhere(tmp_path, [(1, "none"), (2, "none"), (2, "full")]) == 9
+    saved = (
+        SAVING.folder(tmp_path, 1) / "checkpoints",
+        replace(SAVING, kind="full").folder(tmp_path, 2) / "checkpoints",
+    )
+    sizes = []
+    for root in saved:
+        (newest := checkpoint.complete(root)[-1])
+        sizes.append(sum(path.stat().st_size for path in newest.iterdir()))
+    assert abs(sizes[0] / sizes[1] - 1) < 0.15, "both forms hold the same numbers"
+
+
+@pytest.mark.heavy
+def test_all_36_ways_to_save_and_go_on(tmp_path: Path) -> None:
+    ways = [(ranks, kind) for ranks in (1, 2, 4) for kind in ("none", "full")]
+    assert resume_everywhere(tmp_path, ways) == 36
