@@ -31,7 +31,9 @@ TINY, JANUS = "llamagen-tiny", "janus-tiny"
 
 def case(model: str, method: str, *more: str) -> Sharded:
     random = ("model.weights=random",) if model == JANUS else ()  # of Janus nothing is shipped
-    rewards = ("method.rewards=redness",) if model == JANUS and method == "ar-grpo" else ()
+    rewards = ()
+    if model == JANUS and method != "ntp":
+        rewards = ("method.rewards=redness" if method == "ar-grpo" else "method.perceptual_weight=0",)
     return Sharded(model, method, "none", (*more, *random, *rewards))
 
 
