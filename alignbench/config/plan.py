@@ -177,7 +177,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         weights=weights,
         world_size=distributed.world_size(),
         sequences_per_image=_sequences(config, method),
-        estimate=estimate(config, model, method, rows),
+        estimate=estimate(config, model, method, rows, processes=distributed.world_size()),
         evaluates=evaluates,
         text=text,
         classes=classes,

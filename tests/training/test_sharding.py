@@ -10,23 +10,30 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
+from alignbench.api import ClassLabels, Sampling
+from alignbench.backbones.llamagen.model import build as build_backbone
 from alignbench.data import shapes
 from alignbench.registry.lookup import Registry
 from alignbench.rewards import requests
 from alignbench.training import checkpoint
 from alignbench.training.parallel import Parallel
+from alignbench.training.sharding import Shards, like, whole
 from tests.conftest import ROOT
 from tests.training.sharded import SAVED, Sharded, load, made_small, train
 
 TOLERANCE = 1e-5
 TINY, JANUS = "llamagen-tiny", "janus-tiny"
+CARD = Registry.default().model(TINY)
 
 
 def case(model: str, method: str, *more: str) -> Sharded:
@@ -34,6 +41,8 @@ def case(model: str, method: str, *more: str) -> Sharded:
     rewards = ()
     if model == JANUS and method != "ntp":
         rewards = ("method.rewards=redness" if method == "ar-grpo" else "method.perceptual_weight=0",)
+        if Registry.default().method(method).group_option:
+            rewards += ("method.group_size=2",)
     return Sharded(model, method, "none", (*more, *random, *rewards))
 
 
@@ -96,6 +105,83 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "COUNTS", shapes.COUNTS)
     monkeypatch.setattr(requests, "RANGE", requests.RANGE)
     made_small()
+
+
+@pytest.fixture
+def alone() -> Iterator[DeviceMesh]:
+    """A process group of this process."""
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_what_is_cut_is_whole_in_the_block_and_cut_behind_it(alone: DeviceMesh) -> None:
+    """Generation goes past the forward of the policy, so nothing would gather its parts; also after an error."""
+    backbone = build_backbone(CARD, None)
+    condition, numbers = ClassLabels(torch.arange(3)), torch.rand(3, backbone.num_tokens)
+    before, weights = backbone.generate(condition, numbers, Sampling()).tokens, backbone.export()["policy"]
+    weights = {name: value.clone() for name, value in weights.items()}
+    policy = backbone.policy
+    shards = Shards(policy, alone, None)
+
+    def cut() -> set[bool]:
+        return {isinstance(parameter, DTensor) for parameter in policy.parameters()}
+
+    assert cut() == {True}
+    with pytest.raises(ZeroDivisionError), shards.gathered():
+        assert cut() == {False}
+        assert torch.equal(backbone.generate(condition, numbers, Sampling()).tokens, before)
+        backbone.logits(condition, before[:, :-1])  # a forward cuts nothing here
+        assert cut() == {False}
+        1 / 0  # noqa: B018
+    assert cut() == {True}
+    backbone.logits(condition, before[:, :-1]).sum().backward()
+    assert cut() == {True} and all(isinstance(one.grad, DTensor) for one in policy.parameters())
+    exported = backbone.export()["policy"]
+    assert all(torch.equal(whole(exported[name]), value) for name, value in weights.items())
+    assert all(torch.equal(whole(like(value, exported[name])), value) for name, value in weights.items())
+
+
+def test_half_precision_is_gathered_and_summed_in_full(alone: DeviceMesh) -> None:
+    backbone = build_backbone(CARD, None)
+    policy = backbone.policy
+    shards = Shards(policy, alone, torch.bfloat16)
+    condition, tokens = (
+        ClassLabels(torch.arange(2)),
+        torch.zeros(2, backbone.num_tokens - 1, dtype=torch.long),
+    )
+    with shards.gathered():
+        assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
+        backbone.generate(condition, torch.rand(2, backbone.num_tokens), Sampling(cfg_scale=2.0))
+    for last in (False, True):
+        shards.exchange_gradients(last)
+        logits = backbone.logits(condition, tokens)
+        assert logits.dtype == torch.float32
+        logits.square().mean().backward()
+        assert all((one.grad is None) != last for one in policy.parameters()), "one exchange a step"
+    gradients = [one.grad for one in policy.parameters()]
+    assert {gradient.dtype for gradient in gradients if gradient is not None} == {torch.float32}
+    norm = (
+        torch.stack([whole(one).double().square().sum() for one in gradients if one is not None]).sum().sqrt()
+    )
+    assert float(shards.clip(float("inf"))) == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_auto_cuts_where_a_device_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Parallel("fp32")
+    try:
+        assert devices.shard_kind("full", 1.0) == "none", "nobody to share with"
+        monkeypatch.setattr(devices, "world_size", 2)
+        monkeypatch.setattr(devices, "sum", dict)
+        assert devices.shard_kind("hybrid", 1.0) == "hybrid"
+        assert devices.shard_kind("auto", 1e9) == "none", "processes on a CPU share its memory"
+        monkeypatch.setattr(Parallel, "memory_gib", 80.0)
+        assert [devices.shard_kind("auto", size) for size in (79.0, 81.0)] == ["none", "full"]
+        monkeypatch.setattr(devices, "sum", lambda numbers: {name: 1.0 for name in numbers})
+        assert devices.shard_kind("auto", 1.0) == "full", "another rank's is too small"
+    finally:
+        monkeypatch.undo()
+        devices.close()
 
 
 @pytest.mark.slow
