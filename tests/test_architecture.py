@@ -97,7 +97,7 @@ def test_nothing_imports_the_command_line() -> None:
 
 
 def test_exchanges_are_behind_one_module() -> None:
-    """What torch offers for several processes is used by four modules, and three of them by `parallel` alone."""
+    """Four modules use what torch has for several processes; two of them are for the other two alone."""
     layer = {f"training.{name}" for name in ("parallel", "process_group", "sharding", "sharded_checkpoint")}
     users = {
         name_of(path)

@@ -116,7 +116,7 @@ def alone() -> Iterator[DeviceMesh]:
 
 
 def test_what_is_cut_is_whole_in_the_block_and_cut_behind_it(alone: DeviceMesh) -> None:
-    """Generation goes past the forward of the policy, so nothing would gather its parts; also after an error."""
+    """Generation goes past the forward of the policy, which would gather its parts; also after an error."""
     backbone = build_backbone(CARD, None)
     condition, numbers = ClassLabels(torch.arange(3)), torch.rand(3, backbone.num_tokens)
     before, weights = backbone.generate(condition, numbers, Sampling()).tokens, backbone.export()["policy"]
