@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -201,6 +202,34 @@ def test_every_method_gives_the_same_in_every_way(tmp_path: Path) -> None:
         assert check_same(one.folder(tmp_path, 1), alone.folder(tmp_path, 1), tolerance=0.0) == 0.0
     for ranks in (2, 4):
         equal(tmp_path, EVERY, ranks, ["none", "full", "hybrid"])
+
+
+@pytest.mark.heavy
+def test_two_agents_are_two_nodes(tmp_path: Path) -> None:
+    """On loopback, two processes each; parameters are cut within a node and the same on both."""
+    one = case(TINY, "ar-grpo")
+    start(tmp_path, 1, [one])
+    cut = replace(one, kind="hybrid")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+    ]
+    command = [sys.executable, *launcher, "--rdzv-endpoint", place, "--local-addr", "localhost"]
+    command += ["-m", "tests.training.sharded", str(tmp_path), str(cut)]
+    agents = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    said = [agent.communicate(timeout=600)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    worst = check_same(one.folder(tmp_path, 1), cut.folder(tmp_path, 4))
+    print(f"two agents: weights differ by {worst:.1e}")  # noqa: T201
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
