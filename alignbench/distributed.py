@@ -30,3 +30,20 @@ def rank() -> int:
     """Return the number of this process among those of its run."""
     text = os.environ.get("RANK", "0")
     return int(text) if world_size() > 1 and text.isdecimal() else 0
+
+
+def shard_copies(kind: str, processes: int) -> int:
+    """Return how many copies of the parameters there are with `train.shard` = kind.
+
+    Raises:
+        UserError: `hybrid` keeps one on each node, and nodes have different numbers of processes.
+    """
+    if kind != "hybrid":
+        return 1 if kind == "full" else processes
+    text = os.environ.get("LOCAL_WORLD_SIZE", str(processes))
+    if not text.isdecimal() or int(text) < 1 or processes % int(text):
+        raise UserError(
+            f"train.shard=hybrid: {processes} processes cannot be on nodes of {text} each",
+            fix="start as many processes on every node, or set train.shard=full",
+        )
+    return processes // int(text)

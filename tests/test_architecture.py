@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -93,6 +94,22 @@ def test_nothing_imports_the_command_line() -> None:
         if any(package_of(imported) == "cli" for _, imported in imports(path))
     }
     assert importers == {"cli", "__main__"}
+
+
+def test_exchanges_are_behind_one_module() -> None:
+    """Four modules use what torch has for several processes; two of them are for the other two alone."""
+    layer = {f"training.{name}" for name in ("parallel", "process_group", "sharding", "sharded_checkpoint")}
+    users = {
+        name_of(path)
+        for path in sources()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"torch\.distributed|from torch import .*distributed", line.partition("#")[0])
+        and not line.lstrip().startswith('"""')
+    }
+    assert users == layer
+    for path in sources():
+        used = {name for _, name in imports(path)} & layer - {"training.parallel", "training.process_group"}
+        assert not used or name_of(path) in layer, path
 
 
 def test_imports_form_no_circle() -> None:

@@ -67,6 +67,9 @@ def lora_problems(config: RunConfig, model: ModelCard, method: MethodCard) -> It
     if method.updates != "policy":
         what = f"{config.method} trains the tokenizer's decoder, an adapter is for policies"
         yield Problem("train.adapter", what, leave)
+    if train.shard in ("full", "hybrid"):
+        what = "an adapter is small and is trained whole, the frozen weights beside it are not cut"
+        yield Problem("train.shard", what, leave)
     missing, fix = missing_packages(["peft"], "lora")
     if missing:
         yield Problem("train.adapter", "needs peft", fix)

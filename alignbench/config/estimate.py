@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignbench import distributed
 from alignbench.config.adapter import LoraShape
 from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
@@ -42,6 +43,8 @@ def estimate(
     method: MethodCard | None,
     rows_gib: float = 0.0,
     lora: LoraShape | None = None,
+    *,
+    processes: int = 1,
 ) -> Estimate:
     """Estimate memory and disk from the architecture.
 
@@ -50,12 +53,19 @@ def estimate(
     most that: of frozen norms it keeps less. Logits are counted as fp32 with their gradient and one softmax
     copy. The decoder keeps about 6.5 feature maps of base width at full resolution per image. Compared with
     measured peaks in docs/performance.md.
+
+    `train.shard` divides the 16 bytes among `processes` (`hybrid`: among those of a node). What is trained is
+    then whole for a while, in the precision of the run while collecting; and where a step has several
+    micro-batches, so are their float32 gradients while updating. `auto` counts as undivided.
     """
     shape, tokenizer, train = model.policy, model.tokenizer, config.train
     width = 2 if train.precision == "bf16" else 4
     trainable = shape.parameters if method is None or method.updates == "policy" else tokenizer.parameters
     frozen, copied = shape.parameters + tokenizer.parameters - trainable, trainable
-    held = {"weights, gradients, optimiser": trainable * 16.0 + frozen * 4.0}
+    shares = 1
+    if train.shard in ("full", "hybrid"):
+        shares = processes // distributed.shard_copies(train.shard, processes)
+    held = {"weights, gradients, optimiser": trainable * 16.0 / shares + frozen * 4.0}
     if lora:
         trainable, copied = lora.trainable, lora.trainable + _rounded_copies(shape, lora, train.recompute)
         held = _held_with(lora, shape.parameters + tokenizer.parameters)
@@ -69,9 +79,12 @@ def estimate(
     rows = train.micro_batch
     if method is not None and method.update_rows == "sequence":
         rows *= int(config.section("method")[method.group_option])
+    several = train.images_per_step // processes > train.micro_batch
+    whole = 4.0 if several else width
     parts = {
         **held,
-        "autocast copy": copied * 2.0 if train.precision == "bf16" else 0.0,
+        "autocast copy": copied * 2.0 if train.precision == "bf16" and shares == 1 else 0.0,
+        "gathered for a while": trainable * whole if shares > 1 else 0.0,
         "activations": float(rows * length * per_token * width),
         "logits": float(rows * shape.tokens * shape.vocab_size * 12),
         "decoder": float(decode_batch * model.image_size**2 * tokenizer.base_channels * 4 * 6.5),
@@ -126,7 +139,8 @@ def memory_note(estimate: Estimate, available_gib: float) -> str:
         return ""
     return (
         f"about {gib(estimate.train_gib)} GiB are needed for training and this device has "
-        f"{gib(available_gib)} → a smaller --set train.micro_batch=N, or --set train.recompute=true"
+        f"{gib(available_gib)} → a smaller --set train.micro_batch=N, --set train.recompute=true, or on "
+        "several devices --set train.shard=full"
     )
 
 

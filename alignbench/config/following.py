@@ -28,8 +28,11 @@ def tracker_problems(names: Sequence[str]) -> Iterator[Problem]:
             yield Problem(f"--track {name}", f"needs {name}", fix)
 
 
-def grid_problems(protocol: ProtocolCard, evaluates: bool) -> Iterator[Problem]:
-    """Yield why a protocol says no images to draw while training."""
+def grid_problems(protocol: ProtocolCard, evaluates: bool, shard: str) -> Iterator[Problem]:
+    """Yield why no images can be drawn while training: what the protocol lacks, or the process that draws."""
+    if shard != "none":
+        what = "one process draws, and with train.shard none has the whole policy"
+        yield Problem("--grid-every", what, "leave one of the two out")
     if protocol.task != "generation":
         yield Problem("--grid-every", "the protocol scores reconstructions", "choose another with --protocol")
     elif protocol.labels == "prompts" and not evaluates:

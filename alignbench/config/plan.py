@@ -27,7 +27,7 @@ from alignbench.config.requirements import (
     rewards_of,
     unread,
 )
-from alignbench.config.settings import RunConfig
+from alignbench.config.settings import HOW, RunConfig
 from alignbench.errors import Problem
 from alignbench.files import cache_root, digest_of
 from alignbench.hub.locate import (
@@ -162,7 +162,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     lora = lora_of(config, model, method)
     digest = digest_of(
         {
-            "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
+            "config": _identity(config),
             "protocol": protocol_content(protocol),
             "weights": {role: status.sha256 for role, status in weights.items()},
             "evaluates": evaluates,
@@ -185,7 +185,7 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         world_size=distributed.world_size(),
         sequences_per_image=_sequences(config, method),
         lora=lora,
-        estimate=estimate(config, model, method, rows, lora),
+        estimate=estimate(config, model, method, rows, lora, processes=distributed.world_size()),
         evaluates=evaluates,
         text=text,
         classes=classes,
@@ -198,6 +198,12 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         ],
         plugins=code,
     )
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What decides the result: without the recipe, which is its values, and without `HOW`."""
+    whole = config.as_dict()
+    return {**whole, "recipe": None, "values": {k: v for k, v in whole["values"].items() if k not in HOW}}
 
 
 def _sequences(config: RunConfig, method: MethodCard | None) -> int:
@@ -254,7 +260,8 @@ class Job:
     @property
     def problems(self) -> list[Problem]:
         """Everything that keeps it from running: of its plan, and of how it is carried out."""
-        grids = grid_problems(self.plan.protocol, self.plan.evaluates) if self.grid_every else ()
+        shard, plan = self.plan.config.train.shard, self.plan
+        grids = grid_problems(plan.protocol, plan.evaluates, shard) if self.grid_every else ()
         return [*self.plan.problems, *tracker_problems(self.track), *grids]
 
     @property

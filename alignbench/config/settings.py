@@ -46,6 +46,12 @@ class TrainConfig:
     warmup_steps: int = _train(0, "Steps of linear warm-up.", minimum=0)
     precision: str = _train("fp32", "bf16: autocast over fp32 master weights.", choices=["fp32", "bf16"])
     recompute: bool = _train(False, "Recompute transformer blocks in the backward pass.")
+    shard: str = _train(
+        "none",
+        "Cut what trains: not, among all devices, within each node; auto: if it does not fit.",
+        choices=["none", "full", "hybrid", "auto"],
+        rare=True,
+    )
     updates_per_collect: int = _train(1, "Optimiser steps on each collected batch.", minimum=1)
     failed_rewards: float = _rare(
         0.1, "Largest share of a step's images that may stay without a score.", minimum=0.0, maximum=1.0
@@ -85,6 +91,10 @@ COMMON_OPTIONS: dict[str, dict[str, Option]] = {
     },
 }
 """{namespace: {key: option}} of what does not depend on a card."""
+
+
+HOW = {"train.shard"}
+"""Keys that change no result: a run may be continued with others."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from alignbench.text import LONGEST, cut, one_line
 if TYPE_CHECKING:
     from alignbench.registry.protocol import MetricFact, Setting
 
-MACHINE_KEYS = {"train.micro_batch", "train.recompute", "model.policy", "model.tokenizer", "data.root"}
+MACHINE_KEYS = {
+    "train.micro_batch", "train.recompute", "train.shard", "model.policy", "model.tokenizer", "data.root",
+}  # fmt: skip
 """Configuration keys that say how or from where a run is executed, not what it computes; weights and data
 enter a row's identity by their digests."""
 

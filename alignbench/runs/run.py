@@ -129,13 +129,14 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress, tracki
             recorder.totals = ready.driver.totals
             raise
     progress.doing("export")
+    if ready.adapter is not None and parallel.is_main:
+        folder = export.with_name("adapter")
+        ready.adapter.write_settings(folder)
+        _save_export(ready.adapter.export(), folder / WEIGHTS_FILE)
+        ready.adapter.merge()
+    state = parallel.whole(ready.backbone.export()[role_of(plan)])
     if parallel.is_main:
-        if ready.adapter is not None:
-            folder = export.with_name("adapter")
-            ready.adapter.write_settings(folder)
-            _save_export(ready.adapter.export(), folder / WEIGHTS_FILE)
-            ready.adapter.merge()
-        _save_export(ready.backbone.export()[role_of(plan)], export)
+        _save_export(state, export)
     parallel.barrier()
     recorder.exports = {role_of(plan): f"sha256:{file_sha256(export)}"}
 

@@ -206,25 +206,29 @@ def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Prog
     backbone.recompute(train.recompute)
     module, adapter = prepare_trained(plan, backbone)
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+    module = parallel.prepare(module)
+    # So that `backbone.logits` computes in the precision of the run, whatever is trained.
+    whole = plan.method.updates == "policy" and adapter is None
+    backbone.policy = module if whole else parallel.prepare(backbone.policy)
+    # After wrapping: a frozen reference is a copy and must compute in the same precision. Before cutting:
+    # shards cannot be copied.
+    method = build_method(job, backbone, parallel.device)
+    kind = parallel.shard_kind(train.shard, plan.estimate.train_gib) if adapter is None else "none"
+    # The decoder is not computed in the run's precision in one piece either.
+    parallel.shard(module, kind, cast=plan.method.updates == "policy")
+    optimizer = torch.optim.AdamW(
         parameter_groups(module, train.weight_decay),
         lr=train.lr,
         betas=(train.beta1, train.beta2),
         eps=train.eps,
         fused=parallel.device.type == "cuda",
     )
-    module, optimizer = parallel.wrap(module, optimizer)
-    # So that `backbone.logits` computes in the precision of the run, whatever is trained.
-    whole = plan.method.updates == "policy" and adapter is None
-    backbone.policy = module if whole else parallel.wrap_frozen(backbone.policy)
-    # After wrapping: a frozen reference is a copy and must compute in the same precision.
-    method = build_method(job, backbone, parallel.device)
     with open_stream(plan, backbone, dataset, job.workers) as stream:
         driver = Driver(
             train,
             method=method,
             module=module,
-            optimizer=optimizer,
+            optimizer=parallel.prepare_optimizer(optimizer),
             stream=stream,
             parallel=parallel,
             folder=job.out,

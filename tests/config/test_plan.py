@@ -99,6 +99,32 @@ def test_the_digest_is_the_identity_of_the_run() -> None:
             plan_of("llamagen-tiny", f"protocol.{change}")
 
 
+def test_how_devices_share_is_no_part_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any way continues the run of another; the estimate is of the one that was chosen."""
+    plain = plan_of("janus-pro-7b", "train.precision=bf16", "train.images_per_step=64")
+    weights = plain.model.policy.parameters / 2**30
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    for kind, shares in (("none", 1), ("auto", 1), ("full", 16), ("hybrid", 8)):
+        for micro_batch, whole in ((4, 2), (2, 4)):  # bytes while collecting; of gradients while updating
+            settings = (
+                "train.precision=bf16",
+                "train.images_per_step=64",
+                f"train.micro_batch={micro_batch}",
+            )
+            plan = plan_of("janus-pro-7b", *settings, f"train.shard={kind}")
+            assert plan.digest == plan_of("janus-pro-7b", *settings).digest
+            assert plan.estimate.disk_gib == plain.estimate.disk_gib, "all shards together are the whole"
+            parts = plan.estimate.parts
+            frozen = plain.estimate.parts["weights, gradients, optimiser"] - 16 * weights
+            assert parts["weights, gradients, optimiser"] == pytest.approx(16 * weights / shares + frozen)
+            assert parts["gathered for a while"] == pytest.approx(whole * weights if shares > 1 else 0)
+            assert parts["autocast copy"] == pytest.approx(2 * weights if shares == 1 else 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    with pytest.raises(UserError, match="16 processes cannot be on nodes of 5 each"):
+        plan_of("janus-pro-7b", "train.shard=hybrid")
+
+
 def test_a_model_without_a_backbone_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = (ROOT / "registry" / "models" / "llamagen-tiny.toml").read_text()
     (tmp_path / "models").mkdir()

@@ -182,7 +182,7 @@ def _train(subject: Subject, folder: Path, *, steps: int) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(subject.module, config.weight_decay), lr=config.lr)
     parallel = Parallel("fp32")
     try:
-        module, wrapped = parallel.wrap(subject.module, optimizer)
+        module, wrapped = parallel.prepare(subject.module), parallel.prepare_optimizer(optimizer)
         with subject.stream() as stream:
             Driver(
                 config,

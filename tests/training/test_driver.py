@@ -90,7 +90,7 @@ def make_driver(
 ) -> tuple[Driver, nn.Linear]:
     config, line = replace(STEPS, **changes), make_line()
     optimizer = torch.optim.AdamW(parameter_groups(line, config.weight_decay), lr=config.lr)
-    module, wrapped = parallel.wrap(line, optimizer)
+    module, wrapped = parallel.prepare(line), parallel.prepare_optimizer(optimizer)
     folder.mkdir(parents=True, exist_ok=True)
     driver = Driver(
         config,
