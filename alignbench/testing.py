@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,8 +219,10 @@ class _Breaking(Progress):
     def __init__(self) -> None:
         super().__init__(quiet=True)
 
-    def stage(self, name: str, total: int, *, done: int = 0) -> Any:
-        return contextlib.nullcontext(_BreakingStage(self, name, total, done))
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
+        with super().stage(name, total, done=done):
+            yield _BreakingStage(self, name, total, done)
 
 
 METHOD_CHECKS: tuple[MethodCheck, ...] = (

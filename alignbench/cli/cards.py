@@ -181,7 +181,7 @@ def show(
 
 
 def _print_card(kind: str, name: str, card: Card) -> None:
-    put(f"{SINGULAR[kind]} {name}: {card.title}", *filter(None, [card.summary]))
+    put(f"{SINGULAR[kind]} {name}: {card.title}", *folded(card.summary))
     options = getattr(card, "options", {})
     declared = all(isinstance(option, Option) for option in options.values())
     hidden = {"title", "summary", "notes"} | ({"options"} if declared else set())

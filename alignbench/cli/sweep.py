@@ -17,7 +17,7 @@ from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry, read_card
 from alignbench.registry.tables import SweepCard
-from alignbench.runs.sweep import Sweep, carry_out, make
+from alignbench.runs.sweeps.sweep import Sweep, carry_out, make
 
 DEFAULT_OUT = Path("sweeps")
 EMBEDDED = ("llamagen-tiny", "shapes-tiny")
@@ -63,7 +63,7 @@ def _find(registry: Registry, wanted: str) -> tuple[str, SweepCard]:
 
 
 def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
-    from alignbench.runs import sweep_page
+    from alignbench.runs.sweeps import page
 
     progress = Progress()
     for line in product_lines(planned):
@@ -73,13 +73,13 @@ def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
         registry,
         progress,
         workers=default_workers(planned.runs[0].plan.model.image_size),
-        after=lambda failed: sweep_page.write(planned, registry, failed),
+        after=lambda failed: page.write(planned, registry, failed),
     )
-    sweep_page.write(planned, registry, failures)
+    page.write(planned, registry, failures)
     if as_json:
         put((planned.out / "sweep.json").read_text(encoding="utf-8"))
     else:
-        Console().print(sweep_page.shown(planned, registry, failures))
+        Console().print(page.shown(planned, registry, failures))
         put(" · ".join(str(planned.out / name) for name in ("sweep.md", "sweep.json")))
     if failures:
         raise UserError(

@@ -15,7 +15,7 @@ from rich.text import Text
 from alignbench.cli.common import print_json, put
 from alignbench.cli.options import Json
 from alignbench.commands.watch import RunView, StageProgress, Watched, exit_status, watched
-from alignbench.text import visible
+from alignbench.text import NO_BREAK, visible, wrapped
 
 INTERVAL = 1.0
 """Seconds between two looks."""
@@ -72,7 +72,7 @@ def lines_of(view: RunView, width: int, encoding: str) -> list[str]:
     rows += [(f"  {stage.name}", _stage(stage, unicode, dot)) for stage in view.stages]
     if view.numbers:
         ordered = sorted(view.numbers.items(), key=lambda item: item[0] not in ("reward", "loss"))
-        shown = [f"{name} {'-' if value is None else f'{value:.4g}'}" for name, value in ordered]
+        shown = [f"{name}{NO_BREAK}{'-' if value is None else f'{value:.4g}'}" for name, value in ordered]
         rows.append((f"  step {view.step}", dot.join(shown[:NUMBERS])))
     if view.values:
         room = max(width - 50, 10)
@@ -83,9 +83,11 @@ def lines_of(view: RunView, width: int, encoding: str) -> list[str]:
         rows.append((f"  process {process.rank}", text))
     rows += [("  warning", warning) for warning in view.warnings]
     column = max(len(name) for name, _ in rows[1:]) + 2
-    lines = [f"{name.ljust(column)}  {text}" if number else f"{name}  {text}"
-             for number, (name, text) in enumerate(rows)]  # fmt: skip
-    return [visible(line) for line in lines]
+    (title, state), *others = [(visible(name), visible(text)) for name, text in rows]
+    lines = [f"{title}  {state}"]
+    for name, text in others:
+        lines += wrapped(text, width, " " * (column + 2), f"{name.ljust(column)}  ")
+    return lines
 
 
 def sparkline(values: Sequence[float], width: int, *, unicode: bool = True) -> str:
@@ -117,11 +119,12 @@ def _time(seconds: float) -> str:
 
 def _coloured(view: RunView, console: Console) -> Text:
     first, *others = lines_of(view, console.width, console.encoding)
-    text = Text(
-        f"{first}\n", style=f"bold {STYLES.get(view.state, 'red')}", no_wrap=True, overflow="ellipsis"
-    )
+    text = Text(f"{first}\n", style=f"bold {STYLES.get(view.state, 'red')}", overflow="fold")
+    style = "not bold default"
     for line in others:
-        text.append(line + "\n", style="not bold red" if line.startswith("  warning") else "not bold default")
+        if line[2:3].strip():  # not the rest of the row before
+            style = "not bold red" if line.startswith("  warning") else "not bold default"
+        text.append(f"{line}\n", style=style)
     return text
 
 

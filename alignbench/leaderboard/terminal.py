@@ -99,7 +99,9 @@ def _headline(table: Table) -> RenderableType:
 
 def rich_warnings(warnings: Sequence[Warning]) -> RenderableType:
     """Return warnings below each other; nothing without one."""
-    return Group(*([Text("Warnings", "bold")] if warnings else []), *bullets(x.text for x in warnings))
+    return Group(
+        *([Text(), Text("Warnings", "bold")] if warnings else []), *bullets(x.text for x in warnings)
+    )
 
 
 def _replaced(text: str, words: Mapping[str, str]) -> str:

@@ -66,7 +66,10 @@ SHOWN = {
     "evaluate-samples": "evaluate --samples images --protocol digits8 --dry-run",
     "compare": "compare runs/a:base runs/a:method",
     "leaderboard": "leaderboard runs --out boards",
+    "leaderboard-html": "leaderboard runs --out boards --html",
     "leaderboard-check": "leaderboard --check --out boards",
+    "report": "report runs/a --html",
+    "watch": "watch runs/a",
     "audit": "audit runs",
     "figures": "figures runs --kind curves --kind tradeoff",
     "sweep-again": "sweep mini.toml --out sweep",
@@ -82,7 +85,7 @@ SHOWN = {
     "show-unknown": "show llamagen-xxxl",
 }  # fmt: skip
 """{name: command line}: a new command needs a line here and REPIN=1."""
-MEASURING = ("run", "evaluate", "compare", "leaderboard", "audit", "figures", "sweep", "bench")
+MEASURING = ("run", "evaluate", "compare", "leaderboard", "audit", "figures", "sweep", "bench", "watch")
 """Commands whose decimal numbers another machine may round otherwise."""
 WHOLE = re.compile(r"^\$ |^alignbench: |^ +→ |alignbench run |^ +(from|to) |\S{25,}")
 """Lines that may be wider than the terminal: commands, errors, remedies, places, and long words."""

@@ -110,10 +110,9 @@ def test_janus_pro_7b_fits_one_card_of_80_gb_with_an_adapter() -> None:
         assert plan.estimate.train_gib < 80e9 / GIB < full.estimate.train_gib
         disk = 3 * 12 * updates + 4 * everything
         assert plan.estimate.disk_gib == pytest.approx(disk / GIB, abs=0.1)
-    (line,) = (line for line in plan_lines(plans["bf16"]) if line.startswith("  adapter"))
-    assert "37,478,400 of 6,629,269,504 parameters train · frozen layers in bf16" in line
-    (line,) = (line for line in plan_lines(plans["bf16"]) if line.startswith("  estimate"))
-    assert "frozen weights 14, adapter, gradients, optimiser 0.56" in line
+    said = " ".join(" ".join(plan_lines(plans["bf16"])).split())
+    assert "37,478,400 of 6,629,269,504 parameters train · frozen layers in bf16" in said
+    assert "frozen weights 14, adapter, gradients, optimiser 0.56" in said
 
 
 @pytest.mark.parametrize("family", ["llamagen", "janus"])

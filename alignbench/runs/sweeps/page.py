@@ -16,9 +16,9 @@ from alignbench.leaderboard.markdown import bullets, grid, section, text_of
 from alignbench.leaderboard.table import Cell, Column
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import MetricFact
-from alignbench.runs import sweep_claims
-from alignbench.runs.sweep import Sweep, text
-from alignbench.runs.sweep_table import Line, all_measured, as_dict, base, column_of, measure
+from alignbench.runs.sweeps import claims
+from alignbench.runs.sweeps.sweep import Sweep, text
+from alignbench.runs.sweeps.table import Line, all_measured, as_dict, base, column_of, measure
 from alignbench.text import markdown_code
 
 ONE_SEED = "Every row is one trained model: nothing is said about other training seeds."
@@ -96,7 +96,7 @@ def markdown(
 
 def claims_of(sweep: Sweep, lines: Sequence[Line], facts: Mapping[str, MetricFact]) -> list[str]:
     """What became of the paper's claims."""
-    decided = sweep_claims.decided(sweep.card, all_measured(lines, base(sweep, facts)), facts)
+    decided = claims.decided(sweep.card, all_measured(lines, base(sweep, facts)), facts)
     alone = [ONE_SEED] if decided and len(sweep.card.seeds) == 1 else []
     return [*(one.text for one in decided), *alone]
 
@@ -181,6 +181,6 @@ def shown(sweep: Sweep, registry: Registry, failures: Mapping[str, str]) -> Rend
         right = columns.keys() - left.keys()
         table = zip(*columns.values(), strict=True)
         parts.append(terminal.grid(title, list(columns), table, right=right, gap=1))
-    claims = [claim.replace("**", "") for claim in claims_of(sweep, lines, facts)]
-    said = [*claims, *notes_of(sweep, lines, failures), reading(sweep, "*")]
+    decided = [claim.replace("**", "") for claim in claims_of(sweep, lines, facts)]
+    said = [*decided, *notes_of(sweep, lines, failures), reading(sweep, "*")]
     return Group(*parts, *terminal.bullets(said))

@@ -16,8 +16,8 @@ from alignbench.leaderboard.table import Cell, Column, grouped
 from alignbench.record import Result, RunRecord, Subject
 from alignbench.registry.protocol import MetricFact
 from alignbench.registry.schema import RewardCard
-from alignbench.runs import sweep_claims
-from alignbench.runs.sweep import Configuration, Sweep, SweepRun
+from alignbench.runs.sweeps import claims
+from alignbench.runs.sweeps.sweep import Configuration, Sweep, SweepRun
 
 Measured = Mapping[str, Mapping[str, Cell]]
 """{setting: {metric: mean and interval}}, the sweep's own setting first."""
@@ -152,7 +152,7 @@ def as_dict(
         "choose": card.choose,
         "given": dict(sweep.given),
         "base": {metric: list(cell.values) for metric, cell in untouched[card.setting].items()},
-        "claims": [vars(one) for one in sweep_claims.decided(card, all_measured(lines, untouched), facts)],
+        "claims": [vars(one) for one in claims.decided(card, all_measured(lines, untouched), facts)],
         "configurations": [_line_dict(line) for line in lines],
         "failures": dict(failures),
     }
