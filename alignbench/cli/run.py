@@ -26,6 +26,7 @@ from alignbench.cli.options import (
 from alignbench.commands import jobs
 from alignbench.config import estimate
 from alignbench.config.following import TRACKERS
+from alignbench.config.plan import Job
 from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
 
@@ -86,6 +87,10 @@ def run(
         grid_every=grid_every,
         log_samples=log_shown if log_samples else 0,
     )
+    _do(job, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def _do(job: Job, *, resume: bool, dry_run: bool, as_json: bool) -> None:
     disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
     problems = [*job.problems, *filter(None, [disk])]
     if dry_run:
