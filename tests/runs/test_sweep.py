@@ -148,7 +148,8 @@ def test_a_failure_is_listed_and_the_rest_is_done_and_not_done_again(tmp_path: P
     assert len(table["failures"]) == 2 and all("gradient" in text for text in table["failures"].values())
     assert good["best"] != better["best"] and not broken["best"] and not broken["tied"]
     markdown = (out / "sweep.md").read_text()
-    assert done.stdout.strip() == markdown.strip() and "| broken |" in markdown and "- Failed: " in markdown
+    assert "| broken |" in markdown and "- Failed: " in markdown
+    assert "broken" in done.stdout and "Failed: " in done.stdout and "|" not in done.stdout
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/export/*.safetensors")}
     assert len(stamps) == 4
     again = alignbench(*command)
