@@ -26,6 +26,7 @@ from alignbench.cli import (
     sweep,
     weights,
 )
+from alignbench.distributed import join_slurm
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
 from alignbench.text import visible
 
@@ -97,6 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without π or → is no reason to stop
     try:
+        join_slurm()
         app(args=arguments)
     except UserError as error:
         _complain(str(error), error.exit_code)

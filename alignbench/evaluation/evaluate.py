@@ -1,6 +1,6 @@
 """Evaluate image sets under a protocol: measure every shard once, then turn rows into metrics.
 
-Measuring is shared by all processes, scoring is the first one's. A result file that exists is not computed
+All processes measure (`runs.together`), the first one scores. A result file that exists is not computed
 again. Results of an untouched model are also kept in the cache folder, addressed by everything they depend
 on, so that comparing ten methods evaluates the base once.
 """
@@ -21,7 +21,7 @@ from alignbench import run_folder
 from alignbench.api import Evaluator, ImageSet, Metric, Reference
 from alignbench.errors import RunFailed, UserError, failure_of
 from alignbench.evaluation import features
-from alignbench.evaluation.features import FeatureStore, Rank, measure
+from alignbench.evaluation.features import FeatureStore, Unit, units_of
 from alignbench.files import code_digest, digest_of, read_json, write_json
 from alignbench.hub.verify import AssetFile
 from alignbench.progress import Progress, Stage
@@ -32,6 +32,8 @@ from alignbench.registry.protocol import EvaluatorCard, ProtocolCard
 
 Sets = Callable[[str, int], ImageSet]
 """(setting, sampling seed) → images; must be cheap to call."""
+Wanting = tuple[str, str, int]
+"""(evaluator, setting, sampling seed) without a result."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,20 @@ class References:
     """Where rows of the reference images are kept."""
     device: torch.device
 
-    def measure(self, evaluators: Mapping[str, Evaluator], rank: Rank, progress: Progress) -> None:
-        """Measure the reference images, this process's share of them."""
-        if self.images is None or not evaluators:
-            return
-        stores = {name: self._row_store(name, evaluator) for name, evaluator in evaluators.items()}
+    def wanting(self, evaluators: Mapping[str, Evaluator]) -> list[str]:
+        """Return the evaluators that have not seen all reference images."""
+        if self.images is None:
+            return []
         numbers = range(len(self.images.shards()))
-        if all(store.has(number) for store in stores.values() for number in numbers):
-            return
-        with progress.stage("measure reference", len(self.images.shards())) as stage:
-            measure(self.images, evaluators, stores, rank=rank, stage=stage)
+        stores = {name: self._row_store(name, evaluator) for name, evaluator in evaluators.items()}
+        return [name for name, store in stores.items() if not all(map(store.has, numbers))]
+
+    def units(self, evaluators: Mapping[str, Evaluator]) -> list[Unit]:
+        """Return the shards of the reference images."""
+        if self.images is None or not evaluators:
+            return []
+        stores = {name: self._row_store(name, evaluator) for name, evaluator in evaluators.items()}
+        return units_of(self.images, evaluators, stores)
 
     def of(self, name: str, evaluator: Evaluator) -> Reference | None:
         """Return the reference as one evaluator sees it."""
@@ -144,36 +150,35 @@ class Evaluation:
     """Of the run."""
     cache: Path | None
     """Folder of results shared between runs, or None."""
-    rank: Rank
 
-    def measure(self, progress: Progress) -> None:
-        """Measure every set whose result is not there yet; this process's share of the shards."""
-        work = []
-        for setting, seed in self._addresses():
-            pending = {n: e for n, e in self.evaluators.items() if self._stored(n, setting, seed) is None}
-            if pending:
-                work.append((setting, seed, pending, self.sets(setting, seed)))
-        units = sum(len(images.shards()) for *_, images in work)
-        if not units:
-            return
-        needed = {name: self.evaluators[name] for _, _, pending, _ in work for name in pending}
-        reference = {name: evaluator for name, evaluator in needed.items() if self._uses_reference(name)}
-        self.references.measure(reference, self.rank, progress)
-        with progress.stage(f"evaluate {self.subject}", units) as stage:
-            dealt = 0  # over all sets: many small ones would otherwise all be the first rank's
-            for setting, seed, pending, images in work:
-                stores = {name: self._rows(name, images, setting, seed) for name in pending}
-                measure(images, pending, stores, rank=self.rank, stage=stage, first=dealt)
-                dealt += len(images.shards())
+    def wanting(self) -> list[Wanting]:
+        """Return what has no result yet."""
+        return [
+            (name, setting, seed)
+            for setting, seed in self._addresses()
+            for name in self.evaluators
+            if self._stored(name, setting, seed) is None
+        ]
+
+    def units(self, wanting: Sequence[Wanting]) -> list[Unit]:
+        """Return the shards to be measured for results that are wanting."""
+        units = []
+        for setting, seed in dict.fromkeys((setting, seed) for _, setting, seed in wanting):
+            images = self.sets(setting, seed)
+            names = [n for n in self.evaluators if (n, setting, seed) in wanting]
+            stores = {name: self._rows(name, images, setting, seed) for name in names}
+            units += units_of(images, {name: self.evaluators[name] for name in names}, stores)
+        return units
+
+    def uses_reference(self, name: str) -> bool:
+        """Whether an evaluator compares with the reference."""
+        return "reference" in self.cards[name].needs
 
     def scores(self, progress: Progress) -> list[Score]:
         """Return the scores of every evaluator, setting and seed; all shards must have been measured."""
         sets = [(name, *address) for name in self.evaluators for address in self._addresses()]
         with progress.stage(f"score {self.subject}", len(sets)) as stage:
             return [self._score(*address, stage) for address in sets]
-
-    def _uses_reference(self, name: str) -> bool:
-        return "reference" in self.cards[name].needs
 
     def _addresses(self) -> list[tuple[str, int]]:
         return [(setting, seed) for setting in self.protocol.settings for seed in self.protocol.seeds]
@@ -211,7 +216,7 @@ class Evaluation:
         evaluator = self.evaluators[name]
         started = time.monotonic()
         try:
-            reference = self.references.of(name, evaluator) if self._uses_reference(name) else None
+            reference = self.references.of(name, evaluator) if self.uses_reference(name) else None
             with failure_of(f"evaluator {name!r}"):
                 metrics = _checked(evaluator.score(rows, reference), self.cards[name])
         except UserError as error:

@@ -18,7 +18,6 @@ import torch
 from alignbench.api import Backbone, Evaluator, ImageSet
 from alignbench.data.dataset import open_dataset
 from alignbench.evaluation.evaluate import Evaluation, References, Score, Sets, build_evaluators, computed_by
-from alignbench.evaluation.features import Rank
 from alignbench.evaluation.reference import open_reference
 from alignbench.files import cache_root, digest_of
 from alignbench.hub.verify import Requirements
@@ -43,7 +42,6 @@ class ProtocolEvaluation:
     """Of the protocol."""
     requirements: Requirements
     device: torch.device
-    rank: Rank
     folder: Path
     """Of the run."""
     workers: int
@@ -200,7 +198,6 @@ class ProtocolEvaluation:
             device=self.device,
             folder=self.folder,
             cache=cache,
-            rank=self.rank,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from alignbench.record import Result, Subject
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs.recorder import RunRecorder
+from alignbench.runs.together import together
 from alignbench.samples import grid
 from alignbench.samples.generated import ImageDecoder, labels_of
 from alignbench.training.parallel import Parallel
@@ -50,7 +52,6 @@ def evaluate_models(
         name=plan.config.protocol,
         requirements=plan.requirements,
         device=parallel.device,
-        rank=parallel,
         folder=folder,
         workers=job.workers,
         num_classes=plan.model.num_classes,
@@ -70,20 +71,21 @@ def evaluate_models(
         sampled = in_precision(backbone, plan.protocol)
         cache = shared if subject == "base" else None
         model = evaluation.model(subject, weights_digest(weights), backbone, sampled=sampled, cache=cache)
-        model.measure(progress)
         models.append(model)
-        if parallel.is_main:
-            batch = plan.protocol.batch
-            with out_of_memory_as("out of memory while drawing sample images", smaller_batch(batch)):
-                pictures.append(_picture(job, evaluation, model, backbone, sampled))
-    parallel.barrier()
-    if not parallel.is_main:
-        return
-    for model in models:
-        rewards = _reward_networks(plan, job.registry) if model.subject == "method" else ()
-        yield evaluation.results(model, progress, rewards)
-        export_images(model, job.exports, progress)
-    grid.write_grid(folder / "samples.png", [*pictures, *_real(evaluation)])
+        pictures.append(partial(_picture, job, evaluation, model, backbone, sampled))
+    with together(parallel, folder) as group:
+        group.measure(models, progress)
+        if not parallel.is_main:
+            group.help()
+            return
+        batch = plan.protocol.batch
+        with out_of_memory_as("out of memory while drawing sample images", smaller_batch(batch)):
+            drawn = [picture() for picture in pictures]
+        for model in models:
+            rewards = _reward_networks(plan, job.registry) if model.subject == "method" else ()
+            yield evaluation.results(model, progress, rewards)
+            export_images(model, job.exports, progress)
+        grid.write_grid(folder / "samples.png", [*drawn, *_real(evaluation)])
 
 
 def _shared_results(job: Job, progress: Progress) -> Path | None:

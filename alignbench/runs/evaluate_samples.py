@@ -19,6 +19,7 @@ from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import Setting, resolve_protocol
 from alignbench.runs import environment
 from alignbench.runs.session import devices, session
+from alignbench.runs.together import together
 from alignbench.samples.external import SampleImages, open_samples
 from alignbench.text import plain_line
 
@@ -154,16 +155,19 @@ def score(job: SamplesJob, command: str, progress: Progress) -> RunRecord:
                 name=plan.protocol_name,
                 requirements=plan.requirements,
                 device=parallel.device,
-                rank=parallel,
                 folder=job.out,
                 workers=job.workers,
             )
             for note in plan.images.notes:
                 progress.say(note)
             samples = evaluation.samples(plan.images)
-            samples.measure(progress)
-            parallel.barrier()
-            results = evaluation.results(samples, progress) if parallel.is_main else []
+            results = []
+            with together(parallel, job.out) as group:
+                group.measure([samples], progress)
+                if parallel.is_main:
+                    results = evaluation.results(samples, progress)
+                else:
+                    group.help()
         return current.finish(_record(plan, results, command, started))
 
 

@@ -18,8 +18,9 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from alignbench import distributed
+from alignbench.dealing.pool import Board, OwnBoard
 from alignbench.errors import UserError
-from alignbench.training.process_group import TIMEOUT, after_first, exchange, rejoin
+from alignbench.training.process_group import TIMEOUT, StoreBoard, after_first, exchange, rejoin
 
 BUCKET = 25_000_000
 """Numbers exchanged at once."""
@@ -27,7 +28,8 @@ SMALL = 2_000_000
 """Parameters below which one thread is faster than several (overhead-bound tensors)."""
 
 _BLOCKS = itertools.count()
-"""Numbers of the blocks that the first process does alone; every process comes to them in one order."""
+"""Numbers of the boards, and of the blocks that the first process does alone; every process comes to them in
+one order."""
 
 
 def choose_threads(parameters: int) -> int:
@@ -138,6 +140,13 @@ class Parallel:
     def barrier(self) -> None:
         with exchange():
             self._accelerator.wait_for_everyone()
+
+    def board(self) -> Board:
+        """Return a new board that all processes see; every process asks for its boards in one order."""
+        if self.world_size == 1:
+            return OwnBoard()
+        store = torch.distributed.distributed_c10d._get_default_store()
+        return StoreBoard(store, f"alignbench/board/{next(_BLOCKS)}")
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -80,6 +80,33 @@ def exchange() -> Iterator[None]:
         ignore_signals()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExchangeBroken(reason[:200]) from error
+
+
+class StoreBoard:
+    """Counters and texts in the process group's store (a `dealing.pool.Board`).
+
+    Every call raises ExchangeBroken if the store is gone: whoever held it, the launcher or the first process.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = PrefixStore(name, store)
+
+    def add(self, key: str, amount: int) -> int:
+        with exchange():
+            return int(self._store.add(key, amount))
+
+    def set(self, key: str, value: str) -> None:
+        with exchange():
+            self._store.set(key, value)
+
+    def get(self, keys: Sequence[str]) -> list[str | None]:
+        with exchange():
+            known = list(keys)
+            if not self._store.check(known):  # the store would wait for the ones that are missing
+                known = [key for key in known if self._store.check([key])]
+            texts = self._store.multi_get(known) if known else []
+        found = {key: text.decode() for key, text in zip(known, texts, strict=True)}
+        return [found.get(key) for key in keys]
 
 
 @contextlib.contextmanager
