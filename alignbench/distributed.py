@@ -36,8 +36,8 @@ def is_first() -> bool:
 def join_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     """Join the processes of a SLURM step (`srun`) that no other launcher has started.
 
-    Sets what torchrun would set, from what srun says. Nothing happens outside a step of several tasks, or where
-    one of `RANK` and `WORLD_SIZE` is set.
+    Sets what torchrun would set, from what srun says. Nothing happens outside a step of several tasks, or
+    where one of `RANK` and `WORLD_SIZE` is set.
 
     Raises:
         UserError: SLURM's variables are not there or not of the usual form.

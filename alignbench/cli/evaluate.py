@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
-from alignbench.cli.options import DryRun, Out, Plugins, Protocol, RecordJson, changes
+from alignbench.cli.launch import in_processes
+from alignbench.cli.options import DryRun, Nproc, Out, Plugins, Protocol, RecordJson, changes
 from alignbench.commands import jobs
 from alignbench.errors import UserError, refuse
 from alignbench.registry import plugins
@@ -38,6 +39,7 @@ def evaluate(
     write_png: bool = typer.Option(False, "--write-png", help="Also write the images as PNG files."),
     workers: int | None = typer.Option(None, "--workers", min=0, help="Threads that decode images."),
     plugin: Plugins,
+    nproc: Nproc = None,
     dry_run: DryRun = False,
     as_json: RecordJson = False,
 ) -> None:
@@ -49,6 +51,8 @@ def evaluate(
             f"{' and '.join(named) or 'nothing'} given to evaluate",
             fix="name one of --model NAME, --run DIR and --samples PATH",
         )
+    if not dry_run:
+        in_processes(nproc)
     choices = jobs.Choices(protocol=protocol, options=assignments, workers=workers, plugins=plugin, out=out)
     exports = tuple(kind for kind, wanted in {"npz": write_npz, "png": write_png}.items() if wanted)
     if samples is not None:

@@ -26,6 +26,7 @@ from alignbench.cli import (
     sweep,
     weights,
 )
+from alignbench.cli.launch import note_process, note_status
 from alignbench.distributed import join_slurm
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
 from alignbench.text import visible
@@ -98,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without π or → is no reason to stop
     try:
+        note_process()
         join_slurm()
         app(args=arguments)
     except UserError as error:
@@ -111,6 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _complain(text: str, exit_code: int) -> NoReturn:
+    note_status(exit_code)
     Console(stderr=True).print(f"alignbench: {visible(text)}", highlight=False, markup=False, soft_wrap=True)
     sys.exit(exit_code)
 

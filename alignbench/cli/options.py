@@ -29,6 +29,20 @@ Plugins = Annotated[
 Protocol = Annotated[str | None, typer.Option("--protocol", help="Protocol; default: the model's.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default: runs/<id>.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Nproc = Annotated[
+    int | None,
+    typer.Option("--nproc", min=1, help="Processes on this machine, one for each GPU; through torchrun."),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        "--nodes", min=1, help="With --dry-run: what a run would need and take on so many machines."
+    ),
+]
+Bench = Annotated[
+    Path | None,
+    typer.Option("--bench", help="With --dry-run and --nproc: times of one device, by bench --json."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RecordJson = Annotated[bool, typer.Option("--json", help="Print the plan or the record as JSON.")]
 

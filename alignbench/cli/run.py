@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
-from alignbench.cli.options import DryRun, Out, Plugins, Protocol, RecordJson, changes
+from alignbench.cli.launch import in_processes
+from alignbench.cli.options import Bench, DryRun, Nodes, Nproc, Out, Plugins, Protocol, RecordJson, changes
 from alignbench.commands import jobs
 from alignbench.config import estimate
+from alignbench.config.scale import scale
 from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
 
@@ -37,10 +40,15 @@ def run(
         None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
     ),
     plugin: Plugins,
+    nproc: Nproc = None,
+    nodes: Nodes = None,
+    bench: Bench = None,
     dry_run: DryRun = False,
     as_json: RecordJson = False,
 ) -> None:
     """Post-train a model with a method, evaluate it before and after, and write the run folder."""
+    if not dry_run:
+        _start(nproc, nodes, bench)
     job = jobs.plan(
         method,
         model,
@@ -59,9 +67,19 @@ def run(
     disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
     problems = [*job.plan.problems, *filter(None, [disk])]
     if dry_run:
-        leave(plan_lines(job.plan), problems, plan=job.plan if as_json else None)
+        on_paper = scale(job.plan, nodes or 1, nproc or 1, bench=bench) if nodes or nproc else None
+        leave(on_paper or plan_lines(job.plan), problems, plan=job.plan if as_json else None)
     refuse(job.plan.id, problems)
     check_folder(job.out, job.plan)
     if not resume and job.out.exists() and any(job.out.iterdir()):
         raise UserError(f"{job.out} already holds this run", fix="leave --no-resume away, or choose --out")
     carry_out(plan_lines(job.plan), partial(jobs.run, job), job.registry, job.out, as_json=as_json)
+
+
+def _start(nproc: int | None, nodes: int | None, bench: Path | None) -> None:
+    """Start processes where that was asked; refuse what only `--dry-run` reads."""
+    if nodes is not None or bench is not None:
+        raise UserError(
+            "--nodes and --bench only plan", fix="add --dry-run; docs/launch.md says how to start"
+        )
+    in_processes(nproc)

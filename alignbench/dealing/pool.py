@@ -37,7 +37,7 @@ WAIT: Literal["wait"] = "wait"
 DONE: Literal["done"] = "done"
 
 
-class Board(Protocol):
+class Blackboard(Protocol):
     """Counters and texts that all processes see; every call is answered at once, or raises."""
 
     def add(self, key: str, amount: int) -> int:
@@ -69,7 +69,7 @@ class OwnBoard:
         return [self._texts.get(key) for key in keys]
 
 
-class Claim(NamedTuple):
+class Hold(NamedTuple):
     """What a process is at, as the others read it."""
 
     unit: int | None
@@ -83,8 +83,8 @@ class Claim(NamedTuple):
 
 
 @functools.lru_cache(4096)
-def _claim(text: str) -> Claim:
-    return Claim(*json.loads(text))
+def _held(text: str) -> Hold:
+    return Hold(*json.loads(text))
 
 
 @dataclass
@@ -95,13 +95,13 @@ class Pool:
     Wall times are handed in: the simulation has its own.
     """
 
-    board: Board
+    board: Blackboard
     name: str
     """Start of all its keys on the board; another one for each pool."""
     units: int
     rank: int
     ranks: int
-    _mine: Claim = field(default=Claim(None, 0, 0.0, None), init=False)
+    _mine: Hold = field(default=Hold(None, 0, 0.0, None), init=False)
     _seconds: list[float] = field(default_factory=list, init=False)
     _dealt: bool = field(default=False, init=False)
 
@@ -112,13 +112,13 @@ class Pool:
             The number of the unit; `WAIT` while others are at the last ones; `DONE` when all are done.
         """
         if not self._dealt:
-            self._show(Claim(None, 0, now, self._mine.pace))  # else nobody might know of it for a moment
+            self._show(Hold(None, 0, now, self._mine.pace))  # else nobody might know of it for a moment
             unit = self.board.add(f"{self.name}/dealt", 1) - 1
             if unit < self.units:
-                self._show(Claim(unit, 0, now, self._mine.pace))
+                self._show(Hold(unit, 0, now, self._mine.pace))
                 return unit
             self._dealt = True
-            self._show(Claim(None, 0, 0.0, self._mine.pace))
+            self._show(Hold(None, 0, 0.0, self._mine.pace))
         return self._take_late(now)
 
     def finish(self, unit: int, now: float, *, found: bool = False) -> None:
@@ -126,7 +126,7 @@ class Pool:
         self.board.set(f"{self.name}/done/{unit}", "1")
         if not found:
             self._seconds.append(now - self._mine.since)
-        self._show(Claim(None, 0, 0.0, statistics.median(self._seconds) if self._seconds else None))
+        self._show(Hold(None, 0, 0.0, statistics.median(self._seconds) if self._seconds else None))
 
     def is_done(self, unit: int) -> bool:
         """Whether somebody has finished it: who was slow asks before keeping what nobody needs any more."""
@@ -136,7 +136,7 @@ class Pool:
         claims = self._claims()
         paces = [claim.pace for claim in claims if claim.pace is not None]
         patience = max(LATE * statistics.median(paces), SOONEST) if paces else UNKNOWN
-        held: dict[int, Claim] = {}
+        held: dict[int, Hold] = {}
         for claim in claims:
             if claim.unit is not None and (claim.unit not in held or held[claim.unit].copy < claim.copy):
                 held[claim.unit] = claim
@@ -151,15 +151,15 @@ class Pool:
             unit, copy = claim.unit, claim.copy + 1
             assert unit is not None
             if now - claim.since > patience and self.board.add(f"{self.name}/again/{unit}/{copy}", 1) == 1:
-                self._show(Claim(unit, copy, now, self._mine.pace))
+                self._show(Hold(unit, copy, now, self._mine.pace))
                 return unit
         return WAIT
 
-    def _claims(self) -> list[Claim]:
+    def _claims(self) -> list[Hold]:
         texts = self.board.get([f"{self.name}/at/{rank}" for rank in range(self.ranks)])
-        return [_claim(text) for text in texts if text is not None]
+        return [_held(text) for text in texts if text is not None]
 
-    def _show(self, claim: Claim) -> None:
+    def _show(self, claim: Hold) -> None:
         self._mine = claim
         self.board.set(f"{self.name}/at/{self.rank}", json.dumps(claim))
 

@@ -18,7 +18,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from alignbench import distributed
-from alignbench.dealing.pool import Board, OwnBoard
+from alignbench.dealing.pool import Blackboard, OwnBoard
 from alignbench.errors import UserError
 from alignbench.training.process_group import TIMEOUT, StoreBoard, after_first, exchange, rejoin
 
@@ -141,7 +141,7 @@ class Parallel:
         with exchange():
             self._accelerator.wait_for_everyone()
 
-    def board(self) -> Board:
+    def board(self) -> Blackboard:
         """Return a new board that all processes see; every process asks for its boards in one order."""
         if self.world_size == 1:
             return OwnBoard()

@@ -83,7 +83,7 @@ def exchange() -> Iterator[None]:
 
 
 class StoreBoard:
-    """Counters and texts in the process group's store (a `dealing.pool.Board`).
+    """Counters and texts in the process group's store (a `dealing.pool.Blackboard`).
 
     Every call raises ExchangeBroken if the store is gone: whoever held it, the launcher or the first process.
     """

@@ -104,12 +104,13 @@ def test_the_command_line_surface_is_frozen() -> None:
 
 SURFACE = {
     "run": [
-        "--checkpoint-every", "--data", "--dry-run", "--eval", "--json", "--method", "--model", "--out",
-        "--plugin", "--protocol", "--recipe", "--resume", "--seed", "--set", "--steps", "--workers", "-m",
+        "--bench", "--checkpoint-every", "--data", "--dry-run", "--eval", "--json", "--method", "--model",
+        "--nodes", "--nproc", "--out", "--plugin", "--protocol", "--recipe", "--resume", "--seed", "--set",
+        "--steps", "--workers", "-m",
     ],
     "evaluate": [
-        "--dry-run", "--json", "--model", "--name", "--out", "--plugin", "--protocol", "--reconstruction",
-        "--run", "--samples", "--set", "--workers", "--write-npz", "--write-png",
+        "--dry-run", "--json", "--model", "--name", "--nproc", "--out", "--plugin", "--protocol",
+        "--reconstruction", "--run", "--samples", "--set", "--workers", "--write-npz", "--write-png",
     ],
     "sample": [
         "--cfg", "--classes", "--model", "--number", "--out", "--prompt", "--run", "--seed", "--set",

@@ -82,7 +82,7 @@ def test_units_of_dead_processes_are_taken_over_even_twice(dead: int) -> None:
 
 def test_one_that_dies_between_counter_and_claim_is_not_waited_for_for_ever() -> None:
     lost, other = pools(2, 2)
-    lost._show(pool.Claim(None, 0, 0.5, None))
+    lost._show(pool.Hold(None, 0, 0.5, None))
     lost.board.add("test/dealt", 1)
     assert other.take(1) == 1
     other.finish(1, 2)
@@ -233,6 +233,6 @@ def test_sixty_four_uneven_processes_are_filled(job: tuple[int, int, int, int], 
 
 
 def test_the_committed_table_is_what_the_simulation_gives() -> None:
-    """Of 8 and 64 processes; `python -m alignbench.dealing.simulation` makes it whole, which takes minutes."""
+    """Of 8 and 64 processes; `python -m alignbench.dealing.simulation` makes it whole, in minutes."""
     committed = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if "| 512 |" not in line]
     assert set(simulation.table((8, 64)).splitlines()) <= set(committed)

@@ -1,0 +1,154 @@
+"""A run on many devices, on paper: memory, bytes exchanged, time. Arithmetic, all of it printed. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alignbench.config.estimate import GIB
+from alignbench.config.plan import Plan
+from alignbench.dealing.simulation import simulate, uneven
+from alignbench.errors import UserError
+from alignbench.files import parse_json
+
+CARD = 78.0
+"""GiB that a card sold with 80 GB leaves to a program."""
+INSIDE, BETWEEN = 150e9, 25e9
+"""Bytes a second and rank taken, not measured, for exchange inside a node (NVLink) and between (200 Gb/s)."""
+STATE = 16.0
+"""Bytes of a trained parameter: fp32 weight, gradient and two moments of Adam."""
+SAMPLES = 512
+"""Processes up to which dealing is simulated."""
+
+
+def memory(plan: Plan, shards: int) -> float:
+    """Return bytes on one rank where what is trained is cut into so many shards; frozen networks are whole.
+
+    Training state is `STATE` a parameter over the shards. In bf16 a whole copy of what is trained stands for
+    the gathered parameters (all of them while samples are drawn); the rest is the estimate's.
+    """
+    parts = {name: size * GIB for name, size in plan.estimate.parts.items()}
+    state = trained(plan) * STATE
+    return sum(parts.values()) - state + state / shards
+
+
+def trained(plan: Plan) -> int:
+    """Return how many parameters a run trains."""
+    policy = plan.method is None or plan.method.updates == "policy"
+    return plan.model.policy.parameters if policy else plan.model.tokenizer.parameters
+
+
+def exchanged(parameters: int, ranks: int, shards: int) -> dict[str, float]:
+    """Return bytes that a rank sends in one step, {collective: bytes}.
+
+    Ring algorithms (Patarasuk & Yuan 2009; NCCL): of S bytes over N ranks an all-reduce sends 2(N−1)/N × S,
+    an all-gather and a reduce-scatter (N−1)/N × S each. Sharded (Rajbhandari et al. 2020, section 7): bf16
+    parameters are gathered in the forward and again in the backward pass, fp32 gradients are reduced and
+    scattered; hybrid: the scattered gradients are then all-reduced between nodes.
+    """
+    if shards == 1:
+        return {"all-reduce of gradients": 2 * (ranks - 1) / ranks * 4.0 * parameters}
+    ring = (shards - 1) / shards
+    sent = {
+        "2 all-gathers of parameters": 2 * ring * 2.0 * parameters,
+        "reduce-scatter of gradients": ring * 4.0 * parameters,
+    }
+    groups = ranks // shards
+    if groups > 1:
+        sent["all-reduce between nodes"] = 2 * (groups - 1) / groups * 4.0 * parameters / shards
+    return sent
+
+
+def scale(plan: Plan, nodes: int, nproc: int, *, bench: Path | None = None) -> list[str]:
+    """Return what a run would need and take on `nodes` × `nproc` devices, in at most 25 lines.
+
+    Args:
+        bench: a file that `alignbench bench --json` wrote on one device; without it no times are given.
+
+    Raises:
+        UserError: the file is not one.
+    """
+    ranks, count = nodes * nproc, trained(plan)
+    whole = sum(plan.estimate.parts.values()) * GIB
+    state, rest = count * STATE / GIB, whole / GIB - count * STATE / GIB
+    lines = [
+        f"plan {plan.id} on {nodes} × {nproc} = {ranks} devices, on paper",
+        f"  state      {count:,} parameters × {STATE:.0f} B = {state:.1f} GiB; all else {rest:.1f} GiB",
+    ]
+    ways = {"none": 1, "full": ranks, **({"hybrid": nproc} if nodes > 1 else {})}
+    for name, shards in ways.items():
+        need = memory(plan, shards) / GIB
+        lines.append(
+            f"  {name:<10} {state:.1f} / {shards} + {rest:.1f} = {need:.1f} GiB a rank: "
+            f"{'fits' if need <= CARD else 'does not fit'} a card of 80 GB ({CARD:.0f} GiB free)"
+        )
+    for name, shards in ways.items():
+        sent = exchanged(count, ranks, shards)
+        parts = " + ".join(f"{title} {size / 1e9:.2f}" for title, size in sent.items())
+        took = _seconds(sent, nodes, shards, ranks)
+        lines.append(f"  exchange   {name}: {parts} GB a step, {took:.2f} s")
+    lines.append(f"{'':13}at {INSIDE / 1e9:.0f} GB/s in a node, {BETWEEN / 1e9:.0f} GB/s between")
+    return lines + (_times(plan, nodes, ranks, ways, bench) if bench else [])
+
+
+def _seconds(sent: dict[str, float], nodes: int, shards: int, ranks: int) -> float:
+    """Time of a rank's exchange, none of it hidden; a ring is as fast as its slowest link."""
+    inside = nodes == 1 or 1 < shards < ranks
+    return sum(
+        size / (BETWEEN if title.endswith("between nodes") or not inside else INSIDE)
+        for title, size in sent.items()
+    )
+
+
+def _times(plan: Plan, nodes: int, ranks: int, ways: dict[str, int], bench: Path) -> list[str]:
+    timings = _read(bench)
+    images, lines = plan.config.train.images_per_step, []
+    for timing in timings:
+        figures = {figure["name"]: float(figure["value"]) for figure in timing["figures"]}
+        rate = figures.get("images")
+        if rate and "step" in figures:
+            share = -(-images // ranks)
+            for name, shards in ways.items():
+                sent = _seconds(exchanged(trained(plan), ranks, shards), nodes, shards, ranks)
+                step = share / rate + sent
+                lines.append(
+                    f"  step       {name}: {share} images / {rate:.3g} 1/s + {sent:.2f} s = {step:.2f} s; "
+                    f"{plan.config.train.steps} steps {step * plan.config.train.steps / 3600:.2f} h"
+                )
+    rates = [
+        float(figure["value"])
+        for timing in timings
+        for figure in timing["figures"]
+        if figure["name"] == "images" and not any(other["name"] == "step" for other in timing["figures"])
+    ]
+    if rates:
+        lines += _evaluation(plan, ranks, rates)
+    return lines[:14]
+
+
+def _evaluation(plan: Plan, ranks: int, rates: list[float]) -> list[str]:
+    """Hours of measuring: an image costs what sampling (mean over settings) and evaluators took together."""
+    protocol = plan.protocol
+    sets = len(protocol.settings) * len(protocol.seeds) * (2 if plan.method else 1)
+    units = -(-protocol.samples // protocol.batch) * sets
+    mean = len(rates) / sum(1 / rate for rate in rates)
+    filled = simulate(units, uneven(min(ranks, SAMPLES), seed=0), seed=0)
+    alone = protocol.samples * sets / mean / 3600
+    return [
+        f"  evaluate   {protocol.samples:,} × {sets} sets / {mean:.3g} 1/s = {alone:.2f} h on one; "
+        f"{units:,} units",
+        f"             / {min(ranks, SAMPLES)} / {filled.efficiency:.0%} (dealing, simulated) = "
+        f"{alone / min(ranks, SAMPLES) / filled.efficiency:.2f} h",
+    ]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        timings = parse_json(path.read_bytes())
+        [float(figure["value"]) for timing in timings for figure in timing["figures"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(
+            f"{path} was not written by bench --json", fix="alignbench bench … --json > FILE"
+        ) from None
+    found: list[dict[str, Any]] = timings
+    return found
