@@ -35,9 +35,7 @@ Nproc = Annotated[
 ]
 Nodes = Annotated[
     int | None,
-    typer.Option(
-        "--nodes", min=1, help="With --dry-run: what a run would need and take on so many machines."
-    ),
+    typer.Option("--nodes", min=1, help="With --dry-run: what a run would need and take on so many nodes."),
 ]
 Bench = Annotated[
     Path | None,

@@ -79,7 +79,5 @@ def run(
 def _start(nproc: int | None, nodes: int | None, bench: Path | None) -> None:
     """Start processes where that was asked; refuse what only `--dry-run` reads."""
     if nodes is not None or bench is not None:
-        raise UserError(
-            "--nodes and --bench only plan", fix="add --dry-run; docs/launch.md says how to start"
-        )
+        raise UserError("--nodes and --bench only plan", fix="add --dry-run; to start, see docs/launch.md")
     in_processes(nproc)

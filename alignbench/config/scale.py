@@ -115,30 +115,31 @@ def _times(plan: Plan, nodes: int, ranks: int, ways: dict[str, int], bench: Path
                     f"  step       {name}: {share} images / {rate:.3g} 1/s + {sent:.2f} s = {step:.2f} s; "
                     f"{plan.config.train.steps} steps {step * plan.config.train.steps / 3600:.2f} h"
                 )
-    rates = [
-        float(figure["value"])
-        for timing in timings
-        for figure in timing["figures"]
-        if figure["name"] == "images" and not any(other["name"] == "step" for other in timing["figures"])
-    ]
-    if rates:
-        lines += _evaluation(plan, ranks, rates)
-    return lines[:14]
+    cost = _cost(timings)
+    return [*lines[:12], *(_evaluation(plan, ranks, cost) if cost else [])]
 
 
-def _evaluation(plan: Plan, ranks: int, rates: list[float]) -> list[str]:
-    """Hours of measuring: an image costs what sampling (mean over settings) and evaluators took together."""
+def _cost(timings: list[dict[str, Any]]) -> float:
+    """Seconds of an image on one device: drawn (mean over settings), then looked at by each evaluator."""
+    rates: dict[str, list[float]] = {"sampling from": [], "evaluator": []}
+    for timing in timings:
+        for kind, found in rates.items():
+            if str(timing.get("title", "")).startswith(kind):
+                found += [float(f["value"]) for f in timing["figures"] if f["name"] == "images"]
+    drawn, seen = rates.values()
+    return sum(1 / rate for rate in drawn) / max(len(drawn), 1) + sum(1 / rate for rate in seen)
+
+
+def _evaluation(plan: Plan, ranks: int, cost: float) -> list[str]:
     protocol = plan.protocol
     sets = len(protocol.settings) * len(protocol.seeds) * (2 if plan.method else 1)
-    units = -(-protocol.samples // protocol.batch) * sets
-    mean = len(rates) / sum(1 / rate for rate in rates)
-    filled = simulate(units, uneven(min(ranks, SAMPLES), seed=0), seed=0)
-    alone = protocol.samples * sets / mean / 3600
+    units, shared = -(-protocol.samples // protocol.batch) * sets, min(ranks, SAMPLES)
+    filled = simulate(units, uneven(shared, seed=0), seed=0)
+    alone = protocol.samples * sets * cost / 3600
     return [
-        f"  evaluate   {protocol.samples:,} × {sets} sets / {mean:.3g} 1/s = {alone:.2f} h on one; "
-        f"{units:,} units",
-        f"             / {min(ranks, SAMPLES)} / {filled.efficiency:.0%} (dealing, simulated) = "
-        f"{alone / min(ranks, SAMPLES) / filled.efficiency:.2f} h",
+        f"  measure {protocol.samples:,} × {sets} sets × {cost:.3g} s = {alone:.3g} h alone, {units:,} units",
+        f"{'':13}/ {shared} / {filled.efficiency:.0%} (dealing, simulated) = "
+        f"{alone / shared / filled.efficiency:.3g} h, without scoring",
     ]
 
 
