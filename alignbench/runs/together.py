@@ -28,7 +28,7 @@ from alignbench.training.process_group import DONE, ENDED, ExchangeBroken
 
 WORTH = 1e10
 """Multiplications, by the cubes of the eigen-solves, from which on distances are shared."""
-PARTING = 600.0
+PARTING = 60.0
 """Seconds that the first process, which may hold the store, waits in the end for those that are still at a
 unit that another one has done."""
 
