@@ -33,6 +33,32 @@ def is_first() -> bool:
     return world_size() == 1 or os.environ.get("RANK", "0") == "0"
 
 
+def rank() -> int:
+    """Return the number of this process among those of its run."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if world_size() > 1 and text.isdecimal() else 0
+
+
+def shard_copies(kind: str, processes: int, per_node: int | None = None) -> int:
+    """Return how many copies of the parameters there are with `train.shard` = kind.
+
+    Args:
+        per_node: processes of a node; None: as this one's launcher says.
+
+    Raises:
+        UserError: `hybrid` keeps one on each node, and nodes have different numbers of processes.
+    """
+    if kind != "hybrid":
+        return 1 if kind == "full" else processes
+    text = str(per_node or os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if not text.isdecimal() or int(text) < 1 or processes % int(text):
+        raise UserError(
+            f"train.shard=hybrid: {processes} processes cannot be on nodes of {text} each",
+            fix="start as many processes on every node, or set train.shard=full",
+        )
+    return processes // int(text)
+
+
 def join_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     """Join the processes of a SLURM step (`srun`) that no other launcher has started.
 

@@ -58,8 +58,13 @@ def missing_packages(names: Iterable[str], extra: str = "") -> tuple[list[str], 
 
     `extra` is the extra of alignbench that has them; empty: each is installed by its own name.
     """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if not _installed(name)]
     return missing, f"pip install 'alignbench[{extra}]'" if extra else f"pip install {' '.join(missing)}"
+
+
+def _installed(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None  # a folder of that name, e.g. `wandb/`, is no package
 
 
 @dataclass(frozen=True)
@@ -148,9 +153,18 @@ def refuse(name: str, problems: Sequence[Problem]) -> None:
         raise UserError(f"{name} cannot run: " + "\n".join(problem_lines(problems)))
 
 
+def ways(fix: str) -> list[str]:
+    """Split a remedy into the ways that it names; none if it is empty."""
+    return fix.split(", or ") if fix else []
+
+
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """All problems, numbered, each with its remedy after an arrow."""
+    """All problems, numbered, each with its remedy on a line of its own, to be copied."""
     if not problems:
         return []
     heading = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return [heading, *(f"  {number} {problem}" for number, problem in enumerate(problems, start=1))]
+    lines = [heading]
+    for number, problem in enumerate(problems, start=1):
+        lines.append(f"  {number} {problem.where}: {problem.what}")
+        lines += [f"    → {way}" for way in ways(problem.fix)]
+    return lines

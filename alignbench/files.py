@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,17 +28,25 @@ def package_file(name: str) -> Path:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file through a temporary one beside it, synced before the rename.
+    """Write a file whole or not at all; raises OSError as `atomic_file`."""
+    with atomic_file(path) as file:
+        # Bytes of a path that are no text have no place in a text: they become question marks.
+        file.write(content.encode(errors="replace") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Give a temporary file that gets the wanted name, synced before, when the block ends well.
 
     Raises:
         OSError: the disk is full or the folder is not writable; an earlier file stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes on several hosts may write the same file, under the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            # Bytes of a path that are no text have no place in a text: they become question marks.
-            file.write(content.encode(errors="replace") if isinstance(content, str) else content)
+        with temporary.open("wb+") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

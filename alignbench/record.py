@@ -7,7 +7,7 @@ readable through `MIGRATIONS`. `docs/run-record.md` explains every field. Digest
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from alignbench.errors import RunFailed, UserError
 from alignbench.files import digest_of, parse_json, write_atomic
 from alignbench.registry.protocol import Setting
 from alignbench.registry.schema import CodeFile, Digest, JsonTable, Name, Title, reasons
+from alignbench.text import cut, one_line
 
 SCHEMA = 1
 FILE_NAME = "run.json"
@@ -25,13 +26,18 @@ FILE_NAME = "run.json"
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """{old version: function from a record of that version to one of the next version}."""
 
-LATER = {"plugins", "intervals", "resampled", "assets", "reward_failures", "sha256"}
+LATER = {"plugins", "intervals", "resampled", "assets", "reward_failures", "sha256", "trends"}
 """Fields that are not written where they are empty: records older than they are keep their bytes."""
 
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 """ISO 8601, UTC, whole seconds."""
-Count = Annotated[int, Field(ge=0)]
-Amount = Annotated[float, Field(ge=0)]
+LARGEST = 1e100
+"""No measurement is larger, and sums of squares of such numbers still are numbers."""
+MOST_BYTES = 1 << 26
+"""Of a file that may be a record; it is read into memory whole."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Amount = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
 class MethodInfo(JsonTable):
@@ -86,6 +92,19 @@ class DataInfo(JsonTable):
     """Unreadable files, left out."""
 
 
+class Trend(JsonTable):
+    """How one series of the training log went; a beginning and an end are a tenth of the steps each."""
+
+    first: Number
+    """Mean of the beginning."""
+    last: Number
+    """Mean of the end."""
+    mean: Number
+    highest: Number
+    error: Amount
+    """Standard error of last − first, from the spread of the single steps."""
+
+
 class TrainInfo(JsonTable):
     """What training did and what it cost."""
 
@@ -118,6 +137,8 @@ class TrainInfo(JsonTable):
     """Of the device (CUDA) or the process (CPU), largest over the processes; None if unknown."""
     resumed: Count = 0
     """How many times the run was taken up again."""
+    trends: dict[str, Trend] = {}
+    """{name in `metrics.jsonl`: how it went}; older records, and runs of fewer than four steps, have none."""
 
 
 class ProtocolRef(JsonTable):
@@ -134,7 +155,7 @@ class ProtocolRef(JsonTable):
 Subject = Literal["base", "method", "samples"]
 """`base`: the model as it came; `method`: after post-training; `samples`: images given, not made here."""
 
-Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
+Bounds = Annotated[list[Number], Field(min_length=2, max_length=2)]
 """Lower and upper end."""
 
 
@@ -152,7 +173,7 @@ class Result(JsonTable):
     """Of the reference images or statistics; None where nothing is compared with."""
     evaluator: str
     """`name@version`."""
-    metrics: dict[str, list[float | None]]
+    metrics: dict[str, list[Number | None]]
     """{metric: one value per sampling seed}; null: could not be computed, tables leave it blank."""
     sample_seconds: Amount
     evaluate_seconds: Amount
@@ -160,7 +181,7 @@ class Result(JsonTable):
     """Networks behind the training rewards; a metric that uses one of them is marked † in tables."""
     intervals: dict[str, list[Bounds | None]] = {}
     """{metric: per sampling seed the 95 % interval of the error of that one image set, or null}."""
-    resampled: dict[str, list[list[float] | None]] = {}
+    resampled: dict[str, list[list[Number] | None]] = {}
     """{metric: per sampling seed its values on resamples of the images, or null}; resample k takes the same
     images of every set of n images."""
     assets: dict[str, Digest] = {}
@@ -172,7 +193,9 @@ class Result(JsonTable):
             raise ValueError(f"seeds repeat: {self.seeds}")
         for name, values in self.metrics.items():
             if len(values) != len(self.seeds):
-                raise ValueError(f"metrics.{name} has {len(values)} values for {len(self.seeds)} seeds")
+                raise ValueError(
+                    f"metrics.{cut(name, 60)} has {len(values)} values for {len(self.seeds)} seeds"
+                )
         for field, rows in {"intervals": self.intervals, "resampled": self.resampled}.items():
             for name, row in rows.items():
                 if len(row) != len(self.metrics.get(name, [])):
@@ -304,20 +327,48 @@ def read(path: Path) -> RunRecord:
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"{path} is not a run folder: it has no {FILE_NAME}",
+            f"{path} holds no finished run: it has no {FILE_NAME}",
             fix="name a folder that `alignbench run` made, or let an unfinished run end",
         )
+    again = "remove it, or make its run again"
+    if file.stat().st_size > MOST_BYTES:
+        raise UserError(f"{file} is larger than any run record, {MOST_BYTES >> 20} MiB", fix=again)
     try:
         values = parse_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        what = f"{file} is not readable JSON: {error}"
-        raise UserError(what, fix="remove it, or make its run again") from error
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()  # no NaN, no half characters
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not readable JSON: {one_line(str(error))}", fix=again) from error
     promised = values.pop("sha256", None) if isinstance(values, dict) else None
     if promised not in (None, f"sha256:{digest_of(values)}"):
-        raise UserError(
-            f"{file} changed since it was written", fix="put it back as it was, or make its run again"
-        )
+        raise UserError(f"{file} changed since it was written", fix="put it back, or make its run again")
     return _parse(values, file)
+
+
+Tell = Callable[[UserError], None]
+"""Called with what is wrong with a record that is left out."""
+
+
+def read_all(files: Iterable[Path], tell: Tell | None = None) -> list[tuple[Path, RunRecord]]:
+    """Read records, each with its file; with `tell`, one that cannot be read is told and left out.
+
+    Raises:
+        UserError: a record that cannot be read, without `tell`; none that can, with it.
+    """
+    found: list[tuple[Path, RunRecord]] = []
+    broken: list[UserError] = []
+    for file in files:
+        try:
+            found.append((file, read(file)))
+        except UserError as error:
+            if tell is None:
+                raise
+            broken.append(error)
+    for other in broken[0 if found else 1 :]:
+        assert tell is not None
+        tell(other)
+    if broken and not found:
+        raise broken[0]
+    return found
 
 
 def _parse(values: Any, path: Path) -> RunRecord:

@@ -1,13 +1,15 @@
 """The run folder: one command, one folder, and two processes never in it at once.
 
 plan.json  inputs.json  run.json  report.md  samples.png  metrics.jsonl  timing.jsonl  starts.json
-checkpoints/step-000120/  export/policy.safetensors  samples/…  metrics/…
+checkpoints/step-000120/  export/policy.safetensors  samples/…  metrics/…  sample-log/…
+training-samples/…  trackers/…  (on request)   .progress/…  (while a run works; see alignbench.progress)
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 from alignbench.distributed import is_first
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, FULL, UserError
 from alignbench.files import alone, read_json, remove_leftovers, write_json
+from alignbench.progress import PROGRESS
 
 PLAN = "plan.json"
 INPUTS = "inputs.json"
@@ -62,7 +65,7 @@ def check_folder(folder: Path, plan: Identified) -> None:
                 fix="choose another folder with --out, or leave --out away",
             )
     # A process killed before it wrote the plan leaves the lock and a temporary file.
-    elif any(entry.name != LOCK and not entry.name.startswith(f".{PLAN}.") for entry in folder.iterdir()):
+    elif any(e.name not in (LOCK, PROGRESS) and not e.name.startswith(f".{PLAN}.") for e in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run", fix="choose another folder with --out")
 
 
@@ -132,7 +135,8 @@ def locked(folder: Path) -> Iterator[None]:
 def _abandon(folder: Path, *, remove: bool) -> None:
     """Give up a folder in which nothing was done, so that the mended command may have it."""
     reasons = {path.name for path in folder.glob(f"{REASON}*")}
-    if {entry.name for entry in folder.iterdir()} <= {LOCK, PLAN, INPUTS, *reasons}:
+    if {entry.name for entry in folder.iterdir()} <= {LOCK, PLAN, INPUTS, PROGRESS, *reasons}:
+        shutil.rmtree(folder / PROGRESS, ignore_errors=True)  # of another process, which is about to end
         for name in (PLAN, INPUTS, *reasons, LOCK):
             (folder / name).unlink(missing_ok=True)
         if remove:

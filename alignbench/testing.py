@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,8 @@ class Subject:
         """Build model and method as `alignbench run` does."""
         job = case.job(folder)
         backbone = setup.build_model(job.plan, CPU)
+        module, _ = setup.prepare_trained(job.plan, backbone)
         method = setup.build_method(job, backbone, CPU)
-        module = setup.trained_module(backbone, method.updates)
         return cls(job, backbone, method, module, setup.open_training_data(job, Progress(quiet=True)))
 
     def stream(self) -> Stream:
@@ -200,7 +200,7 @@ def a_resumed_run_is_the_same(case: Case, folder: Path) -> None:
     else:
         raise AssertionError("the run could not be broken off")
     run.run(broken, Progress(quiet=True))
-    exported = [path.relative_to(whole.out) for path in (whole.out / "export").iterdir()]
+    exported = [path.relative_to(whole.out) for path in (whole.out / "export").rglob("*.*")]
     for name in [Path("metrics.jsonl"), *exported]:
         same = (whole.out / name).read_bytes() == (broken.out / name).read_bytes()
         assert same, f"{name} differs after an interruption"
@@ -219,8 +219,10 @@ class _Breaking(Progress):
     def __init__(self) -> None:
         super().__init__(quiet=True)
 
-    def stage(self, name: str, total: int, *, done: int = 0) -> Any:
-        return contextlib.nullcontext(_BreakingStage(self, name, total, done))
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
+        with super().stage(name, total, done=done):
+            yield _BreakingStage(self, name, total, done)
 
 
 METHOD_CHECKS: tuple[MethodCheck, ...] = (

@@ -32,7 +32,8 @@ class DigitsDistribution:
 
     Columns of the rows: `pixels` [64] grey levels in [-1, 1] of the canonical digit, `penultimate` [D] and
     `logits` [10], all float64; `label` int64, -1 where the image set has no labels; `correct` float64, 1
-    where the classifier agrees with the label, else 0.
+    where the classifier agrees with the label, else 0; `recognised` int64 and its `probability`; `requested`,
+    the probability of the label, only where the image set has labels.
     """
 
     def __init__(self, *, network: str, splits: int, shuffle_seed: int, neighbours: int) -> None:
@@ -72,7 +73,12 @@ class DigitsDistribution:
             "logits": logits,
             "label": labels,
             "correct": (logits.argmax(dim=1) == labels).double(),
+            "recognised": logits.argmax(dim=1),
+            "probability": logits.softmax(dim=1).amax(dim=1),
         }
+        if batch.labels is not None:
+            asked = torch.arange(logits.shape[1]) == labels[:, None]
+            columns["requested"] = (logits.softmax(dim=1) * asked).sum(dim=1)
         return {name: column.numpy() for name, column in columns.items()}
 
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:

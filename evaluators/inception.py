@@ -79,7 +79,7 @@ class InceptionDistribution:
         self._device = torch.device("cpu") if device.type == "mps" else device
 
     def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
-        """Return float32 columns pool [n, 2048], logits [n, 1008], spatial [n, 2023].
+        """Return float32 columns pool [n, 2048], logits [n, 1008], spatial [n, 2023]; probability [n].
 
         Raises:
             RunFailed: a feature is not finite.
@@ -90,7 +90,8 @@ class InceptionDistribution:
             if bad.any():
                 first = batch.ids[int(bad.argmax())]
                 raise RunFailed(f"image {first}: the Inception network's {name} features are not finite")
-        return rows
+        likely = torch.from_numpy(rows["logits"]).double().softmax(dim=1).amax(dim=1)
+        return {**rows, "probability": likely.numpy()}
 
     def score(self, samples: Measured, reference: Reference | None) -> list[Metric]:
         """Return all metrics of the card; those that the reference does not allow are NaN.

@@ -215,6 +215,8 @@ class MetricFact(TomlTable):
     digits: int
     networks: list[str] = []
     """Frozen networks behind it."""
+    features: int = 0
+    """Dimensions whose covariance is in it: with fewer images it is singular; 0: there is none."""
     detail: bool = False
     """Shown in a run's own report, not as a column of leaderboards."""
     column: str = ""
@@ -222,6 +224,15 @@ class MetricFact(TomlTable):
     image by image; empty: it is not."""
     per: Literal["image", "prompt"] = "image"
     """What is independent in that mean: images of one prompt are not."""
+    doc: str = ""
+
+
+class ColumnFact(TomlTable):
+    """What a column of rows that no metric is the mean of says of an image."""
+
+    title: str
+    direction: Literal["higher", "lower", ""] = ""
+    """Empty: neither is better."""
     doc: str = ""
 
 
@@ -246,7 +257,14 @@ class EvaluatorCard(Card):
     """{option: n}: with fewer than the option's value + n images nothing can be estimated."""
     keep: list[str] = []
     """Columns that stay in the run folder after scoring, besides those that metrics are means of."""
+    columns: dict[str, ColumnFact] = {}
+    """What they mean, for the log of samples."""
     row_bytes: int = 0
     """Disk space that one image's rows take until they are scored; the plan's estimate counts it."""
     metrics: dict[str, MetricFact]
     options: dict[str, Option] = {}
+
+    @property
+    def kept(self) -> list[str]:
+        """Columns that stay."""
+        return sorted({fact.column for fact in self.metrics.values() if fact.column}.union(self.keep))

@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from alignbench.text import plain_line
+from alignbench.text import LONGEST, cut, one_line, plain_line
 
 Scalar = bool | int | float | str
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 """`module:attribute` of the implementation."""
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
 """A name that is also a safe file name."""
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{8,64}$")]
 
@@ -42,7 +42,9 @@ class CodeFile(JsonTable):
 
 def reasons(error: ValidationError, whole: str) -> list[str]:
     """Say each thing that does not fit: where, and why; `whole` is said where it is no single key."""
-    return [f"{'.'.join(map(str, item['loc'])) or f'({whole})'}: {item['msg']}" for item in error.errors()]
+    places = ["".join(f".{cut(str(key), 60)}" for key in item["loc"])[1:] for item in error.errors()]
+    said = [f"{place or f'({whole})'}: {x['msg']}" for place, x in zip(places, error.errors(), strict=True)]
+    return [cut(one_line(text), LONGEST) for text in said]  # keys and values may be anything
 
 
 Title = Annotated[str, AfterValidator(plain_line)]
@@ -225,6 +227,9 @@ class ModelCard(Card):
     """Protocol card the model is evaluated with by default."""
     reconstruction: str = ""
     """Protocol card its tokenizer is scored by; empty: none."""
+    lora_targets: dict[str, tuple[int, int]] = {}
+    """{last part of a linear layer's name: (inputs, outputs)} of all that LoRA may adapt: each stands once in
+    every one of `policy.layers`, and nowhere else in the policy. Empty: it takes no adapter."""
 
     @model_validator(mode="after")
     def _grid_matches(self) -> ModelCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -38,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     },
 }  # fmt: skip
 """{package or module: what it may import beside the ground and itself}; in words: `docs/architecture.md`."""
-PRODUCT_LINES, TEST_LINES, HELPER_LINES = 32_718, 25_294, 1_000
+PRODUCT_LINES, TEST_LINES, HELPER_LINES = 37_000, 29_500, 1_000
 """Raised only together with a feature that needs it; the goals of the first two are 26,000 and 18,500."""
 LONGER = {"alignbench/api.py", "alignbench/record.py", "registry/schema.py", "registry/lookup.py"}
 """Files that may have 400 lines; the others 300."""
@@ -93,6 +94,22 @@ def test_nothing_imports_the_command_line() -> None:
         if any(package_of(imported) == "cli" for _, imported in imports(path))
     }
     assert importers == {"cli", "__main__"}
+
+
+def test_exchanges_are_behind_one_module() -> None:
+    """Four modules use what torch has for several processes; two of them are for the other two alone."""
+    layer = {f"training.{name}" for name in ("parallel", "process_group", "sharding", "sharded_checkpoint")}
+    users = {
+        name_of(path)
+        for path in sources()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"torch\.distributed|from torch import .*distributed", line.partition("#")[0])
+        and not line.lstrip().startswith('"""')
+    }
+    assert users == layer
+    for path in sources():
+        used = {name for _, name in imports(path)} & layer - {"training.parallel", "training.process_group"}
+        assert not used or name_of(path) in layer, path
 
 
 def test_imports_form_no_circle() -> None:

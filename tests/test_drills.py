@@ -17,7 +17,16 @@ from tests.helpers.command import alignbench
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [("flip", 8), ("signal", 3), ("kill", 2), ("disk", 2), ("ranks", 1), ("plugin", 4), ("remote", 4)],
+    [
+        ("flip", 8),
+        ("signal", 3),
+        ("kill", 2),
+        ("disk", 2),
+        ("ranks", 1),
+        ("restarts", 2),
+        ("plugin", 4),
+        ("remote", 4),
+    ],
 )
 def test_nothing_is_lost(kind: str, count: int) -> None:
     command = [sys.executable, "-m", "tests.drills", "--kind", kind, "--count", str(count), "--seed", "1"]

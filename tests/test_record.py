@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from alignbench import files, record
+from alignbench import record
 from alignbench.errors import EXIT_FAILED, RunFailed, UserError
 from alignbench.record import RunRecord
 
@@ -67,7 +67,7 @@ def test_write_then_read_and_a_failed_write_leaves_the_old_record(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunFailed, match="No space left on device") as caught:
         record.write(first.model_copy(update={"status": "failed"}), tmp_path)
     assert caught.value.exit_code == EXIT_FAILED
@@ -176,8 +176,9 @@ def refused(folder: Path, content: Any = None) -> UserError:
 
 
 def test_what_is_no_record(tmp_path: Path) -> None:
-    assert "is not a run folder: it has no run.json" in refused(tmp_path).what
+    assert "holds no finished run: it has no run.json" in refused(tmp_path).what
     assert "does not exist" in refused(tmp_path / "nowhere").what
+    content: object
     for content in ([], {}, {"schema": "1"}, {"schema": True}, 3):
         assert "is not a run record: it has no schema number" in refused(tmp_path, content).what
     text = METHOD.read_bytes()
@@ -263,6 +264,7 @@ SECTIONS = {
     "Change": "`recipe`, `changed` and `data`",
     "DataInfo": "`recipe`, `changed` and `data`",
     "TrainInfo": "`train`",
+    "Trend": "`train`",
     "Result": "`results[]`",
     "ProtocolRef": "`results[]`",
     "Setting": "`results[]`",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,13 +24,18 @@ class CachedBackbone:
         self.num_tokens = grid[0] * grid[1]
         # Square for every card; of a non-square grid this is the height.
         self.image_size = grid[0] * tokenizer.downsample
+        self.adapter_off: Callable[[], contextlib.AbstractContextManager[None]] | None = None
+        """Switches an adapter in the policy off for a block; None: there is none."""
+        self._computing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     def logits(self, condition: Condition, context: Tensor) -> Tensor:
-        out: Tensor = self.policy(condition, context)
+        with self._computing():
+            out: Tensor = self.policy(condition, context)
         return out
 
     def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
-        return generate_steps(unwrap(self.policy), condition, uniforms, sampling)
+        with self._computing():
+            return generate_steps(unwrap(self.policy), condition, uniforms, sampling)
 
     def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
         """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].
@@ -36,13 +43,17 @@ class CachedBackbone:
         After guidance, temperature and filters; see `generate.sampled_logits`.
         """
         null = unwrap(self.policy).null(condition)
-        return sampled_logits(self.policy, condition, null, tokens, sampling)
+        with self._computing():
+            return sampled_logits(self.policy, condition, null, tokens, sampling)
 
     def recompute(self, enabled: bool) -> None:
         unwrap(self.policy).recompute = enabled
 
     def reference(self) -> Any:
         twin = copy.copy(self)
+        if self.adapter_off is not None:  # the base is in there, frozen: no second copy
+            twin._computing = self.adapter_off
+            return twin
         twin.policy = copy.deepcopy(unwrap(self.policy)).eval().requires_grad_(False)
         return twin
 

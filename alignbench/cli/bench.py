@@ -9,14 +9,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignbench.cli.common import plan_lines, print_json
-from alignbench.cli.options import Plugins, changes
+from alignbench.cli.common import folded, plan_lines, print_json, put
+from alignbench.cli.options import DATA, METHODS, MODELS, PROTOCOLS, Plugins, changes
 from alignbench.commands.jobs import default_progress
 from alignbench.config.plan import Plan, default_workers, make_plan
 from alignbench.config.requirements import requirements_of
 from alignbench.config.settings import Origin, changes_nothing, known_options, resolve, values_of
 from alignbench.errors import Problem, UserError, problem_lines, refuse
 from alignbench.hub.verify import Requirements
+from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
 
@@ -30,12 +31,21 @@ RANDOM = "model.weights=random"
 
 def bench(
     *,
-    method: str | None = typer.Option(None, "--method", "-m", help="Time training steps of this method."),
-    model: str | None = typer.Option(None, "--model", help="Time sampling from this model, or training it."),
-    protocol: str | None = typer.Option(
-        None, "--protocol", help="Time this protocol's evaluators; with --model: how to sample."
+    method: str | None = typer.Option(
+        None, "--method", "-m", help="Time training steps of this method.", autocompletion=METHODS
     ),
-    data: str | None = typer.Option(None, "--data", help="Training images; default: random ones."),
+    model: str | None = typer.Option(
+        None, "--model", help="Time sampling from this model, or training it.", autocompletion=MODELS
+    ),
+    protocol: str | None = typer.Option(
+        None,
+        "--protocol",
+        help="Time this protocol's evaluators; with --model: how to sample.",
+        autocompletion=PROTOCOLS,
+    ),
+    data: str | None = typer.Option(
+        None, "--data", help="Training images; default: random ones.", autocompletion=DATA
+    ),
     assignments: Annotated[
         list[str], changes("Change one value; repeatable. Weights are random unless set.")
     ],
@@ -59,13 +69,10 @@ def bench(
     progress = default_progress()
     sizes = {"--images": images, "--rows": rows, "--reference-rows": reference_rows}
     if model is not None:
-        if method is None:
-            _refuse_given("sampling is timed", {"--data": data, **sizes})
-        else:
-            _refuse_given("training steps are timed", {"--protocol": protocol, **sizes})
+        unread = {"--protocol": protocol} if method else {"--data": data}
+        _refuse_given("training steps are timed" if method else "sampling is timed", {**unread, **sizes})
         plan = _plan(registry, method, model, protocol, data, assignments, repeats or 3)
-        for line in plan_lines(plan):
-            progress.say(line)
+        progress.say("\n".join(plan_lines(plan)))
         from alignbench.runs.bench import time_sampling, time_training
 
         if method is None:
@@ -75,15 +82,21 @@ def bench(
             timings = [time_training(plan, registry, workers=workers, progress=progress)]
     elif method is None and protocol is not None:
         _refuse_given("evaluators are timed", {"--data": data, "--repeats": repeats})
-        needed = _requirements(registry, protocol, assignments)
-        from alignbench.runs.bench_evaluators import time_evaluators
-
         counts = {"images": images or 256, "rows": rows or 0, "reference_rows": reference_rows or 10_000}
-        timings = time_evaluators(needed, registry, **counts, progress=progress)
+        timings = _time_evaluators(registry, protocol, assignments, counts, progress)
     else:
         raise UserError("nothing to time", fix="name --model, with or without --method, or --protocol")
     if not progress.quiet:
         _show(timings, as_json=as_json)
+
+
+def _time_evaluators(
+    registry: Registry, protocol: str, assignments: list[str], counts: dict[str, int], progress: Progress
+) -> list[Timing]:
+    needed = _requirements(registry, protocol, assignments)
+    from alignbench.runs.bench_evaluators import time_evaluators
+
+    return time_evaluators(needed, registry, **counts, progress=progress)
 
 
 def _refuse_given(what: str, options: dict[str, object]) -> None:
@@ -153,7 +166,8 @@ def _show(timings: list[Timing], *, as_json: bool) -> None:
     console = Console()
     for timing in timings:
         facts = ", ".join(f"{name} {value}" for name, value in timing.facts.items())
-        table = Table(title=f"{timing.title}\n{facts}", title_justify="left", box=None)
+        put(*folded(timing.title), *folded(facts))
+        table = Table(box=None, pad_edge=False)
         for heading in ("", "value", "unit", ""):
             table.add_column(heading, justify="right" if heading == "value" else "left")
         for figure in timing.figures:

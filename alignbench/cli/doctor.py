@@ -6,18 +6,18 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from alignbench import __version__
-from alignbench.cli.common import print_json, put
-from alignbench.cli.options import Json
+from alignbench.cli.common import folded, print_json, put
+from alignbench.cli.options import METHODS, Json
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
-from alignbench.errors import UserError, missing_packages
+from alignbench.errors import Problem, UserError, missing_packages, ways
 from alignbench.files import cache_root
 from alignbench.hub.locate import locate_asset
 from alignbench.registry.lookup import Registry
@@ -34,7 +34,9 @@ VARIABLES = (
 
 def doctor(
     as_json: Json = False,
-    method: str = typer.Option("vapi", "--method", help="Method to ask runnability for."),
+    method: str = typer.Option(
+        "vapi", "--method", help="Method to ask runnability for.", autocompletion=METHODS
+    ),
 ) -> None:
     """Report what is installed and present, and which models and evaluators can run here."""
     facts = gather(method)
@@ -45,14 +47,40 @@ def doctor(
     for section in ("versions", "device", "environment"):
         console.print(section, style="bold")
         put(*(f"  {key:<20} {value}" for key, value in facts[section].items()))
-    table = Table("model", "weights", f"run --method {method}", box=None, pad_edge=False)
-    for name, model in facts["models"].items():
-        table.add_row(name, model["weights"], model["runs"])
-    console.print(table)
+    shared = _numbered([*facts["models"].values(), *facts["evaluators"].values()])
+    console.print(f"models: what can run --method {method}", style="bold", highlight=False)
+    _print_runnable(facts["models"], shared)
     console.print("evaluators", style="bold")
-    for name, evaluator in facts["evaluators"].items():
-        put(f"  {name:<24} {evaluator['runs']}")
-        put(*(f"    {item['what']} → {item['fix']}" for item in evaluator["missing"]))
+    _print_runnable(facts["evaluators"], shared)
+    if shared:
+        console.print("missing", style="bold")
+    for (what, fix), number in shared.items():
+        put(*folded(what, " " * 6, f"  {number:>2}  "), *(f"      → {way}" for way in ways(fix)))
+
+
+def _numbered(things: Iterable[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    """{what is missing and what brings it: its number}, each once; but for a model's own weights."""
+    found = dict.fromkeys(_key(item) for thing in things for item in thing["missing"] if not _is_own(item))
+    return {key: number for number, key in enumerate(found, start=1)}
+
+
+def _print_runnable(things: dict[str, Any], shared: dict[tuple[str, str], int]) -> None:
+    """Whether each of them runs, the numbers of what it lacks, and what brings its own weights."""
+    for name, thing in things.items():
+        own = [item for item in thing["missing"] if _is_own(item)]
+        numbers = sorted({shared[_key(item)] for item in thing["missing"] if not _is_own(item)})
+        lacks = ", ".join([*(["weights"] if own else []), *map(str, numbers)])
+        put(f"  {name:<24} {f'✗ lacks {lacks}' if lacks else '✓'}")
+        # The other way, a file of one's own, is said by the plan.
+        put(*dict.fromkeys(f"      → {ways(item['fix'])[0]}" for item in own))
+
+
+def _key(item: dict[str, str]) -> tuple[str, str]:
+    return item["what"], item["fix"]
+
+
+def _is_own(item: dict[str, str]) -> bool:
+    return item.get("where", "").startswith("weights/")
 
 
 def gather(method: str) -> dict[str, Any]:
@@ -85,19 +113,25 @@ def _device() -> dict[str, str]:
     return found
 
 
-def _model(registry: Registry, method: str, name: str) -> dict[str, str]:
-    """Whether weights are here and the first reason why a run cannot start."""
+def _model(registry: Registry, method: str, name: str) -> dict[str, Any]:
+    """Whether weights are here, and all that keeps a run from starting."""
     try:
         plan = make_plan(registry, resolve(registry, method=method, model=name))
     except UserError as error:
-        return {"weights": "", "runs": f"no: {error.what}"}
+        return {"weights": "", "runs": "no", "missing": [{"what": error.what, "fix": error.fix}]}
     present = all(status.ok for status in plan.weights.values())
-    reasons = [f"{problem.where}: {problem.what}" for problem in plan.problems]
-    more = f" (+{len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return {
         "weights": "present" if present else "missing",
-        "runs": f"no: {reasons[0]}{more}" if reasons else "yes",
+        "runs": "no" if plan.problems else "yes",
+        "missing": [_item(problem) for problem in plan.problems],
     }
+
+
+def _item(problem: Problem) -> dict[str, str]:
+    """A problem; files say enough by their names, so that an evaluator lacks the same one."""
+    is_file = problem.where.startswith(("assets/", "weights/", "reward "))
+    said = problem.what if is_file else f"{problem.where}: {problem.what}"
+    return {"where": problem.where, "what": said, "fix": problem.fix}
 
 
 def _evaluator(registry: Registry, name: str) -> dict[str, Any]:

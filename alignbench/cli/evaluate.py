@@ -10,7 +10,18 @@ import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
 from alignbench.cli.launch import in_processes
-from alignbench.cli.options import DryRun, Nproc, Out, Plugins, Protocol, RecordJson, changes
+from alignbench.cli.options import (
+    MODELS,
+    DryRun,
+    LogSamples,
+    Nproc,
+    Out,
+    Plugins,
+    Protocol,
+    RecordJson,
+    Shown,
+    changes,
+)
 from alignbench.commands import jobs
 from alignbench.errors import UserError, refuse
 from alignbench.registry import plugins
@@ -19,7 +30,9 @@ from alignbench.registry.lookup import Registry
 
 def evaluate(
     *,
-    model: str | None = typer.Option(None, "--model", help="Model to evaluate; see: list models."),
+    model: str | None = typer.Option(
+        None, "--model", help="Model to evaluate; see: list models.", autocompletion=MODELS
+    ),
     samples: Path | None = typer.Option(
         None, "--samples", help="Score these images instead: a folder, or an ADM .npz file."
     ),
@@ -38,6 +51,8 @@ def evaluate(
     ),
     write_png: bool = typer.Option(False, "--write-png", help="Also write the images as PNG files."),
     workers: int | None = typer.Option(None, "--workers", min=0, help="Threads that decode images."),
+    log_samples: LogSamples = False,
+    log_shown: Shown = 32,
     plugin: Plugins,
     nproc: Nproc = None,
     dry_run: DryRun = False,
@@ -54,6 +69,7 @@ def evaluate(
     if not dry_run:
         in_processes(nproc)
     choices = jobs.Choices(protocol=protocol, options=assignments, workers=workers, plugins=plugin, out=out)
+    choices["log_samples"] = log_shown if log_samples else 0
     exports = tuple(kind for kind, wanted in {"npz": write_npz, "png": write_png}.items() if wanted)
     if samples is not None:
         if reconstruction or exports:
@@ -109,7 +125,8 @@ def _evaluate_run(run: Path, reconstruction: bool, choices: jobs.Choices, *, as_
         raise UserError(
             "--out changes nothing here: the results go into the run's folder", fix="leave it out"
         )
-    if (choices["protocol"] is None) == (not reconstruction):
+    named = [choices["protocol"] is not None, reconstruction].count(True)
+    if named == 2 or not (named or choices["log_samples"]):
         raise UserError(
             "--run needs one of --protocol NAME and --reconstruction", fix="see: alignbench list protocols"
         )

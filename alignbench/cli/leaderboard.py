@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignbench.cli.common import print_json, put
-from alignbench.cli.options import Json, many
+from alignbench.cli.common import leaving_out, print_json, put
+from alignbench.cli.options import METRICS, Json, many
 from alignbench.commands import boards, tables
 from alignbench.errors import EXIT_FAILED, UserError
 
@@ -55,12 +55,13 @@ def leaderboard(
         runs = [out / "records"]
     if not runs:
         raise UserError("no runs were named", fix="alignbench leaderboard runs")
-    if form:
-        if html:
-            raise UserError("--format prints, --html writes: one of them")
-        put(getattr(tables.board(runs), form.value)().rstrip("\n"))
-        return
-    put(*boards.leaderboard(runs, out, html=html))
+    if form and html:
+        raise UserError("--format prints, --html writes: one of them")
+    with leaving_out() as tell:
+        if form:
+            put(getattr(tables.board(runs, tell=tell), form.value)().rstrip("\n"))
+        else:
+            put(*boards.leaderboard(runs, out, html=html, tell=tell))
 
 
 def report(
@@ -76,10 +77,14 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Hold measured numbers against published ones of the same model."""
-    from alignbench.leaderboard import audit
+    from alignbench.leaderboard import audit, terminal
 
-    found = tables.audit(runs)
-    print_json(audit.to_data(found)) if as_json else put(audit.page(found).rstrip())
+    with leaving_out() as tell:
+        found = tables.audit(runs, tell=tell)
+        if as_json:
+            print_json(audit.to_data(found))
+        else:
+            Console().print(terminal.rich_audit(found))
 
 
 SIDE = "A run folder or record file; RUN:base, RUN:method or RUN:samples to choose."
@@ -89,7 +94,7 @@ def compare(
     *,
     a: str = typer.Argument(..., help=SIDE),
     b: str = typer.Argument(..., help="The other one; differences are B minus A."),
-    metric: Annotated[list[str], many("--metric", "Only this metric; may be repeated.")],
+    metric: Annotated[list[str], many("--metric", "Only this metric; may be repeated.", complete=METRICS)],
     as_json: Json = False,
 ) -> None:
     """Compare two evaluations of one protocol, metric by metric."""

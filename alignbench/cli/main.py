@@ -24,9 +24,11 @@ from alignbench.cli import (
     run,
     sample,
     sweep,
+    watch,
     weights,
 )
 from alignbench.cli.launch import note_process, note_status
+from alignbench.cli.options import words_of_bash
 from alignbench.distributed import join_slurm
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
 from alignbench.text import visible
@@ -72,6 +74,7 @@ def root(
 
 
 app.command("run")(run.run)
+app.command("watch")(watch.watch)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("reference")(reference.reference)
@@ -101,7 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         note_process()
         join_slurm()
-        app(args=arguments)
+        with words_of_bash():
+            app(args=arguments, prog_name="alignbench")
     except UserError as error:
         _complain(str(error), error.exit_code)
     except OSError as error:

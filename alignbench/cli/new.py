@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 
 from alignbench.cli.common import put
+from alignbench.cli.options import one_of
 from alignbench.errors import UserError, suggest
 from alignbench.registry.lookup import Registry
 
@@ -26,7 +27,7 @@ FILES = {
 
 
 def new(
-    kind: str = typer.Argument(help="What to make: method."),
+    kind: str = typer.Argument(help="What to make: method.", autocompletion=one_of(KINDS)),
     name: str = typer.Argument(help="Its name: small letters, digits, - or _."),
     out: Path | None = typer.Option(None, "--out", help="Folder to write to; default: ./NAME."),
 ) -> None:

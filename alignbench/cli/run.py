@@ -10,9 +10,27 @@ import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
 from alignbench.cli.launch import in_processes
-from alignbench.cli.options import Bench, DryRun, Nodes, Nproc, Out, Plugins, Protocol, RecordJson, changes
+from alignbench.cli.options import (
+    DATA,
+    METHODS,
+    MODELS,
+    RECIPES,
+    Bench,
+    DryRun,
+    LogSamples,
+    Nodes,
+    Nproc,
+    Out,
+    Plugins,
+    Protocol,
+    RecordJson,
+    Shown,
+    changes,
+    many,
+)
 from alignbench.commands import jobs
 from alignbench.config import estimate
+from alignbench.config.following import TRACKERS
 from alignbench.config.scale import scale
 from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
@@ -20,11 +38,17 @@ from alignbench.run_folder import check_folder
 
 def run(
     *,
-    method: str = typer.Option(..., "--method", "-m", help="Method to train with; see: list methods."),
-    model: str = typer.Option(..., "--model", help="Model to start from; see: list models."),
-    data: str | None = typer.Option(None, "--data", help="Data set; default: the model's."),
+    method: str = typer.Option(
+        ..., "--method", "-m", help="Method to train with; see: list methods.", autocompletion=METHODS
+    ),
+    model: str = typer.Option(
+        ..., "--model", help="Model to start from; see: list models.", autocompletion=MODELS
+    ),
+    data: str | None = typer.Option(
+        None, "--data", help="Data set; default: the model's.", autocompletion=DATA
+    ),
     recipe: str | None = typer.Option(
-        None, "--recipe", help="Recipe; default: the one for method and model."
+        None, "--recipe", help="Recipe; default: the one for method and model.", autocompletion=RECIPES
     ),
     protocol: Protocol = None,
     assignments: Annotated[list[str], changes("Change one value; repeatable.")],
@@ -39,6 +63,12 @@ def run(
     workers: int | None = typer.Option(
         None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
     ),
+    trackers: Annotated[list[str], many("--track", f"Also log to {', '.join(TRACKERS)}; repeatable.")],
+    grid_every: int = typer.Option(
+        0, "--grid-every", min=0, help="Steps between sample grids while training; 0: none."
+    ),
+    log_samples: LogSamples = False,
+    log_shown: Shown = 32,
     plugin: Plugins,
     nproc: Nproc = None,
     nodes: Nodes = None,
@@ -63,9 +93,12 @@ def run(
         plugins=plugin,
         workers=workers,
         checkpoint_every=checkpoint_every,
+        track=trackers,
+        grid_every=grid_every,
+        log_samples=log_shown if log_samples else 0,
     )
     disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
-    problems = [*job.plan.problems, *filter(None, [disk])]
+    problems = [*job.problems, *filter(None, [disk])]
     if dry_run:
         on_paper = scale(job.plan, nodes or 1, nproc or 1, bench=bench) if nodes or nproc else None
         leave(on_paper or plan_lines(job.plan), problems, plan=job.plan if as_json else None)

@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import put
-from alignbench.cli.options import changes, class_ids, many
+from alignbench.cli.options import MODELS, changes, class_ids, many
 from alignbench.commands import models
 
 
 def sample(
     *,
-    model: str = typer.Option(..., "--model", help="Model to sample from; see: list models."),
+    model: str = typer.Option(
+        ..., "--model", help="Model to sample from; see: list models.", autocompletion=MODELS
+    ),
     run: Path | None = typer.Option(None, "--run", help="Use the weights a finished run exported."),
     number: int = typer.Option(40, "--number", "-n", min=1, help="Images."),
     seed: int = typer.Option(0, "--seed", help="Sampling seed; image i depends on nothing else."),

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
+from rich.console import Console
 
 from alignbench.cli.common import leave, put
-from alignbench.cli.options import Plugins, changes
+from alignbench.cli.options import Plugins, card_names, changes
 from alignbench.config import estimate
 from alignbench.config.plan import default_workers
 from alignbench.errors import EXIT_FAILED, UserError, refuse
@@ -16,7 +17,7 @@ from alignbench.progress import Progress
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry, read_card
 from alignbench.registry.tables import SweepCard
-from alignbench.runs.sweep import Sweep, carry_out, make
+from alignbench.runs.sweeps.sweep import Sweep, carry_out, make
 
 DEFAULT_OUT = Path("sweeps")
 EMBEDDED = ("llamagen-tiny", "shapes-tiny")
@@ -24,7 +25,9 @@ EMBEDDED = ("llamagen-tiny", "shapes-tiny")
 
 def sweep(
     *,
-    sweep: str = typer.Argument(help="Name of a sweep, or a TOML file; see: list sweeps."),
+    sweep: str = typer.Argument(
+        help="Name of a sweep, or a TOML file; see: list sweeps.", autocompletion=card_names("sweeps")
+    ),
     assignments: Annotated[list[str], changes("Change one value of every run; repeatable.")],
     out: Path | None = typer.Option(
         None, "--out", help="Folder of the runs and the table; default: sweeps/NAME."
@@ -36,9 +39,10 @@ def sweep(
     """Run a grid of settings and seeds, skip what is done, and write one table."""
     registry = plugins.load_registry(plugin)
     name, card = _find(registry, sweep)
+    typed = sweep if sweep.endswith(".toml") else name
     folder = out or DEFAULT_OUT / name
     files = [path.absolute() for path in plugin]
-    planned = make(registry, name, card, out=folder, assignments=assignments, plugins=files)
+    planned = make(registry, name, card, out=folder, assignments=assignments, plugins=files, typed=typed)
     disk = estimate.disk_problem(folder, sum(r.plan.estimate.disk_gib for r in planned.runs if not r.done))
     problems = [*planned.problems, *filter(None, [disk])]
     if dry_run:
@@ -59,7 +63,7 @@ def _find(registry: Registry, wanted: str) -> tuple[str, SweepCard]:
 
 
 def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
-    from alignbench.runs import sweep_table
+    from alignbench.runs.sweeps import page
 
     progress = Progress()
     for line in product_lines(planned):
@@ -69,11 +73,14 @@ def _run(planned: Sweep, registry: Registry, *, as_json: bool) -> None:
         registry,
         progress,
         workers=default_workers(planned.runs[0].plan.model.image_size),
-        after=lambda failed: sweep_table.write(planned, registry, failed),
+        after=lambda failed: page.write(planned, registry, failed),
     )
-    sweep_table.write(planned, registry, failures)
-    name = "sweep.json" if as_json else "sweep.md"
-    put((planned.out / name).read_text(encoding="utf-8"))
+    page.write(planned, registry, failures)
+    if as_json:
+        put((planned.out / "sweep.json").read_text(encoding="utf-8"))
+    else:
+        Console().print(page.shown(planned, registry, failures))
+        put(" · ".join(str(planned.out / name) for name in ("sweep.md", "sweep.json")))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(planned.runs)} runs failed; the table is in {planned.out / 'sweep.md'}",

@@ -9,8 +9,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from alignbench.cli.common import print_json, put
-from alignbench.cli.options import Json
+from alignbench.cli.common import folded, print_json, put
+from alignbench.cli.options import Json, card_names, one_of
 from alignbench.config import settings
 from alignbench.config.plan import files_of
 from alignbench.errors import EXIT_FAILED, UserError, suggest
@@ -32,10 +32,16 @@ PRETRAINABLE = {
 }
 
 
+KINDS = ("models", "assets", "evaluators", "protocols", "rewards", "recipes")
+"""Whose names `fetch` takes."""
+FETCHED = card_names(*KINDS)
+
+
 def fetch(
     names: list[str] = typer.Argument(
         help="Whose files to download: recipes (all that a run needs), models, protocols, rewards, "
-        "evaluators, assets."
+        "evaluators, assets.",
+        autocompletion=FETCHED,
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be downloaded and stop."),
 ) -> None:
@@ -63,10 +69,9 @@ def _wanted(registry: Registry, name: str) -> list[FileStatus]:
     Raises:
         UserError: nothing that could be downloaded has this name.
     """
-    kinds = ("models", "assets", "evaluators", "protocols", "rewards", "recipes")
-    meant = [kind for kind in kinds if name in registry.locations[kind]]
+    meant = [kind for kind in KINDS if name in registry.locations[kind]]
     if not meant:
-        names = [other for kind in kinds for other in registry.locations[kind]]
+        names = [other for kind in KINDS for other in registry.locations[kind]]
         raise UserError(
             f"no recipe, model, protocol, reward, evaluator or asset named {name!r}.{suggest(name, names)} "
             "See: alignbench list"
@@ -91,7 +96,7 @@ def _wanted(registry: Registry, name: str) -> list[FileStatus]:
 
 
 def pretrain(
-    model: str = typer.Argument(help="llamagen-tiny or shapes-tiny"),
+    model: str = typer.Argument(help="llamagen-tiny or shapes-tiny", autocompletion=one_of(PRETRAINABLE)),
     out: Path = typer.Option(Path("pretrained"), "--out", help="Folder for the weights and manifest.json."),
     seed: int = typer.Option(0, "--seed"),
 ) -> None:
@@ -140,14 +145,14 @@ def verify_golden(
 
 
 def _print_report(name: str, report: CheckReport, failures: bool) -> None:
-    """Name, largest error, tolerance, verdict and note in aligned columns; below them counts of verdicts."""
+    """Verdict, largest error, tolerance and name in columns, the note below; then counts."""
     console = Console()
     console.print(name, style="bold", markup=False)
     for row in report.checks:
         if not (failures and row.verdict in ("ok", "info")):
             numbers = ["-" if value is None else f"{value:.2e}" for value in (row.error, row.tolerance)]
-            line = f"{row.name:<72} {numbers[0]:>9} {numbers[1]:>9}  {row.verdict:<7} {row.note}".rstrip()
-            put(line)
+            put(f"{row.verdict:<7} {numbers[0]:>9} {numbers[1]:>9}  {row.name}")
+            put(*folded(row.note, " " * 29))
     counts = Counter(row.verdict for row in report.checks)
     text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     console.print(f"{name}: {text}", highlight=False, markup=False)

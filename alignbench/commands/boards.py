@@ -16,6 +16,7 @@ from alignbench.registry.lookup import Registry
 
 if TYPE_CHECKING:
     from alignbench.leaderboard.table import Board, Table
+    from alignbench.record import Tell
 
 SAMPLES = "samples"
 """Folder of the sample grids, `RUN.png`, or `RUN.jpg` of those that had to be made smaller."""
@@ -23,18 +24,21 @@ WIDTH = 640
 """Of a sample grid in pixels; wider ones are made smaller, so that the page can be mailed."""
 
 
-def leaderboard(runs: Iterable[str | os.PathLike[str]], out: Path, *, html: bool = False) -> list[Path]:
+def leaderboard(
+    runs: Iterable[str | os.PathLike[str]], out: Path, *, html: bool = False, tell: Tell | None = None
+) -> list[Path]:
     """Add runs to a leaderboard folder, make its pages again and draw the pictures of pages that changed.
 
     Args:
         runs: run folders, record files, or folders of either.
         html: also make `index.html`; one that is there is always made again.
+        tell: called for a record of `runs` that cannot be read, which is left out; None: it is an error.
 
     Returns:
         The files that changed or are new.
 
     Raises:
-        UserError: a path that holds no record, or a broken record.
+        UserError: a path that holds no record, or a broken record, there or in `out`.
         RunFailed: the folder cannot be written.
     """
     from alignbench.html.board import FILE_NAME, page
@@ -43,7 +47,7 @@ def leaderboard(runs: Iterable[str | os.PathLike[str]], out: Path, *, html: bool
     registry = Registry.default()
     facts, assets, rewards = registry.metric_facts(), registry.asset_cards(), registry.reward_cards()
     paths = [Path(run) for run in runs]
-    records = board.collect(paths)
+    records = board.collect(paths, tell)
     changed = board.write(records, out, facts, registry.published_cards(), assets, rewards)
     made = board.build(board.stored(out), facts, assets=assets, rewards=rewards)
     for name, table in markdown.pictures(made).items():
@@ -112,8 +116,8 @@ def _put(path: Path, content: str | bytes) -> Path:
 def _drawn(table: Table, name: str) -> bytes:
     """Draw the trade-off of the first lines of a table, as many as a picture can tell apart, and the base."""
     from alignbench.figures.tradeoff import tradeoff
+    from alignbench.leaderboard.cells import MOST
     from alignbench.leaderboard.headline import standings
-    from alignbench.leaderboard.labels import MOST
 
     methods = [line.row.identity for line in standings(table) if not line.row.is_base]
     kept = {"", *methods[: MOST - 1]}
@@ -126,14 +130,14 @@ def _drawn(table: Table, name: str) -> bytes:
 
 def _take_grids(records: Iterable[Path], board: Board, out: Path) -> list[Path]:
     """Keep `samples.png` of the first run of every row, where its folder is at hand and none is kept."""
-    from alignbench.record import FILE_NAME, read
+    from alignbench.record import FILE_NAME, read_all
 
     first = {row.runs[0] for table in board.tables for row in table.rows if row.runs}
     taken = []
-    for file in records:
+    for file, record in read_all(records, lambda broken: None):  # they were told of before
         grid = file.with_name("samples.png")
-        if file.name == FILE_NAME and grid.is_file() and (run := read(file).id) in first:
-            path, content = _small(grid, out / SAMPLES / run)
+        if file.name == FILE_NAME and grid.is_file() and record.id in first:
+            path, content = _small(grid, out / SAMPLES / record.id)
             if not path.is_file() or path.read_bytes() != content:
                 taken.append(_put(path, content))
     return taken

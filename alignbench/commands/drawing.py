@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from alignbench.figures.picture import Picture
     from alignbench.figures.source import Run
     from alignbench.leaderboard.table import Table
+    from alignbench.record import Tell
     from alignbench.runs.figure_images import Gallery
 
 KINDS = {
@@ -40,6 +41,7 @@ def figures(
     setting: str = "",
     metrics: Sequence[str] = (),
     images: ImageChoice | None = None,
+    tell: Tell | None = None,
 ) -> list[Path]:
     """Draw pictures of runs: PNG, the numbers as CSV, and `figures.md` with captions; return the files.
 
@@ -49,6 +51,7 @@ def figures(
         setting: name of a sampling setting, for pictures of one; default: the protocol's first.
         metrics: for pictures over an option; default: the ranking metric and the next three.
         images: which images are drawn for pictures of them, at `setting`; default: see there.
+        tell: called for a record that cannot be read, which is left out; None: it is an error.
 
     Raises:
         UserError: no such kind, no run, or a picture that was asked for cannot be drawn.
@@ -61,7 +64,7 @@ def figures(
             )
     from alignbench.figures import picture, source
 
-    found = source.find(map(Path, runs))
+    found = source.find(map(Path, runs), tell)
     of_images = _of_images(found, replace(images or ImageChoice(), setting=setting))
     drawn: list[Picture] = []
     absent: dict[str, str] = {}

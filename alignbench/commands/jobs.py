@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict, Unpack
 
+from alignbench.config.following import tracker_names
 from alignbench.config.plan import Job, default_workers, make_plan
 from alignbench.config.settings import only, resolve
 from alignbench.distributed import is_first
 from alignbench.errors import UserError, refuse
 from alignbench.progress import Progress
 from alignbench.registry import plugins
-from alignbench.registry.lookup import Registry
 from alignbench.registry.schema import Scalar
 from alignbench.run_folder import check_folder
 from alignbench.text import made_plain
@@ -59,6 +59,12 @@ class Choices(TypedDict, total=False):
     """Steps between checkpoints."""
     exports: tuple[str, ...]
     """Forms in which the scored images are written as well: `npz`, `png`."""
+    track: Sequence[str]
+    """Trackers to send the numbers to: `tensorboard`, `wandb`, `trackio`."""
+    grid_every: int
+    """Steps between two sample grids of the policy in training; 0: none."""
+    log_samples: int
+    """Also log every scored image with its numbers, and show so many of the worst and of the best."""
 
 
 def plan(method: str | None, model: str, **choices: Unpack[Choices]) -> Job:
@@ -68,7 +74,7 @@ def plan(method: str | None, model: str, **choices: Unpack[Choices]) -> Job:
         method: name of a method; None: the model is evaluated as it is.
 
     Returns:
-        The job. `job.plan.problems` lists everything that keeps it from running, each with its remedy.
+        The job. `job.problems` lists everything that keeps it from running, each with its remedy.
 
     Raises:
         UserError: unknown names or keys, or values of the wrong type or range.
@@ -96,6 +102,9 @@ def plan(method: str | None, model: str, **choices: Unpack[Choices]) -> Job:
         checkpoint_every=choices.get("checkpoint_every", 20),
         workers=default_workers(size) if workers is None else workers,
         exports=choices.get("exports", ()),
+        track=tracker_names(choices.get("track", ())),
+        grid_every=choices.get("grid_every", 0),
+        log_samples=_log_samples(choices),
     )
 
 
@@ -109,7 +118,7 @@ def run(job: Job, *, progress: Progress | None = None) -> RunRecord:
         UserError: the plan has problems, the folder holds something else, or the run was interrupted.
         RunFailed: it broke; what is done is kept, and the same call continues.
     """
-    refuse(job.plan.id, job.plan.problems)
+    refuse(job.plan.id, job.problems)
     check_folder(job.out, job.plan)
     from alignbench.runs.run import run
 
@@ -132,7 +141,8 @@ def evaluate(
     """Score one of three things under a protocol: a model as it is, a finished run, or images.
 
     Args:
-        run: folder of a finished run; its record gains the results.
+        run: folder of a finished run; its record gains the results. With `log_samples` and without a
+            protocol its own results get their log.
         samples: a folder of images, or an ADM `.npz` file.
         name: what tables call the images.
         choices: see `Choices`; `run` and `samples` need a `protocol`; `options` takes the keys `protocol.*`,
@@ -151,10 +161,15 @@ def evaluate(
     assert run is not None
     from alignbench.runs.evaluate_run import evaluate_run
 
-    protocol, registry, workers = _evaluators(choices)
-    values = assignments(choices.get("options", ()))
+    log_samples = _log_samples(choices)
     return evaluate_run(
-        Path(run), registry, protocol=protocol, assignments=values, workers=workers, progress=progress
+        Path(run),
+        plugins.load_registry(choices.get("plugins", ())),
+        protocol=choices.get("protocol") or "" if log_samples else _protocol(choices),
+        assignments=assignments(choices.get("options", ())),
+        workers=choices.get("workers"),
+        log_samples=log_samples,
+        progress=progress,
     )
 
 
@@ -164,7 +179,10 @@ def plan_samples(
     """Open images and find what a protocol needs to score them; see `evaluate`."""
     from alignbench.runs.evaluate_samples import SamplesJob, make_given_plan
 
-    protocol, registry, workers = _evaluators(choices)
+    protocol, registry = _protocol(choices), plugins.load_registry(choices.get("plugins", ()))
+    workers = choices.get("workers")
+    if workers is None:
+        workers = default_workers(registry.protocol(protocol).image_size)
     made = make_given_plan(
         registry,
         Path(samples),
@@ -173,7 +191,8 @@ def plan_samples(
         assignments=assignments(choices.get("options", ())),
         workers=workers,
     )
-    return SamplesJob(made, registry, Path(choices.get("out") or RUNS / made.id), workers)
+    out = Path(choices.get("out") or RUNS / made.id)
+    return SamplesJob(made, registry, out, workers, _log_samples(choices))
 
 
 def score_samples(job: SamplesJob, *, progress: Progress) -> RunRecord:
@@ -184,16 +203,22 @@ def score_samples(job: SamplesJob, *, progress: Progress) -> RunRecord:
     return score(job, command_line(), progress)
 
 
-def _evaluators(choices: Choices) -> tuple[str, Registry, int]:
-    """Return the protocol, the registry, and the number of threads that decode the protocol's images."""
+def _protocol(choices: Choices) -> str:
+    """Return the protocol; raises UserError: none is named."""
     protocol = choices.get("protocol")
     if protocol is None:
         raise UserError("runs and samples need a protocol", fix="see: alignbench list protocols")
-    registry = plugins.load_registry(choices.get("plugins", ()))
-    workers = choices.get("workers")
-    if workers is None:
-        workers = default_workers(registry.protocol(protocol).image_size)
-    return protocol, registry, workers
+    return protocol
+
+
+def _log_samples(choices: Choices) -> int:
+    """Return how many images the log's page shows; raises UserError: it is negative, or nothing is scored."""
+    shown = int(choices.get("log_samples", 0))
+    if shown < 0:
+        raise UserError(f"log_samples={shown} is below 0", fix="0 writes no log")
+    if shown and not choices.get("evaluates", True):
+        raise UserError("a log of samples is of scored images, and nothing is to be scored")
+    return shown
 
 
 def plan_evaluation(model: str, **choices: Unpack[Choices]) -> Job:

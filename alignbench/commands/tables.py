@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from alignbench.leaderboard.compare import Comparison
     from alignbench.leaderboard.export import Leaderboard
     from alignbench.leaderboard.table import Board
-    from alignbench.record import RunRecord
+    from alignbench.record import RunRecord, Tell
 
 
-def board(runs: Iterable[RunRecord | str | os.PathLike[str]]) -> Leaderboard:
+def board(runs: Iterable[RunRecord | str | os.PathLike[str]], *, tell: Tell | None = None) -> Leaderboard:
     """Make the tables of runs: `.markdown()`, `.latex()`, `.csv()`, `.json()`, `.rows()` and `.frame()`.
 
     Args:
         runs: records, run folders, record files, or folders of either.
+        tell: called for a record that cannot be read, which is left out; None: it is an error.
 
     Raises:
         UserError: a path that holds no record, or a broken record.
@@ -36,7 +37,7 @@ def board(runs: Iterable[RunRecord | str | os.PathLike[str]]) -> Leaderboard:
     records = [run for run in runs if isinstance(run, RunRecord)]
     paths = [Path(run) for run in runs if not isinstance(run, RunRecord)]
     registry = Registry.default()
-    made = _built([*records, *collect(paths)], registry)
+    made = _built([*records, *collect(paths, tell)], registry)
     return Leaderboard(made.tables)
 
 
@@ -47,11 +48,12 @@ def _built(records: Iterable[RunRecord], registry: Registry) -> Board:
     return build(records, registry.metric_facts(), assets=assets, rewards=rewards)
 
 
-def audit(runs: Iterable[str | os.PathLike[str]]) -> Audit:
+def audit(runs: Iterable[str | os.PathLike[str]], *, tell: Tell | None = None) -> Audit:
     """Hold measured rows against published ones of the same model, method and setting.
 
     Args:
         runs: run folders, record files, or folders of either.
+        tell: called for a record that cannot be read, which is left out; None: it is an error.
 
     Raises:
         UserError: a path that holds no record, or a broken record.
@@ -60,7 +62,7 @@ def audit(runs: Iterable[str | os.PathLike[str]]) -> Audit:
     from alignbench.leaderboard.board import collect
 
     registry = Registry.default()
-    return audit.audit(_built(collect(map(Path, runs)), registry), registry.published_cards())
+    return audit.audit(_built(collect(map(Path, runs), tell), registry), registry.published_cards())
 
 
 def cards(kind: str) -> dict[str, Card]:

@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignbench import distributed
+from alignbench.config.adapter import LoraShape
 from alignbench.config.settings import RunConfig
 from alignbench.errors import Problem
 from alignbench.registry.lookup import Registry
@@ -36,19 +38,38 @@ def rows_gib(registry: Registry, protocol: ProtocolCard, method: MethodCard | No
 
 
 def estimate(
-    config: RunConfig, model: ModelCard, method: MethodCard | None, rows_gib: float = 0.0
+    config: RunConfig,
+    model: ModelCard,
+    method: MethodCard | None,
+    rows_gib: float = 0.0,
+    lora: LoraShape | None = None,
+    *,
+    processes: int = 1,
+    per_node: int | None = None,
 ) -> Estimate:
     """Estimate memory and disk from the architecture.
 
-    Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments). What a layer keeps for the
-    backward pass is `layer_values`. Logits are counted as fp32 with their gradient and one softmax copy. The
-    decoder keeps about 6.5 feature maps of base width at full resolution per image. Compared with measured
-    peaks in docs/performance.md.
+    Trainable weights cost 16 bytes each (fp32 weight, gradient, two Adam moments), frozen ones 4, or 2 where
+    LoRA's base is held in bf16. What a layer keeps for the backward pass is `layer_values`, and with LoRA at
+    most that: of frozen norms it keeps less. Logits are counted as fp32 with their gradient and one softmax
+    copy. The decoder keeps about 6.5 feature maps of base width at full resolution per image. Compared with
+    measured peaks in docs/performance.md.
+
+    `train.shard` divides the 16 bytes among `processes` (`hybrid`: among the `per_node` of a node). What is
+    trained is then whole for a while, in the precision of the run while collecting; and where a step has several
+    micro-batches, so are their float32 gradients while updating. `auto` counts as undivided.
     """
     shape, tokenizer, train = model.policy, model.tokenizer, config.train
     width = 2 if train.precision == "bf16" else 4
     trainable = shape.parameters if method is None or method.updates == "policy" else tokenizer.parameters
-    frozen = shape.parameters + tokenizer.parameters - trainable
+    frozen, copied = shape.parameters + tokenizer.parameters - trainable, trainable
+    shares = 1
+    if train.shard in ("full", "hybrid"):
+        shares = processes // distributed.shard_copies(train.shard, processes, per_node)
+    held = {"weights, gradients, optimiser": trainable * 16.0 / shares + frozen * 4.0}
+    if lora:
+        trainable, copied = lora.trainable, lora.trainable + _rounded_copies(shape, lora, train.recompute)
+        held = _held_with(lora, shape.parameters + tokenizer.parameters)
     length = shape.tokens + shape.condition_tokens
     if shape.text_vocab:  # a language model that reads the prompt itself
         length += PROMPT_TOKENS
@@ -59,9 +80,12 @@ def estimate(
     rows = train.micro_batch
     if method is not None and method.update_rows == "sequence":
         rows *= int(config.section("method")[method.group_option])
+    several = train.images_per_step // processes > train.micro_batch
+    whole = 4.0 if several else width
     parts = {
-        "weights, gradients, optimiser": trainable * 16.0 + frozen * 4.0,
-        "autocast copy": trainable * 2.0 if train.precision == "bf16" else 0.0,
+        **held,
+        "autocast copy": copied * 2.0 if train.precision == "bf16" and shares == 1 else 0.0,
+        "gathered for a while": trainable * whole if shares > 1 else 0.0,
         "activations": float(rows * length * per_token * width),
         "logits": float(rows * shape.tokens * shape.vocab_size * 12),
         "decoder": float(decode_batch * model.image_size**2 * tokenizer.base_channels * 4 * 6.5),
@@ -71,6 +95,24 @@ def estimate(
     parts = {name: size / GIB for name, size in parts.items()}
     disk = (trainable * 12.0 * 3 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB + rows_gib
     return Estimate(train_gib=sum(parts.values()), disk_gib=disk, parts=parts)
+
+
+def _held_with(lora: LoraShape, parameters: int) -> dict[str, float]:
+    """Bytes of frozen weights, `parameters` in all, and of what trains beside them."""
+    narrow = lora.held_numbers if lora.base == "bf16" else 0
+    return {
+        "frozen weights": (parameters - narrow) * 4.0 + narrow * 2.0,
+        "adapter, gradients, optimiser": lora.trainable * 16.0,
+    }
+
+
+def _rounded_copies(shape: PolicyShape, lora: LoraShape, recompute: bool) -> int:
+    """Frozen numbers whose bf16 copy autocast makes and the backward pass needs: the head's and the layers'.
+
+    Recomputed layers are copied one at a time.
+    """
+    layers = 0 if lora.base == "bf16" else lora.held_numbers // (lora.layers if recompute else 1)
+    return shape.dim * shape.vocab_size + layers
 
 
 def layer_values(shape: PolicyShape, precision: str) -> int:
@@ -98,7 +140,8 @@ def memory_note(estimate: Estimate, available_gib: float) -> str:
         return ""
     return (
         f"about {gib(estimate.train_gib)} GiB are needed for training and this device has "
-        f"{gib(available_gib)} → a smaller --set train.micro_batch=N, or --set train.recompute=true"
+        f"{gib(available_gib)} → a smaller --set train.micro_batch=N, --set train.recompute=true, or on "
+        "several devices --set train.shard=full"
     )
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from alignbench import distributed
 from alignbench.api import Prompt
+from alignbench.config.adapter import LoraShape, lora_of, lora_problems
 from alignbench.config.estimate import Estimate, estimate, rows_gib
+from alignbench.config.following import grid_problems, tracker_problems
 from alignbench.config.requirements import (
     assets_of_rewards,
     condition_problems,
@@ -25,7 +27,7 @@ from alignbench.config.requirements import (
     rewards_of,
     unread,
 )
-from alignbench.config.settings import RunConfig
+from alignbench.config.settings import HOW, RunConfig
 from alignbench.errors import Problem
 from alignbench.files import cache_root, digest_of
 from alignbench.hub.locate import (
@@ -69,6 +71,8 @@ class Plan:
     weights: dict[str, FileStatus]
     world_size: int
     sequences_per_image: int
+    lora: LoraShape | None
+    """What trains in place of the policy's own weights."""
     estimate: Estimate
     evaluates: bool
     """False with `--no-eval`."""
@@ -116,6 +120,7 @@ class Plan:
             "config": self.config.as_dict(),
             "protocol": {"name": self.config.protocol, "digest": self.protocol_digest},
             "parameters": self.model.policy.parameters,
+            **({"lora": {**asdict(self.lora), "trainable": self.lora.trainable}} if self.lora else {}),
             "world_size": self.world_size,
             "images_per_step": self.config.train.images_per_step,
             "sequences_per_step": self.config.train.images_per_step * self.sequences_per_image,
@@ -154,15 +159,17 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     code = foreign_code(registry, cards_used(registry, config, protocol))
     hashes = {n: sha256 for n, sha256 in of_rewards.items() if sha256}
     hashes |= {name: file.sha256 for name, file in requirements.assets.items()}
+    lora = lora_of(config, model, method)
     digest = digest_of(
         {
-            "config": {**config.as_dict(), "recipe": None},  # a recipe is its values
+            "config": _identity(config),
             "protocol": protocol_content(protocol),
             "weights": {role: status.sha256 for role, status in weights.items()},
             "evaluates": evaluates,
             **({"plugins": sorted(file.sha256 for file in code)} if code else {}),
             **({"assets": hashes} if hashes else {}),
             **({"text": text.sha256} if text else {}),
+            **({"lora": asdict(lora)} if lora else {}),  # what the card's defaults come to
         }
     )
     classes, class_problems = find_classes(registry, config, model) if method else ((), [])
@@ -177,7 +184,8 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
         weights=weights,
         world_size=distributed.world_size(),
         sequences_per_image=_sequences(config, method),
-        estimate=estimate(config, model, method, rows),
+        lora=lora,
+        estimate=estimate(config, model, method, rows, lora, processes=distributed.world_size()),
         evaluates=evaluates,
         text=text,
         classes=classes,
@@ -185,10 +193,17 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
             *requirements.problems,
             *(condition_problems(config, model, protocol) if evaluates else []),
             *problems_of(registry, config, model, method, weights, text_problems),
+            *(lora_problems(config, model, method) if method else []),
             *class_problems,
         ],
         plugins=code,
     )
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What decides the result: without the recipe, which is its values, and without `HOW`."""
+    whole = config.as_dict()
+    return {**whole, "recipe": None, "values": {k: v for k, v in whole["values"].items() if k not in HOW}}
 
 
 def _sequences(config: RunConfig, method: MethodCard | None) -> int:
@@ -235,6 +250,19 @@ class Job:
     """Threads that decode images in the background; 0: none."""
     exports: tuple[str, ...] = ()
     """Forms in which the scored images are written as well: `npz`, `png`."""
+    track: tuple[str, ...] = ()
+    """Trackers that are sent the numbers."""
+    grid_every: int = 0
+    """Steps between two sample grids of the policy in training; 0: none."""
+    log_samples: int = 0
+    """Worst and best images of each score that the page of the log shows; 0: no log is written."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Everything that keeps it from running: of its plan, and of how it is carried out."""
+        shard, plan = self.plan.config.train.shard, self.plan
+        grids = grid_problems(plan.protocol, plan.evaluates, shard) if self.grid_every else ()
+        return [*self.plan.problems, *tracker_problems(self.track), *grids]
 
     @property
     def cache(self) -> Path:

@@ -23,6 +23,10 @@ def _train(default: Any, doc: str, **limits: Any) -> Any:
     return field(default=default, metadata={"option": Option(default=default, doc=doc, **limits)})
 
 
+def _rare(default: Any, doc: str, **limits: Any) -> Any:
+    return _train(default, doc, rare=True, **limits)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """`train.*`: how long, on how much, with which optimiser."""
@@ -42,14 +46,22 @@ class TrainConfig:
     warmup_steps: int = _train(0, "Steps of linear warm-up.", minimum=0)
     precision: str = _train("fp32", "bf16: autocast over fp32 master weights.", choices=["fp32", "bf16"])
     recompute: bool = _train(False, "Recompute transformer blocks in the backward pass.")
-    updates_per_collect: int = _train(1, "Optimiser steps on each collected batch.", minimum=1)
-    failed_rewards: float = _train(
-        0.1,
-        "Largest share of a step's images that may stay without a score.",
-        minimum=0.0,
-        maximum=1.0,
+    shard: str = _train(
+        "none",
+        "Cut what trains: not, among all devices, within each node; auto: if it does not fit.",
+        choices=["none", "full", "hybrid", "auto"],
         rare=True,
     )
+    updates_per_collect: int = _train(1, "Optimiser steps on each collected batch.", minimum=1)
+    failed_rewards: float = _rare(
+        0.1, "Largest share of a step's images that may stay without a score.", minimum=0.0, maximum=1.0
+    )
+    adapter: str = _rare("none", "lora: low-rank updates of a frozen policy train.", choices=["none", "lora"])
+    lora_rank: int = _rare(16, "Rank of the updates.", minimum=1)
+    lora_alpha: int = _rare(32, "Updates are scaled by alpha over rank.", minimum=1)
+    lora_dropout: float = _rare(0.0, "Has to be 0.", minimum=0.0)
+    lora_targets: str = _rare("", "Linear layers that are adapted, with commas; empty: all the card names.")
+    lora_base: str = _rare("fp32", "What the frozen layers are held in.", choices=["fp32", "bf16"])
 
 
 COMMON_OPTIONS: dict[str, dict[str, Option]] = {
@@ -79,6 +91,10 @@ COMMON_OPTIONS: dict[str, dict[str, Option]] = {
     },
 }
 """{namespace: {key: option}} of what does not depend on a card."""
+
+
+HOW = {"train.shard"}
+"""Keys that change no result: a run may be continued with others."""
 
 
 @dataclass(frozen=True)

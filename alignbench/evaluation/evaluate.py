@@ -10,51 +10,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from alignbench import run_folder
-from alignbench.api import Evaluator, ImageSet, Metric, Reference
+from alignbench.api import Evaluator, ImageSet, Metric
 from alignbench.errors import RunFailed, UserError, failure_of
-from alignbench.evaluation import features
 from alignbench.evaluation.features import FeatureStore, Unit, units_of
-from alignbench.files import code_digest, digest_of, read_json, write_json
+from alignbench.evaluation.real import References, computed_by, store_of
+from alignbench.evaluation.sample_log import FOLDER, NOTES, ImageNotes, SampleLog, columns_of, recorded
+from alignbench.evaluation.score import Score, read_score, write_score
+from alignbench.files import digest_of
 from alignbench.hub.verify import AssetFile
 from alignbench.progress import Progress, Stage
-from alignbench.record import Subject
+from alignbench.record import Result, Subject
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import EvaluatorCard, ProtocolCard
+from alignbench.registry.protocol import EvaluatorCard, ProtocolCard, Setting
 
 Sets = Callable[[str, int], ImageSet]
 """(setting, sampling seed) → images; must be cheap to call."""
 Wanting = tuple[str, str, int]
-"""(evaluator, setting, sampling seed) without a result."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one evaluator says of one image set."""
-
-    evaluator: str
-    setting: str
-    seed: int
-    metrics: dict[str, float | None]
-    """None: could not be computed."""
-    images: int
-    samples_digest: str
-    """Of the pixels."""
-    sample_seconds: float
-    """Making or reading the images, over all processes."""
-    evaluate_seconds: float
-    intervals: dict[str, list[float] | None] = field(default_factory=dict)
-    """95 % sampling error of this one set, of the metrics that have one."""
-    resampled: dict[str, list[float]] = field(default_factory=dict)
-    """Values on resamples of the images, of the metrics that have them; see `api.Metric`."""
+"""(evaluator, setting, sampling seed) without a result; or `NOTES` for the rows of a log."""
 
 
 def build_evaluators(
@@ -72,64 +52,6 @@ def build_evaluators(
             built[name] = target(card, options=options, assets=files, device=device)
         interfaces.require(f"evaluator {name!r}", built[name], interfaces.OBJECT_MEMBERS["evaluators"])
     return built
-
-
-def _store(
-    folder: Path, name: str, evaluator: Evaluator, images: ImageSet, device: torch.device
-) -> FeatureStore:
-    """Rows depend on the images, their cut, the evaluator and what computes them."""
-    made_of = {"form": features.FORM, "images": images.identity, "shards": len(images.shards())}
-    made_of["evaluator"] = evaluator.identity
-    return FeatureStore(folder / name, digest_of({**made_of, **computed_by(device)}))
-
-
-def computed_by(device: torch.device) -> dict[str, str]:
-    """What a number may depend on besides what it is computed from."""
-    return {"alignbench": code_digest(), "torch": torch.__version__, "device": device.type}
-
-
-@dataclass(frozen=True)
-class References:
-    """What all image sets of a protocol are compared with."""
-
-    digest: str | None
-    """Identity of images and statistics; None where a protocol has no reference."""
-    images: ImageSet | None
-    """None where only statistics, or nothing, are there."""
-    statistics: Mapping[str, np.ndarray]
-    folder: Path
-    """Where rows of the reference images are kept."""
-    device: torch.device
-
-    def wanting(self, evaluators: Mapping[str, Evaluator]) -> list[str]:
-        """Return the evaluators that have not seen all reference images."""
-        if self.images is None:
-            return []
-        numbers = range(len(self.images.shards()))
-        stores = {name: self._row_store(name, evaluator) for name, evaluator in evaluators.items()}
-        return [name for name, store in stores.items() if not all(map(store.has, numbers))]
-
-    def units(self, evaluators: Mapping[str, Evaluator]) -> list[Unit]:
-        """Return the shards of the reference images."""
-        if self.images is None or not evaluators:
-            return []
-        stores = {name: self._row_store(name, evaluator) for name, evaluator in evaluators.items()}
-        return units_of(self.images, evaluators, stores)
-
-    def of(self, name: str, evaluator: Evaluator) -> Reference | None:
-        """Return the reference as one evaluator sees it."""
-        if self.digest is None:
-            return None
-        rows = None
-        if self.images is not None:
-            rows = self._row_store(name, evaluator).rows(len(self.images.shards()))
-        return Reference(digest=self.digest, measured=rows, statistics=self.statistics)
-
-    def _row_store(self, name: str, evaluator: Evaluator) -> FeatureStore:
-        assert self.images is not None
-        store = _store(self.folder, name, evaluator, self.images, self.device)
-        # Its own folder: data sets and networks share the cache.
-        return replace(store, folder=self.folder / f"{name}-{store.key[:16]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,48 +72,116 @@ class Evaluation:
     """Of the run."""
     cache: Path | None
     """Folder of results shared between runs, or None."""
+    notes: ImageNotes | None = None
+    """What a log of the samples says besides; None: none is wanted."""
 
     def wanting(self) -> list[Wanting]:
-        """Return what has no result yet."""
-        return [
-            (name, setting, seed)
-            for setting, seed in self._addresses()
-            for name in self.evaluators
-            if self._stored(name, setting, seed) is None
-        ]
+        """Return what has no result yet, and the sets whose log is wanted and not there."""
+        found: list[Wanting] = []
+        for address in self.addresses:
+            pending = [name for name in self.evaluators if self._stored(name, *address) is None]
+            found += [(name, *address) for name in pending]
+            if self.notes and (pending or not self._is_logged(*address)):
+                found.append((NOTES, *address))
+        return found
 
     def units(self, wanting: Sequence[Wanting]) -> list[Unit]:
-        """Return the shards to be measured for results that are wanting."""
+        """Return the shards to be measured for what is wanting."""
         units = []
-        for setting, seed in dict.fromkeys((setting, seed) for _, setting, seed in wanting):
-            images = self.sets(setting, seed)
-            names = [n for n in self.evaluators if (n, setting, seed) in wanting]
-            stores = {name: self._rows(name, images, setting, seed) for name in names}
-            units += units_of(images, {name: self.evaluators[name] for name in names}, stores)
+        for address in dict.fromkeys((setting, seed) for _, setting, seed in wanting):
+            images = self.sets(*address)
+            stores = self._log_rows(images, *address) if (NOTES, *address) in wanting else {}
+            names = [name for name in self.evaluators if (name, *address) in wanting]
+            stores |= {name: self._rows(name, images, *address) for name in names}
+            units += units_of(images, {name: self._measuring(name) for name in stores}, stores)
         return units
 
     def uses_reference(self, name: str) -> bool:
         """Whether an evaluator compares with the reference."""
-        return "reference" in self.cards[name].needs
+        return name != NOTES and "reference" in self.cards[name].needs
 
     def scores(self, progress: Progress) -> list[Score]:
         """Return the scores of every evaluator, setting and seed; all shards must have been measured."""
-        sets = [(name, *address) for name in self.evaluators for address in self._addresses()]
+        sets = [(name, *address) for name in self.evaluators for address in self.addresses]
         with progress.stage(f"score {self.subject}", len(sets)) as stage:
             return [self._score(*address, stage) for address in sets]
 
-    def _addresses(self) -> list[tuple[str, int]]:
+    def write_logs(self, results: Sequence[Result], progress: Progress) -> list[Path]:
+        """Write the log of every image set that has none yet; return the files of all.
+
+        Raises:
+            RunFailed: rows are missing or do not give the metrics of the results.
+        """
+        paths = []
+        addresses = self.addresses
+        with progress.stage(f"log {self.subject}", len(addresses)) as stage:
+            for setting, seed in addresses:
+                images = self.sets(setting, seed)
+                log = self._log(images, setting, seed)
+                if not log.is_written():
+                    stores = self._log_rows(images, setting, seed)
+                    log.write(stores, images.shards(), recorded(results, self.subject, setting, seed))
+                    for name, store in stores.items():
+                        store.reduce(len(images.shards()), self.cards[name].kept if name != NOTES else ())
+                paths.append(log.path)
+                stage.advance()
+        return paths
+
+    def setting_of(self, name: str) -> Setting:
+        """Return a setting as records have it: without numbers where nothing is sampled."""
+        setting = self.protocol.settings[name]
+        sampled = self.subject != "samples" and self.protocol.task == "generation"
+        return setting if sampled else Setting.unsampled(name, setting.title)
+
+    def _is_logged(self, setting: str, seed: int) -> bool:
+        """Whether no log is wanted or it is there; the set has been scored."""
+        return self.notes is None or self._log(self.sets(setting, seed), setting, seed).is_written()
+
+    def _log(self, images: ImageSet, setting: str, seed: int) -> SampleLog:
+        assert self.notes is not None
+        columns, rewards = columns_of(self.cards), self.notes.rewards
+        scores = filter(None, (self._stored(name, setting, seed) for name in self.evaluators))
+        header = {
+            **self.notes.about,
+            "subject": self.subject,
+            "setting": self.setting_of(setting).model_dump(mode="json"),
+            "seed": seed,
+            "images": len(images),
+            "image_set": images.identity,
+            "pixels": [score.samples_digest for score in scores][:1],
+            "evaluators": {name: evaluator.identity for name, evaluator in self.evaluators.items()},
+            "scores": {name: meaning for name, (_, _, meaning) in columns.items()},
+            "rewards": dict(rewards.facts) if rewards else {},
+            "rewards_left_out": dict(rewards.left_out) if rewards else {},
+            "notes": self.notes.identity,
+        }
+        path = self.folder / FOLDER / f"{self.subject}-{setting}-seed-{seed}.jsonl"
+        return SampleLog(path, header, self.notes, columns)
+
+    def _log_rows(self, images: ImageSet, setting: str, seed: int) -> dict[str, FeatureStore]:
+        names = [name for name in self.evaluators if self.cards[name].kept]
+        stores = {name: self._rows(name, images, setting, seed) for name in [*names, NOTES]}
+        return {name: replace(store, reduced=True) for name, store in stores.items()}
+
+    def _measuring(self, name: str) -> Evaluator:
+        if name != NOTES:
+            return self.evaluators[name]
+        assert self.notes is not None
+        return self.notes
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
         return [(setting, seed) for setting in self.protocol.settings for seed in self.protocol.seeds]
 
     def _rows(self, name: str, images: ImageSet, setting: str, seed: int) -> FeatureStore:
         folder = run_folder.row_folder(self.folder, self.subject, setting, seed)
-        return _store(folder, name, self.evaluators[name], images, self.device)
+        return store_of(folder, name, self._measuring(name), images, self.device)
 
     def _stored(self, name: str, setting: str, seed: int) -> Score | None:
         address = self._address(name, setting, seed)
         shared = self._shared(address)
-        own = _read(self._path(name, setting, seed), address)
-        stored = own or (_read(shared, address) if shared else None)
+        own = read_score(self._path(name, setting, seed), address)
+        stored = own or (read_score(shared, address) if shared else None)
         # The setting's name is not part of its identity: another protocol card may call it otherwise.
         return replace(stored, setting=setting) if stored else None
 
@@ -199,11 +189,11 @@ class Evaluation:
         score = self._stored(name, setting, seed) or self._compute(name, setting, seed)
         address = self._address(name, setting, seed)
         path, shared = self._path(name, setting, seed), self._shared(address)
-        if _read(path, address) is None:
-            _write(path, score, address)
-        if shared is not None and _read(shared, address) is None:
+        if read_score(path, address) is None:
+            write_score(path, score, address)
+        if shared is not None and read_score(shared, address) is None:
             try:
-                _write(shared, score, address)
+                write_score(shared, score, address)
             except OSError as error:  # only other runs would have gained from it
                 stage.say(f"{shared} cannot be written: {error.strerror}")
         stage.advance()
@@ -242,10 +232,8 @@ class Evaluation:
             resampled={m.name: list(m.resampled) for m in metrics if m.resampled},
         )
         # The result first: without it the rows would have to be measured again.
-        _write(self._path(name, setting, seed), score, self._address(name, setting, seed))
-        card = self.cards[name]
-        columns = {fact.column for fact in card.metrics.values() if fact.column}
-        store.reduce(len(images.shards()), sorted(columns.union(card.keep)))
+        write_score(self._path(name, setting, seed), score, self._address(name, setting, seed))
+        store.reduce(len(images.shards()), self.cards[name].kept)
         return score
 
     def _path(self, name: str, setting: str, seed: int) -> Path:
@@ -283,16 +271,3 @@ def _checked(metrics: Sequence[Metric], card: EvaluatorCard) -> list[Metric]:
             math.isfinite(value)  # TypeError: no number
         seen.add(metric.name)
     return list(metrics)
-
-
-def _write(path: Path, score: Score, address: str) -> None:
-    write_json(path, {"address": address, **asdict(score)})
-
-
-def _read(path: Path, address: str) -> Score | None:
-    """Read a result; None if there is none, it changed since, or is of another address: it is made again."""
-    try:
-        content = read_json(path)
-        return Score(**content) if content.pop("address") == address else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None

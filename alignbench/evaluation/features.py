@@ -42,6 +42,8 @@ class FeatureStore:
     folder: Path
     key: str
     """Identity of images and evaluator; files with another key count as absent."""
+    reduced: bool = False
+    """Columns that were kept are enough: what `reduce` left of such files counts as there."""
 
     def path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.npz"
@@ -62,8 +64,7 @@ class FeatureStore:
         paths = [self.path(number) for number in range(shards)]
         metas = [self._meta(number) for number in range(shards)]
         if None in metas:
-            path = paths[metas.index(None)]
-            raise RunFailed(f"{path} is missing or damaged", fix="run the same command again")
+            raise _missing(paths[metas.index(None)])
         return StoredFeatures(paths, list(filter(None, metas)))
 
     def reduce(self, shards: int, columns: Sequence[str]) -> None:
@@ -76,7 +77,18 @@ class FeatureStore:
                 kept = {name: file[name] for name in (*columns, PROMPT) if name in file.files}
                 meta = json.loads(str(file[META]))
             # Another key: what is left is not enough to score again.
-            self._save(number, {**meta, "key": f"reduced from {self.key}"}, kept)
+            self._save(number, {**meta, "key": self._left_key}, kept)
+
+    def columns(self, number: int) -> dict[str, np.ndarray]:
+        """Return what there is of one shard; raises RunFailed if it is missing or damaged."""
+        if not self.has(number):
+            raise _missing(self.path(number))
+        with np.load(self.path(number)) as file:
+            return {name: file[name] for name in file.files if name != META}
+
+    @property
+    def _left_key(self) -> str:
+        return f"reduced from {self.key}"
 
     def _save(self, number: int, meta: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> None:
         buffer = io.BytesIO()
@@ -94,7 +106,12 @@ class FeatureStore:
                 meta: dict[str, str] = json.loads(str(file[META]))
         except UNREADABLE:
             return None
-        return meta if meta.get("key") == self.key else None
+        fitting = {self.key, self._left_key} if self.reduced else {self.key}
+        return meta if meta.get("key") in fitting else None
+
+
+def _missing(path: Path) -> RunFailed:
+    return RunFailed(f"{path} is missing or damaged", fix="run the same command again")
 
 
 class StoredFeatures:
@@ -169,7 +186,7 @@ def measure(units: Sequence[Unit], pool: Pool, stage: Stage) -> None:
     work(pool, look)
     if pool.rank == 0:  # what was lost with a process between two messages
         for unit in units:
-            if lost := [n for n, store in unit.stores.items() if not store.path(unit.number).exists()]:
+            if lost := unit.absent():
                 _measure(unit, lost, lambda: True)
     if seen < len(units):
         stage.advance(len(units) - seen)
@@ -214,4 +231,5 @@ def _checked(rows: Rows, count: int) -> dict[str, np.ndarray]:
 def prompt_key(prompt: Prompt) -> int:
     """Return a number that is equal for equal prompts: images that share it are not independent."""
     text = json.dumps([prompt.text, prompt.tag], ensure_ascii=False)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+    content = text.encode(errors="surrogatepass")  # a JSON file may hold half a character
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)

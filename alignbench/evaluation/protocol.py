@@ -17,14 +17,16 @@ import torch
 
 from alignbench.api import Backbone, Evaluator, ImageSet
 from alignbench.data.dataset import open_dataset
-from alignbench.evaluation.evaluate import Evaluation, References, Score, Sets, build_evaluators, computed_by
+from alignbench.evaluation.evaluate import Evaluation, Sets, build_evaluators
+from alignbench.evaluation.real import References, computed_by
 from alignbench.evaluation.reference import open_reference
+from alignbench.evaluation.score import Score
 from alignbench.files import cache_root, digest_of
 from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
 from alignbench.record import ProtocolRef, Result, Subject
 from alignbench.registry.lookup import Registry
-from alignbench.registry.protocol import ProtocolCard, Setting
+from alignbench.registry.protocol import ProtocolCard
 from alignbench.registry.schema import Scalar
 from alignbench.samples.generated import ImageDecoder, Sampler, TokenImages
 from alignbench.samples.real import DatasetImages
@@ -146,9 +148,6 @@ class ProtocolEvaluation:
         groups: dict[tuple[str, str], list[Score]] = {}
         for score in evaluation.scores(progress):
             groups.setdefault((score.setting, score.evaluator), []).append(score)
-        settings = protocol.settings
-        if subject == "samples" or protocol.task == "reconstruction":
-            settings = {name: Setting.unsampled(name, setting.title) for name, setting in settings.items()}
         identity = ProtocolRef(
             name=self.name,
             version=protocol.version,
@@ -160,7 +159,7 @@ class ProtocolEvaluation:
             Result(
                 subject=subject,
                 protocol=identity,
-                setting=settings[setting],
+                setting=evaluation.setting_of(setting),
                 seeds=[score.seed for score in members],
                 n=members[0].images,
                 reference=self.references.digest,

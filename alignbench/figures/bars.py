@@ -10,7 +10,7 @@ import numpy as np
 from alignbench.figures.picture import Look, Picture, Value, error_bars, grid, label_axes, legend, looks
 from alignbench.figures.source import INTERVALS, NotDrawnError, at_most, plural
 from alignbench.figures.tradeoff import series_of
-from alignbench.leaderboard.labels import MOST
+from alignbench.leaderboard.cells import MOST
 from alignbench.leaderboard.table import Column, Table
 from alignbench.metrics.intervals import Interval, wilson
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from alignbench.figures.picture import Look, Picture, Value, grid, label_axes, legend, looks
 from alignbench.figures.source import NotDrawnError, Run, at_most, configurations, plural
-from alignbench.leaderboard.labels import MOST
+from alignbench.leaderboard.cells import MOST
 from alignbench.metrics.intervals import mean_interval
 
 LOG = "metrics.jsonl"

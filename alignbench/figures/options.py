@@ -7,7 +7,7 @@ from operator import itemgetter
 
 from alignbench.figures.picture import Picture, Value, error_bars, grid, label_axes, legend, looks
 from alignbench.figures.source import INTERVALS, NotDrawnError, Run, at_most
-from alignbench.leaderboard.labels import MOST
+from alignbench.leaderboard.cells import MOST
 from alignbench.leaderboard.rows import counts
 from alignbench.leaderboard.table import Cell, Column, Table, grouped
 

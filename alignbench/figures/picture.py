@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from alignbench.errors import RunFailed
 from alignbench.files import write_atomic
 from alignbench.metrics.intervals import Interval
+from alignbench.text import cut, field, markdown
 
 DPI = 110
+WIDEST = 60
+"""Characters of a name in a picture: one that is longer would push the others out of it."""
 Value = str | int | float | None
 
 
@@ -40,17 +43,28 @@ class Picture:
     """Every number that is drawn, under the names in `head`."""
 
     def csv(self) -> str:
-        """Return the numbers as text; an absent one is an empty field."""
+        """Return the numbers as text; an absent one is an empty field, and no text is a formula."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerows([self.head, *self.rows])
+        writer.writerows(map(field, row) for row in [self.head, *self.rows])
         return buffer.getvalue()
 
     def png(self) -> bytes:
         """Draw; the same numbers give the same bytes with one version of matplotlib."""
         buffer = io.BytesIO()
+        _literal(self.figure)
         self.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
         return buffer.getvalue()
+
+
+def _literal(figure: Figure) -> None:
+    """Cut long names, and let their dollars be dollars; powers of ten on logarithmic axes stay."""
+    for text in figure.findobj(Text):
+        text.set_text(cut(text.get_text(), WIDEST))
+        text.set_parse_math(False)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        for text in axis.get_ticklabels(which="both"):
+            text.set_parse_math(axis.get_scale() == "log")
 
 
 @dataclass(frozen=True)
@@ -164,9 +178,8 @@ def write(pictures: Sequence[Picture], absent: Mapping[str, str], out: Path) -> 
     for picture in pictures:
         files |= {f"{picture.name}.png": picture.png(), f"{picture.name}.csv": picture.csv()}
         page += [f"![{picture.name}]({picture.name}.png)", ""]
-        text = f"{picture.caption} Numbers: [{picture.name}.csv]({picture.name}.csv)."
-        page += [*textwrap.wrap(text, 118, break_on_hyphens=False), ""]
-    page += [f"- Not drawn: {name}: {reason}." for name, reason in absent.items()]
+        page += [f"{markdown(picture.caption)} Numbers: [{picture.name}.csv]({picture.name}.csv).", ""]
+    page += [f"- Not drawn: {markdown(f'{name}: {reason}')}." for name, reason in absent.items()]
     files["figures.md"] = "\n".join(page).rstrip() + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)

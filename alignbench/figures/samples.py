@@ -11,7 +11,7 @@ import numpy as np
 
 from alignbench.figures.picture import Picture, Value, grid
 from alignbench.figures.source import at_most
-from alignbench.leaderboard.labels import MOST
+from alignbench.leaderboard.cells import MOST
 
 SMALL = 32
 """Images up to this side are shown as their pixels, in smaller tiles."""

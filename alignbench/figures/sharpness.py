@@ -9,7 +9,7 @@ import numpy as np
 
 from alignbench.figures.picture import Picture, Value, grid, label_axes, legend, looks
 from alignbench.figures.source import at_most
-from alignbench.leaderboard.labels import MOST
+from alignbench.leaderboard.cells import MOST
 from alignbench.metrics.intervals import Interval, mean_interval
 from alignbench.metrics.sharpness import laplacian_energy, luminance, power_spectrum
 

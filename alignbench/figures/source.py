@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignbench.leaderboard.board import record_files
-from alignbench.leaderboard.labels import labels
+from alignbench.leaderboard.cells import labels
 from alignbench.leaderboard.rows import detail_of, identity
 from alignbench.leaderboard.table import grouped
-from alignbench.record import FILE_NAME, RunRecord, read
+from alignbench.record import FILE_NAME, RunRecord, Tell, read_all
 
 INTERVALS = (
     "Error bars are 95 % intervals, over training seeds where a row has several, else over sampling seeds."
@@ -30,15 +30,15 @@ class Run:
     """None of a record alone: nothing is known of its steps and images."""
 
 
-def find(paths: Iterable[Path]) -> list[Run]:
+def find(paths: Iterable[Path], tell: Tell | None = None) -> list[Run]:
     """Read runs from run folders, record files, or folders of either, by id.
 
     Raises:
-        UserError: a path that holds no record, or a broken record.
+        UserError: as `record.read_all`.
     """
-    found = {}
-    for file in record_files(paths):
-        run = Run(read(file), file.parent if file.name == FILE_NAME else None)
+    found: dict[str, Run] = {}
+    for file, record in read_all(record_files(paths), tell):
+        run = Run(record, file.parent if file.name == FILE_NAME else None)
         if run.record.id not in found or run.folder is not None:
             found[run.record.id] = run
     return [found[name] for name in sorted(found)]

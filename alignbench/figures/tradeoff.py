@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from alignbench.figures.picture import LOOKS, Look, Picture, Value, error_bars, grid, label_axes, looks
 from alignbench.figures.source import INTERVALS, NotDrawnError, at_most, plural
-from alignbench.leaderboard.labels import MOST, names
+from alignbench.leaderboard.cells import MOST, names
 from alignbench.leaderboard.table import Column, Row, Table, grouped
 
 PAIRS = (("recall", None), ("recall", "precision"))
@@ -37,10 +37,7 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
     ]
     figure, axes = grid(max(len(pairs), 1), columns=2, size=(4.4 if len(pairs) > 1 else 6.6, 3.4))
     chosen = looks(list(series))
-    handles = [
-        Line2D([], [], color=x.colour, linestyle=x.line, label=key.replace("$", r"\$"))
-        for key, x in chosen.items()
-    ]
+    handles = [Line2D([], [], color=x.colour, linestyle=x.line, label=key) for key, x in chosen.items()]
     if pairs:
         markers = {title: LOOKS[number % len(LOOKS)].marker for number, title in enumerate(settings)}
         rows = [_pair(axis, series, chosen, pair, markers) for axis, pair in zip(axes, pairs, strict=True)]

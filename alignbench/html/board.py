@@ -8,8 +8,8 @@ from typing import Any
 from alignbench.html.render import render
 from alignbench.leaderboard import cells, headline, markdown
 from alignbench.leaderboard.findings import findings
-from alignbench.leaderboard.labels import names
 from alignbench.leaderboard.table import Board, Cell, Column, Row, Table, grouped
+from alignbench.leaderboard.warnings import warnings_of
 from alignbench.metrics.intervals import Interval
 from alignbench.record import RunRecord
 
@@ -56,6 +56,7 @@ def _table(
         "words": headline.LEFT,
         "lines": _lines(table, order),
         "findings": findings(table),
+        "warnings": [warning.text for warning in warnings_of(table)],
         "settings": settings,
         "metrics": cells.heads(table.columns),
         "costs": cells.COST_HEADERS,
@@ -166,7 +167,7 @@ def _data(
     records: Mapping[str, RunRecord],
     grids: Mapping[str, str],
 ) -> dict[str, Any]:
-    called, groups = names(table), grouped((row.identity, row) for row in table.rows)
+    called, groups = cells.names(table), grouped((row.identity, row) for row in table.rows)
     ranking = table.rank_column
     keys = [column.key for column in table.columns]
     metrics = [column.metric for column in table.columns]

@@ -38,7 +38,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_plain,
+        finalize=plain,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -49,10 +49,11 @@ def _environment() -> jinja2.Environment:
 
 def _inline(text: str) -> Markup:
     """Render a line of Markdown; HTML inside it is shown, not used."""
-    return Markup(MarkdownIt("commonmark", {"html": False}).renderInline(_plain(text)))
+    return Markup(MarkdownIt("commonmark", {"html": False}).renderInline(plain(text)))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a text with control characters replaced, directions of writing among them; else the value."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "".join(

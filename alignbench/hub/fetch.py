@@ -62,14 +62,14 @@ def fetch_files(
 
 
 def _describe(file: FileStatus) -> str:
-    """Say in one line what a file is, under which licence, and whether it is here."""
+    """Say what a file is, under which licence, and where it is or comes from: each place on its own line."""
     card = file.card
     name = f"{file.owner} {file.name}" if file.is_weights else file.name
     origin = card.url or "no public source"
     if card.repo:
         origin = f"{card.repo}{'' if card.file == FOLDER else f'/{card.file}'} @ {card.revision[:12]}"
-    where = f"here: {file.path}" if file.ok else f"{origin} → {file.expected}"
-    return f"{name}: licence {card.licence or 'not stated'}, {human_size(card.size)}, {where}"
+    where = f"  here: {file.path}" if file.ok else f"  from {origin}\n  to   {file.expected}"
+    return f"{name}: licence {card.licence or 'not stated'}, {human_size(card.size)}\n{where}"
 
 
 def _parts(file: FileStatus) -> list[FileStatus]:

@@ -15,6 +15,7 @@ from alignbench.leaderboard.markdown import MARKER, bullets, decimals, grid, sec
 from alignbench.leaderboard.rows import counts
 from alignbench.leaderboard.table import Board, Cell, Column, Row, Table, grouped, join, number, short
 from alignbench.record import RunRecord
+from alignbench.text import markdown
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import Setting
@@ -183,7 +184,7 @@ def page(found: Audit) -> str:
     for where, items in grouped((x.where, x) for x in found.compared).items():
         lines += section(where, table_lines(items))
         remarks = dict.fromkeys(remark for x in items for remark in x.remarks)
-        lines += [*bullets(remarks), ""] if remarks else []
+        lines += [*bullets(map(markdown, remarks)), ""] if remarks else []
     left = [f"{where}: {count} numbers" for where, count in found.missing.items()]
     return text_of([*lines, *section("Published, can be measured, not measured", bullets(left))])
 
@@ -192,21 +193,22 @@ def table_lines(items: Sequence[Compared]) -> list[str]:
     """Return a Markdown table of comparisons."""
     numbers = ["published", "measured", "difference"]
     header = ["model", "published as", "measured as", "metric", *numbers, "verdict"]
-    return grid(header, [_line(x) for x in items], right=numbers)
+    return grid(header, [line_of(x) for x in items], right=numbers)
 
 
-def _line(x: Compared) -> list[str]:
+def line_of(x: Compared) -> list[str]:
+    """Return the cells of a comparison: model, row in print and here, metric, the numbers, verdict."""
     column, times = x.column, f" (printed ×{x.scale:g})" if x.scale != 1.0 else ""
     why = f": {join(x.obstacles)}" if x.obstacles else ""
     return [
         x.model,
         x.method,
-        x.row,
+        markdown(x.row),
         f"{column.title} {column.arrow}{times}",
         number(x.published, max(x.places, 0)),
         column.shown(x.cell.interval),
         column.signed(x.difference),
-        f"{x.outcome}{why}",
+        markdown(f"{x.outcome}{why}"),
     ]
 
 

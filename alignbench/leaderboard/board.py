@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
 from alignbench.leaderboard import audit, cells, markdown
-from alignbench.leaderboard.labels import distinct
+from alignbench.leaderboard.cells import distinct
 from alignbench.leaderboard.ranking import in_order, labelled, mark_best, own_assets, rank
 from alignbench.leaderboard.rows import (
     Entry,
     age,
     base_rows,
+    changed_of,
     columns_of,
     method_rows,
     rank_column_of,
@@ -28,7 +29,7 @@ from alignbench.leaderboard.rows import (
     settings_of,
 )
 from alignbench.leaderboard.table import Board, Table, Unranked, grouped
-from alignbench.record import FILE_NAME, Result, RunRecord, dumps, read
+from alignbench.record import FILE_NAME, Result, RunRecord, Tell, dumps, read, read_all
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import AssetCard, MetricFact
@@ -39,36 +40,28 @@ if TYPE_CHECKING:
 # --- gather and sift ------------------------------------------------------------------------------
 
 
-def collect(paths: Iterable[Path]) -> list[RunRecord]:
+def collect(paths: Iterable[Path], tell: Tell | None = None) -> list[RunRecord]:
     """Read records, as `record_files` finds them; one per id, by id; of two with one id the later finished.
 
     Raises:
-        UserError: a path that holds no record, or a broken record.
+        UserError: as `read_all`.
     """
-    return latest(read(file) for file in record_files(paths))
+    return latest(record for _, record in read_all(record_files(paths), tell))
 
 
 def record_files(paths: Iterable[Path]) -> list[Path]:
     """Return the record files of run folders, of record files and of folders that hold either.
 
-    Sub-folders without a `run.json` (unfinished runs) are passed over.
-
-    Raises:
-        UserError: a folder that holds no record.
+    Sub-folders without a `run.json` (unfinished runs) are passed over; a folder without any record stands
+    for itself, and `read` says what it lacks.
     """
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir() or (path / FILE_NAME).exists():
             files.append(path / FILE_NAME if path.is_dir() else path)
-            continue
-        records = sorted(path.glob(f"*/{FILE_NAME}")) or sorted(path.glob("*.json"))
-        if not records:
-            raise UserError(
-                f"{path} holds no finished run: no {FILE_NAME} in it or in its sub-folders",
-                fix="name run folders, e.g. alignbench leaderboard runs/*",
-            )
-        files += records
-    return files
+        else:
+            files += sorted(path.glob(f"*/{FILE_NAME}")) or sorted(path.glob("*.json")) or [path]
+    return list(dict.fromkeys(files))
 
 
 def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -185,6 +178,7 @@ def _table(
         rank_column=rank_column,
         rows=tuple(distinct(in_order(ranked, settings, rank_column))),
         notes=tuple(notes),
+        changed=changed_of(entries),
     )
     return table, left_out
 

@@ -14,7 +14,8 @@ from alignbench.leaderboard.compare import Comparison
 from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.markdown import first_screen, table_lines, text_of
 from alignbench.leaderboard.table import Column, Table
-from alignbench.text import latex
+from alignbench.leaderboard.warnings import warnings_of
+from alignbench.text import field, latex, visible_json
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,18 @@ class Leaderboard:
 
     def json(self) -> str:
         """Return headlines, what they say, and all rows as JSON."""
-        return json.dumps([to_data(table) for table in self.tables], indent=2, ensure_ascii=False) + "\n"
+        data = [to_data(table) for table in self.tables]
+        return visible_json(json.dumps(data, indent=2, ensure_ascii=False)) + "\n"
 
     def rows(self) -> list[dict[str, Any]]:
         return [row for table in self.tables for row in to_rows(table)]
 
     def csv(self) -> str:
-        """Return the rows as CSV with a header; None is an empty field."""
+        """Return the rows as CSV with a header; None is an empty field, and no text is a formula."""
         text, rows = io.StringIO(), self.rows()
         writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: field(value) for name, value in row.items()} for row in rows)
         return text.getvalue()
 
     def frame(self) -> Any:
@@ -91,6 +93,7 @@ def to_data(table: Table) -> dict[str, Any]:
         "sampling_seeds": table.seeds,
         "headline": [_line_data(line, column) for line in headline.standings(table) if column],
         "findings": findings(table),
+        "warnings": [vars(warning) for warning in warnings_of(table)],
         "rows": to_rows(table),
     }
 

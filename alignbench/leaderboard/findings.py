@@ -28,7 +28,7 @@ def findings(table: Table) -> list[str]:
             said += _at_their_best(lines, base.best, column)
             said += _sharpened(gained, base.plain, base.best, column)
         said += _got_worse(gained, base.plain, table, plain)
-    return [*said, *_single_seeds(lines)]
+    return said
 
 
 def _first(lines: Sequence[Standing], column: Column, plain: str) -> list[str]:
@@ -97,8 +97,3 @@ def _got_worse(gained: Sequence[Standing], base: Row, table: Table, plain: str) 
     parts = [f"{title} ({join(labels)})" for title, labels in grouped(losses).items()]
     what = f"these get worse: {'; '.join(parts)}" if parts else "no other metric gets significantly worse"
     return [f"Where a method is better than the base{plain}, {what}."]
-
-
-def _single_seeds(lines: Sequence[Standing]) -> list[str]:
-    single = [line.label for line in lines if line.row.kind == "method" and len(line.row.training_seeds) < 2]
-    return [f"One training seed only, nothing is said about others: {join(single)}."] if single else []

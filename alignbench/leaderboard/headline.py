@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from alignbench.leaderboard import cells
-from alignbench.leaderboard.labels import names
+from alignbench.leaderboard.cells import names
 from alignbench.leaderboard.ranking import cell_difference, rank_intervals
 from alignbench.leaderboard.summary import outcome
 from alignbench.leaderboard.table import Column, Cost, Row, Table, grouped, number

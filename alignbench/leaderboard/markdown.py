@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from alignbench.leaderboard import cells, headline
 from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.table import Board, Row, Table, Unranked, grouped, short
+from alignbench.leaderboard.warnings import Warning, warnings_of
 from alignbench.record import RunRecord
 from alignbench.text import markdown, markdown_code
 
@@ -60,7 +61,7 @@ def picture_name(table: Table) -> str:
     if table.rank_column is None or not headline.several_settings(table):
         return ""
     label = re.sub(r"[^A-Za-z0-9.]+", "-", table.label)
-    return f"{'-'.join(filter(None, (_stem(table), table.model_name, label)))}.png"
+    return f"{'-'.join(filter(None, (_stem(table), table.model_name, label)))[:200]}.png"
 
 
 def pictures(board: Board) -> dict[str, Table]:
@@ -102,7 +103,15 @@ def first_screen(table: Table, picture: str = "") -> list[str]:
         texts = [[f"**{markdown(text)}**" if bold else markdown(text) for text, bold in row] for row in rows]
         lines += [*grid([markdown(name) for name in header], texts, right=right), "", markdown(legend), ""]
     lines += [f"![trade-off]({picture})", ""] if picture else []
-    return [*lines, *bullets(markdown(text) for text in findings(table)), ""]
+    return [*lines, *bullets(map(markdown, findings(table))), "", *warned(warnings_of(table))]
+
+
+def warned(warnings: Sequence[Warning]) -> list[str]:
+    """Return warnings below each other, folded where they are many; nothing without one."""
+    texts = bullets(markdown(warning.text) for warning in warnings)
+    if len(texts) > 4:
+        return details(f"{len(texts)} warnings: {', '.join(warning.kind for warning in warnings)}", texts)
+    return ["**Warnings**", "", *texts, ""] if texts else []
 
 
 def notes(table: Table) -> list[str]:
@@ -129,7 +138,7 @@ def _files(table: Table) -> list[str]:
         return []
     parts = [f"Protocol digest `{short(table.protocol.digest)}`", _reference(table)]
     assets = [
-        f"{name} `{short(digest)}`{' (own file)' if name in table.own_assets else ''}"
+        f"{markdown(name)} `{short(digest)}`{' (own file)' if name in table.own_assets else ''}"
         for name, digest in table.assets.items()
     ]
     parts += [f"made with {', '.join(assets)}"] if assets else []
@@ -151,7 +160,7 @@ def provenance(table: Table) -> str:
 
 
 def table_lines(table: Table) -> list[str]:
-    metrics = cells.heads(table.columns)
+    metrics = list(map(markdown, cells.heads(table.columns)))
     header = ["rank", "row", "setting", cells.EXTERNAL, *metrics, "n", *cells.COST_HEADERS]
     right = {"rank", *metrics, *cells.COST_HEADERS} - {"device"}
     ordered = sorted(table.rows, key=lambda row: row.rank or len(table.rows) + 1)
@@ -173,12 +182,12 @@ def _row(row: Row, table: Table) -> list[str]:
 
 
 def _provenance(table: Table) -> list[str]:
-    weights = ", ".join(f"{role} `{short(digest)}`" for role, digest in table.weights.items())
+    weights = ", ".join(f"{markdown(role)} `{short(digest)}`" for role, digest in table.weights.items())
     start = f"Starting model `{table.model_name}`: {weights or 'random weights'}."
     return [
         provenance(table),
         start if table.model_name else "The images were given, not made by alignbench.",
-        f"Evaluated by {', '.join(sorted({column.evaluator for column in table.columns}))}.",
+        f"Evaluated by {markdown(', '.join(sorted({column.evaluator for column in table.columns})))}.",
     ]
 
 

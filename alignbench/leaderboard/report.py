@@ -14,8 +14,9 @@ from alignbench.leaderboard.ranking import better, cell_difference
 from alignbench.leaderboard.rows import device_of
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Column, Row, Table, number, short
+from alignbench.leaderboard.warnings import warnings_of_run
 from alignbench.record import RunRecord, TrainInfo
-from alignbench.text import markdown
+from alignbench.text import fenced, markdown
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import AssetCard, MetricFact
@@ -39,14 +40,19 @@ def report_markdown(
         lines += _results(table)
     if not evaluated:
         lines += ["Not evaluated.", ""]
-    elif record.kind != "samples":
+    lines += section("Warnings", bullets(markdown(x.text) for x in warnings_of_run(record, evaluated)))
+    if evaluated and record.kind != "samples":
         lines += section("Samples", ["![samples](samples.png)"])
-    shown = [line for name, caption in pictures.items() for line in (f"![{name}]({name})", "", caption, "")]
+    shown = [
+        line
+        for name, caption in pictures.items()
+        for line in (f"![{name}]({name})", "", markdown(caption), "")
+    ]
     lines += section("Pictures", shown[:-1])
     if record.train is not None:
         lines += section("Cost", _cost(record.train, record))
     lines += section("How it was made", _making(record))
-    return text_of([*lines, *section("Make it again", ["```", record.command, "```"])])
+    return text_of([*lines, *section("Make it again", fenced(record.command))])
 
 
 def title(record: RunRecord) -> str:
@@ -68,7 +74,7 @@ def _results(given: Table) -> list[str]:
     main = [column for column in table.columns if not column.fact.detail]
     detail = [column for column in table.columns if column.fact.detail]
     title = f"{table.protocol.title}: {table.label}" if table.label else table.protocol.title
-    lines = [f"## {title}", ""]
+    lines = [f"## {markdown(title)}", ""]
     if main:
         lines += [*_grid(table, main), ""]
     if detail:
@@ -89,8 +95,8 @@ def _grid(table: Table, columns: Sequence[Column]) -> list[str]:
         for row, other in ((base, method), (method, base)):
             if row is not None:
                 texts = [_metric(row, other, column) for column in columns]
-                lines.append([row.setting.title, row.title, *texts])
-    metrics = cells.heads(columns)
+                lines.append([markdown(row.setting.title), row.title, *texts])
+    metrics = list(map(markdown, cells.heads(columns)))
     return grid(["setting", "model", *metrics], lines, right=metrics)
 
 
@@ -135,37 +141,40 @@ def _cost(train: TrainInfo, record: RunRecord) -> list[str]:
         ["peak memory", "unknown" if peak is None else f"{number(peak, 2)} GiB"],
         ["trained parameters", f"{model.trainable_parameters:,} (policy: {model.parameters:,})"],
     ]
-    return grid(["what", "how much"], rows)
+    return grid(["what", "how much"], [[what, markdown(text)] for what, text in rows])
 
 
 def _making(record: RunRecord) -> list[str]:
     model, data, train, made = record.model, record.data, record.train, record.environment
-    rows = [["images", f"{model.title}, given"] if record.kind == "samples" else ["model", model.name]]
-    rows += [[f"weights: {role}", f"`{digest}`"] for role, digest in sorted(model.weights.items())]
+    rows = [
+        ["images", markdown(f"{model.title}, given")] if record.kind == "samples" else ["model", model.name]
+    ]
+    rows += [[markdown(f"weights: {role}"), f"`{digest}`"] for role, digest in sorted(model.weights.items())]
     if model.random_weights:
         rows.append(["weights", "random"])
     if record.recipe:
-        rows.append(["recipe", f"{record.recipe.name} ({record.recipe.source})"])
+        rows.append(["recipe", markdown(f"{record.recipe.name} ({record.recipe.source})")])
     rows += [
-        [f"changed: {key}", markdown(f"{change.value} ({change.origin})")]
+        [markdown(f"changed: {key}"), markdown(f"{change.value} ({change.origin})")]
         for key, change in record.changed.items()
     ]
     if data:
         skipped = f", {data.skipped:,} unreadable files left out" if data.skipped else ""
         digest = f", `{short(data.digest)}`" if data.digest else ""
-        rows.append(["data", f"{data.name}, {data.split}: {data.count:,} images{skipped}{digest}"])
+        split = markdown(f"{data.name}, {data.split}")
+        rows.append(["data", f"{split}: {data.count:,} images{skipped}{digest}"])
     if train:
         resumed = f", resumed {train.resumed} times" if train.resumed else ""
         rows.append(["training seed", f"{train.seed}{resumed}"])
     used = {name: digest for result in record.results for name, digest in result.assets.items()}
-    rows += [[f"asset: {name}", f"`{digest}`"] for name, digest in sorted(used.items())]
-    rows += [[f"export: {role}", f"`{digest}`"] for role, digest in sorted(record.exports.items())]
+    rows += [[markdown(f"asset: {name}"), f"`{digest}`"] for name, digest in sorted(used.items())]
+    rows += [[markdown(f"export: {role}"), f"`{digest}`"] for role, digest in sorted(record.exports.items())]
     dirty = ", with uncommitted changes" if made.git_dirty else ""
     commit = f", commit {made.git_commit[:12]}{dirty}" if made.git_commit else ""
     rows += [
-        ["alignbench", f"{made.alignbench}{commit}"],
-        ["torch, Python", f"{made.torch}, {made.python}"],
-        ["machine", f"{made.platform}; {made.device}; {made.threads} CPU threads"],
+        ["alignbench", markdown(f"{made.alignbench}{commit}")],
+        ["torch, Python", markdown(f"{made.torch}, {made.python}")],
+        ["machine", markdown(f"{made.platform}; {made.device}; {made.threads} CPU threads")],
         ["time", f"{record.started} to {record.finished or 'unfinished'}"],
     ]
     return grid(["what", "which"], rows)

@@ -11,17 +11,19 @@ import json
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from alignbench.leaderboard.table import Cell, Column, Cost, Row, RowKind, Unranked
 from alignbench.metrics.intervals import mean_interval, set_interval
 from alignbench.record import Result, RunRecord, TrainInfo, dumps
+from alignbench.text import LONGEST, cut, one_line
 
 if TYPE_CHECKING:
     from alignbench.registry.protocol import MetricFact, Setting
 
-MACHINE_KEYS = {"train.micro_batch", "train.recompute", "model.policy", "model.tokenizer", "data.root"}
+MACHINE_KEYS = {
+    "train.micro_batch", "train.recompute", "train.shard", "model.policy", "model.tokenizer", "data.root",
+}  # fmt: skip
 """Configuration keys that say how or from where a run is executed, not what it computes; weights and data
 enter a row's identity by their digests."""
 
@@ -81,7 +83,7 @@ def columns_of(
             continue
         versions = sorted(evaluators[metric], key=_version)
         for evaluator in versions:
-            title = fact.title if len(versions) == 1 else f"{fact.title} ({evaluator})"
+            title = fact.title if len(versions) == 1 else f"{fact.title} ({cut(one_line(evaluator), 60)})"
             columns.append(Column(metric, evaluator, title, fact))
     return tuple(columns)
 
@@ -106,6 +108,17 @@ def settings_of(entries: Sequence[Entry]) -> list[Setting]:
         for sampling, setting in order.items():
             merged.setdefault(sampling, setting)
     return list(merged.values())
+
+
+def changed_of(entries: Sequence[Entry]) -> dict[str, object]:
+    """{key: value} of samples and seeds given instead of those of the protocol's card; rows share them."""
+    return {
+        key: record.changed[key].value
+        for record, result in entries
+        if record.config.get("protocol") == result.protocol.name  # not of one it was evaluated under later
+        for key in ("protocol.samples", "protocol.seeds")
+        if key in record.changed
+    }
 
 
 def _at(entries: Sequence[Entry], subject: str, setting: Setting) -> list[Entry]:
@@ -203,10 +216,6 @@ def method_rows(
         if rival is not record:  # the same seed twice is one observation, not two
             reason = f"same configuration and training seed {seed} as {rival.id}, which finished later"
             left_out.append(Unranked(record.id, reason, (digest,)))
-    for record in sorted(records.values(), key=attrgetter("id")):
-        for reward, failed in sorted(record.train.reward_failures.items()) if record.train else ():
-            calls = record.train.reward_calls[reward] if record.train else 0
-            notes.append(f"{record.id} trained without {failed:,} of {calls:,} scores: {reward} gave none")
     rows = []
     for name, pool in sorted(pools.items()):
         for setting in settings:
@@ -247,7 +256,7 @@ def _method_row(
         detail=detail_of(records[0]),
         setting=setting,
         cells=cells,
-        training_seeds=tuple(record.train.seed for record in records if record.train),
+        training=tuple(record.train for record in records if record.train),
         cost=_cost(records),
         runs=tuple(record.id for record in records),
         identity=name,
@@ -255,13 +264,14 @@ def _method_row(
 
 
 def detail_of(record: RunRecord) -> str:
-    """Recipe and changed keys, as a label."""
+    """Recipe and changed keys, as a label: one line, and no value in its whole length."""
     changed = [
         f"{key} = {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in sorted((key, change.value) for key, change in record.changed.items())
         if counts(key) and key.rpartition(".")[2] != "seed"
     ]
-    return "; ".join([record.recipe.name if record.recipe else "no recipe", *changed])
+    shown = [cut(one_line(text), LONGEST) for text in changed]
+    return "; ".join([record.recipe.name if record.recipe else "no recipe", *shown])
 
 
 def _cost(records: Sequence[RunRecord]) -> Cost | None:
@@ -280,4 +290,5 @@ def _cost(records: Sequence[RunRecord]) -> Cost | None:
 
 def device_of(train: TrainInfo) -> str:
     """`2 × NVIDIA H200`, or the name alone."""
-    return f"{train.world_size} × {train.device}" if train.world_size > 1 else train.device
+    device = cut(one_line(train.device), LONGEST)
+    return f"{train.world_size} × {device}" if train.world_size > 1 else device

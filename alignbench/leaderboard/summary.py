@@ -58,9 +58,6 @@ def _against_base(row: Row, base: Row, column: Column, table: Table) -> str:
         f"({column.title} {column.text(before.interval.mean)} → {column.text(after.interval.mean)}; "
         f"difference {column.signed(change.mean)}{interval})."
     )
-    if len(row.training_seeds) < 2:
-        seed = row.training_seeds[0] if row.training_seeds else "unknown"
-        text += f" This is one trained model (seed {seed}): it says nothing about other training seeds."
     return text + _other_metrics(row, base, column, table)
 
 

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from alignbench.metrics.intervals import Difference, Interval, mean_interval, units
 
 if TYPE_CHECKING:
-    from alignbench.record import ProtocolRef, RunRecord
+    from alignbench.record import ProtocolRef, RunRecord, TrainInfo
     from alignbench.registry.protocol import MetricFact, Setting
 
 K = TypeVar("K")
@@ -126,12 +126,17 @@ class Row:
     """Whether rewards came from outside the image; see `cells.external`."""
     rank: int | None = None
     """Position by mean in the table; None without a value of the ranking metric."""
-    training_seeds: tuple[int, ...] = ()
     cost: Cost | None = None
+    training: tuple[TrainInfo, ...] = ()
+    """One entry per training seed."""
     runs: tuple[str, ...] = ()
     """Ids of the records behind the row."""
     identity: str = ""
     """Digest of the configuration without seeds; empty for the base model; of given images the run."""
+
+    @property
+    def training_seeds(self) -> tuple[int, ...]:
+        return tuple(train.seed for train in self.training)
 
     @property
     def is_base(self) -> bool:
@@ -177,6 +182,8 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     """Remarks on single rows: blanks, disagreeing base measurements."""
+    changed: Mapping[str, object] = field(default_factory=dict)
+    """{key: value} of the protocol's samples and seeds where somebody gave them: not those of its card."""
     label: str = ""
     """What sets the table apart from others of its protocol and model, e.g. `own reference`."""
 

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from alignbench.api import Backbone
 from alignbench.backbones.load import load_export
 from alignbench.config.plan import Job, Plan, weights_digest
-from alignbench.errors import out_of_memory_as, smaller_batch
+from alignbench.errors import UserError, out_of_memory_as, smaller_batch
 from alignbench.evaluation.evaluate import Evaluation
 from alignbench.evaluation.export import export_images
+from alignbench.evaluation.extremes import Group, extremes, facts_of
 from alignbench.evaluation.protocol import ProtocolEvaluation, in_precision, writable
+from alignbench.evaluation.sample_log import FORM, ImageNotes
+from alignbench.evaluation.shown import fit, pictures_of
+from alignbench.files import write_atomic
+from alignbench.html.samples import FILE_NAME, page
 from alignbench.progress import Progress
 from alignbench.record import Result, Subject
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs.recorder import RunRecorder
+from alignbench.runs.sample_grids import draw_grid
 from alignbench.runs.together import together
 from alignbench.samples import grid
-from alignbench.samples.generated import ImageDecoder, labels_of
 from alignbench.training.parallel import Parallel
-from alignbench.training.setup import build_model
+from alignbench.training.reward_parts import TrainingRewards
+from alignbench.training.setup import build_model, names_of
 
 SUBJECTS: tuple[Subject, Subject] = ("base", "method")
+Picture = Callable[[], tuple[str, torch.Tensor]]
+"""Draws a caption's images."""
 
 
 def evaluate_models(
@@ -45,23 +55,14 @@ def evaluate_models(
         UserError: what the protocol needs does not fit.
     """
     job, plan = recorder.job, recorder.job.plan
-    spec = plan.protocol.reference
-    same = spec is not None and spec.dataset == plan.config.dataset
-    evaluation = ProtocolEvaluation(
-        registry=job.registry,
-        name=plan.config.protocol,
-        requirements=plan.requirements,
-        device=parallel.device,
-        folder=folder,
-        workers=job.workers,
-        num_classes=plan.model.num_classes,
-        data=plan.config.section("data") if same and plan.protocol.task == "reconstruction" else {},
-    )
+    evaluation = _evaluation(job, parallel, folder)
     with parallel.main_process_first():  # as of the training data
         _ = evaluation.reference_images
-    shared = None if plan.random_weights else _shared_results(job, progress)
-    models = []
-    pictures = []
+    # A log is of images that were scored here: another CPU rounds otherwise.
+    shared = None if plan.random_weights or job.log_samples else _shared_results(job, progress)
+    first_time = not recorder.results
+    rewards = TrainingRewards(plan, job.registry, parallel.device) if job.log_samples else None
+    models, pictures = [], []
     for subject in SUBJECTS if plan.method else SUBJECTS[:1]:
         backbone = build_model(plan, parallel.device)
         weights = dict(recorder.weights)
@@ -71,6 +72,8 @@ def evaluate_models(
         sampled = in_precision(backbone, plan.protocol)
         cache = shared if subject == "base" else None
         model = evaluation.model(subject, weights_digest(weights), backbone, sampled=sampled, cache=cache)
+        if rewards is not None:
+            model = replace(model, notes=_notes_of(job, subject, evaluation, rewards, progress))
         models.append(model)
         pictures.append(partial(_picture, job, evaluation, model, backbone, sampled))
     with together(parallel, folder) as group:
@@ -78,14 +81,93 @@ def evaluate_models(
         if not parallel.is_main:
             group.help()
             return
-        batch = plan.protocol.batch
-        with out_of_memory_as("out of memory while drawing sample images", smaller_batch(batch)):
-            drawn = [picture() for picture in pictures]
+        drawn = _drawn(plan, pictures) if first_time else []
+        found: list[Result] = []
         for model in models:
-            rewards = _reward_networks(plan, job.registry) if model.subject == "method" else ()
-            yield evaluation.results(model, progress, rewards)
+            networks = _reward_networks(plan, job.registry) if model.subject == "method" else ()
+            results = evaluation.results(model, progress, networks)
+            found += results
+            yield results
             export_images(model, job.exports, progress)
-        grid.write_grid(folder / "samples.png", [*drawn, *_real(evaluation)])
+        if job.log_samples:
+            recorded = [x for x in recorder.results if x.protocol.digest == plan.protocol_digest] or found
+            write_logs(models, recorded, job.log_samples, progress)
+        if first_time:
+            grid.write_grid(folder / "samples.png", [*drawn, *_real(evaluation)])
+
+
+def _drawn(plan: Plan, pictures: Sequence[Picture]) -> list[tuple[str, torch.Tensor]]:
+    with out_of_memory_as("out of memory while drawing sample images", smaller_batch(plan.protocol.batch)):
+        return [picture() for picture in pictures]
+
+
+def _evaluation(job: Job, parallel: Parallel, folder: Path) -> ProtocolEvaluation:
+    plan = job.plan
+    spec = plan.protocol.reference
+    same = spec is not None and spec.dataset == plan.config.dataset
+    return ProtocolEvaluation(
+        registry=job.registry,
+        name=plan.config.protocol,
+        requirements=plan.requirements,
+        device=parallel.device,
+        folder=folder,
+        workers=job.workers,
+        num_classes=plan.model.num_classes,
+        data=plan.config.section("data") if same and plan.protocol.task == "reconstruction" else {},
+    )
+
+
+def about_run(run: str, title: str, evaluation: ProtocolEvaluation) -> dict[str, Any]:
+    """Return the beginning of a header."""
+    protocol = {"name": evaluation.name, "title": evaluation.protocol.title}
+    digests = {"digest": evaluation.requirements.digest, "reference": evaluation.references.digest}
+    return {"sample-log": FORM, "run": run, "title": title, "protocol": protocol | digests}
+
+
+def _notes_of(
+    job: Job, subject: Subject, evaluation: ProtocolEvaluation, rewards: TrainingRewards, progress: Progress
+) -> ImageNotes:
+    """Return what is noted of a run's images; class names that cannot be read are said and left out."""
+    plan = job.plan
+    title = plan.model.title
+    if subject == "method" and plan.method is not None:
+        title = f"{title} + {plan.method.title}"
+    names: Sequence[str] = ()
+    if plan.model.condition == "class":
+        try:
+            names = names_of(plan, job.registry)
+        except UserError as error:
+            progress.say(f"the log has no class names: {error}")
+    return ImageNotes(about_run(plan.id, title, evaluation), names, rewards)
+
+
+def write_logs(
+    models: Sequence[Evaluation], results: Sequence[Result], shown: int, progress: Progress
+) -> None:
+    """Write the logs of all subjects, and the page with the `shown` worst and best images of each score."""
+    folders, sets = set(), []
+    groups: list[Group] = []
+    for model in models:
+        paths = model.write_logs(results, progress)
+        for setting in model.protocol.settings:
+            own = [paths[model.addresses.index((setting, seed))] for seed in model.protocol.seeds]
+            group = extremes(own, shown)
+            groups.append(group)
+            images = [model.sets(setting, seed) for seed in model.protocol.seeds]
+            sets.append(pictures_of(group, images, [path.name for path in own]))
+        folders.add(paths[0].parent)
+    header = groups[0].headers[0]
+    for spec, why in header["rewards_left_out"].items():
+        progress.say(f"the log has no {spec}: it {why}")
+    count = fit(sets, shown)
+    about = {
+        "run": header["run"], "protocol": header["protocol"]["title"], "wanted": shown, "shown": count,
+        "digest": header["protocol"]["digest"][7:15], "left_out": header["rewards_left_out"],
+        "small": all(picture["small"] for one in sets for picture in one["pictures"]),
+    }  # fmt: skip
+    (folder,) = folders
+    write_atomic(folder / FILE_NAME, page(sets, facts_of(header), about))
+    progress.say(f"log of samples: {folder / FILE_NAME}")
 
 
 def _shared_results(job: Job, progress: Progress) -> Path | None:
@@ -106,19 +188,12 @@ def _picture(
     """A few images at the first setting and seed; the same image ids for every subject."""
     protocol = evaluation.protocol
     name, setting = next(iter(protocol.settings.items()))
-    seed = protocol.seeds[0]
     config = job.plan.config
     title = config.model if model.subject == "base" else f"{config.model} + {config.method}"
     caption = f"{title}, {setting.title}"
     if protocol.task == "reconstruction":
-        return caption, model.sets(name, seed).load(0).images[: grid.MOST]
-    candidates = range(min(200, protocol.samples))
-    ids: Sequence[int] = candidates[:: protocol.images_per_prompt][: grid.MOST]  # one image of each prompt
-    if protocol.labels != "prompts":
-        ids = grid.choose(labels_of(protocol, evaluation.num_classes or 1, seed, candidates).tolist())
-    tokens, _ = evaluation.sampler(sampled).generate(setting, seed, ids)
-    decoder = ImageDecoder(backbone, protocol, evaluation.device)
-    return caption, decoder.decode(torch.from_numpy(tokens).long())
+        return caption, model.sets(name, protocol.seeds[0]).load(0).images[: grid.MOST]
+    return caption, draw_grid(evaluation.sampler(sampled), backbone)
 
 
 def _real(evaluation: ProtocolEvaluation) -> list[tuple[str, torch.Tensor]]:

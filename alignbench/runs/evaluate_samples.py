@@ -11,6 +11,7 @@ from alignbench.config.requirements import requirements_of
 from alignbench.config.settings import COMMON_OPTIONS, changes_nothing, known_options, values_of
 from alignbench.errors import Problem, UserError
 from alignbench.evaluation.protocol import ProtocolEvaluation
+from alignbench.evaluation.sample_log import ImageNotes
 from alignbench.files import digest_of
 from alignbench.hub.verify import Requirements
 from alignbench.progress import Progress
@@ -18,6 +19,7 @@ from alignbench.record import Change, ModelInfo, Result, RunRecord, now
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import Setting, resolve_protocol
 from alignbench.runs import environment
+from alignbench.runs.evaluate_models import about_run, write_logs
 from alignbench.runs.session import devices, session
 from alignbench.runs.together import together
 from alignbench.samples.external import SampleImages, open_samples
@@ -79,6 +81,8 @@ class SamplesJob:
     out: Path
     workers: int
     """Threads that decode images."""
+    log_samples: int = 0
+    """As of `config.plan.Job`."""
 
 
 def slug(text: str) -> str:
@@ -145,9 +149,10 @@ def score(job: SamplesJob, command: str, progress: Progress) -> RunRecord:
     """
     plan = job.plan
     with session(job.out, job.registry, progress, plan) as current:
-        if current.finished is not None:
+        finished = current.finished
+        if finished is not None and not job.log_samples:
             progress.say(f"{job.out} is complete; nothing to do")
-            return current.finished
+            return finished
         started = now()
         with devices("fp32") as parallel:
             evaluation = ProtocolEvaluation(
@@ -161,14 +166,20 @@ def score(job: SamplesJob, command: str, progress: Progress) -> RunRecord:
             for note in plan.images.notes:
                 progress.say(note)
             samples = evaluation.samples(plan.images)
+            if job.log_samples:
+                about = about_run(plan.id, plan.title, evaluation)
+                samples = replace(samples, notes=ImageNotes(about, (), None))
             results = []
             with together(parallel, job.out) as group:
                 group.measure([samples], progress)
-                if parallel.is_main:
-                    results = evaluation.results(samples, progress)
-                else:
+                if not parallel.is_main:
                     group.help()
-        return current.finish(_record(plan, results, command, started))
+                else:
+                    results = evaluation.results(samples, progress)
+                    if job.log_samples:
+                        recorded = finished.results if finished else results
+                        write_logs([samples], recorded, job.log_samples, progress)
+        return finished or current.finish(_record(plan, results, command, started))
 
 
 def _record(plan: SamplesPlan, results: list[Result], command: str, started: str) -> RunRecord:

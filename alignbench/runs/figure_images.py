@@ -20,7 +20,7 @@ from alignbench.figures.samples import Sheet
 from alignbench.figures.source import NotDrawnError, Run, at_most, configurations, plural
 from alignbench.files import cache_root
 from alignbench.hub.locate import assets_of
-from alignbench.leaderboard.labels import MOST
+from alignbench.leaderboard.cells import MOST
 from alignbench.registry.class_names import class_names
 from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import Setting

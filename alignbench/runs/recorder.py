@@ -17,9 +17,11 @@ from alignbench.record import (
     Result,
     RunRecord,
     TrainInfo,
+    Trend,
 )
 from alignbench.runs import environment
 from alignbench.training.totals import Totals
+from alignbench.training.trends import trends
 
 
 @dataclass
@@ -106,5 +108,6 @@ class RunRecorder:
                 "warmup_steps": train.warmup_steps,
             },
             optimizer_steps=train.steps * train.updates_per_collect,
+            trends={k: Trend(**v) for k, v in trends(self.job.out / "metrics.jsonl").items()},
             **asdict(totals),
         )

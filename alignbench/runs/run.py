@@ -5,8 +5,10 @@ Every stage leaves its result in the run folder and finds it there when the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -15,17 +17,24 @@ from safetensors.torch import save_file
 from alignbench import run_folder
 from alignbench.config import estimate
 from alignbench.config.plan import Job
+from alignbench.distributed import is_first
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import file_sha256, give_usual_mode
 from alignbench.progress import Progress
 from alignbench.record import DataInfo, RunRecord
 from alignbench.runs.evaluate_models import evaluate_models
+from alignbench.runs.evaluate_run import log_finished
 from alignbench.runs.recorder import RunRecorder
+from alignbench.runs.sample_grids import TrainingGrids
 from alignbench.runs.session import devices, session
+from alignbench.training.adapter import WEIGHTS_FILE
 from alignbench.training.driver import Interrupted
 from alignbench.training.parallel import Parallel
 from alignbench.training.setup import open_training_data, prepared, role_of
 from alignbench.training.signals import StopOnSignal
+
+if TYPE_CHECKING:
+    from alignbench.runs.tracking import Tracking
 
 
 def run(job: Job, progress: Progress) -> RunRecord:
@@ -39,10 +48,16 @@ def run(job: Job, progress: Progress) -> RunRecord:
         raise UserError("; ".join(f"{item.where}: {item.what}" for item in plan.problems))
     with session(job.out, job.registry, progress, plan) as current:
         if current.finished is not None:
-            progress.say(f"{job.out} is complete; nothing to do")
+            if job.log_samples and plan.evaluates:
+                log_finished(job, current.finished, job.out, progress)
+            else:
+                progress.say(f"{job.out} is complete; nothing to do")
             return current.finished
         progress.say(f"run {plan.id} → {job.out}")
-        with devices(plan.config.train.precision, plan.model.policy.parameters) as parallel:
+        with (
+            devices(plan.config.train.precision, plan.model.policy.parameters) as parallel,
+            _tracking(job, progress) as tracking,
+        ):
             recorder = current.recorder = RunRecorder.begin(job, current.record)
             if parallel.is_main:
                 run_folder.remember(job.out, "weights", recorder.weights)
@@ -50,19 +65,38 @@ def run(job: Job, progress: Progress) -> RunRecord:
                 memory = parallel.memory_gib
                 if memory and (note := estimate.memory_note(plan.estimate, memory)):
                     progress.say(note)
-                _train(recorder, parallel, progress)
+                _train(recorder, parallel, progress, tracking)
                 parallel.release()
             if plan.evaluates:
                 for results in evaluate_models(recorder, parallel, progress, job.out):
                     recorder.results += results
                     recorder.write("partial")
+            if tracking:
+                tracking.finish(recorder.results)
+        progress.doing("report")
         return current.finish(recorder.build("complete"))
 
 
-def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> None:
+@contextlib.contextmanager
+def _tracking(job: Job, progress: Progress) -> Iterator[Tracking | None]:
+    """Trackers on the first process, if any are asked for; they are let go however the block ends."""
+    if not job.track or not is_first():
+        yield None
+        return
+    from alignbench.runs.tracking import Tracking
+
+    tracking = Tracking(job, progress)
+    try:
+        yield tracking
+    finally:
+        tracking.close()
+
+
+def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress, tracking: Tracking | None) -> None:
     job, plan = recorder.job, recorder.job.plan
     assert plan.method is not None
     export = job.out / "export" / f"{role_of(plan)}.safetensors"
+    progress.doing("training data")
     with parallel.main_process_first():  # looks at every image, unless the cache knows them
         dataset = open_training_data(job, progress)
     recorder.data = DataInfo(
@@ -78,6 +112,15 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> Non
     with prepared(job, dataset, parallel, progress) as ready, StopOnSignal(progress) as stop:
         recorder.trainable = ready.trainable
         ready.driver.stop = stop
+        grids = TrainingGrids(job, ready.backbone, parallel.device, progress)
+
+        def after_step(step: int, numbers: Mapping[str, float]) -> None:
+            if tracking:
+                tracking.log(step, numbers)
+            if (grid := grids.after_step(step)) and tracking:
+                tracking.image("training-samples", grid, step)
+
+        ready.driver.after_step = after_step
         try:
             recorder.totals = ready.driver.train()
             if parallel.sum({"stop": float(stop())})["stop"]:  # after the last step
@@ -85,8 +128,15 @@ def _train(recorder: RunRecorder, parallel: Parallel, progress: Progress) -> Non
         except (Interrupted, UserError):
             recorder.totals = ready.driver.totals
             raise
+    progress.doing("export")
+    if ready.adapter is not None and parallel.is_main:
+        folder = export.with_name("adapter")
+        ready.adapter.write_settings(folder)
+        _save_export(ready.adapter.export(), folder / WEIGHTS_FILE)
+        ready.adapter.merge()
+    state = parallel.whole(ready.backbone.export()[role_of(plan)])
     if parallel.is_main:
-        _save_export(ready.backbone.export()[role_of(plan)], export)
+        _save_export(state, export)
     parallel.barrier()
     recorder.exports = {role_of(plan): f"sha256:{file_sha256(export)}"}
 

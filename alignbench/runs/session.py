@@ -73,7 +73,8 @@ def session(
             (exit status 3).
         RunFailed: broken on the way; a full disk.
     """
-    with run_folder.opened(folder, plan) if plan is not None else run_folder.locked(folder):
+    held = run_folder.opened(folder, plan) if plan is not None else run_folder.locked(folder)
+    with held, progress.followed_in(folder):  # its end comes after the record: who watches finds one of them
         if is_first():
             for left in folder.glob(f"{REASON}*"):
                 left.unlink(missing_ok=True)

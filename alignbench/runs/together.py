@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alignbench import record
 from alignbench.dealing import pool
 from alignbench.dealing.pool import Pool, pause
 from alignbench.errors import UserError
@@ -141,6 +142,12 @@ def _work_of(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[Wa
     return first.references.wanting(compared) if compared else [], wanting
 
 
+def _is_complete(folder: Path) -> bool:
+    with contextlib.suppress(OSError, UserError):
+        return record.read(folder / "run.json").status == "complete"
+    return False
+
+
 @contextlib.contextmanager
 def together(parallel: Parallel, folder: Path) -> Iterator[Together]:
     """Evaluate together inside the block, which the first process leaves last.
@@ -150,8 +157,13 @@ def together(parallel: Parallel, folder: Path) -> Iterator[Together]:
     """
     group = Together(parallel, folder)
     if not group.is_first:
-        yield group
-        group.board.add("left", 1)
+        try:
+            yield group
+            group.board.add("left", 1)
+        except ExchangeBroken as broken:
+            # Late at a unit that others had done: the first process is through, and the store went with it.
+            if broken.explained or not _is_complete(folder):
+                raise
         return
     word = ENDED
     try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from alignbench.files import write_atomic
 from alignbench.samples.pixels import channels_last
 
 TILE = 40
@@ -43,4 +45,6 @@ def write_grid(path: Path, blocks: Sequence[tuple[str, Tensor]]) -> None:
             row, column = divmod(number, COLUMNS)
             sheet.paste(tile, (MARGIN + column * step, top + CAPTION + row * step))
         top += height
-    sheet.save(path)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())

@@ -1,14 +1,16 @@
 """Checkpoints that are whole or absent: written to a temporary folder, marked, synced, renamed.
 
-One process writes; the files do not depend on the number of ranks. Nothing is ever overwritten in place. The
-marker holds digests of all files and of itself: a changed byte is found before anything is resumed from it.
+One process writes here, and the files do not depend on the number of ranks; what lies in shards is written
+by all, see `sharded_checkpoint`. Nothing is ever overwritten in place. The marker holds digests of all files
+and of itself: a changed byte is found before anything is resumed from it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,11 @@ from safetensors.torch import load_file, save_file
 
 from alignbench.errors import RunFailed
 from alignbench.files import file_sha256, give_usual_mode, read_json, write_json
+from alignbench.training.process_group import ExchangeBroken
 
 MARKER = "DONE.json"
+WHOLE = "module.safetensors"
+"""What is trained, where one process wrote it."""
 KEEP = 2
 """Complete checkpoints kept in a run folder."""
 
@@ -34,6 +39,7 @@ class State:
     module: dict[str, torch.Tensor]
     """State of what is trained."""
     optimizer: dict[str, Any]
+    """`state` by the number of the parameter, and `param_groups`, which shards come without."""
     totals: dict[str, Any]
     """Costs so far: seconds, images, sequences, …"""
 
@@ -60,34 +66,57 @@ def save(root: Path, state: State) -> Path:
     final = folder_of(root, state.step)
     if (final / MARKER).exists():
         return final
-    temporary = final.with_suffix(".tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(final, ignore_errors=True)  # a folder without its marker
-        temporary.mkdir(parents=True)
+    with writing(final):
+        temporary = begin(final)
         save_file({name: value.cpu().contiguous() for name, value in state.module.items()},
-                  temporary / "module.safetensors")  # fmt: skip
-        give_usual_mode(temporary / "module.safetensors")
+                  temporary / WHOLE)  # fmt: skip
+        give_usual_mode(temporary / WHOLE)
         torch.save(state.optimizer, temporary / "optimizer.pt")
         digests = {file.name: file_sha256(file) for file in temporary.iterdir()}
-        marker = {"step": state.step, "totals": state.totals, "torch": torch.__version__, "files": digests}
-        write_json(temporary / MARKER, marker)
-        for file in temporary.iterdir():
-            sync(file)
-        sync(temporary)
-        temporary.rename(final)
-        sync(root)
+        finish(final, state, digests)
+    return final
+
+
+def begin(final: Path) -> Path:
+    """Make the empty folder in which a checkpoint is written."""
+    temporary = final.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(final, ignore_errors=True)  # a folder without its marker
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def finish(final: Path, state: State, digests: Mapping[str, str]) -> None:
+    """Mark what was written as whole, under its final name, and drop the oldest beyond `KEEP`."""
+    temporary, root = final.with_suffix(".tmp"), final.parent
+    marker = {"step": state.step, "totals": state.totals, "torch": torch.__version__, "files": dict(digests)}
+    write_json(temporary / MARKER, marker)
+    for file in temporary.iterdir():
+        sync(file)
+    sync(temporary)
+    temporary.rename(final)
+    sync(root)
+    for old in complete(root)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(final: Path) -> Iterator[None]:
+    """Say in one line that the block could not write a checkpoint, and leave nothing of it.
+
+    Raises:
+        RunFailed: the disk is full, or tensors share memory.
+    """
+    try:
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, in the words of each library
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
         raise RunFailed(
             f"checkpoint {final} cannot be written: {error}",
             fix="untie the weights that share memory"
             if "share memory" in str(error)
             else "free disk space and run the same command again; it continues from the last checkpoint",
         ) from error
-    for old in complete(root)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def complete(root: Path) -> list[Path]:
@@ -117,8 +146,14 @@ def put_aside_damaged(root: Path, say: Callable[[str], None]) -> None:
             say(f"checkpoint {folder} is damaged ({error}) and put aside; an earlier one is used")
 
 
-def load_latest(root: Path, *, checked: bool = False) -> State | None:
-    """Read the newest finished checkpoint, or None; `checked`: this process has just compared its digests.
+def load_latest(
+    root: Path, *, checked: bool = False, read: Callable[[Path], tuple[Any, Any]] | None = None
+) -> State | None:
+    """Read the newest finished checkpoint, or None.
+
+    Args:
+        checked: this process has just compared its digests.
+        read: from its folder, what is trained and the optimiser; None: `read_whole`.
 
     Raises:
         RunFailed: it changed since it was written, or cannot be read.
@@ -129,17 +164,21 @@ def load_latest(root: Path, *, checked: bool = False) -> State | None:
     folder = folders[-1]
     try:
         marker = read_json(folder / MARKER) if checked else _marker(folder)
-        return State(
-            step=marker["step"],
-            module=load_file(folder / "module.safetensors"),
-            optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
-            totals=marker["totals"],
-        )
+        module, optimizer = (read or read_whole)(folder)
+        return State(marker["step"], module, optimizer, marker["totals"])
+    except ExchangeBroken:
+        raise
     except Exception as error:
         reason = str(error).split("\n")[0].split(". ")[0]  # torch goes on for several sentences
         raise RunFailed(
             f"checkpoint {folder} is damaged: {reason}", fix=f"remove {folder} and run the same command again"
         ) from error
+
+
+def read_whole(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what one process wrote."""
+    optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    return load_file(folder / WHOLE), optimizer
 
 
 def _marker(folder: Path) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from alignbench.errors import RunFailed, failure_of, out_of_memory_as
 from alignbench.files import read_json, write_atomic, write_json
 from alignbench.progress import Progress
 from alignbench.training import checkpoint
+from alignbench.training.pace import Pace
 from alignbench.training.parallel import Parallel
-from alignbench.training.totals import Totals, complete, costs_of, peak_memory_gib
+from alignbench.training.totals import Totals, complete, costs_of
 
 STOP = "stop"
 """Name under which ranks tell each other, among a step's numbers, that they were asked to stop."""
@@ -71,6 +72,7 @@ class Driver:
         folder: run folder; `metrics.jsonl`, `timing.jsonl`, `starts.json` and `checkpoints/` go there.
         checkpoint_every: steps between two checkpoints; 0: none, unless the run is stopped.
         stop: asked after every step; True on any rank ends the run with a checkpoint.
+        after_step: told of every logged step, with its numbers, on the first process; not training time.
     """
 
     config: TrainConfig
@@ -84,8 +86,12 @@ class Driver:
     progress: Progress
     checkpoint_every: int
     stop: Callable[[], bool] = lambda: False
+    after_step: Callable[[int, Mapping[str, float]], None] = lambda step, numbers: None
     totals: Totals = field(default_factory=Totals, init=False)
     _stopping: bool = field(default=False, init=False)
+    _pace: Pace = field(init=False)
+    _paces: dict[str, Any] = field(default_factory=dict, init=False)
+    """Of the ranks in the last step, for the log."""
 
     def train(self) -> Totals:
         """Train from the last checkpoint to the end.
@@ -95,13 +101,16 @@ class Driver:
             Interrupted: `stop` said so; a checkpoint holds the finished steps.
         """
         first = self._resume()
+        self._pace = Pace(self.parallel, self.progress.say)
         with self.progress.stage("train", self.config.steps, done=first) as stage:
             for step in range(first, self.config.steps):
                 started = time.monotonic()
                 numbers = self._guarded_step(step)
                 seconds = time.monotonic() - started
                 self.totals.seconds += seconds
-                self._log(step, numbers, seconds)
+                if self.parallel.is_main:
+                    self._log(step, numbers, seconds)
+                    self.after_step(step + 1, numbers)
                 stage.advance(1, {name: numbers[name] for name in ("reward", "loss") if name in numbers})
                 stopping, done, every = self._stopping, step + 1, self.checkpoint_every
                 if stopping or (every > 0 and (done == self.config.steps or done % every == 0)):
@@ -123,11 +132,12 @@ class Driver:
     def _step(self, step: int) -> dict[str, float]:
         """Collect, then update `updates_per_collect` times; return this step's numbers over all ranks."""
         parallel, config = self.parallel, self.config
+        self._pace.begin()
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.stream.batch(step, parallel.rank, parallel.world_size).to(parallel.device)
-        with torch.no_grad():
+        with torch.no_grad(), parallel.gathered():
             collected = [self._collect(part, step) for part in batch.split(config.micro_batch)]
         costs = costs_of(collected, parallel)
         if failure := costs.too_many_failures(config.failed_rewards):
@@ -142,8 +152,9 @@ class Driver:
         numbers = self._mean((part.metrics, part.images) for part in collected)
         for _ in range(config.updates_per_collect):
             losses, norm = self._update(collected, step)
-        self.totals.add(costs, peak_memory_gib(parallel.device))
-        summed = parallel.sum({**numbers, **losses, STOP: float(self.stop())})
+        summed = parallel.sum({**numbers, **losses, STOP: float(self.stop()), **self._pace.own()})
+        self._paces = self._pace.take(summed)
+        self.totals.add(costs, max(self._pace.memory_gib))
         # A signal that reaches ranks at different steps must not part them.
         self._stopping = summed.pop(STOP) > 0
         return {**summed, "grad_norm": norm, "lr": rate}
@@ -151,10 +162,11 @@ class Driver:
     def _update(self, collected: list[Collected], step: int) -> tuple[dict[str, float], float]:
         """Take one optimiser step on everything collected; return this rank's numbers and the norm."""
         parts: list[tuple[Mapping[str, Tensor], int]] = []
-        for part in collected:
+        for number, part in enumerate(collected, 1):
             loss = self._loss(part.experience)
+            share = loss.value * (part.images / self.config.images_per_step)
             with failure_of(self._who):
-                self.parallel.backward(loss.value * (part.images / self.config.images_per_step))
+                self.parallel.backward(share, last=number == len(collected))
             parts.append(({"loss": loss.value.detach(), **loss.metrics}, part.images))
         self.parallel.reduce_gradients(self.module)
         norm = float(self.parallel.clip(self.module, self.config.grad_clip))
@@ -191,7 +203,8 @@ class Driver:
 
     def _loss(self, experience: object) -> Loss:
         with failure_of(self._who):
-            loss = self.method.loss(experience)
+            with self.parallel.in_step():
+                loss = self.method.loss(experience)
             if not isinstance(loss, Loss) or loss.value.dim() or not loss.value.requires_grad:
                 raise TypeError("loss returned no Loss whose value is a scalar with a gradient")
             _check_metrics(loss.metrics)
@@ -206,14 +219,15 @@ class Driver:
         if self.parallel.is_main:
             checkpoint.put_aside_damaged(root, self.progress.say)
         self.parallel.barrier()
-        state = checkpoint.load_latest(root, checked=self.parallel.is_main)
+        module = self.parallel.unwrap(self.module)
+        state = self.parallel.load(root, module, self.optimizer)
         if state is None:
             self._truncate_logs(0)
             self.totals.resumed = earlier
             return 0
         try:
-            self.parallel.unwrap(self.module).load_state_dict(state.module)
-            self.optimizer.load_state_dict(state.optimizer)
+            module.load_state_dict(state.module)
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), **state.optimizer})
             self.totals = Totals(**state.totals)
         except (RuntimeError, ValueError, LookupError, TypeError) as error:
             raise RunFailed(
@@ -228,27 +242,23 @@ class Driver:
         return state.step
 
     def _save(self, step: int) -> None:
-        if self.parallel.is_main:
-            state = checkpoint.State(
-                step=step,
-                module=self.parallel.unwrap(self.module).state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                totals=dataclasses.asdict(self.totals),
-            )
-            checkpoint.save(self.folder / "checkpoints", state)
-        self.parallel.barrier()
+        state = checkpoint.State(
+            step=step,
+            module=self.parallel.unwrap(self.module).state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            totals=dataclasses.asdict(self.totals),
+        )
+        self.parallel.save(self.folder / "checkpoints", state)
 
     def _log(self, step: int, numbers: Mapping[str, float], seconds: float) -> None:
         """Append one line to each log. Times are kept apart so that equal runs give equal metrics.
 
         A number that is not finite becomes null: JSON has no NaN.
         """
-        if not self.parallel.is_main:
-            return
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         for name, line in {
             "metrics.jsonl": {"step": step + 1, **finite},
-            "timing.jsonl": {"step": step + 1, "seconds": round(seconds, 4)},
+            "timing.jsonl": {"step": step + 1, "seconds": round(seconds, 4), **self._paces},
         }.items():
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

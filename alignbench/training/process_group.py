@@ -65,8 +65,11 @@ def rejoin() -> None:
 
 
 @contextlib.contextmanager
-def exchange() -> Iterator[None]:
+def exchange(*, computes: bool = False) -> Iterator[None]:
     """Say in one line that the other processes are gone.
+
+    Args:
+        computes: the block does more than exchange, so that not every error is one of the exchange.
 
     Raises:
         ExchangeBroken: a collective inside the block failed.
@@ -74,12 +77,22 @@ def exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed's errors are of this kind
-        if world_size() == 1:
+        if world_size() == 1 or (computes and not _is_of_exchange(error)):
             raise
         # The launcher ends the others with SIGTERM, which must not hide why.
         ignore_signals()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExchangeBroken(reason[:200]) from error
+
+
+def default_store() -> Store:
+    """Return what all processes of the group can write to and read without an exchange."""
+    return group.distributed_c10d._get_default_store()
+
+
+def _is_of_exchange(error: RuntimeError) -> bool:
+    """Whether an error comes from the process group; gloo's have no type of their own."""
+    return isinstance(error, group.DistError) or "gloo" in str(error)
 
 
 class StoreBoard:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from alignbench.api import Backbone, Method, Reward, TextEncoder, Updates
+from alignbench.backbones.base import CachedBackbone, unwrap
 from alignbench.backbones.load import load_backbone, load_text_encoder
 from alignbench.config.plan import Job, Plan
 from alignbench.data.dataset import ImageDataset, open_dataset
@@ -22,8 +23,10 @@ from alignbench.hub.verify import verify
 from alignbench.progress import PLAIN_INTERVAL, Progress
 from alignbench.registry import interfaces
 from alignbench.registry.class_names import class_names
+from alignbench.registry.lookup import Registry
 from alignbench.rewards.build import Placed, build
 from alignbench.text import class_line
+from alignbench.training.adapter import Adapter, attach
 from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
 
@@ -103,6 +106,32 @@ def _telling(progress: Progress) -> ProgressCallback:
     return tell
 
 
+def reward_builder(
+    plan: Plan, registry: Registry, device: torch.device, *, image_size: int
+) -> Callable[[str], Reward]:
+    """Return what builds a plan's rewards from their specifications; equal networks are loaded once."""
+    shared: dict[tuple[object, ...], Placed] = {}
+
+    def reward(spec: str) -> Reward:
+        return build(
+            spec,
+            registry,
+            device,
+            class_names=lambda: names_of(plan, registry),
+            image_size=image_size,
+            assets=plan.config.section("assets"),
+            shared=shared,
+        )
+
+    return reward
+
+
+def names_of(plan: Plan, registry: Registry) -> Sequence[str]:
+    """Return the name of each class of a plan's data, perhaps none; raises UserError as `class_names`."""
+    names = str(plan.config.section("data").get("names", ""))
+    return class_names(registry.dataset(plan.config.dataset), names, plan.model.num_classes)
+
+
 def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     """Build the method from its card and the resolved options.
 
@@ -113,21 +142,7 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     assert name is not None
     target = interfaces.load(job.registry, "methods", name)
 
-    shared: dict[tuple[object, ...], Placed] = {}
-    card = job.registry.dataset(job.plan.config.dataset)
-    names = str(job.plan.config.section("data").get("names", ""))
-
-    def reward(spec: str) -> Reward:
-        return build(
-            spec,
-            job.registry,
-            device,
-            class_names=lambda: class_names(card, names, job.plan.model.num_classes),
-            image_size=job.plan.model.image_size,
-            assets=job.plan.config.section("assets"),
-            shared=shared,
-        )
-
+    reward = reward_builder(job.plan, job.registry, device, image_size=job.plan.model.image_size)
     options = {key: option.default for key, option in job.registry.method(name).options.items()}
     with failure_of(f"method {name!r}"):
         config = target.Config(**{**options, **job.plan.config.section("method")})
@@ -141,6 +156,22 @@ def trained_module(backbone: Backbone, updates: Updates) -> nn.Module:
     backbone.policy.requires_grad_(updates == "policy")
     decoder.requires_grad_(updates == "decoder")
     return backbone.policy if updates == "policy" else decoder
+
+
+def prepare_trained(plan: Plan, backbone: Backbone) -> tuple[nn.Module, Adapter | None]:
+    """Return what a plan trains, and the adapter where that is one; nothing else gets gradients.
+
+    Raises:
+        UserError: the model's card does not fit its network.
+    """
+    assert plan.method is not None
+    if plan.lora is None:
+        return trained_module(backbone, plan.method.updates), None
+    trained_module(backbone, "policy")  # the decoder stands still
+    adapter = attach(unwrap(backbone.policy), plan.lora, plan.config.seed)
+    if isinstance(backbone, CachedBackbone):  # others hold a whole copy for a reference
+        backbone.adapter_off = adapter.off
+    return adapter.weights, adapter
 
 
 def role_of(plan: Plan) -> str:
@@ -157,6 +188,8 @@ class Training:
     backbone: Backbone
     trainable: int
     """Numbers that train."""
+    adapter: Adapter | None
+    """What trains, where it is an adapter in the backbone's policy."""
 
 
 @contextlib.contextmanager
@@ -171,30 +204,35 @@ def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Prog
     train = plan.config.train
     backbone = build_model(plan, parallel.device)
     backbone.recompute(train.recompute)
-    module = trained_module(backbone, plan.method.updates)
+    module, adapter = prepare_trained(plan, backbone)
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+    module = parallel.prepare(module)
+    # So that `backbone.logits` computes in the precision of the run, whatever is trained.
+    whole = plan.method.updates == "policy" and adapter is None
+    backbone.policy = module if whole else parallel.prepare(backbone.policy)
+    # After wrapping: a frozen reference is a copy and must compute in the same precision. Before cutting:
+    # shards cannot be copied.
+    method = build_method(job, backbone, parallel.device)
+    kind = parallel.shard_kind(train.shard, plan.estimate.train_gib) if adapter is None else "none"
+    # The decoder is not computed in the run's precision in one piece either.
+    parallel.shard(module, kind, cast=plan.method.updates == "policy")
+    optimizer = torch.optim.AdamW(
         parameter_groups(module, train.weight_decay),
         lr=train.lr,
         betas=(train.beta1, train.beta2),
         eps=train.eps,
         fused=parallel.device.type == "cuda",
     )
-    module, optimizer = parallel.wrap(module, optimizer)
-    # So that `backbone.logits` computes in the precision of the run, whatever is trained.
-    backbone.policy = module if plan.method.updates == "policy" else parallel.wrap_frozen(backbone.policy)
-    # After wrapping: a frozen reference is a copy and must compute in the same precision.
-    method = build_method(job, backbone, parallel.device)
     with open_stream(plan, backbone, dataset, job.workers) as stream:
         driver = Driver(
             train,
             method=method,
             module=module,
-            optimizer=optimizer,
+            optimizer=parallel.prepare_optimizer(optimizer),
             stream=stream,
             parallel=parallel,
             folder=job.out,
             progress=progress,
             checkpoint_every=job.checkpoint_every,
         )
-        yield Training(driver, backbone, trainable)
+        yield Training(driver, backbone, trainable, adapter)

@@ -87,7 +87,7 @@ class SavedImage:
 class SavedDetector:
     """Looks detections up by image id; a `Detector`."""
 
-    class_names = CLASS_NAMES
+    class_names: Sequence[str] = CLASS_NAMES
     batch = 64
 
     def __init__(self, images: Mapping[int, SavedImage], *, title: str, identity: str) -> None:

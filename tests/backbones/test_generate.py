@@ -26,11 +26,12 @@ def uniforms_for(gpt: GPT, rows: int) -> torch.Tensor:
 
 def guided(gpt: GPT, condition: Condition, context: torch.Tensor, scale: float) -> torch.Tensor:
     conditional, null = gpt(condition, context), gpt(gpt.null(condition), context)
-    return null + scale * (conditional - null)
+    mixed: torch.Tensor = null + scale * (conditional - null)
+    return mixed
 
 
 @BOTH
-def test_cached_logits_equal_the_full_forward(config: GPTConfig):
+def test_cached_logits_equal_the_full_forward(config: GPTConfig) -> None:
     gpt = make(config)
     condition, tokens = condition_for(config, 3), tokens_of(gpt, 3)
     trace = generate_steps(gpt, condition, uniforms_for(gpt, 3), Sampling(), forced=tokens, keep_logits=True)
@@ -39,7 +40,7 @@ def test_cached_logits_equal_the_full_forward(config: GPTConfig):
 
 
 @BOTH
-def test_guidance_mixes_both_halves_until_the_interval_ends(config: GPTConfig):
+def test_guidance_mixes_both_halves_until_the_interval_ends(config: GPTConfig) -> None:
     gpt = make(config)
     condition, tokens = condition_for(config, 3), tokens_of(gpt, 3)
     plain = gpt(condition, tokens[:, :-1])
@@ -63,7 +64,7 @@ def test_guidance_mixes_both_halves_until_the_interval_ends(config: GPTConfig):
     ],
     ids=["after the interval", "without guidance"],
 )
-def test_the_null_half_is_computed_where_it_counts(sampling: Sampling, rows: list[int]):
+def test_the_null_half_is_computed_where_it_counts(sampling: Sampling, rows: list[int]) -> None:
     gpt, batches = make(CLASS_CONFIG), []
     gpt.layers[0].register_forward_hook(lambda _module, inputs, _out: batches.append(inputs[0].shape[0]))
     generate_steps(gpt, condition_for(CLASS_CONFIG, 3), uniforms_for(gpt, 3), sampling)
@@ -80,7 +81,7 @@ def test_the_null_half_is_computed_where_it_counts(sampling: Sampling, rows: lis
     ],
     ids=["plain", "filtered", "interval"],
 )
-def test_batch_size_does_not_change_the_tokens(config: GPTConfig, sampling: Sampling):
+def test_batch_size_does_not_change_the_tokens(config: GPTConfig, sampling: Sampling) -> None:
     gpt = make(config)
     condition, uniforms = condition_for(config, 4), uniforms_for(gpt, 4)
     whole = generate_steps(gpt, condition, uniforms, sampling)
@@ -94,7 +95,7 @@ def test_batch_size_does_not_change_the_tokens(config: GPTConfig, sampling: Samp
 
 
 @BOTH
-def test_logprobs_are_those_of_the_teacher_forced_policy(config: GPTConfig):
+def test_logprobs_are_those_of_the_teacher_forced_policy(config: GPTConfig) -> None:
     gpt = make(config)
     condition = condition_for(config, 3)
     rollout = generate_steps(gpt, condition, uniforms_for(gpt, 3), Sampling(temperature=0.8))
@@ -104,7 +105,7 @@ def test_logprobs_are_those_of_the_teacher_forced_policy(config: GPTConfig):
     assert rollout.tokens.dtype == torch.int64 and rollout.logprobs.dtype == torch.float32
 
 
-def test_first_tokens_follow_the_distribution():
+def test_first_tokens_follow_the_distribution() -> None:
     gpt = make(CLASS_CONFIG)
     rows = 4000
     uniforms = (torch.arange(rows, dtype=torch.float64)[:, None] + 0.5) / rows
@@ -115,7 +116,7 @@ def test_first_tokens_follow_the_distribution():
     torch.testing.assert_close(share, kept / kept.sum(), rtol=0, atol=2 / rows)
 
 
-def test_greedy_ignores_the_random_numbers():
+def test_greedy_ignores_the_random_numbers() -> None:
     gpt = make(CLASS_CONFIG)
     labels = condition_for(CLASS_CONFIG, 2)
     one = generate_steps(gpt, labels, uniforms_for(gpt, 2), Sampling(greedy=True))
@@ -127,7 +128,7 @@ def test_greedy_ignores_the_random_numbers():
 
 @BOTH
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_shorter_sequences_are_prefixes(config: GPTConfig, count: int):
+def test_shorter_sequences_are_prefixes(config: GPTConfig, count: int) -> None:
     gpt = make(config)
     condition, uniforms = condition_for(config, 2), uniforms_for(gpt, 2)
     whole = generate_steps(gpt, condition, uniforms, Sampling(cfg_scale=1.5))
@@ -135,13 +136,13 @@ def test_shorter_sequences_are_prefixes(config: GPTConfig, count: int):
     assert torch.equal(short.tokens, whole.tokens[:, :count])
 
 
-def test_generation_turns_dropout_off_and_leaves_the_mode():
+def test_generation_turns_dropout_off_and_leaves_the_mode() -> None:
     gpt = make(CLASS_CONFIG)
     labels, uniforms = condition_for(CLASS_CONFIG, 2), uniforms_for(gpt, 2)
     still = generate_steps(gpt, labels, uniforms, Sampling())
     gpt.train()
     assert torch.equal(generate_steps(gpt, labels, uniforms, Sampling()).tokens, still.tokens)
-    assert gpt.training and gpt.layers[0].attention.resid_dropout.training
+    assert gpt.training and gpt.get_submodule("layers.0.attention.resid_dropout").training
     assert not any("cache" in key for key in gpt.state_dict())
 
 
@@ -177,7 +178,7 @@ def reference_filter(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     ],
     ids=str,
 )
-def test_filter_matches_its_definition(sampling: Sampling):
+def test_filter_matches_its_definition(sampling: Sampling) -> None:
     logits = torch.randn(20, 17, generator=torch.Generator().manual_seed(0))
     before = logits.clone()
     filtered = filter_logits(logits, sampling)
@@ -186,6 +187,6 @@ def test_filter_matches_its_definition(sampling: Sampling):
     np.testing.assert_allclose(filtered.numpy(), expected, rtol=1e-6)
 
 
-def test_codes_tied_with_the_kth_survive():
+def test_codes_tied_with_the_kth_survive() -> None:
     kept = filter_logits(torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0]]), Sampling(top_k=2)).isfinite()
     assert kept.tolist() == [[True, False, True, True, True]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def caption(rows: int, config: GPTConfig = TEXT_CONFIG) -> TextFeatures:
     return TextFeatures(features * mask[..., None], mask)
 
 
-def test_teacher_forced_logits_match_the_official_ones():
+def test_teacher_forced_logits_match_the_official_ones() -> None:
     expected = load_file(DATA / "c2i_io.safetensors")
     config = json.loads((DATA / "config.json").read_text())["c2i"]
     shape = GPTConfig(
@@ -59,7 +60,7 @@ def test_teacher_forced_logits_match_the_official_ones():
     torch.testing.assert_close(loss, expected["tf_loss_valid"][0], rtol=0, atol=1e-6)
 
 
-def test_rope_rows_of_the_released_grid():
+def test_rope_rows_of_the_released_grid() -> None:
     expected = load_file(DATA / "misc_io.safetensors")
     rows = [0, 1, 2, 25, 30, 300, 576]
     for head_dim in (64, 100):
@@ -67,7 +68,7 @@ def test_rope_rows_of_the_released_grid():
         torch.testing.assert_close(table[rows], expected[f"rope_24x24_hd{head_dim}_rows"], rtol=0, atol=1e-5)
 
 
-def test_rope_of_a_wide_grid_turns_by_row_and_column():
+def test_rope_of_a_wide_grid_turns_by_row_and_column() -> None:
     table = rope_table((2, 3), 8, condition_tokens=2)
     assert table.shape == (8, 4, 2)
     assert torch.equal(table[:2], torch.zeros(2, 4, 2))
@@ -76,14 +77,14 @@ def test_rope_of_a_wide_grid_turns_by_row_and_column():
     torch.testing.assert_close(table[7], torch.stack([angles.cos(), angles.sin()], dim=-1))
 
 
-def test_rotation_is_a_complex_product_of_adjacent_channels():
+def test_rotation_is_a_complex_product_of_adjacent_channels() -> None:
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
     table = rope_table((1, 5), 8, condition_tokens=0)
     product = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.view_as_complex(table.double())
     torch.testing.assert_close(rotate(x, table), torch.view_as_real(product).flatten(-2))
 
 
-def test_rope_table_survives_a_cast_and_is_not_saved():
+def test_rope_table_survives_a_cast_and_is_not_saved() -> None:
     gpt = make(CLASS_CONFIG).bfloat16()
     logits = gpt(ClassLabels(torch.tensor([1])), tokens_of(gpt, 1)[:, :-1])
     assert logits.dtype == torch.float32
@@ -94,7 +95,7 @@ def test_rope_table_survives_a_cast_and_is_not_saved():
 
 
 @pytest.mark.parametrize("config", [CLASS_CONFIG, TEXT_CONFIG], ids=["class", "text"])
-def test_a_token_changes_only_later_logits(config: GPTConfig):
+def test_a_token_changes_only_later_logits(config: GPTConfig) -> None:
     """The off-by-one that scores a token from itself would show at the changed position."""
     gpt = make(config)
     condition = ClassLabels(torch.tensor([1, 2])) if config.condition == "class" else caption(2)
@@ -109,13 +110,13 @@ def test_a_token_changes_only_later_logits(config: GPTConfig):
         assert (after[:, position + 1] - before[:, position + 1]).abs().max() > 1e-3
 
 
-def test_position_zero_depends_on_the_class():
+def test_position_zero_depends_on_the_class() -> None:
     gpt = make(CLASS_CONFIG)
     logits = gpt(ClassLabels(torch.tensor([0, 1])), tokens_of(gpt, 1)[:, :-1].repeat(2, 1))
     assert (logits[0, 0] - logits[1, 0]).abs().max() > 1e-3
 
 
-def test_more_padding_does_not_change_text_logits():
+def test_more_padding_does_not_change_text_logits() -> None:
     short = make(TEXT_CONFIG)
     long_config = replace(TEXT_CONFIG, condition_tokens=7)
     long = make(long_config)
@@ -128,7 +129,7 @@ def test_more_padding_does_not_change_text_logits():
     torch.testing.assert_close(long(many, context), short(few, context))
 
 
-def test_garbage_in_padded_features_is_invisible():
+def test_garbage_in_padded_features_is_invisible() -> None:
     gpt = make(TEXT_CONFIG)
     clean = caption(2)
     dirty = TextFeatures(torch.where(clean.mask[..., None], clean.features, 9.0), clean.mask)
@@ -136,12 +137,12 @@ def test_garbage_in_padded_features_is_invisible():
     torch.testing.assert_close(gpt(dirty, context), gpt(clean, context))
 
 
-def test_text_mask_is_causal_hides_padding_and_keeps_the_diagonal():
+def test_text_mask_is_causal_hides_padding_and_keeps_the_diagonal() -> None:
     mask = text_mask(torch.tensor([[False, True]]), 4)[0]
     assert mask.int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
 
 
-def test_condition_dropout_is_active_in_train_mode_only():
+def test_condition_dropout_is_active_in_train_mode_only() -> None:
     config = replace(CLASS_CONFIG, token_dropout=0.0, residual_dropout=0.0, ffn_dropout=0.0)
     gpt = make(config)
     labels = ClassLabels(torch.full((400,), 2))
@@ -156,7 +157,7 @@ def test_condition_dropout_is_active_in_train_mode_only():
     assert 150 < int(is_null.sum()) < 250  # p = 0.5 of 400, five standard deviations either way
 
 
-def test_caption_dropout_replaces_the_whole_block():
+def test_caption_dropout_replaces_the_whole_block() -> None:
     config = replace(TEXT_CONFIG, condition_dropout=1.0)
     gpt = make(config)
     text = caption(2)
@@ -165,9 +166,9 @@ def test_caption_dropout_replaces_the_whole_block():
     torch.testing.assert_close(embedded, null)
 
 
-def test_token_residual_and_ffn_dropout_each_act():
+def test_token_residual_and_ffn_dropout_each_act() -> None:
     for name in NOISE[:3]:
-        rates = dict.fromkeys(NOISE, 0.0) | {name: 0.5}
+        rates: dict[str, Any] = dict.fromkeys(NOISE, 0.0) | {name: 0.5}
         gpt = make(replace(CLASS_CONFIG, **rates))
         labels, context = ClassLabels(torch.tensor([1])), tokens_of(gpt, 1)[:, :-1]
         still = gpt(labels, context)
@@ -176,7 +177,7 @@ def test_token_residual_and_ffn_dropout_each_act():
         assert not torch.allclose(gpt(labels, context), still), name
 
 
-def test_recomputation_changes_no_gradient_with_dropout():
+def test_recomputation_changes_no_gradient_with_dropout() -> None:
     gradients = []
     for recompute in (False, True):
         gpt = make(CLASS_CONFIG).train()
@@ -189,7 +190,7 @@ def test_recomputation_changes_no_gradient_with_dropout():
         torch.testing.assert_close(recomputed, plain)
 
 
-def test_fresh_weights_start_at_the_uniform_loss():
+def test_fresh_weights_start_at_the_uniform_loss() -> None:
     torch.manual_seed(0)
     gpt = GPT(CLASS_CONFIG).eval()
     tokens = tokens_of(gpt, 2)
@@ -198,7 +199,7 @@ def test_fresh_weights_start_at_the_uniform_loss():
     assert abs(float(gpt.tok_embeddings.weight.detach().std()) - 0.02) < 0.004
 
 
-def test_float64_model_gives_float64_logits():
+def test_float64_model_gives_float64_logits() -> None:
     gpt = make(CLASS_CONFIG).double()
     context = tokens_of(gpt, 1)[:, :-1]
     exact = gpt(ClassLabels(torch.tensor([1])), context)

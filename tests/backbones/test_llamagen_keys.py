@@ -50,7 +50,7 @@ def parameters(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", list(LISTED))
-def test_keys_and_shapes_of_listed_models(name: str):
+def test_keys_and_shapes_of_listed_models(name: str) -> None:
     kind = name.split()[0]
     if kind in VQ_MULTIPLIERS:
         with torch.device("meta"):
@@ -66,7 +66,7 @@ def test_keys_and_shapes_of_listed_models(name: str):
 
 
 @pytest.mark.parametrize("name", list(RELEASED))
-def test_parameter_counts_of_released_transformers(name: str):
+def test_parameter_counts_of_released_transformers(name: str) -> None:
     layers, _, _, with_class, with_text = RELEASED[name]
     for text, count in ((False, with_class), (True, with_text)):
         model = released_gpt(name, text=text)
@@ -75,7 +75,7 @@ def test_parameter_counts_of_released_transformers(name: str):
         del model
 
 
-def test_random_models_are_seeded_informative_and_frozen_where_they_should_be():
+def test_random_models_are_seeded_informative_and_frozen_where_they_should_be() -> None:
     before = torch.random.get_rng_state()
     one, twin, other = build(CARD, None), build(CARD, None), build(CARD, None, seed=1)
     assert torch.equal(torch.random.get_rng_state(), before), "the global generator was used"
@@ -89,7 +89,7 @@ def test_random_models_are_seeded_informative_and_frozen_where_they_should_be():
 
 
 @pytest.mark.parametrize("name", ["llamagen-tiny", "shapes-tiny"])
-def test_export_and_load_round_trip_is_exact(tmp_path: Path, name: str):
+def test_export_and_load_round_trip_is_exact(tmp_path: Path, name: str) -> None:
     card = Registry.default().model(name)
     model = build(card, None, seed=3)
     files = model.save(tmp_path)
@@ -100,14 +100,14 @@ def test_export_and_load_round_trip_is_exact(tmp_path: Path, name: str):
         assert all(torch.equal(state[key], again[key]) for key in state)
 
 
-def test_usage_window_follows_the_file(tmp_path: Path):
+def test_usage_window_follows_the_file(tmp_path: Path) -> None:
     config = vq_config(CARD)
     model = LlamaGen(VQModel(replace(config, usage_window=9)), GPT(gpt_config(CARD)))
     loaded = build(CARD, model.save(tmp_path))
     assert loaded.tokenizer.quantize.codebook_used.shape == (9,)
 
 
-def test_weights_of_another_size_are_refused(tmp_path: Path):
+def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     files = build(CARD, None).save(tmp_path)
     larger = CARD.model_copy(update={"policy": CARD.policy.model_copy(update={"dim": 72})})
     with pytest.raises(UserError, match=r"policy\.safetensors.*of another shape"):
@@ -116,7 +116,7 @@ def test_weights_of_another_size_are_refused(tmp_path: Path):
         build(CARD, {"policy": files["policy"]})
 
 
-def test_resolution_can_differ_from_the_card(tmp_path: Path):
+def test_resolution_can_differ_from_the_card(tmp_path: Path) -> None:
     files = build(CARD, None).save(tmp_path)
     model = build(CARD, files, image_size=12)
     assert (model.grid, model.num_tokens, model.image_size) == ((6, 6), 36, 12)
@@ -135,10 +135,11 @@ class Wrapper(nn.Module):
         self.module = module
 
     def forward(self, *inputs: object) -> torch.Tensor:
-        return self.module(*inputs)
+        out: torch.Tensor = self.module(*inputs)
+        return out
 
 
-def test_logits_go_through_a_wrapper_and_the_rest_goes_around_it():
+def test_logits_go_through_a_wrapper_and_the_rest_goes_around_it() -> None:
     model = build(CARD, None)
     labels, context = ClassLabels(torch.tensor([1])), torch.zeros(1, 15, dtype=torch.int64)
     plain, keys = model.logits(labels, context), list(model.export()["policy"])
@@ -150,7 +151,7 @@ def test_logits_go_through_a_wrapper_and_the_rest_goes_around_it():
     assert calls == [1] and list(model.export()["policy"]) == keys
 
 
-def test_reference_is_a_frozen_copy():
+def test_reference_is_a_frozen_copy() -> None:
     model = build(CARD, None)
     reference = model.reference()
     labels, context = ClassLabels(torch.tensor([1])), torch.zeros(1, 15, dtype=torch.int64)
@@ -164,7 +165,7 @@ def test_reference_is_a_frozen_copy():
     assert reference.tokenizer is model.tokenizer
 
 
-def test_half_precision_policy_keeps_the_tokenizer_in_float32():
+def test_half_precision_policy_keeps_the_tokenizer_in_float32() -> None:
     model = build(CARD, None, dtype=torch.bfloat16)
     assert unwrap(model.policy).output.weight.dtype == torch.bfloat16
     assert model.tokenizer.codebook().dtype == torch.float32
@@ -172,7 +173,7 @@ def test_half_precision_policy_keeps_the_tokenizer_in_float32():
     assert logits.dtype == torch.float32
 
 
-def test_left_padding_keeps_the_order_and_drops_garbage():
+def test_left_padding_keeps_the_order_and_drops_garbage() -> None:
     features = torch.arange(1.0, 9.0).reshape(2, 4, 1)
     features[0, 2:] = torch.inf
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
@@ -181,6 +182,6 @@ def test_left_padding_keeps_the_order_and_drops_garbage():
     assert padded.mask.tolist() == [[False, False, True, True], [True] * 4]
 
 
-def test_captions_that_look_like_files_raise_no_warning(recwarn: pytest.WarningsRecorder):
+def test_captions_that_look_like_files_raise_no_warning(recwarn: pytest.WarningsRecorder) -> None:
     assert clean_caption("/home/cat/pictures") == "home cat pictures"
     assert not recwarn.list

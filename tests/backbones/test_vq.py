@@ -32,7 +32,7 @@ def wide_images(rows: int = 2) -> torch.Tensor:
     return torch.rand(rows, 3, 8, 12, generator=generator) * 2 - 1
 
 
-def test_golden_images_and_codes():
+def test_golden_images_and_codes() -> None:
     expected = load_file(DATA / "vq_io.safetensors")
     config = VQConfig(base_channels=32, multipliers=(1, 2, 1), z_channels=48, codebook_size=256)
     golden = VQModel(config).eval()
@@ -42,7 +42,7 @@ def test_golden_images_and_codes():
     torch.testing.assert_close(decoded, expected["codes_decoded"], rtol=0, atol=5e-5)
 
 
-def test_wide_images_go_through_in_raster_order(vq: VQModel):
+def test_wide_images_go_through_in_raster_order(vq: VQModel) -> None:
     assert isinstance(vq, Tokenizer)
     images = wide_images()
     tokens = vq.encode(images)
@@ -54,14 +54,14 @@ def test_wide_images_go_through_in_raster_order(vq: VQModel):
     assert torch.equal(tokens[:, 8], cosine.argmax(dim=-1))
 
 
-def test_tokens_and_their_vectors_decode_to_the_same_image(vq: VQModel):
+def test_tokens_and_their_vectors_decode_to_the_same_image(vq: VQModel) -> None:
     tokens = torch.randint(16, (2, 24), generator=torch.Generator().manual_seed(2))
     from_vectors = vq.decode_embeddings(vq.codebook()[tokens], (4, 6))
     assert torch.equal(vq.decode(tokens, (4, 6)), from_vectors)
     assert not torch.allclose(from_vectors, vq.decode(tokens.flip(1), (4, 6)))
 
 
-def test_codebook_rows_have_unit_length_however_they_are_stored(vq: VQModel):
+def test_codebook_rows_have_unit_length_however_they_are_stored(vq: VQModel) -> None:
     before = vq.encode(wide_images())
     with torch.no_grad():
         vq.quantize.embedding.weight.mul_(torch.linspace(0.5, 3.0, 16)[:, None])
@@ -69,7 +69,7 @@ def test_codebook_rows_have_unit_length_however_they_are_stored(vq: VQModel):
     assert torch.equal(vq.encode(wide_images()), before)
 
 
-def test_gradient_flows_through_decode_embeddings(vq: VQModel):
+def test_gradient_flows_through_decode_embeddings(vq: VQModel) -> None:
     vectors = vq.codebook()[torch.zeros(1, 24, dtype=torch.int64)].detach().double().requires_grad_()
     vq = vq.double()
     direction = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_gradient_flows_through_decode_embeddings(vq: VQModel):
     assert float(slope.abs()) > 1e-6
 
 
-def test_trainable_decoder_is_everything_behind_the_codes(vq: VQModel):
+def test_trainable_decoder_is_everything_behind_the_codes(vq: VQModel) -> None:
     module = vq.trainable_decoder()
     inside = {id(parameter) for parameter in module.parameters()}
     names = {name.split(".")[0] for name, value in vq.named_parameters() if id(value) in inside}
@@ -96,7 +96,7 @@ def test_trainable_decoder_is_everything_behind_the_codes(vq: VQModel):
     assert not any(key.startswith("trainable") for key in vq.state_dict())
 
 
-def test_training_losses_by_definition():
+def test_training_losses_by_definition() -> None:
     torch.manual_seed(0)
     quantizer = Quantizer(TINY).double()
     latent = torch.randn(2, 4, 3, 5, dtype=torch.float64)
@@ -116,7 +116,7 @@ def test_training_losses_by_definition():
     torch.testing.assert_close(result.embeddings.permute(0, 2, 3, 1).reshape(-1, 4), nearest)
 
 
-def test_each_loss_trains_its_own_side():
+def test_each_loss_trains_its_own_side() -> None:
     torch.manual_seed(0)
     quantizer = Quantizer(TINY)
     latent = torch.randn(1, 4, 2, 3, requires_grad=True)
@@ -132,7 +132,7 @@ def test_each_loss_trains_its_own_side():
         assert foreign is None or not foreign.any()
 
 
-def test_usage_counts_distinct_codes_in_a_sliding_window():
+def test_usage_counts_distinct_codes_in_a_sliding_window() -> None:
     quantizer = Quantizer(replace(TINY, usage_window=6))
     assert float(quantizer.record_usage(torch.tensor([[3, 3, 5]]))) == pytest.approx(3 / 16)
     assert quantizer.codebook_used.tolist() == [0, 0, 0, 3, 3, 5]
@@ -142,7 +142,7 @@ def test_usage_counts_distinct_codes_in_a_sliding_window():
     assert not quantizer.codebook_used.requires_grad
 
 
-def test_half_precision_keeps_the_quantiser_in_float32(vq: VQModel):
+def test_half_precision_keeps_the_quantiser_in_float32(vq: VQModel) -> None:
     latent = torch.randn(1, 4, 2, 3, generator=torch.Generator().manual_seed(4))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = vq.quantize(latent)
@@ -152,7 +152,7 @@ def test_half_precision_keeps_the_quantiser_in_float32(vq: VQModel):
     assert torch.equal(cast.embeddings, plain.embeddings) and torch.equal(cast.tokens, plain.tokens)
 
 
-def test_training_steps_lower_the_reconstruction_error():
+def test_training_steps_lower_the_reconstruction_error() -> None:
     torch.manual_seed(0)
     vq = VQModel(TINY)
     images = wide_images(8)

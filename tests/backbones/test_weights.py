@@ -53,13 +53,13 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
         "model first", "prefixes", "strays",
     ],
 )  # fmt: skip
-def test_every_container_gives_the_same_weights(tmp_path: Path, wrap: Callable[..., object]):
+def test_every_container_gives_the_same_weights(tmp_path: Path, wrap: Callable[..., object]) -> None:
     path = tmp_path / "weights.pt"
     torch.save(wrap(STATE), path)
     assert same(read_state_dict(path), STATE)
 
 
-def test_prefixes_of_fsdp_go_and_two_of_a_name_are_refused(tmp_path: Path):
+def test_prefixes_of_fsdp_go_and_two_of_a_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({f"_fsdp_wrapped_module.{key}": value for key, value in STATE.items()}, path)
     assert same(read_state_dict(path), STATE)
@@ -70,7 +70,7 @@ def test_prefixes_of_fsdp_go_and_two_of_a_name_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_what_was_downloaded_instead_is_named(tmp_path: Path, suffix: str):
+def test_what_was_downloaded_instead_is_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"weights.{suffix}"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(UserError, match="only points to the file that git-lfs keeps"):
@@ -81,8 +81,8 @@ def test_what_was_downloaded_instead_is_named(tmp_path: Path, suffix: str):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_training_checkpoint_with_its_optimizer_and_arguments(tmp_path: Path, zipped: bool):
-    module = net()
+def test_a_training_checkpoint_with_its_optimizer_and_arguments(tmp_path: Path, zipped: bool) -> None:
+    module = Net()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, betas=(0.9, 0.95))
     module.a(torch.ones(1, 3)).sum().backward()
     optimizer.step()
@@ -99,14 +99,14 @@ def test_a_training_checkpoint_with_its_optimizer_and_arguments(tmp_path: Path, 
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
-def test_order_of_lookup_can_be_chosen(tmp_path: Path):
+def test_order_of_lookup_can_be_chosen(tmp_path: Path) -> None:
     path = tmp_path / "vq.pt"
     torch.save({"ema": OTHER, "model": STATE}, path)
     assert same(read_state_dict(path), STATE)
     assert same(read_state_dict(path, containers=("ema", "model", "state_dict")), OTHER)
 
 
-def test_safetensors(tmp_path: Path):
+def test_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(STATE, path)
     assert same(read_state_dict(path), STATE)
@@ -122,7 +122,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "missing"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_damaged_files_are_named(tmp_path: Path, suffix: str, damage: str):
+def test_damaged_files_are_named(tmp_path: Path, suffix: str, damage: str) -> None:
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pt":
         torch.save(STATE, path)
@@ -150,7 +150,9 @@ class Unsafe:
     [Unsafe(), {"model": Unsafe()}, [1, 2], {"epoch": 3}, {}, torch.ones(2)],
     ids=["object", "object-inside", "list", "no-weights", "empty", "tensor"],
 )
-def test_files_without_weights_are_refused(tmp_path: Path, content: object, monkeypatch: pytest.MonkeyPatch):
+def test_files_without_weights_are_refused(
+    tmp_path: Path, content: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pt"
     torch.save(content, path)
@@ -159,7 +161,7 @@ def test_files_without_weights_are_refused(tmp_path: Path, content: object, monk
     assert not (tmp_path / "unpickled").exists()
 
 
-def test_what_could_run_code_is_named(tmp_path: Path):
+def test_what_could_run_code_is_named(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"model": STATE, "when": datetime.timedelta(1)}, path)
     with pytest.raises(UserError, match=r"more than weights: loading datetime\.\w+") as caught:
@@ -168,7 +170,7 @@ def test_what_could_run_code_is_named(tmp_path: Path):
     assert caught.value.fix == "where you trust the file, save its state dict alone and use that"
 
 
-def test_what_stands_beside_the_weights_runs_no_code_of_its_own(tmp_path: Path, monkeypatch: Any):
+def test_what_stands_beside_the_weights_runs_no_code_of_its_own(tmp_path: Path, monkeypatch: Any) -> None:
     """Not even numpy's: `_reconstruct` and `scalar` would be called with whatever the file says."""
     path = tmp_path / "weights.pt"
     torch.save({"model": STATE, "seen": [np.float32(1), np.arange(3), Path("x")]}, path)
@@ -176,33 +178,32 @@ def test_what_stands_beside_the_weights_runs_no_code_of_its_own(tmp_path: Path, 
     assert {type(value).__name__ for value in content["seen"]} == {"_Beside"}
 
 
-def net() -> nn.Module:
-    module = nn.Module()
-    module.a = nn.Linear(3, 2, bias=False)
-    module.b = nn.Parameter(torch.zeros(2))
-    with torch.no_grad():
-        module.a.weight.fill_(7.0)
-    return module
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 2, bias=False)
+        self.b = nn.Parameter(torch.zeros(2))
+        nn.init.constant_(self.a.weight, 7.0)
 
 
-def test_strict_loading_converts_to_the_modules_dtype():
-    module = net().double()
+def test_strict_loading_converts_to_the_modules_dtype() -> None:
+    module = Net().double()
     load_strict(module, {key: value.half() for key, value in STATE.items()}, name="x.pt")
     assert torch.equal(module.a.weight, STATE["a.weight"].double()) and torch.equal(
         module.b, STATE["b"].double()
     )
 
 
-def test_names_under_a_prefix_are_said_to_be(tmp_path: Path):
+def test_names_under_a_prefix_are_said_to_be(tmp_path: Path) -> None:
     state = {f"generator.{key}": value for key, value in STATE.items()}
     for more in ({}, {"loss.scale": torch.ones(1)}):
         with pytest.raises(UserError) as caught:
-            load_strict(net(), {**state, **more}, name="x.pt")
+            load_strict(Net(), {**state, **more}, name="x.pt")
         assert caught.value.fix == "its names begin with 'generator.': save those alone, without that"
 
 
-def test_strict_loading_lists_everything_that_differs_and_loads_nothing():
-    module = net()
+def test_strict_loading_lists_everything_that_differs_and_loads_nothing() -> None:
+    module = Net()
     state = {"b": torch.zeros(3), "extra": torch.zeros(1), **{f"more.{i}": torch.zeros(1) for i in range(9)}}
     with pytest.raises(UserError) as caught:
         load_strict(module, state, name="wrong.pt")

@@ -29,8 +29,8 @@ LARGE = ["run", "--method", "vapi", "--model", "llamagen-xxl"]
         ),
         ([*TINY, "--set", "method.clip=0.1"], "'method.clip'. Did you mean method.clip_range?"),
         ([*TINY, "--set", "model.policy=/nowhere/x.pt"], "/nowhere/x.pt"),
-        ([*TINY, "--data", "folder", "--set", "data.root=/nowhere"], "a folder → --set data.root=PATH"),
-        (["list", "model"], "alignbench: no kind named 'model'. Did you mean models?"),
+        ([*TINY, "--data", "folder", "--set", "data.root=/nowhere"], "a folder\n    → --set data.root=PATH"),
+        (["list", "modles"], "alignbench: no kind named 'modles'. Did you mean models"),
         (["show", "llamagen-xxxl"], "Did you mean llamagen-xxl"),
         (["leaderboard", "/nowhere"], "/nowhere does not exist"),
         (["verify", "--golden", "/nowhere"], "/nowhere is not a folder"),
@@ -57,7 +57,7 @@ def test_dry_runs() -> None:
     assert "128 images × 8 sequences per step" in done.stdout
     assert "method.clip_range = 0.1 (--set)" in done.stdout
     assert re.search(r"estimate +\d+ GiB", done.stdout)
-    assert len(done.stdout.splitlines()) <= 20
+    assert len(done.stdout.partition("problems")[0].splitlines()) <= 20
     as_json = json.loads(alignbench(*LARGE, "--dry-run", "--json").stdout)
     assert as_json["sequences_per_step"] == 1024 and as_json["problems"]
     done = alignbench(*TINY, "--dry-run")
@@ -87,7 +87,7 @@ def test_every_card_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_doctor_reports_what_can_run() -> None:
     facts = json.loads(alignbench("doctor", "--json").stdout)
-    assert facts["models"]["llamagen-tiny"] == {"weights": "present", "runs": "yes"}
+    assert facts["models"]["llamagen-tiny"] == {"weights": "present", "runs": "yes", "missing": []}
     assert facts["models"]["llamagen-xxl"]["weights"] == "missing"
     assert facts["versions"]["torch"] and facts["device"]["cpu"]
 
@@ -104,13 +104,15 @@ def test_the_command_line_surface_is_frozen() -> None:
 
 SURFACE = {
     "run": [
-        "--bench", "--checkpoint-every", "--data", "--dry-run", "--eval", "--json", "--method", "--model",
-        "--nodes", "--nproc", "--out", "--plugin", "--protocol", "--recipe", "--resume", "--seed", "--set",
-        "--steps", "--workers", "-m",
+        "--bench", "--checkpoint-every", "--data", "--dry-run", "--eval", "--grid-every", "--json",
+        "--log-samples", "--log-shown", "--method", "--model", "--nodes", "--nproc", "--out", "--plugin",
+        "--protocol", "--recipe", "--resume", "--seed", "--set", "--steps", "--track", "--workers", "-m",
     ],
+    "watch": ["--json", "--once", "runs"],
     "evaluate": [
-        "--dry-run", "--json", "--model", "--name", "--nproc", "--out", "--plugin", "--protocol",
-        "--reconstruction", "--run", "--samples", "--set", "--workers", "--write-npz", "--write-png",
+        "--dry-run", "--json", "--log-samples", "--log-shown", "--model", "--name", "--nproc", "--out",
+        "--plugin", "--protocol", "--reconstruction", "--run", "--samples", "--set", "--workers",
+        "--write-npz", "--write-png",
     ],
     "sample": [
         "--cfg", "--classes", "--model", "--number", "--out", "--prompt", "--run", "--seed", "--set",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +97,32 @@ def test_the_digest_is_the_identity_of_the_run() -> None:
     for change, said in (("settings=t2", "no setting named 't2'"), ("seeds=a", "not of the form 0,1,2")):
         with pytest.raises(UserError, match=said):
             plan_of("llamagen-tiny", f"protocol.{change}")
+
+
+def test_how_devices_share_is_no_part_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any way continues the run of another; the estimate is of the one that was chosen."""
+    plain = plan_of("janus-pro-7b", "train.precision=bf16", "train.images_per_step=64")
+    weights = plain.model.policy.parameters / 2**30
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    for kind, shares in (("none", 1), ("auto", 1), ("full", 16), ("hybrid", 8)):
+        for micro_batch, whole in ((4, 2), (2, 4)):  # bytes while collecting; of gradients while updating
+            settings = (
+                "train.precision=bf16",
+                "train.images_per_step=64",
+                f"train.micro_batch={micro_batch}",
+            )
+            plan = plan_of("janus-pro-7b", *settings, f"train.shard={kind}")
+            assert plan.digest == plan_of("janus-pro-7b", *settings).digest
+            assert plan.estimate.disk_gib == plain.estimate.disk_gib, "all shards together are the whole"
+            parts = plan.estimate.parts
+            frozen = plain.estimate.parts["weights, gradients, optimiser"] - 16 * weights
+            assert parts["weights, gradients, optimiser"] == pytest.approx(16 * weights / shares + frozen)
+            assert parts["gathered for a while"] == pytest.approx(whole * weights if shares > 1 else 0)
+            assert parts["autocast copy"] == pytest.approx(2 * weights if shares == 1 else 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    with pytest.raises(UserError, match="16 processes cannot be on nodes of 5 each"):
+        plan_of("janus-pro-7b", "train.shard=hybrid")
 
 
 def test_a_model_without_a_backbone_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +256,8 @@ def test_what_a_layer_keeps_is_what_autograd_saves(family: str, precision: str) 
     shape = Registry.default().model(f"{family}-tiny").policy
     size = {"dim": 512, "heads": 8, "ffn_hidden": 1536, "vocab_size": 16, "tokens": 64}
     wide = shape.model_copy(update=size)
-    saved = [_saved_bytes(family, wide.model_copy(update={"layers": n}), precision) for n in (1, 2)]
+    networks = [NETWORKS[family](wide.model_copy(update={"layers": layers})) for layers in (1, 2)]
+    saved = [saved_bytes(network, forward, precision)[0] for network, forward in networks]
     width = 2 if precision == "bf16" else 4
     counted = (saved[1] - saved[0]) / LENGTH / width
     assert counted == pytest.approx(layer_values(wide, precision), rel=0.05)
@@ -238,9 +266,8 @@ def test_what_a_layer_keeps_is_what_autograd_saves(family: str, precision: str) 
 LENGTH = 64
 
 
-def _saved_bytes(family: str, shape: PolicyShape, precision: str) -> int:
-    """Bytes that a forward leaves for the backward pass, parameters and their casts left out."""
-    network, run = (_llama if family == "janus" else _gpt)(shape)
+def saved_bytes(network: Any, run: Callable[[], Any], precision: str) -> tuple[int, int]:
+    """Bytes that a forward leaves for the backward pass, but parameters: of values, of rounded matrices."""
     storages: dict[int, tuple[int, torch.Tensor]] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -258,7 +285,8 @@ def _saved_bytes(family: str, shape: PolicyShape, precision: str) -> int:
         storages.pop(parameter.untyped_storage().data_ptr(), None)
     casts = {tuple(parameter.shape) for parameter in network.parameters() if parameter.dim() > 1}
     casts |= {shape[::-1] for shape in casts}
-    return sum(size for size, tensor in storages.values() if tuple(tensor.shape) not in casts)
+    copies = sum(size for size, tensor in storages.values() if tuple(tensor.shape) in casts)
+    return sum(size for size, _ in storages.values()) - copies, copies
 
 
 def _gpt(shape: PolicyShape) -> Any:
@@ -281,3 +309,10 @@ def _llama(shape: PolicyShape) -> Any:
     inputs = torch.randn(1, LENGTH, shape.dim, requires_grad=True)
     mask = torch.ones(1, LENGTH, dtype=torch.int64)
     return network, lambda: network(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
+
+
+NETWORKS: dict[str, Callable[[PolicyShape], tuple[Any, Callable[[], Any]]]] = {
+    "llamagen": _gpt,
+    "janus": _llama,
+}
+"""{family: its transformer of some shape, and a forward of `LENGTH` positions}."""

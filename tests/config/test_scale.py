@@ -28,7 +28,7 @@ def test_a_model_of_7b_fits_80_gb_in_shards_and_the_arithmetic_is_printed(tmp_pa
         "evaluator e": 4.0,
     }
     timings = [{"title": t, "figures": [{"name": "images", "value": v}]} for t, v in figures.items()]
-    timings[0]["figures"] = [*timings[0]["figures"], {"name": "step", "value": 32.0}]  # type: ignore[misc]
+    timings[0]["figures"] = [*timings[0]["figures"], {"name": "step", "value": 32.0}]
     bench.write_text(json.dumps(timings))
     lines = scale(plan, 8, 8, bench=bench)
     text = "\n".join(lines)

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 STAGE = Stage(Progress(quiet=True), "measure", total=99, done=0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Images:
     """An image set in memory, in shards of one size; its originals are the same images, a level off."""
 

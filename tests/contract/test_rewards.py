@@ -19,8 +19,8 @@ import torch
 from alignbench import api
 from alignbench.data.shapes_scenes import SIZE, Thing, draw
 from alignbench.errors import UserError
+from alignbench.evaluators.geneval import colours, mask2former, shapes
 from alignbench.evaluators.geneval import reward as geneval
-from alignbench.evaluators.geneval import shapes
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.schema import RewardCard
 from alignbench.rewards.build import BuiltDistance, BuiltReward, Placed, build
@@ -61,8 +61,8 @@ def counted_shapes(side: int) -> tuple[torch.Tensor, tuple[str, ...]]:
 def shapes_geneval(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """GenEval's rules on the exact detector of the shapes."""
     patch.setattr(geneval, "verify_asset", lambda status: None)
-    patch.setattr(geneval.mask2former, "build_official", lambda **_: shapes.ShapesDetector(batch=2))
-    patch.setattr(geneval.colours, "build", lambda **_: shapes.ShapesColours())
+    patch.setattr(mask2former, "build_official", lambda **_: shapes.ShapesDetector(batch=2))
+    patch.setattr(colours, "build", lambda **_: shapes.ShapesColours())
 
 
 STAND_INS = {**TINY, "geneval-detector": shapes_geneval}

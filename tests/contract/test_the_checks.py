@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from alignbench import api, randomness
-from alignbench.methods.ntp import Experience, NextToken
+from alignbench.methods.logits import Experience
+from alignbench.methods.ntp import NextToken
 from alignbench.registry.lookup import Registry
 from alignbench.testing import Case, MethodCheck
 from tests.helpers import method_checks as checks

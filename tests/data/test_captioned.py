@@ -32,7 +32,7 @@ def images(tmp_path: Path) -> Opener:
     """Open captioned images; keywords as for `opened`."""
 
     def call(root: Path | str, **keywords: Any) -> Any:
-        defaults = {"image_size": 16, "workers": 2, "root": str(root)}
+        defaults: dict[str, Any] = {"image_size": 16, "workers": 2, "root": str(root)}
         return opened("text-images", "all", cache=tmp_path / "cache", **defaults | keywords)
 
     return call

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignbench.api import ClassLabels, Condition, ScoreRequest
+from alignbench.api import ClassLabels, Condition, ScoreRequest, Scores
 from alignbench.config.plan import make_plan
 from alignbench.config.settings import resolve
 from alignbench.data.shapes import prompt_file
@@ -169,7 +169,12 @@ def test_whole_entries_reach_the_reward_of_their_image(
 ) -> None:
     seen: list[ScoreRequest] = []
     score = ShapesReward.score
-    monkeypatch.setattr(ShapesReward, "score", lambda self, given: seen.append(given) or score(self, given))
+
+    def watched(self: ShapesReward, given: ScoreRequest) -> Scores:
+        seen.append(given)
+        return score(self, given)
+
+    monkeypatch.setattr(ShapesReward, "score", watched)
     prompts(tmp_path, "a.jsonl", prompt_file("validation"))
     monkeypatch.setattr("alignbench.testing.resolve", lambda *a, **k: resolve(*a, **k, dataset="prompts"))
     case = Case(REGISTRY, "ar-grpo", "shapes-tiny", (f"data.file={tmp_path / 'a.jsonl'}",))

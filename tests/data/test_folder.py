@@ -46,7 +46,7 @@ def folder(root: Path, tmp_path: Path) -> Folder:
     """Open the root; keywords as for `opened`."""
 
     def call(card: str = "folder", split: str = "all", **changes: Any) -> Any:
-        defaults = {"num_classes": 3, "workers": 2, "root": str(root)}
+        defaults: dict[str, Any] = {"num_classes": 3, "workers": 2, "root": str(root)}
         return opened(card, split, cache=tmp_path / "cache", **defaults | changes)
 
     return call

@@ -37,7 +37,7 @@ def hub(table: Any, tmp_path: Path) -> Hub:
     datasets.DatasetDict({"train": table, "test": table.select([1, 0])}).save_to_disk(str(saved))
 
     def call(part: str = "train", **changes: Any) -> Any:
-        defaults = {"num_classes": 3, "path": str(saved), "image_column": "img"}
+        defaults: dict[str, Any] = {"num_classes": 3, "path": str(saved), "image_column": "img"}
         return opened("hub", part, cache=tmp_path / "cache", **defaults | changes)
 
     return call

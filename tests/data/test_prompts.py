@@ -60,7 +60,7 @@ def test_tables_of_drawbench_and_parti(tmp_path: Path) -> None:
     assert (prompt.text, prompt.tag, prompt.metadata["Challenge"]) == ("bond", "Abstract", "Basic")
 
 
-WRONG = [
+WRONG: list[tuple[str, str | bytes, str]] = [
     ("a.txt", b"fine\nb\xffd\n", "a.txt, line 2: not UTF-8"),
     ("a.txt", "\n \n", "a.txt holds no prompts"),
     ("a.jsonl", '{"prompt": "x"}\n\n{"prompt": \n', "a.jsonl, line 3: not JSON"),

@@ -91,7 +91,7 @@ def test_scenes_hold_what_is_asked_and_nothing_else() -> None:
         for clause, thing in zip(scene.request.include, scene.things, strict=False):
             assert thing.colour == clause.get("color", thing.colour)
     image = shapes_scenes.draw([Thing("ring", "purple", 3, 2)])
-    drawn = image.any(axis=2)
+    drawn = np.asarray(image.any(axis=2))
     assert drawn[12:19, 8:15].sum() == drawn.sum() == shapes_scenes.mask("ring").sum() == 28
     assert set(map(tuple, image.reshape(-1, 3).tolist())) == {(0, 0, 0), (255, 0, 255)}
 

@@ -4,9 +4,12 @@
 import asyncio
 import collections
 import os
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import alignbench as ab
 from alignbench import api
@@ -14,15 +17,15 @@ from alignbench.methods.ar_grpo import ArGrpo
 from alignbench.registry.lookup import Registry
 
 FAULT = ""
-SEEN = collections.Counter()
+SEEN = collections.Counter[tuple[str, str]]()
 
 
 class Speechless(Exception):
-    def __str__(self):
+    def __str__(self) -> str:
         raise ValueError("no words")
 
 
-def wrong(part):
+def wrong(part: str) -> str | None:
     """How `part` is to be wrong now; None: not at all."""
     fault = FAULT or os.environ.get("DRILLED", "")
     SEEN[fault, part] += 1
@@ -49,7 +52,7 @@ def wrong(part):
     return how
 
 
-VALUES = {
+VALUES: dict[str | None, Callable[[Tensor], Any]] = {
     "column": lambda v: v[:, None],
     "short": lambda v: v[1:],
     "long": lambda v: torch.cat([v, v]),
@@ -75,25 +78,25 @@ class DrilledReward:
         "scope": "image",
     }
 
-    def __init__(self, device): ...
+    def __init__(self, device: torch.device) -> None: ...
 
-    def score(self, request):
+    def score(self, request: api.ScoreRequest) -> api.Scores:
         values = request.images.std(dim=(1, 2, 3))
         return api.Scores(VALUES[wrong("reward")](values), torch.ones_like(values, dtype=torch.bool))
 
 
-@ab.reward(name="drilled_function")
-def drilled_function(images):
+@cast(Callable[..., Any], ab.reward(name="drilled_function"))
+def drilled_function(images: Tensor) -> Any:
     return VALUES[wrong("function")](images.mean(dim=(1, 2, 3)))
 
 
 class BadBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value):
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         raise ZeroDivisionError("backwards")
 
 
@@ -104,19 +107,19 @@ class Drilled(ArGrpo):
         "name": "drilled",
     }
 
-    def collect(self, batch, step):
+    def collect(self, batch: api.Batch, step: int) -> Any:
         how, made = wrong("method"), super().collect(batch, step)
         self.how = how or ""
         if how == "miscounted":
             return api.Collected(made.experience, images=0)
         if how == "no-number":
             return api.Collected(made.experience, metrics={"reward": torch.zeros(2)}, images=len(batch))
-        return {"none": None, "tuple": (made, 1)}.get(how, made)
+        return {"none": None, "tuple": (made, 1)}.get(how or "", made)
 
-    def loss(self, experience):
+    def loss(self, experience: object) -> Any:
         value = super().loss(experience).value
         if self.how == "loss-no-number":
-            return api.Loss(value, {"kl": "small"})
+            return api.Loss(value, {"kl": cast(Any, "small")})
         return {
             "loss-tensor": lambda: value,
             "loss-vector": lambda: api.Loss(value.expand(2)),
@@ -139,11 +142,11 @@ class Grey:
     }
     identity = "grey 1"
 
-    def __init__(self, card, *, options, assets, device): ...
+    def __init__(self, card: object, *, options: object, assets: object, device: torch.device) -> None: ...
 
-    def measure(self, batch):
+    def measure(self, batch: api.ImageBatch) -> Any:
         grey, how = batch.images.double().mean(dim=(1, 2, 3)), wrong("evaluator")
-        rows = {
+        rows: dict[str | None, Callable[[], object]] = {
             "none": lambda: None,
             "list": lambda: [1, 2],
             "short": lambda: {"grey": grey.numpy()[1:]},
@@ -156,7 +159,7 @@ class Grey:
         }
         return rows.get(how, lambda: {"grey": grey.numpy()})()
 
-    def score(self, samples, reference):
+    def score(self, samples: api.Measured, reference: api.Reference | None) -> Any:
         fault = FAULT or os.environ.get("DRILLED", "")
         if fault.startswith("evaluator score-error"):
             return 1 / 0
@@ -168,7 +171,7 @@ class Grey:
             "score-none": None,
             "score-number": mean,
             "score-other-name": [api.Metric("gray", mean, 1)],
-            "score-no-number": [api.Metric("grey", "high", 1)],
+            "score-no-number": [api.Metric("grey", cast(Any, "high"), 1)],
             "score-twice": said * 2,
-            "score-interval": [api.Metric("grey", mean, 1, interval=(1.0,))],
+            "score-interval": [api.Metric("grey", mean, 1, interval=cast(Any, (1.0,)))],
         }.get(fault.split(" ")[1] if fault.startswith("evaluator") else "", said)

@@ -81,14 +81,14 @@ class Machine(Drill):
                     f"signal {number}, {ranks} processes: the repeated command ends otherwise:\n{said}"
                 )
 
-    def _ranks(self, out: Path, ranks: int) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(command(*TINY, "--out", str(out), ranks=ranks), capture_output=True)
+    def _ranks(self, out: Path, ranks: int, *more: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(command(*TINY, *more, "--out", str(out), ranks=ranks), capture_output=True)
 
     @functools.cache  # noqa: B019
-    def _wanted_of(self, ranks: int) -> dict[str, object]:
+    def _wanted_of(self, ranks: int, *more: str) -> dict[str, object]:
         """The undisturbed run of several processes: sums in another order round otherwise."""
-        whole = self.root / f"whole-{ranks}"
-        self._ranks(whole, ranks).check_returncode()
+        whole = self.root / "-".join(["whole", str(ranks), *more])
+        self._ranks(whole, ranks, *more).check_returncode()
         return outcome(whole)
 
     def _child(self, launcher: int) -> int:
@@ -109,6 +109,32 @@ class Machine(Drill):
         """One process of two, then of four, is asked to stop, or killed."""
         self.turns += 1
         self._stopped((*SIGNALS, signal.SIGKILL), ranks=2 if self.turns % 2 else 4)
+
+    def restarts(self) -> None:
+        """One process of two is killed and torchrun starts both again; in turn with shards and without."""
+        self.turns += 1
+        more = ["--no-eval", *(["--set", "train.shard=full"] if self.turns % 2 else [])]
+        wanted = self._wanted_of(2, *more)
+        with self.trial() as folder, (folder / "errors").open("w+") as errors:
+            out = folder / "run"
+            arguments = command(*TINY, *more, "--out", str(out), ranks=2, launcher=["--max-restarts", "3"])
+            running = subprocess.Popen(
+                arguments, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+            )
+            while self._child(running.pid) == running.pid and running.poll() is None:
+                time.sleep(0.05)
+            # From the first import to after the export: `seconds` are those of one that evaluates, too.
+            time.sleep(self.draw.uniform(0.0, self.seconds))
+            if (target := self._child(running.pid)) != running.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(target, signal.SIGKILL)
+            try:
+                code = running.wait(LIMIT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
+                raise Lost(f"{more}: it hangs") from None
+            if code or outcome(out) != wanted:
+                raise Lost(f"{more}: it ends with {code}:\n{(folder / 'errors').read_text()[-3000:]}")
 
     def disk(self) -> None:
         """Files cannot grow beyond a random size, as on a full disk."""

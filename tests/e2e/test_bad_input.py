@@ -453,7 +453,7 @@ def in_ascii(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
 def test_terminals_without_greek_letters() -> None:
     shown = in_ascii("show", "vapi", "--json", COLUMNS="20", FORCE_COLOR="1")
     assert shown.returncode == 0 and json.loads(shown.stdout)["title"] == "VA-π"
-    listed = in_ascii("list", COLUMNS="0")
+    listed = in_ascii("list", "methods", COLUMNS="0")
     assert listed.returncode == 0 and "vapi" in listed.stdout and "VA-?" in listed.stdout
     planned = in_ascii("run", "--method", "vapi", "--model", "llamagen-xxl", "--dry-run", COLUMNS="40")
     assert planned.returncode == 2 and "weights/policy" in planned.stdout

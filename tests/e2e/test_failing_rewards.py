@@ -34,13 +34,13 @@ def moody(images: torch.Tensor) -> Any:
 
 def job(out: Path, reward: Any = moody, **options: Any) -> Job:
     STATE["calls"] = 0
-    options = {
+    values: dict[str, Any] = {
         "method.rewards": f"{reward.__name__.lower()}@1",
         "train.images_per_step": 8,
         "method.group_size": 4,
     } | options
     return ab.plan(
-        "ar-grpo", "llamagen-tiny", steps=4, evaluates=False, out=out, options=options, plugins=[reward]
+        "ar-grpo", "llamagen-tiny", steps=4, evaluates=False, out=out, options=values, plugins=[reward]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from alignbench.backbones.generate import generate_steps
 from alignbench.backbones.janus import model as janus
 from alignbench.backbones.llamagen import model as llamagen
 from alignbench.cli.main import main
-from alignbench.evaluators.geneval import mask2former
+from alignbench.evaluators.geneval import mask2former, mask2former_keys
+from alignbench.hub.locate import locate_asset
+from alignbench.hub.verify import verify_asset
 from alignbench.registry.lookup import Registry
 from alignbench.verify.golden import verify
 from tests.backbones import test_cuda_graphs as test_graphs
@@ -185,7 +188,7 @@ def test_detections_agree_with_mmdetection_s() -> None:
     with np.load(DATA / "mask2former_mmdet.npz") as file:
         golden = {name: file[name] for name in file.files}
     network: Any = transformers.Mask2FormerForUniversalSegmentation(toys.tiny_config())
-    network.load_state_dict(mask2former.convert(toys.weights(golden), network.state_dict()))
+    network.load_state_dict(mask2former_keys.convert(toys.weights(golden), network.state_dict()))
     detector = mask2former.Mask2FormerDetector(
         network, identity="tiny", batch=1, device=torch.device("cuda"), class_names=toys.CLASSES
     )
@@ -211,7 +214,7 @@ def test_clip_scores_agree_with_the_cpu(tmp_path: Path) -> None:
     for device in DEVICES:
         (asset,) = REGISTRY.evaluator("clip-score-l14").assets
         card = REGISTRY.asset(asset)
-        file = toys.verify(asset, card, toys.locate(asset, card, str(folder)))
+        file = verify_asset(locate_asset(asset, card, str(folder)))
         judge = build_evaluators(REGISTRY, protocol, {asset: file}, torch.device(device))["clip-score-l14"]
         images = toys.pictures()
         batch: ImageBatch = toys.batch_of(images)
@@ -232,12 +235,12 @@ def test_a_graph_draws_what_plain_steps_draw(make: Any, sampling: Sampling, monk
     policy, condition = make()
     policy, condition = policy.cuda(), condition.to(torch.device("cuda"))
     uniforms = torch.from_numpy(randomness.uniforms(0, "gpu-test", 0, range(3), (25,))).cuda()
-    replays = []
+    replays = itertools.count()
     replay = torch.cuda.CUDAGraph.replay
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (next(replays), replay(graph)))
     graph = generate_steps(policy, condition, uniforms, sampling, keep_logits=True)
     again = generate_steps(policy, condition, uniforms, sampling)
-    assert len(replays) >= 2 * (25 - 1 - 2 * 2) and torch.equal(graph.tokens, again.tokens)
+    assert next(replays) >= 2 * (25 - 1 - 2 * 2) and torch.equal(graph.tokens, again.tokens)
     monkeypatch.setenv("ALIGNBENCH_CUDA_GRAPHS", "0")
     plain = generate_steps(policy, condition, uniforms, sampling, keep_logits=True)
     assert torch.equal(graph.tokens, plain.tokens)

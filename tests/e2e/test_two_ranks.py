@@ -43,6 +43,7 @@ def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
         "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny", "--steps", "4",
         "--set", "protocol.samples=1100", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
         "--set", "train.micro_batch=16", "--set", "method.advantage_std=batch", "--set", "method.redraws=1",
+        "--log-samples",
     ]  # fmt: skip
     for ranks, start in ((1, [sys.executable]), (2, TORCHRUN)):
         done = subprocess.run(
@@ -63,6 +64,32 @@ def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     base = [record["results"][0] for record in records]
     assert base[0]["subject"] == base[1]["subject"] == "base" and base[0]["n"] == 1100
     assert base[0]["metrics"] == base[1]["metrics"]
+    logs = [(tmp_path / str(ranks) / "sample-log" / "base-t1-seed-0.jsonl").read_bytes() for ranks in (1, 2)]
+    assert logs[0] == logs[1] and logs[0].count(b"\n") == 1101
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["llamagen-tiny", "janus-tiny"])
+def test_an_adapter_trained_by_two_is_that_trained_by_one(model: str, tmp_path: Path) -> None:
+    """AR-GRPO with a divergence: the same draws, updates and merged weights within 1e-5 after five steps."""
+    pytest.importorskip("peft")
+    more = ["--set", "model.weights=random"] if model == "janus-tiny" else []
+    arguments = [
+        "run", "--method", "ar-grpo", "--model", model, "--steps", "5", "--no-eval", *more,
+        "--set", "train.adapter=lora", "--set", "train.images_per_step=8", "--set", "train.micro_batch=4",
+        "--set", "method.group_size=4", "--set", "method.kl_weight=0.1",
+    ]  # fmt: skip
+    for ranks, start in ((1, [sys.executable]), (2, TORCHRUN)):
+        command = [*start, "-m", "alignbench", *arguments, "--out", str(tmp_path / str(ranks))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for file in ("policy.safetensors", "adapter/adapter_model.safetensors"):
+        one, two = (load_file(tmp_path / str(ranks) / "export" / file) for ranks in (1, 2))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert torch.allclose(value, two[name], rtol=0, atol=1e-5), (file, name)
+    first, second = (json.loads((tmp_path / str(ranks) / "run.json").read_text()) for ranks in (1, 2))
+    assert first["train"]["tokens"] == second["train"]["tokens"] > 0
 
 
 # --- one process of two goes wrong ----------------------------------------------------------------

@@ -149,13 +149,14 @@ def make_plugins(root: Path) -> None:
     text(root / "number.py", "class A:\n    card = {'kind': 'reward', 'name': 3, " + rest)
     text(root / "escapes.py", "class A:\n    card = {'kind': 'reward', 'name': '../x', " + rest)
     text(root / "words.txt", "no Python\n")
-    for name, content in {
+    slips: dict[str, str | bytes] = {
         "nested": "a = " + DEEP,
         "twice": CARD + 'title = "U"\n',
         "no-utf8": b"\xff\xfe",
         "unknown-key": CARD + "wat = 1\n",
         "dots": CARD + 'what = "prompts"\nfile = "../../x"\nsize = 1\n',
-    }.items():
+    }
+    for name, content in slips.items():
         text(root / name / "assets" / "slip.toml", content)
         text(root / name / "protocols" / "slip.toml", content)
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from alignbench.dealing import pool, simulation
 from alignbench.dealing.pool import DONE, WAIT, OwnBoard, Pool
@@ -65,7 +65,8 @@ def test_units_of_dead_processes_are_taken_over_even_twice(dead: int) -> None:
     crew = pools(6, 5)
     for one in crew[:dead]:
         one.take(0.0)
-    taken, clock = [], itertools.count(1)
+    taken: list[int | str] = []
+    clock = itertools.count(1)
     living, died = crew[dead:], False
     while living and taken[-1:] != [DONE]:
         one, now = living[0], float(next(clock))

@@ -154,7 +154,7 @@ UNEVEN[3, 5] = 1e-3
     ],
 )
 def test_a_reference_that_does_not_fit_is_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], reason: str
+    tmp_path: Path, arrays: dict[str, Any], reason: str
 ) -> None:
     path = tmp_path / "ref.npz"
     np.savez(path, **arrays)

@@ -48,13 +48,23 @@ def test_rows_are_one_per_image_in_float64() -> None:
     labels = torch.arange(6)
     images = strokes(6, 0, side=16)
     rows = measured(images, labels).rows
-    assert {name: (column.shape, column.dtype) for name, column in rows.items()} == {
+    assert {name: (column.shape, column.dtype.type) for name, column in rows.items()} == {
         "pixels": ((6, 64), np.float64),
         "penultimate": ((6, 32), np.float64),
         "logits": ((6, 10), np.float64),
         "label": ((6,), np.int64),
         "correct": ((6,), np.float64),
+        "recognised": ((6,), np.int64),
+        "probability": ((6,), np.float64),
+        "requested": ((6,), np.float64),
     }
+    powers = np.exp(rows["logits"])
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    assert rows["probability"] == pytest.approx(shares.max(axis=1), rel=1e-12)
+    assert rows["requested"] == pytest.approx(shares[range(6), labels], rel=1e-12)
+    assert np.array_equal(rows["recognised"], shares.argmax(axis=1))
+    assert (measured(images, labels + 10).rows["requested"] == 0).all()  # a class the network does not know
+    assert "requested" not in measured(images).rows
     assert np.array_equal(rows["correct"], rows["logits"].argmax(axis=1) == labels.numpy())
     grey = images[:, :, ::2, ::2].double().mean(1).flatten(1) / 127.5 - 1
     assert rows["pixels"] == pytest.approx(grey.numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Looks:
     """Finds what the first pixel's channels say: class, number, score in percent."""
 
     identity: str = "looks"
-    class_names: tuple[str, ...] = ("bench", "cow")
+    class_names: Sequence[str] = ("bench", "cow")
     batch: int = 2
 
     def detect(self, images: Tensor, ids: Sequence[int]) -> list[list[Detection]]:
@@ -52,7 +52,7 @@ class Looks:
 
 class AlwaysRed:
     identity = "red"
-    names = ("red", "blue")
+    names: Sequence[str] = ("red", "blue")
 
     def classify(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]:
         assert image.shape == (4, 4, 3) and image.dtype == np.uint8
@@ -98,7 +98,7 @@ def evaluator() -> GenEval:
     return GenEval(Looks(), AlwaysRed(), prefix="geneval-")
 
 
-def scores(correct: dict[str, Sequence[Sequence[int]]]) -> dict[str, Any]:
+def scores(correct: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Any]:
     """Score {task: for each prompt whether its images are right}."""
     prompts = [(TASKS.index(task), images) for task, of_task in correct.items() for images in of_task]
     rows = [(right, task, name) for name, (task, images) in enumerate(prompts) for right in images]

@@ -49,7 +49,7 @@ class Case:
     exclude: Sequence[dict[str, Any]] = field(default_factory=tuple)
 
 
-def want(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
+def want(name: str, count: float = 1, **more: Any) -> dict[str, Any]:
     return {"class": name, "count": count, **more}
 
 

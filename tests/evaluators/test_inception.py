@@ -183,7 +183,7 @@ def test_too_few_images_and_no_reference_are_refused() -> None:
         ({}, 20, 3, "3 reference images are too few for precision and recall with 3 neighbours"),
     ):
         found = made_up(samples, seed=0)
-        assert reason in refused(scorer(**options).score, found, against(made_up(real, seed=1)))
+        assert reason in refused(scorer(net=None, **options).score, found, against(made_up(real, seed=1)))
     for reference, reason in ((None, "needs a reference"), (against(None), "neither moments nor images")):
         assert reason in refused(scorer().score, made_up(20, seed=0), reference)
 

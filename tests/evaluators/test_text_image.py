@@ -211,7 +211,8 @@ def hps_oracle(path: Path, images: Tensor) -> Tensor:
     with torch.no_grad():
         seen = model.eval().encode_image(torch.stack(ready), normalize=True)
         read = model.encode_text(open_clip.get_tokenizer("ViT-H-14")(list(PROMPTS)), normalize=True)
-    return 100 * (seen * read).sum(dim=-1).double()
+    scores: torch.Tensor = 100 * (seen * read).sum(dim=-1).double()
+    return scores
 
 
 @pytest.mark.parametrize("shape", SHAPES)

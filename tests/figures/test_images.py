@@ -77,9 +77,9 @@ def test_a_contact_sheet_shows_what_is_drawn(folder: Path, out: Path) -> None:
         assert digests == [hashlib.sha256(image.tobytes()).hexdigest() for image in drawn]
     held = Gallery(find([folder / "a"]), Registry.default(), ImageChoice()).evaluation.reference_images
     assert held is not None
-    for label, row in enumerate(sheet[:10]):
+    for place, row in enumerate(sheet[:10]):
         pixels, its_label = held.dataset.load(int(row["image"]))
-        assert its_label == label and row["sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+        assert its_label == place and row["sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def test_sets_are_the_images_that_the_protocol_scores(folder: Path, out: Path) -> None:

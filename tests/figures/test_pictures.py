@@ -18,7 +18,7 @@ from scipy import stats
 from alignbench.commands.drawing import KINDS, figures
 from alignbench.errors import UserError
 from alignbench.figures import curves, picture
-from alignbench.leaderboard.labels import labels
+from alignbench.leaderboard.cells import labels
 from alignbench.registry.lookup import Registry
 from tests.conftest import ROOT
 
@@ -128,7 +128,7 @@ def test_curves_hold_the_log(make_run: Callable[..., Path], tmp_path: Path) -> N
     assert reward == {(str(s), str(n)): s - 1 / n for s in (0, 1) for n in (1, 2, 3, 4)}
     assert {row["series"] for row in rows} == {"reward", "pixel"}
     page = (tmp_path / "out" / "figures.md").read_text(encoding="utf-8").replace("\n", " ")
-    assert "2 training seeds: VA-π." in page and "always 0: KL to the start [nats]" in page
+    assert "2 training seeds: VA-π." in page and r"always 0: KL to the start \[nats\]" in page
 
 
 def test_running_means() -> None:
@@ -148,8 +148,8 @@ def test_a_metric_over_an_option(make_run: Callable[..., Path], tmp_path: Path) 
     found = {(row["line"], row["method.prior_weight"]): float(row["mean"]) for row in rows}
     means = recorded("vapi-llamagen-tiny", "method", FD)["T=1"]
     for line in ("VA-π (prior ce)", "VA-π (prior kl)"):
-        for weight, mean in zip(("0.1", "0.3", "1.0"), means, strict=True):
-            assert found[line, weight] == pytest.approx(mean)
+        for written, mean in zip(("0.1", "0.3", "1.0"), means, strict=True):
+            assert found[line, written] == pytest.approx(mean)
     assert found["base", ""] == pytest.approx(recorded("vapi-llamagen-tiny", "base", FD)["T=1"][0])
 
 
@@ -190,6 +190,8 @@ def test_labels_say_only_what_sets_apart() -> None:
     assert labels(described) == {1: "VA-π (noise = 0.5)", 2: "VA-π (noise = 0.25)", 3: "STE"}
     described = {1: ("Decoder", "decoder-tiny; lr = 1"), 2: ("Decoder", "decoder-long-tiny; lr = 1")}
     assert labels(described) == {1: "Decoder", 2: "Decoder (long)"}
+    digests = {"0123456789": ("A", "r"), "abcdefghij": ("A", "r"), "x": ("base", "r")}
+    assert list(labels(digests).values()) == ["A (0123456)", "A (abcdefg)", "base (x)"]
 
 
 def test_series_can_be_told_apart_in_grey() -> None:

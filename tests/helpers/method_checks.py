@@ -93,11 +93,11 @@ def collecting_leaves_no_trace(case: Case, folder: Path) -> None:
     subject = build(case, folder)
 
     def state() -> tuple[Any, list[bool]]:
-        numpy_state = np.random.get_state()
+        numpy_state = np.random.get_state(legacy=False)["state"]
         generators = (
             torch.get_rng_state().tolist(),
-            numpy_state[1].tolist(),
-            numpy_state[2],
+            numpy_state["key"].tolist(),
+            numpy_state["pos"],
             random.getstate(),
         )
         networks = [subject.backbone.policy, *_inside(subject.backbone.tokenizer, nn.Module)]
@@ -182,7 +182,7 @@ def _train(subject: Subject, folder: Path, *, steps: int) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(subject.module, config.weight_decay), lr=config.lr)
     parallel = Parallel("fp32")
     try:
-        module, wrapped = parallel.wrap(subject.module, optimizer)
+        module, wrapped = parallel.prepare(subject.module), parallel.prepare_optimizer(optimizer)
         with subject.stream() as stream:
             Driver(
                 config,

@@ -6,6 +6,7 @@ import string
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,17 +75,17 @@ def save_vlm(folder: Path, *, shard_size: str = "5GB") -> str:
     import transformers
     from tokenizers.pre_tokenizers import ByteLevel
 
-    merges = [("y", "e"), ("ye", "s"), ("Y", "e"), ("Ye", "s"), ("n", "o"), ("N", "o")]
+    merges: list[Any] = [("y", "e"), ("ye", "s"), ("Y", "e"), ("Ye", "s"), ("n", "o"), ("N", "o")]
     marks = ["endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad"]
     words = [*sorted(ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
     vocabulary = {word: place for place, word in enumerate(words)}
     tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=merges)
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{mark}|>" for mark in marks]})
-    ids = {
+    ids: dict[str, Any] = {
         f"{mark.removesuffix('_pad')}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>")
         for mark in marks[3:]
     }
-    pictures = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    pictures: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
     size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
     processor = transformers.Qwen2_5_VLProcessor(
         image_processor=transformers.Qwen2VLImageProcessor(size=size, **pictures),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ def write_tiny_t5(folder: Path, *, width: int = WIDTH, shard_size: str = "5GB") 
     vocabulary = [(piece, -place / 10) for place, piece in enumerate(pieces)]
     T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(folder)
     torch.manual_seed(0)
+    more: dict[str, Any] = {"decoder_start_token_id": 0, "tie_word_embeddings": False}
     config = T5Config(
         vocab_size=len(pieces),
         d_model=width,
@@ -29,8 +31,7 @@ def write_tiny_t5(folder: Path, *, width: int = WIDTH, shard_size: str = "5GB") 
         dropout_rate=0.1,
         pad_token_id=0,
         eos_token_id=1,
-        decoder_start_token_id=0,
-        tie_word_embeddings=False,
+        **more,
     )
     T5ForConditionalGeneration(config).save_pretrained(folder, max_shard_size=shard_size)
     return folder

@@ -15,7 +15,7 @@ def alone(units: int) -> Pool:
     return Pool(OwnBoard(), "alone", units, 0, 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Memory:
     """Measured columns of one image set (an `api.Measured`), handed out in shards of 5 rows."""
 

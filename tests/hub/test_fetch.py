@@ -54,7 +54,7 @@ def test_a_download_is_checked_and_not_repeated(server: SimpleNamespace, make: M
     assert file.expected.read_bytes() == CONTENT
     assert list(file.expected.parent.iterdir()) == [file.expected], "nothing is left beside it"
     address = file.card.url or f"someone/model/policy.pt @ {COMMIT[:12]}"
-    assert f": licence MIT, 10.2 kB, {address} → {file.expected}" in lines[0]
+    assert f": licence MIT, 10.2 kB\n  from {address}\n  to   {file.expected}" in lines[0]
     server.requests.clear()
     assert fetch_files([make(sha256=SHA256)], say=lines.append)[0].action == "present"
     assert f"here: {file.expected}" in lines[-2] and not server.requests
@@ -126,7 +126,7 @@ def test_files_without_a_public_source_are_reported(server: SimpleNamespace) -> 
     done = fetch_files([*files.values(), net(licence="")], say=lines.append)
     assert [item.name for item in done] == ["policy", "tokenizer", "net"]
     assert [item.action for item in done] == ["bring your own", "downloaded", "bring your own"]
-    assert "licence not stated, size unknown, no public source" in lines[2]
+    assert "licence not stated, size unknown\n  from no public source" in lines[2]
     for option, name in (("model.policy", "own.pt"), ("assets.net", "net.pt")):
         assert any(name in line and f"--set {option}=PATH" in line for line in lines)
 

@@ -152,7 +152,7 @@ def test_what_is_not_measured_is_counted() -> None:
 
 def test_the_command_and_the_committed_page_say_that_nothing_was_compared() -> None:
     done = alignbench("audit", "leaderboards/records")
-    assert done.returncode == 0 and audit.NOTHING in done.stdout
+    assert done.returncode == 0 and "Nothing could be compared yet" in done.stdout
     data = json.loads(alignbench("audit", "leaderboards/records", "--json").stdout)
     assert data["compared"] == [] and data["missing"]["VA-π, T2.nocfg"] == 28
     assert alignbench("audit", "nowhere").returncode == 2

@@ -112,12 +112,12 @@ def scored(
         place.mkdir(parents=True)
         for number, start in enumerate(range(0, len(column), 3)):
             part = slice(start, start + 3)
-            prompt = {} if prompts is None else {"prompt": prompts[part]}
+            prompt: dict[str, Any] = {} if prompts is None else {"prompt": prompts[part]}
             np.savez(place / f"shard-{number:05d}.npz", **META, value=column[part], **prompt)
     return folder
 
 
-META = {"_meta": np.array(json.dumps({"key": "k"}))}
+META: dict[str, Any] = {"_meta": np.array(json.dumps({"key": "k"}))}
 GENERATOR = np.random.default_rng(0)
 LUCK = GENERATOR.normal(size=(1, 8))
 A_ROWS = LUCK + 0.05 * GENERATOR.normal(size=(1, 8))
@@ -168,7 +168,7 @@ def test_per_cent_of_a_boolean_column(tmp_path: Path) -> None:
     found = only(scored(tmp_path / "a", a, times=100.0), scored(tmp_path / "b", b, times=100.0))
     interval = stats.ttest_rel(100.0 * b[0], 100.0 * a[0]).confidence_interval(0.95)
     check(found, "paired images", "8 images", interval)
-    assert (found.difference.mean, found.outcome) == (pytest.approx(37.5), "difference not significant")
+    assert found.difference.mean == pytest.approx(37.5) and found.outcome == "difference not significant"
 
 
 def test_given_images_are_paired_by_prompt_only(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def rewrite(shard: Path, **changes: Any) -> None:
 
 
 SPOILED: dict[str, Callable[[Path], object]] = {
-    "keeps no rows": lambda shard: [path.unlink() for path in shard.parent.iterdir()],
+    "keeps no rows": lambda shard: list(map(Path.unlink, shard.parent.iterdir())),
     "cannot be read": lambda shard: shard.write_bytes(shard.read_bytes()[:100]),
     "shard-00002.npz cannot be read": lambda shard: rewrite(shard, _meta=np.array("{}")),
     "does not hold one number for each of 8 images": lambda shard: shard.unlink(),

@@ -27,7 +27,7 @@ from tests.methods.test_vapi import built
 
 REGISTRY = Registry.default()
 MODEL = REGISTRY.model("llamagen-tiny")
-FILES = {file.role: package_file(file.path) for file in MODEL.files}
+FILES = {str(file.role): package_file(file.path) for file in MODEL.files}
 GROUP = 4
 FILTERED = {"cfg_scale": 2.0, "temperature": 0.8, "top_k": 20, "top_p": 0.9}
 
@@ -66,7 +66,13 @@ def backbone(dtype: torch.dtype = torch.float32) -> LlamaGen:
 
 def make(model: Any = None, **changes: Any) -> ArGrpo:
     options = {"rewards": "bright", "group_size": GROUP, "reward": rewards, **changes}
-    return built("ar-grpo", model or backbone(), **options)
+    method: ArGrpo = built("ar-grpo", model or backbone(), **options)
+    return method
+
+
+def kept(collected: api.Collected) -> Experience:
+    assert isinstance(collected.experience, Experience)
+    return collected.experience
 
 
 def batch(size: int = 3) -> api.Batch:
@@ -105,7 +111,7 @@ def test_rollout_and_teacher_forced_logprobs_agree(changes: dict[str, Any]) -> N
     model, data = backbone(), batch(6)
     method = make(model, **changes)
     collected = method.collect(data, step=0)
-    experience = collected.experience
+    experience = kept(collected)
     uniforms = randomness.uniforms(0, "ar-grpo-token", 0, data.index.tolist(), (GROUP, 16))
     rollout = model.generate(
         data.condition.repeat(GROUP), torch.from_numpy(uniforms).view(-1, 16), method.sampling
@@ -130,13 +136,13 @@ def test_faithful_reads_the_conditional_model_although_it_sampled_with_guidance(
     model = backbone()
     method = make(model, preset="faithful", cfg_scale=2.0, top_k=20)
     collected = method.collect(batch(), step=0)
-    experience = collected.experience
+    experience = kept(collected)
     conditional = of_tokens(guided_table(model, experience, api.Sampling()), experience.tokens)
     assert gap(conditional, experience.logprobs) < 1e-5
     assert collected.metrics["rollout_gap"].item() > 0.05
     fixed = make(model, preset="fixed", cfg_scale=2.0, top_k=20)
     guided = fixed.collect(batch(), step=0)
-    assert torch.equal(guided.experience.tokens, experience.tokens)
+    assert torch.equal(kept(guided).tokens, experience.tokens)
     loss = method.loss(experience)
     assert loss.metrics["ratio_deviation"].item() < 1e-5
     assert null_row_gradient(model, loss) == 0.0, "faithful does not train the unconditional branch"
@@ -160,7 +166,7 @@ def test_first_update_is_on_policy_in_train_mode_too(preset: str, changes: dict[
 def test_a_token_that_left_the_top_k_set_keeps_a_finite_ratio() -> None:
     model = backbone()
     method = make(model, preset="fixed", top_k=2)
-    experience = method.collect(batch(), step=0).experience
+    experience = kept(method.collect(batch(), step=0))
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -202,7 +208,7 @@ def output_gradient(model: LlamaGen, loss: api.Loss) -> Tensor:
 def test_on_policy_gradient_is_reinforce(scale: float, temperature: float) -> None:
     model = backbone(torch.float64)
     method = make(model, cfg_scale=scale, temperature=temperature, kl_weight=0.5)
-    experience = method.collect(batch(), step=0).experience
+    experience = kept(method.collect(batch(), step=0))
     advantages = experience.advantages.double()
     weights = (-advantages[:, None] / experience.tokens.numel()).expand(-1, 16)
     expected = head_gradient(model, experience, weights, scale=scale, temperature=temperature)
@@ -218,7 +224,7 @@ def test_kl_gradient_leads_back_to_the_reference() -> None:
         for parameter in model.policy.parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
             parameter.add_(0.02 * noise)
-    experience = method.collect(batch(), step=0).experience
+    experience = kept(method.collect(batch(), step=0))
     assert experience.advantages.abs().max().item() == 0.0
     assert experience.reference_logprobs is not None
     loss = method.loss(experience)
@@ -238,7 +244,7 @@ def test_kl_gradient_leads_back_to_the_reference() -> None:
 @pytest.mark.parametrize("preset", ["fixed", "faithful"])
 def test_kl_is_exactly_zero_before_the_first_update_and_equal_rewards_pull_nowhere(preset: str) -> None:
     collected = make(preset=preset, rewards="same").collect(batch(), step=0)
-    experience = collected.experience
+    experience = kept(collected)
     assert experience.reference_logprobs is not None
     assert torch.equal(experience.reference_logprobs, experience.logprobs)
     assert experience.advantages.count_nonzero().item() == 0
@@ -252,7 +258,7 @@ def test_kl_is_exactly_zero_before_the_first_update_and_equal_rewards_pull_nowhe
 def test_clip_takes_the_gradient_of_tokens_that_moved_too_far() -> None:
     model = backbone()
     method = make(model, kl_weight=0.0)
-    experience = method.collect(batch(), step=0).experience
+    experience = kept(method.collect(batch(), step=0))
     moved = dataclasses.replace(experience, logprobs=experience.logprobs - 1.0)  # every ratio is e
     loss = method.loss(moved)
     assert loss.metrics["clip_fraction"].item() == 1.0
@@ -289,7 +295,7 @@ def test_advantages_by_hand() -> None:
     for preset, advantages in expected.items():
         method = make(preset=preset, rewards="a@2, b", reward=tables(a=A, b=B))
         collected = method.collect(batch(2), step=0)
-        assert collected.experience.advantages.tolist() == pytest.approx(advantages, abs=1e-6)
+        assert kept(collected).advantages.tolist() == pytest.approx(advantages, abs=1e-6)
         numbers = {name: value.item() for name, value in collected.metrics.items()}
         assert numbers["reward"] == pytest.approx(mean(totals), rel=1e-6), "in the rewards' own units"
     assert (numbers["flat/a"], numbers["flat/b"], numbers["flat_groups"]) == (0.0, 0.5, 0.0)
@@ -303,7 +309,7 @@ def test_a_failed_score_is_ignored_in_its_group(preset: str) -> None:
     model = backbone()
     method = make(model, preset=preset, rewards="a", reward=tables(a=values), kl_weight=0.0)
     collected = method.collect(batch(2), step=0)
-    experience = collected.experience
+    experience = kept(collected)
     epsilon = 1e-8 if preset == "fixed" else 1e-4
     three = z([1.0, 4.0, 5.0], epsilon)
     expected = [three[0], 0.0, *three[1:], *z(values[4:], epsilon)]
@@ -355,7 +361,7 @@ def test_rewards_see_decoded_images_with_their_labels_and_groups() -> None:
     stub = Stub(brightness)
     collected = make(model, reward=lambda _: stub, decode_batch=5).collect(data, step=0)
     (request,) = stub.requests
-    tokens = collected.experience.tokens
+    tokens = kept(collected).tokens
     expected = (model.tokenizer.decode(tokens, (4, 4)) + 1) / 2
     assert gap(request.images, expected) < 1e-5
     assert request.labels is not None and request.labels.tolist() == [0] * 4 + [3] * 4 + [6] * 4
@@ -385,8 +391,7 @@ def test_statistics_by_hand() -> None:
 def test_samples_depend_on_seed_step_and_sample_number() -> None:
     model = backbone()
     tokens = [
-        make(model, seed=seed).collect(batch(), step).experience.tokens
-        for seed, step in ((0, 0), (0, 1), (1, 0))
+        kept(make(model, seed=seed).collect(batch(), step)).tokens for seed, step in ((0, 0), (0, 1), (1, 0))
     ]
     assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
     assert len({tuple(row) for row in tokens[0][:GROUP].tolist()}) == GROUP

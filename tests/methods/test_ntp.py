@@ -13,7 +13,7 @@ from alignbench.errors import UserError
 from alignbench.methods.ntp import NextToken
 from alignbench.registry.lookup import Registry
 from tests.methods import test_vapi
-from tests.methods.test_vapi import ToyBackbone, batch, built, gradients
+from tests.methods.test_vapi import ToyBackbone, batch, built, gradients, kept
 
 REGISTRY = Registry.default()
 
@@ -23,7 +23,8 @@ def defaults(method: str) -> dict[str, Any]:
 
 
 def make(backbone: ToyBackbone, **changes: Any) -> NextToken:
-    return built("ntp", backbone, **changes)
+    method: NextToken = built("ntp", backbone, **changes)
+    return method
 
 
 def test_clean_context_is_the_prior_of_vapi() -> None:
@@ -42,7 +43,7 @@ def test_clean_context_is_the_prior_of_vapi() -> None:
 def test_noise_reaches_the_context_and_never_the_targets(kernel: str) -> None:
     backbone, data = ToyBackbone(), batch(400)
     collected = make(backbone, noise=0.5, noise_kernel=kernel).collect(data, step=0)
-    experience = collected.experience
+    experience = kept(collected)
     clean = backbone.tokenizer.encode(data.images)
     assert torch.equal(experience.targets, clean)
     changed = (experience.context != clean[:, :-1]).double().mean().item()
@@ -54,7 +55,7 @@ def test_noise_reaches_the_context_and_never_the_targets(kernel: str) -> None:
 def test_loss_is_the_cross_entropy_of_the_clean_tokens() -> None:
     backbone = ToyBackbone()
     method = make(backbone, noise=0.7)
-    experience = method.collect(batch(), step=0).experience
+    experience = kept(method.collect(batch(), step=0))
     backbone.policy.eval()
     logits = backbone.logits(experience.condition, experience.context)
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), experience.targets.flatten())

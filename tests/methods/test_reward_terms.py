@@ -78,7 +78,7 @@ def scores() -> tuple[list[Tensor], list[Tensor]]:
 
 def z(values: list[float]) -> np.ndarray:
     array = np.array(values)
-    return (array - array.mean()) / array.std(ddof=1)
+    return np.asarray((array - array.mean()) / array.std(ddof=1))
 
 
 def test_a_raw_sum_is_a_sum_and_needs_every_part() -> None:

@@ -16,7 +16,7 @@ from alignbench.errors import UserError
 from alignbench.methods.ste import StraightThrough
 from alignbench.registry.lookup import Registry
 from alignbench.rewards.pixel import PixelDistance
-from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, built
+from tests.methods.test_vapi import CODES, TOKENS, ToyBackbone, batch, built, kept
 
 REGISTRY = Registry.default()
 STORED = torch.linspace(-2.0, 3.0, CODES * 3, dtype=torch.float64).view(CODES, 3).flip(0)
@@ -44,13 +44,16 @@ class FrozenToy(ToyBackbone):
         return {"policy": {}, "tokenizer": {"quantize.embedding.weight": STORED}}
 
 
-def make(backbone: FrozenToy, **changes: Any) -> StraightThrough:
-    return built("ste", backbone, **{"perceptual_weight": 0.0, "prior_weight": 0.0, **changes})
+def make(backbone: FrozenToy | api.Backbone, **changes: Any) -> StraightThrough:
+    method: StraightThrough = built(
+        "ste", backbone, **{"perceptual_weight": 0.0, "prior_weight": 0.0} | changes
+    )
+    return method
 
 
 def gumbel(seed: int, step: int, index: int) -> np.ndarray:
     uniform = randomness.uniforms(seed, "ste-gumbel", step, [index], (TOKENS, CODES))[0]
-    return -np.log(-np.log(uniform))
+    return np.asarray(-np.log(-np.log(uniform)))
 
 
 def expected_gradient(
@@ -93,7 +96,7 @@ def test_gradient_is_the_closed_form(estimator: str, codebook: str, temperature:
     collected = method.collect(data, step=5)
     loss = method.loss(collected.experience)
     loss.value.backward()
-    experience = collected.experience
+    experience = kept(collected)
     expected, value = expected_gradient(
         method, backbone, data.images.numpy(), experience.targets.numpy(), data.index.tolist()
     )
@@ -132,7 +135,7 @@ def test_gumbel_tokens_follow_the_policy() -> None:
         torch.arange(size), one.condition.repeat(size), one.images.expand(size, -1, -1, -1).contiguous()
     )
     method = make(backbone, estimator="gumbel")
-    experience = method.collect(data, step=0).experience
+    experience = kept(method.collect(data, step=0))
     logits = backbone.logits(data.condition, experience.targets[:, :-1])
     scores = logits + method._noise(experience, logits)
     expected = logits[0].softmax(-1)
@@ -175,7 +178,7 @@ class Blind(PixelDistance):
         return super().distance(images.detach(), prepared, repeats=repeats)
 
 
-def test_what_cannot_work_is_refused() -> None:
+def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="both 0") as caught:
         make(FrozenToy(), pixel_weight=0.0)
     assert "method.pixel_weight" in caught.value.fix
@@ -188,7 +191,7 @@ def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(UserError, match="not differentiable"):
         blind.loss(blind.collect(batch(), 0).experience)
     backbone = FrozenToy()
-    backbone.export = lambda: {"tokenizer": {}}
+    monkeypatch.setattr(backbone, "export", lambda: {"tokenizer": {}})
     with pytest.raises(UserError, match=r"quantize\.embedding\.weight"):
         make(backbone, codebook="raw")
 

@@ -117,7 +117,7 @@ def test_ar_grpo_hands_its_switches_on() -> None:
         "kl_weight": 0.3,
     }
     method = test_ar_grpo.make(baseline="leave-one-out", **switches)
-    experience = method.collect(test_ar_grpo.batch(), 0).experience
+    experience = test_ar_grpo.kept(method.collect(test_ar_grpo.batch(), 0))
     now = experience.logprobs.double()
     old = now + 0.3 * randn(*now.shape) - 0.1
     loss = method.loss(replace(experience, logprobs=old.float(), reference_logprobs=old.float()))
@@ -180,19 +180,19 @@ def finished(method: Any, data: api.Batch) -> Any:
 
 def test_va_pi_divides_by_the_spread_of_the_step() -> None:
     data, numbers = test_vapi.batch(5), []
-    plain = test_vapi.make(advantage_std="none").collect(data, 0)
+    plain = test_vapi.draws_of(test_vapi.make(advantage_std="none").collect(data, 0))
     method = test_vapi.make(advantage_std="batch")
     for part in finished(method, data):
         numbers.append(part.experience.draws.advantages)
         assert method.loss(part.experience).value.isfinite()
     # Without division an advantage is the reward minus its group's mean.
     pixel, perceptual = (
-        method.reconstruction.measure(method.backbone, plain.experience.draws.tokens, data.images)[part]
+        method.reconstruction.measure(method.backbone, plain.tokens, data.images)[part]
         for part in ("pixel", "perceptual")
     )
     rewards = -(pixel + perceptual)
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    assert (plain.experience.draws.advantages - centred).abs().max().item() < 1e-12
+    assert (plain.advantages - centred).abs().max().item() < 1e-12
     assert (torch.cat(numbers) - centred / (rewards.std() + 1e-8)).abs().max().item() < 1e-9
     with pytest.raises(AssertionError):
         method.loss(method.collect(data, 0).experience)
@@ -281,16 +281,17 @@ def test_divergence_in_the_reward_of_va_pi_and_ar_grpo() -> None:
     backbone, data = test_vapi.ToyBackbone(), test_vapi.batch()
     changes: dict[str, Any] = {"prior": "kl", "kl_in": "reward", "kl_estimator": "k1", "prior_weight": 0.4}
     method = test_vapi.make(backbone, advantage_std="none", **changes)
+    assert method.reference is not None
     with torch.no_grad():
-        method.reference.policy.head.weight.mul_(1.3)
+        method.reference.policy.get_parameter("head.weight").mul_(1.3)
     collected = method.collect(data, 0)
-    draws = collected.experience.draws
-    tables = [one.logits(data.condition, collected.experience.context).log_softmax(-1)
+    draws = test_vapi.draws_of(collected)
+    tables = [one.logits(data.condition, test_vapi.kept(collected).context).log_softmax(-1)
               for one in (backbone, method.reference) if one.policy.eval()]  # fmt: skip
     ours, reference = (
         table[:, None].expand(-1, 8, -1, -1).gather(-1, draws.tokens[..., None])[..., 0] for table in tables
     )
-    measured = method.reconstruction.measure(backbone, draws.tokens, data.images)
+    measured = method.reconstruction.measure(method.backbone, draws.tokens, data.images)
     rewards = -(measured["pixel"] + measured["perceptual"]) - 0.4 * (ours - reference).sum(-1)
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     assert (draws.advantages - centred).abs().max().item() < 1e-12
@@ -303,9 +304,10 @@ def test_divergence_in_the_reward_of_va_pi_and_ar_grpo() -> None:
         model = test_ar_grpo.backbone(torch.float64)
         grpo = test_ar_grpo.make(model, preset=preset, kl_in="reward", kl_estimator="k1", kl_weight=0.4,
                                  advantage_std="none")  # fmt: skip
+        assert grpo.reference is not None
         with torch.no_grad():
             next(grpo.reference.policy.parameters()).mul_(1.3)
-        experience = grpo.collect(test_ar_grpo.batch(2), 0).experience
+        experience = test_ar_grpo.kept(grpo.collect(test_ar_grpo.batch(2), 0))
         assert experience.reference_logprobs is None and "kl" not in grpo.loss(experience).metrics
         tables = [one.logits(experience.condition, experience.tokens[:, :-1]).log_softmax(-1)
                   for one in (model, grpo.reference)]  # fmt: skip
@@ -335,10 +337,9 @@ def test_flat_groups_are_drawn_again_from_numbers_of_their_own() -> None:
     """Attempt k of an image has numbers of its own; other groups keep theirs; every draw is counted."""
     data, backbone = test_vapi.batch(12), test_vapi.ToyBackbone()
     plain = test_vapi.make(backbone, **PEAKED).collect(data, 0)
-    before = plain.experience.draws
-    most, again, tokens = 2, 0, before.tokens.clone()
+    most, again, tokens = 2, 0, test_vapi.draws_of(plain).tokens.clone()
     backbone.policy.eval()
-    table = (backbone.logits(data.condition, plain.experience.context) / 0.04).softmax(-1)
+    table = (backbone.logits(data.condition, test_vapi.kept(plain).context) / 0.04).softmax(-1)
     for image in range(12):
         for attempt in range(1, most + 1):
             if not torch.equal(tokens[image, 0], tokens[image, 1]):
@@ -349,14 +350,14 @@ def test_flat_groups_are_drawn_again_from_numbers_of_their_own() -> None:
             again += 1
     method = test_vapi.make(backbone, redraws=most, **PEAKED)
     collected = method.collect(data, 0)
-    draws = collected.experience.draws
+    draws = test_vapi.draws_of(collected)
     assert torch.equal(draws.tokens, tokens) and 0 < again < 2 * 12
     assert collected.sequences == 2 * (12 + again)
     assert collected.reward_calls == {"pixel-mse": 2 * (12 + again), "pixel-l1": 2 * (12 + again)}
     assert collected.metrics["redrawn_groups"].item() == pytest.approx(again / 12)
     assert collected.metrics["flat_groups"] < plain.metrics["flat_groups"]
     parts = [method.collect(piece, 0) for piece in data.split(1)]
-    alone = torch.cat([part.experience.draws.advantages for part in parts])
+    alone = torch.cat([test_vapi.draws_of(part).advantages for part in parts])
     assert (alone - draws.advantages).abs().max().item() < 1e-12
     assert sum(part.sequences for part in parts) == collected.sequences
 
@@ -383,4 +384,5 @@ def test_generated_groups_are_drawn_again_and_hopeless_ones_at_most_so_often() -
     assert collected.reward_calls == {"bright": 36} and collected.reward_failures == {"bright": 3}
     assert collected.metrics["redrawn_groups"].item() == pytest.approx(5 / 4)
     assert collected.metrics["rollout_gap"].item() < 1e-5, "kept log-probabilities are of the kept tokens"
-    assert (collected.experience.advantages.view(4, 4) != 0).any(1).tolist() == [True, True, False, False]
+    advantages = test_ar_grpo.kept(collected).advantages.view(4, 4)
+    assert (advantages != 0).any(1).tolist() == [True, True, False, False]

@@ -16,7 +16,7 @@ from alignbench import api
 from alignbench.backbones.llamagen.model import build
 from alignbench.errors import UserError
 from alignbench.files import package_file
-from alignbench.methods.tokenizer_decoder import TokenizerDecoder
+from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder
 from alignbench.registry.lookup import Registry
 from alignbench.training import setup
 from tests.helpers.command import alignbench
@@ -33,7 +33,13 @@ def toy() -> Any:
 
 
 def make(backbone: Any, **changes: Any) -> TokenizerDecoder:
-    return built("tokenizer-decoder", backbone, **{"perceptual_weight": 0.0, **changes})
+    method: TokenizerDecoder = built("tokenizer-decoder", backbone, **{"perceptual_weight": 0.0, **changes})
+    return method
+
+
+def kept(collected: api.Collected) -> Experience:
+    assert isinstance(collected.experience, Experience)
+    return collected.experience
 
 
 def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
@@ -45,7 +51,7 @@ def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
     collected = make(backbone, temperature=0.5).collect(data, step=0)
     assert (collected.images, collected.sequences, collected.tokens) == (size, size, 0)
     assert collected.reward_calls == {"pixel-mse": size}
-    tokens = collected.experience.tokens
+    tokens = kept(collected).tokens
     assert tokens.shape == (size, TOKENS)
     backbone.policy.eval()
     clean = backbone.tokenizer.encode(one.images)
@@ -57,7 +63,7 @@ def test_samples_come_from_the_clean_context_one_for_each_image() -> None:
 
 def test_samples_belong_to_seed_and_step() -> None:
     tokens = [
-        make(toy(), seed=seed).collect(batch(12), step).experience.tokens
+        kept(make(toy(), seed=seed).collect(batch(12), step)).tokens
         for seed, step in ((0, 0), (0, 1), (1, 0))
     ]
     assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
@@ -71,7 +77,7 @@ def test_gradient_is_the_closed_form(perceptual: float) -> None:
     collected = method.collect(data, step=0)
     loss = method.loss(collected.experience)
     loss.value.backward()
-    decoder, tokens = backbone.tokenizer.decoder, collected.experience.tokens
+    decoder, tokens = backbone.tokenizer.decoder, kept(collected).tokens
     weight, bias = torch.zeros(3, 3).double(), torch.zeros(3).double()
     for row in range(len(data)):
         for place in range(TOKENS):

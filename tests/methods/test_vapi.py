@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods.policy_gradient import corrupt, group_advantages
-from alignbench.methods.vapi import Experience, VaPi
+from alignbench.methods.logits import Experience
+from alignbench.methods.ntp import NextToken
+from alignbench.methods.policy_gradient import Draws, corrupt, group_advantages
+from alignbench.methods.vapi import VaPi
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.rewards.pixel import PixelDistance
 
@@ -118,7 +120,19 @@ def built(
 
 
 def make(backbone: ToyBackbone | None = None, **changes: Any) -> VaPi:
-    return built("vapi", backbone or ToyBackbone(), **{"perceptual": "pixel-l1", **changes})
+    method: VaPi = built("vapi", backbone or ToyBackbone(), **{"perceptual": "pixel-l1", **changes})
+    return method
+
+
+def kept(collected: api.Collected) -> Experience:
+    assert isinstance(collected.experience, Experience)
+    return collected.experience
+
+
+def draws_of(collected: api.Collected) -> Draws:
+    draws = kept(collected).draws
+    assert draws is not None
+    return draws
 
 
 def batch(size: int = 3) -> api.Batch:
@@ -127,7 +141,7 @@ def batch(size: int = 3) -> api.Batch:
     return api.Batch(torch.arange(size) + 100, api.ClassLabels(torch.arange(size) % CLASSES), images)
 
 
-def gradients(method: VaPi, loss: api.Loss) -> Tensor:
+def gradients(method: VaPi | NextToken, loss: api.Loss) -> Tensor:
     parameters = list(method.backbone.policy.parameters())
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss.value, parameters)])
 
@@ -168,7 +182,7 @@ def test_collect_scores_the_decoded_samples_against_the_original_images() -> Non
     assert (collected.images, collected.sequences, collected.tokens) == (3, 24, 0)
     assert collected.reward_calls == {"pixel-mse": 24, "pixel-l1": 24}
     assert backbone.rows == [3], "one forward row an image, whatever the group size"
-    draws = collected.experience.draws
+    draws = draws_of(collected)
     scores = torch.empty(3, 8, dtype=torch.float64)
     pixel = perceptual = 0.0
     for image in range(3):
@@ -190,7 +204,7 @@ def test_collect_scores_the_decoded_samples_against_the_original_images() -> Non
 def test_old_logprobs_and_entropy_are_those_of_the_sampling_distribution() -> None:
     backbone = ToyBackbone()
     collected = make(backbone, temperature=0.7).collect(batch(), step=0)
-    experience, draws = collected.experience, collected.experience.draws
+    experience, draws = kept(collected), draws_of(collected)
     backbone.policy.eval()
     table = (backbone.logits(experience.condition, experience.context) / 0.7).log_softmax(-1)
     expected = table[:, None].expand(-1, 8, -1, -1).gather(-1, draws.tokens[..., None])[..., 0]
@@ -202,10 +216,10 @@ def test_old_logprobs_and_entropy_are_those_of_the_sampling_distribution() -> No
 def test_samples_follow_the_policy() -> None:
     backbone = ToyBackbone()
     collected = make(backbone, group_size=4000).collect(batch(1), step=0)
-    experience = collected.experience
+    experience = kept(collected)
     backbone.policy.eval()
     expected = backbone.logits(experience.condition, experience.context).softmax(-1)[0]
-    tokens = collected.experience.draws.tokens[0]
+    tokens = draws_of(collected).tokens[0]
     for place in range(TOKENS):
         share = tokens[:, place].bincount(minlength=CODES) / 4000
         assert (share - expected[place]).abs().max().item() < 0.035
@@ -213,7 +227,7 @@ def test_samples_follow_the_policy() -> None:
 
 def test_noise_and_samples_depend_on_seed_and_step() -> None:
     tokens = [
-        make(seed=seed, noise=0.5).collect(batch(), step=step).experience.draws.tokens
+        draws_of(make(seed=seed, noise=0.5).collect(batch(), step=step)).tokens
         for seed, step in ((0, 0), (0, 1), (1, 0))
     ]
     assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
@@ -232,8 +246,8 @@ def test_decode_batch_bounds_the_decoder_and_changes_nothing(decode_batch: int) 
     assert sum(backbone.tokenizer.decoded) == 24
     assert max(backbone.tokenizer.decoded) <= decode_batch
     assert counting.prepared == 3  # once an image, not once a sample
-    expected = make(pixel_weight=2.0, perceptual_weight=0.0).collect(batch(), step=0).experience.draws
-    assert torch.allclose(collected.experience.draws.advantages, expected.advantages, rtol=0, atol=1e-9)
+    expected = draws_of(make(pixel_weight=2.0, perceptual_weight=0.0).collect(batch(), step=0))
+    assert torch.allclose(draws_of(collected).advantages, expected.advantages, rtol=0, atol=1e-9)
 
 
 def test_parts_of_weight_zero_are_neither_loaded_nor_logged() -> None:
@@ -252,7 +266,7 @@ def test_groups_without_spread_are_counted_and_pull_nowhere() -> None:
     method = make(backbone, prior_weight=0.0)
     collected = method.collect(batch(), step=0)
     assert collected.metrics["flat_groups"].item() == 1.0
-    assert torch.equal(collected.experience.draws.advantages, torch.zeros(3, 8, dtype=torch.float64))
+    assert torch.equal(draws_of(collected).advantages, torch.zeros(3, 8, dtype=torch.float64))
     assert torch.count_nonzero(gradients(method, method.loss(collected.experience))) == 0
 
 
@@ -286,7 +300,7 @@ def per_sample_loss(method: VaPi, experience: Experience) -> Tensor:
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
 def test_one_shared_forward_has_the_gradient_of_the_per_sample_form(moved: bool, temperature: float) -> None:
     method = make(noise=0.3, temperature=temperature, policy_weight=0.7)
-    experience = method.collect(batch(), step=2).experience
+    experience = kept(method.collect(batch(), step=2))
     if moved:  # off-policy, so that some tokens are clipped
         with torch.no_grad():
             for part in method.backbone.policy.parameters():
@@ -332,7 +346,7 @@ def test_official_mode_scatters_ratios_reproducibly() -> None:
     assert 0.0 < first.metrics["clip_fraction"].item() < 1.0
     assert torch.equal(first.value, again.value)
     assert torch.equal(gradients(method, first), gradients(method, again))
-    elsewhere = method.loss(dataclasses.replace(collected.experience, step=1))
+    elsewhere = method.loss(dataclasses.replace(kept(collected), step=1))
     assert elsewhere.value.item() != first.value.item()
 
 
@@ -387,7 +401,7 @@ def test_prior_alone_samples_decodes_and_scores_nothing() -> None:
     assert backbone.rows == [] and backbone.tokenizer.decoded == []
     assert (collected.images, collected.sequences, collected.reward_calls) == (3, 0, {})
     loss = method.loss(collected.experience)
-    experience = collected.experience
+    experience = kept(collected)
     backbone.policy.eval()
     logits = backbone.logits(experience.condition, experience.context)
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), experience.targets.flatten())
@@ -404,7 +418,7 @@ def test_kl_prior_replaces_cross_entropy_and_measures_from_the_starting_policy()
     with torch.no_grad():
         method.backbone.policy.get_parameter("head.weight").mul_(1.5)
     collected = method.collect(batch(), step=0)
-    experience, draws = collected.experience, collected.experience.draws
+    experience, draws = kept(collected), draws_of(collected)
     loss = method.loss(experience)
     method.backbone.policy.eval()
     arguments = (experience.condition, experience.context)
@@ -420,7 +434,7 @@ def test_kl_prior_replaces_cross_entropy_and_measures_from_the_starting_policy()
 
 
 def test_noise_of_the_method_is_that_of_the_shared_function() -> None:
-    experience = make(noise=0.6, noise_kernel="inclusive", seed=3).collect(batch(), step=7).experience
+    experience = kept(make(noise=0.6, noise_kernel="inclusive", seed=3).collect(batch(), step=7))
     numbers = torch.from_numpy(randomness.uniforms(3, "vapi-noise", 7, experience.index, (2, TOKENS - 1)))
     flips = {"flip_uniforms": numbers[:, 0], "replacement_uniforms": numbers[:, 1]}
     expected = corrupt(experience.targets[:, :-1], 0.6, "inclusive", num_codes=CODES, **flips)

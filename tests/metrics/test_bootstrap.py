@@ -23,7 +23,7 @@ SIZES = [5, 12, 13, 90]
 
 def rows(count: int, seed: int) -> np.ndarray:
     mix = np.random.default_rng(50).normal(size=(WIDTH, WIDTH)) / np.sqrt(WIDTH)
-    return np.random.default_rng(seed).normal(0.4, 1, size=(count, WIDTH)) @ mix
+    return np.asarray(np.random.default_rng(seed).normal(0.4, 1, size=(count, WIDTH)) @ mix)
 
 
 def reference() -> tuple[np.ndarray, np.ndarray]:

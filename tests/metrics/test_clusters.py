@@ -106,6 +106,6 @@ def test_intervals_hold_the_true_share(
             values.append(float(correct.mean()))
             found.append(share_interval(correct, np.repeat(np.arange(size), 4)))
         low, high = interval_of_mean(values, found) or (1, 0)
-        held += low <= np.mean(means) <= high
+        held += bool(low <= np.mean(means) <= high)
         assert high - low < (0.08 if len(means) > 1 else 0.3)
     assert 0.92 <= held / 400 <= 0.99

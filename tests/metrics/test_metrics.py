@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 from alignbench.errors import UserError
 from alignbench.metrics import precision_recall as manifold
 from alignbench.metrics.frechet import frechet_distance
-from alignbench.metrics.inception_score import inception_score, inception_score_of_probabilities
+from alignbench.metrics.inception_score import Order, inception_score, inception_score_of_probabilities
 from alignbench.metrics.moments import Moments, moments_of
 from alignbench.metrics.precision_recall import precision_recall
 
@@ -21,7 +21,7 @@ def rows(count: int, width: int, seed: int, *, offset: float = 0.0) -> np.ndarra
     """[count, width] non-negative rows with correlated columns, as after a ReLU."""
     rng = np.random.default_rng(seed)
     mix = np.random.default_rng(99).normal(size=(width, width)) / np.sqrt(width)
-    return np.maximum(rng.normal(0.3, 1, size=(count, width)) @ mix, 0) + offset
+    return np.asarray(np.maximum(rng.normal(0.3, 1, size=(count, width)) @ mix, 0) + offset)
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -49,7 +49,7 @@ def official_frechet(a: np.ndarray, b: np.ndarray) -> float:
     ],
 )
 def test_any_cut_into_shards_and_any_order_give_the_same_moments_in_float64(
-    sizes: list[int], offset: float, dtype: type
+    sizes: list[int], offset: float, dtype: type[np.floating]
 ) -> None:
     data = rows(500, 12, 0, offset=offset).astype(dtype)
     wide = data.astype(np.float64)
@@ -106,7 +106,7 @@ def test_fewer_images_than_features_lose_no_digits(count: int, other: int) -> No
 
 
 @pytest.mark.parametrize(("count", "order", "shuffle"), [(200, "in-order", False), (207, "shuffled", True)])
-def test_inception_score_is_torch_fidelitys(count: int, order: str, shuffle: bool) -> None:
+def test_inception_score_is_torch_fidelitys(count: int, order: Order, shuffle: bool) -> None:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     logits = 3 * rows(count, 11, 3)
@@ -165,7 +165,7 @@ def test_manifolds_are_torch_fidelitys_and_scikit_learns(k: int, block: int) -> 
 
 
 @pytest.mark.parametrize(("dtype", "offset"), [(np.float32, 1e4), (np.float64, 0.0)])
-def test_every_copy_of_a_real_row_is_inside(dtype: type, offset: float) -> None:
+def test_every_copy_of_a_real_row_is_inside(dtype: type[np.floating], offset: float) -> None:
     """Radii are 0 here: only distances that are exactly 0 count."""
     real = np.repeat(rows(40, 64, 7, offset=offset), 4, axis=0).astype(dtype)
     generated = np.concatenate([real[::-4], real[:1] + dtype(0.01)])

@@ -60,7 +60,7 @@ def test_other_shapes_are_refused() -> None:
 def test_loaded_networks_are_frozen_but_pass_gradients_to_images() -> None:
     net = digits.load("digits-features-b")
     pixels = images().requires_grad_()
-    sum(part.square().mean() for part in net.features(pixels)).backward()
+    sum((part.square().mean() for part in net.features(pixels)), torch.zeros(())).backward()
     assert not net.training
     assert all(parameter.grad is None for parameter in net.parameters())
     assert pixels.grad is not None and pixels.grad.abs().max() > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.helpers.inception_toys import batch_of, network, pictures, random_wei
 CPU = torch.device("cpu")
 
 
-def official(*layers: str) -> torch.nn.Module:
+def official(*layers: str) -> Any:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     return FeatureExtractorInceptionV3(

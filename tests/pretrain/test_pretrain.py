@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from alignbench.backbones.base import unwrap
 from alignbench.backbones.llamagen import model as llamagen
 from alignbench.backbones.text import words
 from alignbench.data import shapes
@@ -87,7 +88,7 @@ def test_shipped_weights_load_and_reach_the_recorded_validation_numbers() -> Non
     listed = MANIFESTS[MODEL]["files"]
     validation = llamagen_tiny.Split.of(llamagen_tiny.open_split("validation"))
     found = {
-        "policy": llamagen_tiny.validate_policy(model.policy, model.tokenizer, validation),
+        "policy": llamagen_tiny.validate_policy(unwrap(model.policy), model.tokenizer, validation),
         "tokenizer": llamagen_tiny.validate_tokenizer(model.tokenizer, validation),
         **{
             name: llamagen_tiny.validate_classifier(digits.load(name), validation)

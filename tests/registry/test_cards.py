@@ -68,8 +68,8 @@ def references() -> Iterator[tuple[str, str, str | None]]:
     for name in REGISTRY.names("protocols"):
         protocol = REGISTRY.protocol(name)
         spec = protocol.reference
-        yield f"protocols/{name}", "datasets", spec and spec.dataset
-        for asset in (spec and spec.statistics, protocol.prompts):
+        yield f"protocols/{name}", "datasets", spec.dataset if spec else None
+        for asset in (spec.statistics if spec else None, protocol.prompts):
             yield f"protocols/{name}", "assets", asset
         for evaluator in protocol.evaluators:
             yield f"protocols/{name}", "evaluators", evaluator

@@ -20,7 +20,7 @@ from PIL import Image
 
 from alignbench.backbones.llamagen.model import build
 from alignbench.files import file_sha256
-from alignbench.hub.fetch import human_size
+from alignbench.hub.transfer import human_size
 from alignbench.nets import clip, inception
 from alignbench.registry.lookup import Registry
 from tests.backbones.test_janus_files import released_names
@@ -244,7 +244,7 @@ def reference(root: Path) -> None:
     images = pictures(24, seed=5, side=256)
     net = inception.load(_web_path(root, "inception-2015-12-05"), torch.device("cpu"))
     rows = net.rows(torch.from_numpy(images).permute(0, 3, 1, 2), batch=16)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for mean, covariance, column in (("mu", "sigma", "pool"), ("mu_s", "sigma_s", "spatial")):
         values = rows[column].astype(np.float64)
         arrays |= {mean: values.mean(0), covariance: np.cov(values, rowvar=False)}

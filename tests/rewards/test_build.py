@@ -87,6 +87,7 @@ def test_distances_keep_their_sign_and_scores_turn_it() -> None:
     reward = built("pixel-mse|scale(10)")
     assert isinstance(reward, BuiltDistance)
     both = request(reference=request(seed=1).images)
+    assert both.reference is not None
     expected = 10 * (2 * both.images - 2 * both.reference).square().mean(dim=(1, 2, 3))
     prepared = reward.prepare(2 * both.reference - 1)
     assert torch.allclose(reward.distance(2 * both.images - 1, prepared, repeats=1), expected)
@@ -102,6 +103,7 @@ def test_requests_are_cut_into_batches_and_put_together_again(tmp_path: Path) ->
     assert [part.texts for part in asked] == [("a", "b"), ("c", "d"), ("e",)]
     assert [part.metadata["place"] for part in asked] == [[0, 1], [2, 3], [4]]
     assert torch.equal(torch.cat([part.group for part in asked]), given.group)
+    assert given.reference is not None
     assert torch.equal(torch.cat([part.reference for part in asked]), given.reference)
     assert torch.allclose(scores.values, given.images.mean(dim=(1, 2, 3)))
     assert len(reward.score(request(0)).values) == 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -56,12 +57,13 @@ def test_the_class_of_the_page_takes_its_options(cards: Any) -> None:
 
 
 def test_prompts_and_labels_are_filled_by_name() -> None:
-    @alignbench.reward(title="Reader")
+    @cast(Callable[..., Any], alignbench.reward(title="Reader"))
     def reader(images: Tensor, labels: Tensor, prompts: tuple[str, ...]) -> Tensor:
         return labels + torch.tensor([float(len(text)) for text in prompts])
 
     assert reader.card["needs"] == ["label", "text"] and reader.card["title"] == "Reader"
     given = request(3, texts=("a", "bb", "ccc"))
+    assert given.labels is not None
     assert torch.equal(reader(CPU).score(given).values, given.labels + torch.tensor([1.0, 2.0, 3.0]))
 
 

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 @contextlib.contextmanager
-def running(server: socketserver.BaseServer) -> Iterator[str]:
+def running(server: socketserver.TCPServer) -> Iterator[str]:
     """Run a server in a thread; gives its URL."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

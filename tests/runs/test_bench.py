@@ -146,7 +146,8 @@ def test_a_shortage_of_memory_names_the_knob(
 
 
 def test_made_rows_are_of_full_rank_and_always_the_same() -> None:
-    seen = {"x": np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32), "n": np.arange(4)}
+    x = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
+    seen: dict[str, np.ndarray] = {"x": x, "n": np.arange(4)}
     rows = MadeRows(seen, 5000, jitter=True)
     assert len(rows) == 5000 and rows.column("x").shape == (5000, 12) and rows.column("x").dtype == np.float32
     assert [len(piece) for piece in rows.shards("n")] == [4096, 904]

@@ -154,7 +154,7 @@ def test_rows_of_a_later_protocol_are_compared_image_by_image(tmp_path: Path, mo
 def test_rows_of_column_metrics_stay_and_others_go(evaluated: Path) -> None:
     (kept,) = (evaluated / "rows").rglob("distribution-digits/shard-00000.npz")
     with np.load(kept) as file:
-        assert set(file.files) == {"correct", features.META}
+        assert {*file.files} == {"correct", "recognised", "probability", "requested", features.META}
 
 
 BOTH_FORMS = ["--write-npz", "--write-png"]

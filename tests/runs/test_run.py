@@ -74,7 +74,7 @@ def test_the_run_folder_holds_everything(finished: Path) -> None:
     assert exported.keys() >= {"tok_embeddings.weight", "output.weight"}
     with Image.open(finished / "samples.png") as picture:
         colours = picture.convert("RGB").getcolors(maxcolors=1 << 20)
-        assert len(colours) > 50  # not blank
+        assert colours is not None and len(colours) > 50  # not blank
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 21))
     logs = {"reward", "loss", "grad_norm", "lr", "pixel", "perceptual", "flat_groups", "entropy"}
@@ -87,6 +87,10 @@ def test_the_record_says_how_it_was_made(finished: Path) -> None:
     assert made["train"]["images"] == 320 and made["train"]["sequences"] == 2560
     assert made["train"]["reward_calls"] == {"pixel-mse": 2560, "perceptual-digits": 2560}
     assert made["data"]["count"] == 1097
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert made["train"]["trends"].keys() == lines[0].keys() - {"step", "lr"}
+    rewards = [line["reward"] for line in lines]
+    assert made["train"]["trends"]["reward"]["last"] == pytest.approx(sum(rewards[-2:]) / 2, rel=1e-5)
     places = {(result["subject"], result["setting"]["name"]) for result in made["results"]}
     assert places == {(subject, setting) for subject in ("base", "method") for setting in ("t1", "cfg2")}
     for result in made["results"]:

@@ -24,7 +24,7 @@ from alignbench.progress import Progress
 from alignbench.record import RunRecord, read, write
 from alignbench.registry.lookup import Registry, read_card
 from alignbench.registry.tables import SweepCard
-from alignbench.runs import sweep, sweep_table
+from alignbench.runs.sweeps import page, sweep, table
 from tests.helpers.command import alignbench
 
 ROOT = Path(__file__).parents[2]
@@ -213,7 +213,7 @@ def test_an_unexpected_error_costs_one_run(tmp_path: Path, monkeypatch: pytest.M
 # --- the table ------------------------------------------------------------------------------------
 
 
-def measured(made: sweep.Sweep, *values: list[list[float]]) -> tuple[list[sweep_table.Line], str]:
+def measured(made: sweep.Sweep, *values: list[list[float]]) -> tuple[list[table.Line], str]:
     """The table after records with these values of fd-digits, by configuration and seed; [] has no record."""
     stored = read(ROOT / "tests" / "golden" / "records" / "vapi-llamagen-tiny-s0-11111111.json")
     result = next(one for one in stored.results if one.subject == "method" and one.setting.name == "t1")
@@ -224,8 +224,8 @@ def measured(made: sweep.Sweep, *values: list[list[float]]) -> tuple[list[sweep_
             results = [result.model_copy(update=changes)]
             write(stored.model_copy(update={"id": run.plan.id, "results": results}), run.folder)
     facts = REGISTRY.metric_facts()
-    lines = sweep_table.measure(made, facts)
-    return lines, sweep_table.markdown(made, lines, facts, {})
+    lines = table.measure(made, facts)
+    return lines, page.markdown(made, lines, facts, {})
 
 
 def test_intervals_are_over_training_seeds_and_the_best_has_all_of_them(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_claims_are_decided_by_the_interval_of_the_difference(tmp_path: Path) ->
     welch = stats.ttest_ind([2.1, 2.2, 2.3], [3.1, 3.2, 3.3], equal_var=False).confidence_interval(0.95)
     assert f"difference -1.000, 95 % interval [{welch.low:.3f}, {welch.high:.3f}]." in said[0][2]
     assert said[3][2] == "Not measured here.", "a configuration that lacks a seed decides nothing"
-    content = sweep_table.as_dict(made, lines, REGISTRY.metric_facts(), {})
+    content = table.as_dict(made, lines, REGISTRY.metric_facts(), {})
     assert [claim["verdict"] for claim in content["claims"]] == [verdict for _, verdict, _ in said]
 
 
@@ -297,7 +297,7 @@ def test_single_values_decide_no_claim_and_sampling_seeds_are_paired(tmp_path: P
     _, markdown = measured(plan(single, seeds=[0], claims=[claim]), [[7.65]], [[38.63]])
     assert "**not decided**. Here 7.650 against 38.630; difference -30.980, single values" in markdown
     _, markdown = measured(plan(paired, seeds=[0], claims=[claim]), [[1.0, 5.0]], [[1.1, 5.1001]])
-    assert f"- {sweep_table.ONE_SEED}\n" in markdown
+    assert f"- {page.ONE_SEED}\n" in markdown
     assert "**holds**" in markdown, "unpaired, a spread of 4 would hide a difference of 0.1"
 
 
@@ -309,14 +309,15 @@ def test_groups_of_columns_are_laid_out_as_the_paper_prints_them(tmp_path: Path)
     made = plan(tmp_path, seeds=[0], grid={}, **shown)
     stored = read(ROOT / "leaderboards/records/ar-grpo-llamagen-tiny-s0-0e4f5228.json")
     write(stored.model_copy(update={"id": made.runs[0].plan.id}), made.runs[0].folder)
-    sweep_table.write(made, REGISTRY, {})
+    page.write(made, REGISTRY, {})
     table = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("|")]
     assert table[0] == (
         "| configuration | Ext. Rwd | w/o CFG FD-digits ↓ | w/ CFG FD-digits ↓ | seeds | train min |"
     )
     assert [line.split(" | ")[1] for line in table[2:]] == ["✗", "✓", ""], "not known before it has run"
     values = {
-        (x.subject, x.setting.name): sum(map(float, x.metrics["fd-digits"])) / 5 for x in stored.results
+        (str(x.subject), x.setting.name): sum(filter(None, x.metrics["fd-digits"])) / 5
+        for x in stored.results
     }
     for line, subject in zip(table[2:4], ("base", "method"), strict=True):
         cells = [float(cell.split(" ± ")[0]) for cell in line.split(" | ")[2:4]]
@@ -372,7 +373,8 @@ def test_a_dry_run_says_what_is_missing_and_a_name_without_a_model_means_the_emb
 
 def test_every_method_gets_the_same_number_of_trials_on_the_validation_split() -> None:
     tuning = REGISTRY.sweep("tune-llamagen-tiny")
-    assert tuning.choose == "row" and REGISTRY.protocol(tuning.protocol).reference.split == "validation"
+    reference = REGISTRY.protocol(tuning.protocol).reference
+    assert tuning.choose == "row" and reference is not None and reference.split == "validation"
     lines = sweep.configurations(tuning)
     trials = {row.title: [line for line in lines if line.row == row.title] for row in tuning.rows}
     condition = REGISTRY.model(tuning.model).condition

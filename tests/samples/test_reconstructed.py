@@ -137,7 +137,7 @@ def test_every_llamagen_has_a_protocol_that_fits() -> None:
 
 def test_the_shipped_tokenizer_comes_close_to_the_test_digits() -> None:
     model = REGISTRY.model("llamagen-tiny")
-    files = {file.role: package_file(file.path) for file in model.files}
+    files = {str(file.role): package_file(file.path) for file in model.files}
     card = REGISTRY.protocol(model.reconstruction)
     assert files and card.task == "reconstruction" and card.reference is not None
     dataset = opened(card.reference.dataset, card.reference.split, num_classes=model.num_classes)

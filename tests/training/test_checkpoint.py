@@ -79,7 +79,7 @@ def test_a_full_disk_keeps_earlier_checkpoints(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(RunFailed, match="No space left"):
         checkpoint.save(tmp_path, state(2))
     loaded = checkpoint.load_latest(tmp_path)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 
 from alignbench import api, randomness
 from alignbench.config.settings import TrainConfig
+from alignbench.data import stream
 from alignbench.errors import RunFailed
 from alignbench.progress import Progress
 from alignbench.training import checkpoint
@@ -89,14 +90,14 @@ def make_driver(
 ) -> tuple[Driver, nn.Linear]:
     config, line = replace(STEPS, **changes), make_line()
     optimizer = torch.optim.AdamW(parameter_groups(line, config.weight_decay), lr=config.lr)
-    module, wrapped = parallel.wrap(line, optimizer)
+    module, wrapped = parallel.prepare(line), parallel.prepare_optimizer(optimizer)
     folder.mkdir(parents=True, exist_ok=True)
     driver = Driver(
         config,
         method=Regression(module, poison_at),
         module=module,
         optimizer=wrapped,
-        stream=Stream(),
+        stream=cast(stream.Stream, Stream()),  # `batch` is all that is asked of one
         parallel=parallel,
         folder=folder,
         progress=Progress(quiet=True),
@@ -123,7 +124,7 @@ def test_one_step_is_adamw_on_the_mean_over_all_images(tmp_path: Path, parallel:
         group["lr"] = 0.05 * 1 / 2  # first of two warm-up steps
     optimizer.step()
     for micro_batch in (8, 3, 1):
-        changes = {"steps": 1, "micro_batch": micro_batch, "schedule": "constant"}
+        changes: dict[str, Any] = {"steps": 1, "micro_batch": micro_batch, "schedule": "constant"}
         driver, line = make_driver(tmp_path / str(micro_batch), parallel, **changes)
         driver.train()
         for ours, theirs in zip(line.parameters(), reference.parameters(), strict=True):

@@ -7,7 +7,7 @@ import time
 from typing import Any, cast
 
 import pytest
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from alignbench.errors import UserError
 from alignbench.training import process_group

@@ -102,7 +102,7 @@ def test_damage_is_noticed_where_it_is(folder: Path, part: str) -> None:
         assert bad(methodcaller("pop", name))[name] == "MISSING"
 
 
-def test_missing_and_unreadable_files_become_rows(folder: Path):
+def test_missing_and_unreadable_files_become_rows(folder: Path) -> None:
     (folder / "t2i_io.safetensors").write_bytes((folder / "t2i_io.safetensors").read_bytes()[:1000])
     (folder / "misc_io.safetensors").write_text("not tensors")
     (folder / "text_cleaning.json").write_text("{")
@@ -119,13 +119,13 @@ def test_missing_and_unreadable_files_become_rows(folder: Path):
     }
 
 
-def test_weights_that_do_not_fit_are_a_miss(folder: Path):
+def test_weights_that_do_not_fit_are_a_miss(folder: Path) -> None:
     edit(folder / "c2i_weights.safetensors", lambda t: t.update({"layers.0.extra": torch.ones(1)}))
     rows = [row for row in check(folder).checks if row.verdict == "MISS"]
     assert len(rows) == 1 and "layers.0.extra" in rows[0].note
 
 
-def test_a_folder_without_configuration_is_a_user_error(tmp_path: Path):
+def test_a_folder_without_configuration_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         check(tmp_path)
     (tmp_path / "config.json").write_text("[")
@@ -133,7 +133,7 @@ def test_a_folder_without_configuration_is_a_user_error(tmp_path: Path):
         check(tmp_path)
 
 
-def test_a_wrong_configuration_is_a_miss_not_a_crash(folder: Path):
+def test_a_wrong_configuration_is_a_miss_not_a_crash(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     del config["t2i"]["n_head"]
     config["c2i"]["n_layer"] = 3
@@ -143,7 +143,7 @@ def test_a_wrong_configuration_is_a_miss_not_a_crash(folder: Path):
     assert found["misc_io.safetensors:to_uint8_out"] == "ok"
 
 
-def test_damaged_tokenizer_numbers_are_noticed(tmp_path: Path):
+def test_damaged_tokenizer_numbers_are_noticed(tmp_path: Path) -> None:
     for name in ("config.json", "vq_weights.safetensors", "vq_io.safetensors"):
         shutil.copy(DATA / name, tmp_path / name)
 
@@ -158,7 +158,7 @@ def test_damaged_tokenizer_numbers_are_noticed(tmp_path: Path):
     assert missed == {"nol2_quant", "codes_decoded_uint8", "codebook_used_tail", "grad/quant_conv.weight"}
 
 
-def test_grid_that_is_not_square_is_read_off_the_rotation_table(tmp_path: Path):
+def test_grid_that_is_not_square_is_read_off_the_rotation_table(tmp_path: Path) -> None:
     path = tmp_path / "c2i_io.safetensors"
     save_file({"rope_table": rope_table((2, 6), 16, 1)}, path)
     config = {"block_size": 12, "dim": 32, "n_head": 2, "cls_token_num": 1, "rope_base": 10000}
@@ -193,7 +193,7 @@ def amplified(gain: float) -> Evaluations[nn.Linear]:
     return Evaluations(layer, compute)
 
 
-def test_rounding_is_measured_where_it_matters():
+def test_rounding_is_measured_where_it_matters() -> None:
     tame, wild = amplified(1.0).exact("x"), amplified(1e4).exact("x")
     assert tame.value == pytest.approx(1.0, abs=1e-6) and wild.value == pytest.approx(1.0, abs=1e-2)
     assert 0 < tame.rounding < 1e-4 < wild.rounding
@@ -214,7 +214,7 @@ def test_rounding_is_measured_where_it_matters():
 )
 def test_rounding_excuses_no_more_than_was_measured(
     tmp_path: Path, error: float, rounding: float, verdict: str
-):
+) -> None:
     exact = torch.tensor([1.0, -0.5], dtype=torch.float64)
     other = Alternative(exact, "in float64", rounding)
     row = judged(tmp_path, exact + torch.tensor([0.0, error]).double(), torch.zeros(2), other)
@@ -222,12 +222,12 @@ def test_rounding_excuses_no_more_than_was_measured(
     assert ("rounding" in row.note) == (verdict == "ok" and rounding > 0)
 
 
-def test_another_shape_is_not_excused(tmp_path: Path):
+def test_another_shape_is_not_excused(tmp_path: Path) -> None:
     other = Alternative(torch.ones(3), "in float64", 1.0)
     assert judged(tmp_path, torch.ones(2), torch.ones(3), other).verdict == "MISS"
 
 
-def test_pixels_may_be_off_only_on_an_edge(tmp_path: Path):
+def test_pixels_may_be_off_only_on_an_edge(tmp_path: Path) -> None:
     edge = (1.0 - 128.0) / 127.5  # the least value shown as 1
     images = torch.tensor([edge, edge, 0.5, -3.0]).reshape(1, 1, 2, 2)
     shown = to_uint8(torch.tensor([edge + 1e-4, edge - 1e-4, 0.5, -3.0])).reshape(1, 2, 2, 1)

@@ -28,7 +28,7 @@ def row(report: CheckReport, name: str) -> Check:
 
 def write(folder: Path, content: Content) -> Path:
     arrays, cases = content
-    np.savez(folder / "arrays.npz", **arrays)
+    np.savez(folder / "arrays.npz", **dict[str, Any](arrays))
     (folder / "expected.json").write_text(json.dumps({"seed": 1, "cases": cases}), encoding="utf-8")
     return folder
 
@@ -66,7 +66,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def inside(rows: np.ndarray, centres: np.ndarray, k: int) -> np.ndarray:
     own = np.sort(((centres[:, None] - centres[None]) ** 2).sum(axis=2), axis=1)
     there = ((rows[:, None] - centres[None]) ** 2).sum(axis=2)
-    return (there <= own[:, k]).any(axis=1)
+    return np.asarray((there <= own[:, k]).any(axis=1))
 
 
 def pair(content: Content, case: str, real: np.ndarray, generated: np.ndarray, k: int) -> None:

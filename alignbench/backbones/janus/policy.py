@@ -116,6 +116,9 @@ class JanusPolicy(nn.Module):
             setattr(rotary, name, buffer)
         return self
 
+    def shard_units(self) -> list[nn.Module]:
+        return list(self.language_model.layers)
+
     # --- teacher forcing ---
 
     def forward(self, condition: Condition, context: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ class CaptionEmbedding(nn.Module):
             # The whole block is replaced before the perceptron, padded rows included.
             drop = torch.rand(features.shape[0], device=features.device) < self.dropout
             features = torch.where(drop[:, None, None], self.uncond_embedding, features)
-        out: Tensor = self.cap_proj(features)
+        # Shards may be gathered in half precision, which buffers never are.
+        out: Tensor = self.cap_proj(features.to(self.cap_proj.fc1.weight.dtype))
         return out
 
 
@@ -174,6 +175,9 @@ class GPT(nn.Module):
             else:
                 x = block(x, table, mask)
         return self._score(x[:, self.config.condition_tokens - 1 :])
+
+    def shard_units(self) -> list[nn.Module]:
+        return list(self.layers)
 
     def null(self, condition: Condition) -> Condition:
         """Return as many null conditions, for classifier-free guidance.

@@ -124,6 +124,10 @@ class PixelDecoder(nn.Module):
         self.post_quant_conv = post_quant_conv
         self.decoder = decoder
 
+    def shard_units(self) -> list[nn.Module]:
+        """The parts alone: this module is made anew for every call."""
+        return [self.post_quant_conv, self.decoder]
+
     def forward(self, embeddings: Tensor) -> Tensor:
         hidden = self.post_quant_conv(embeddings.to(self.post_quant_conv.weight.dtype))
         return at_least_float32(self.decoder(hidden))

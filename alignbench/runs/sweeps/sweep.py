@@ -88,6 +88,8 @@ class Sweep:
     given: Mapping[str, str]
     """Settings of every run from the command line."""
     out: Path
+    command: str
+    """Makes it; the folder apart."""
 
     @property
     def problems(self) -> list[Problem]:
@@ -157,8 +159,12 @@ def make(
     out: Path,
     assignments: Sequence[str] = (),
     plugins: Sequence[Path] = (),
+    typed: str = "",
 ) -> Sweep:
     """Plan every run of a sweep.
+
+    Args:
+        typed: what `alignbench sweep` finds it by: its file; empty: its name.
 
     Raises:
         UserError: names, keys or values that no run could have, naming the configuration; a metric or setting
@@ -182,7 +188,10 @@ def make(
             what = f"sweep {name}: a claim names no configuration {wanted!r}.{suggest(wanted, known)}"
             raise UserError(what, fix=f"it has {', '.join(known)}")
     protocol = runs[0].plan.config.protocol
-    return Sweep(name, card, protocol, tuple(lines), tuple(runs), given, out)
+    options = [("--set", f"{key}={value}") for key, value in given.items()]
+    options += [("--plugin", str(path)) for path in plugins]
+    command = shlex.join(["alignbench", "sweep", typed or name, *itertools.chain(*options)])
+    return Sweep(name, card, protocol, tuple(lines), tuple(runs), given, out, command)
 
 
 def _plan_run(
@@ -240,7 +249,7 @@ def carry_out(
     if world_size() != 1:
         raise UserError(
             "a sweep runs in one process",
-            fix=f"alignbench sweep {sweep.name} --dry-run prints the command of each run: start those with "
+            fix=f"{sweep.command} --dry-run prints the command of each run: start those with "
             "torchrun, then the sweep again for the table",
         )
     failures: dict[str, str] = {}

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from alignbench import __version__
-from alignbench.files import digest_of, write_atomic
+from alignbench.files import digest_of
 from alignbench.leaderboard import cells
-from alignbench.leaderboard.markdown import bullets, grid, section, text_of
 from alignbench.leaderboard.ranking import cell_difference
 from alignbench.leaderboard.rows import cell_of
 from alignbench.leaderboard.table import Cell, Column, grouped
 from alignbench.record import Result, RunRecord, Subject
-from alignbench.registry.lookup import Registry
 from alignbench.registry.protocol import MetricFact
 from alignbench.registry.schema import RewardCard
-from alignbench.runs import sweep_claims
-from alignbench.runs.sweep import Configuration, Sweep, SweepRun, text
+from alignbench.runs.sweeps import claims
+from alignbench.runs.sweeps.sweep import Configuration, Sweep, SweepRun
 
 Measured = Mapping[str, Mapping[str, Cell]]
 """{setting: {metric: mean and interval}}, the sweep's own setting first."""
-
-ONE_SEED = "Every row is one trained model: nothing is said about other training seeds."
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ def measure(
         if line.complete and metric in line.cells
     )
     for candidates in groups.values():
-        top = max((cell for _, cell in candidates), key=_column(metric, facts).score)
+        top = max((cell for _, cell in candidates), key=column_of(metric, facts).score)
         for index, cell in candidates:
             change = cell_difference(cell, top)  # single values cannot be tested
             tied = cell is not top and change.tested and not change.significant
@@ -104,7 +97,7 @@ def settings(sweep: Sweep) -> list[str]:
     return list(dict.fromkeys([card.setting, *card.groups.values(), *claimed]))
 
 
-def _column(metric: str, facts: Mapping[str, MetricFact], evaluator: str = "") -> Column:
+def column_of(metric: str, facts: Mapping[str, MetricFact], evaluator: str = "") -> Column:
     return Column(metric, evaluator, facts[metric].title, facts[metric])
 
 
@@ -129,7 +122,7 @@ def _shared(
 def _cells(results: Mapping[str, Sequence[Result]], facts: Mapping[str, MetricFact]) -> dict[str, Cell]:
     made = {}
     for metric, xs in results.items():
-        column, used = _column(metric, facts, xs[0].evaluator), set(xs[0].networks_used_as_reward)
+        column, used = column_of(metric, facts, xs[0].evaluator), set(xs[0].networks_used_as_reward)
         made[metric] = cell_of(xs, column, rewarded=not used.isdisjoint(column.fact.networks))
     return made
 
@@ -139,18 +132,6 @@ def base(sweep: Sweep, facts: Mapping[str, MetricFact]) -> Measured:
     record = next(filter(None, (run.finished() for run in sweep.runs)), None)
     found = {x: _shared([record] if record else [], "base", x, facts) for x in settings(sweep)}
     return {setting: _cells(results, facts) for setting, results in found.items()}
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def write(sweep: Sweep, registry: Registry, failures: Mapping[str, str]) -> None:
-    """Write `sweep.md` and `sweep.json` into the sweep's folder."""
-    facts = registry.metric_facts()
-    lines = measure(sweep, facts, registry.reward_cards())
-    write_atomic(sweep.out / "sweep.md", markdown(sweep, lines, facts, failures))
-    content = as_dict(sweep, lines, facts, failures)
-    write_atomic(sweep.out / "sweep.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def as_dict(
@@ -171,7 +152,7 @@ def as_dict(
         "choose": card.choose,
         "given": dict(sweep.given),
         "base": {metric: list(cell.values) for metric, cell in untouched[card.setting].items()},
-        "claims": [vars(one) for one in sweep_claims.decided(card, _all_measured(lines, untouched), facts)],
+        "claims": [vars(one) for one in claims.decided(card, all_measured(lines, untouched), facts)],
         "configurations": [_line_dict(line) for line in lines],
         "failures": dict(failures),
     }
@@ -204,96 +185,7 @@ def _intervals(measured: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _all_measured(lines: Sequence[Line], untouched: Measured) -> dict[str, Measured]:
+def all_measured(lines: Sequence[Line], untouched: Measured) -> dict[str, Measured]:
     """{configuration: what is measured of it}, the base and complete configurations."""
     whole = {line.configuration.name: line.measured for line in lines if line.complete}
     return {"base": untouched, **whole}
-
-
-def markdown(
-    sweep: Sweep, lines: Sequence[Line], facts: Mapping[str, MetricFact], failures: Mapping[str, str]
-) -> str:
-    card, untouched = sweep.card, base(sweep, facts)
-    everything = [untouched, *(line.measured for line in lines)]
-    metrics = card.columns or sorted(
-        (metric for metric in facts if any(metric in one[card.setting] for one in everything)),
-        key=lambda metric: metric != card.metric,
-    )
-    columns = [_column(metric, facts) for metric in metrics]
-    groups = card.groups or {"": card.setting}
-    heads = [f"{title} {head}".strip() for title in groups for head in cells.heads(columns)]
-    minutes = bool(card.groups)  # as papers print it
-    rows = [["*base*", "✗", *_texts(untouched, groups, columns), "–", "–"]] if any(untouched.values()) else []
-    for line in lines:
-        spent = line.train_seconds
-        time = "" if spent is None else f"{spent / 60:.2f}" if minutes else f"{spent:.1f}"
-        name = line.configuration.name
-        name = f"**{name}**" if line.best else f"{name} =" if line.tied else name
-        seeds = f"{len(line.seeds)} of {len(line.runs)}"
-        rows.append([name, line.external, *_texts(line.measured, groups, columns), seeds, time])
-    header = ["configuration", cells.EXTERNAL, *heads, "seeds", "train min" if minutes else "train s"]
-    if len({line.configuration.method for line in lines}) == 1:  # then it says nothing
-        header, rows = [header[0], *header[2:]], [[row[0], *row[2:]] for row in rows]
-    table = grid(header, rows, right=set(header[1:]) - {cells.EXTERNAL})
-    decided = sweep_claims.decided(card, _all_measured(lines, untouched), facts)
-    texts = [one.text for one in decided]
-    texts += [ONE_SEED] if texts and len(card.seeds) == 1 else []
-    said = section("What the paper says, and what is seen here", bullets(texts))
-    notes = bullets(_notes(sweep, lines, failures))
-    return text_of([*_header(sweep, facts), "", *table, "", *said, *notes])
-
-
-def _texts(measured: Measured, groups: Mapping[str, str], columns: Sequence[Column]) -> list[str]:
-    held = [(column, measured[name].get(column.metric)) for name in groups.values() for column in columns]
-    return [column.shown(cell.interval) + "†" * cell.rewarded if cell else "" for column, cell in held]
-
-
-def _header(sweep: Sweep, facts: Mapping[str, MetricFact]) -> list[str]:
-    card, plan = sweep.card, sweep.runs[0].plan
-    metric = facts[card.metric].title if card.metric in facts else card.metric
-    setting = plan.protocol.settings[card.setting].title
-    changes = [word for key, value in sweep.given.items() for word in ("--set", f"{key}={value}")]
-    command = ["alignbench", "sweep", sweep.name, *changes]
-    return [
-        f"# {card.title}",
-        "",
-        *([card.summary, ""] if card.summary else []),
-        f"Source: {card.source}. Model {plan.model.title}; protocol {sweep.protocol} @ "
-        f"{plan.protocol_digest[7:15]}, {plan.protocol.samples:,} images, sampling seeds "
-        f"{', '.join(map(str, plan.protocol.seeds))}, shown at {setting}; chosen by {metric}.",
-        "",
-        f"Made by `{shlex.join(command)}`. ± is a 95 % Student interval over training seeds, or over "
-        "sampling seeds where there is one training seed. Bold is the best mean "
-        f"{'of its row' if card.choose == 'row' else 'of all'}, = a configuration that it does not beat "
-        "significantly (95 %; Student's t over pairs of equal sampling seeds, else Welch's; no correction "
-        "for the number of comparisons; single values are not tested).",
-    ]
-
-
-def _notes(sweep: Sweep, lines: Sequence[Line], failures: Mapping[str, str]) -> list[str]:
-    rewarded = any(cell.rewarded for x in lines for found in x.measured.values() for cell in found.values())
-    notes = [*sweep.card.notes, *([cells.REWARDED] if rewarded else [])]
-    if sweep.card.choose == "row":
-        trials = Counter(line.configuration.row for line in lines)
-        counts = ", ".join(f"{row} {count}" for row, count in trials.items())
-        if len(set(trials.values())) == 1:
-            counts = f"{trials.most_common()[0][1]} each"
-        notes.append(f"Configurations tried: {counts}.")
-        for line in (line for line in lines if line.best):
-            point = ", ".join(f"{key} = {text(value)}" for key, value in line.configuration.point.items())
-            edge = ", ".join(_edges(line, lines))
-            remark = f", at the edge of what was tried ({edge})" if edge else ""
-            notes.append(f"Chosen for {line.configuration.row}: {point}{remark}.")
-    return [*notes, *(f"Failed: {name}: {reason}" for name, reason in failures.items())]
-
-
-def _edges(best: Line, lines: Sequence[Line]) -> list[str]:
-    """Numeric axes of its row on which a line is the smallest or largest: a wider grid might do better."""
-    row = [line.configuration.point for line in lines if line.configuration.row == best.configuration.row]
-    edges = []
-    for key, value in best.configuration.point.items():
-        tried = {point[key] for point in row if key in point}
-        numeric = all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried)
-        if numeric and len(tried) > 1 and value in (min(tried), max(tried)):
-            edges.append(key)
-    return edges
