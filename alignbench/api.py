@@ -226,10 +226,7 @@ class Backbone(Protocol):
         """Recompute activations in the backward pass of `logits`, for memory, or keep them."""
 
     def reference(self) -> Backbone:
-        """Return a frozen twin that shares the tokenizer and holds a copy of the present policy.
-
-        Of a policy with an adapter: a view of it that computes with the adapter switched off.
-        """
+        """Return a frozen twin: its tokenizer is shared, its policy a copy, or one with the adapter off."""
 
     def export(self) -> dict[str, dict[str, Tensor]]:
         """Return {role: state dict} under the official key names (roles: policy, tokenizer)."""

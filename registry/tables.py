@@ -109,6 +109,12 @@ class PublishedTable(TomlTable):
     measured: Counterpart | None = None
     """None: nothing here measures it."""
 
+    @property
+    def stated(self) -> str:
+        """The setting in words, as the paper states it."""
+        shown = (f"{k} = {format(v, 'g' if isinstance(v, float) else '')}" for k, v in self.setting.items())
+        return ", ".join(shown) or "none"
+
 
 class Inconsistency(TomlTable):
     """Two places of one paper that disagree."""

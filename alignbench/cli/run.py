@@ -31,6 +31,7 @@ from alignbench.cli.options import (
 from alignbench.commands import jobs
 from alignbench.config import estimate
 from alignbench.config.following import TRACKERS
+from alignbench.config.plan import Job
 from alignbench.config.scale import scale
 from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
@@ -97,16 +98,21 @@ def run(
         grid_every=grid_every,
         log_samples=log_shown if log_samples else 0,
     )
+    on_paper = dry_run and (nodes or nproc)
+    lines = scale(job.plan, nodes or 1, nproc or 1, bench=bench) if on_paper else plan_lines(job.plan)
+    _do(job, lines, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def _do(job: Job, lines: list[str], *, resume: bool, dry_run: bool, as_json: bool) -> None:
     disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
     problems = [*job.problems, *filter(None, [disk])]
     if dry_run:
-        on_paper = scale(job.plan, nodes or 1, nproc or 1, bench=bench) if nodes or nproc else None
-        leave(on_paper or plan_lines(job.plan), problems, plan=job.plan if as_json else None)
+        leave(lines, problems, plan=job.plan if as_json else None)
     refuse(job.plan.id, problems)
     check_folder(job.out, job.plan)
     if not resume and job.out.exists() and any(job.out.iterdir()):
         raise UserError(f"{job.out} already holds this run", fix="leave --no-resume away, or choose --out")
-    carry_out(plan_lines(job.plan), partial(jobs.run, job), job.registry, job.out, as_json=as_json)
+    carry_out(lines, partial(jobs.run, job), job.registry, job.out, as_json=as_json)
 
 
 def _start(nproc: int | None, nodes: int | None, bench: Path | None) -> None:

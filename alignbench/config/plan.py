@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,17 +160,9 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     hashes = {n: sha256 for n, sha256 in of_rewards.items() if sha256}
     hashes |= {name: file.sha256 for name, file in requirements.assets.items()}
     lora = lora_of(config, model, method)
-    digest = digest_of(
-        {
-            "config": _identity(config),
-            "protocol": protocol_content(protocol),
-            "weights": {role: status.sha256 for role, status in weights.items()},
-            "evaluates": evaluates,
-            **({"plugins": sorted(file.sha256 for file in code)} if code else {}),
-            **({"assets": hashes} if hashes else {}),
-            **({"text": text.sha256} if text else {}),
-            **({"lora": asdict(lora)} if lora else {}),  # what the card's defaults come to
-        }
+    text_sha256 = text.sha256 if text else ""
+    digest = _digest(
+        config, protocol, weights, evaluates, code=code, assets=hashes, text=text_sha256, lora=lora
     )
     classes, class_problems = find_classes(registry, config, model) if method else ((), [])
     rows = rows_gib(registry, protocol, method) if evaluates and not requirements.problems else 0.0
@@ -200,10 +192,33 @@ def make_plan(registry: Registry, config: RunConfig, *, evaluates: bool = True) 
     )
 
 
-def _identity(config: RunConfig) -> dict[str, Any]:
-    """What decides the result: without the recipe, which is its values, and without `HOW`."""
+def _digest(
+    config: RunConfig,
+    protocol: ProtocolCard,
+    weights: Mapping[str, FileStatus],
+    evaluates: bool,
+    *,
+    code: Sequence[CodeFile],
+    assets: Mapping[str, str],
+    text: str,
+    lora: LoraShape | None,
+) -> str:
+    """Digest of what decides the result: without the recipe, which is its values, and without `HOW`."""
     whole = config.as_dict()
-    return {**whole, "recipe": None, "values": {k: v for k, v in whole["values"].items() if k not in HOW}}
+    values = {key: value for key, value in whole["values"].items() if key not in HOW}
+    parts = {
+        "config": {**whole, "recipe": None, "values": values},
+        "protocol": protocol_content(protocol),
+        "weights": {role: status.sha256 for role, status in weights.items()},
+        "evaluates": evaluates,
+    }
+    more = {
+        "plugins": sorted(file.sha256 for file in code),
+        "assets": assets,
+        "text": text,
+        "lora": asdict(lora) if lora else {},  # what the card's defaults come to
+    }
+    return digest_of(parts | {name: part for name, part in more.items() if part})
 
 
 def _sequences(config: RunConfig, method: MethodCard | None) -> int:

@@ -46,11 +46,8 @@ class TrainConfig:
     warmup_steps: int = _train(0, "Steps of linear warm-up.", minimum=0)
     precision: str = _train("fp32", "bf16: autocast over fp32 master weights.", choices=["fp32", "bf16"])
     recompute: bool = _train(False, "Recompute transformer blocks in the backward pass.")
-    shard: str = _train(
-        "none",
-        "Cut what trains: not, among all devices, within each node; auto: if it does not fit.",
-        choices=["none", "full", "hybrid", "auto"],
-        rare=True,
+    shard: str = _rare(
+        "none", "Cut what trains (hybrid: within nodes).", choices=["none", "full", "hybrid", "auto"]
     )
     updates_per_collect: int = _train(1, "Optimiser steps on each collected batch.", minimum=1)
     failed_rewards: float = _rare(

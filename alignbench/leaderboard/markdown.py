@@ -264,19 +264,13 @@ def published_page(cards: Mapping[str, PublishedCard], rewards: Mapping[str, Rew
         lines += section(card.title, [f"*published* · {card.paper}" if card.paper else "*published*"])
         for table in card.tables:
             header, rows, right = published_table(card, table, rewards)
-            body = [f"*published*, not ranked. Setting as stated: {stated(table)}.", ""]
+            body = [f"*published*, not ranked. Setting as stated: {table.stated}.", ""]
             body += grid(header, rows, right=right)
             lines += section(f"{table.id}: {table.caption}", body, level=3)
         disagreeing = [f"{item.what}: {' / '.join(item.values)}" for item in card.inconsistencies]
         lines += section("Where the paper disagrees with itself", bullets(disagreeing), level=3)
         lines += section("Notes", bullets(card.notes), level=3)
     return text_of(lines)
-
-
-def stated(table: PublishedTable) -> str:
-    """Return the setting of a published table as its paper states it."""
-    shown = [f"{k} = {format(v, 'g' if isinstance(v, float) else '')}" for k, v in table.setting.items()]
-    return ", ".join(shown) or "none"
 
 
 def decimals(table: PublishedTable) -> dict[str, int]:

@@ -15,7 +15,7 @@ from alignbench.leaderboard import cells, headline
 from alignbench.leaderboard.audit import INTRODUCTION, NOTHING, Audit, line_of
 from alignbench.leaderboard.compare import Comparison, MetricDifference
 from alignbench.leaderboard.findings import findings
-from alignbench.leaderboard.markdown import published_table, stated
+from alignbench.leaderboard.markdown import published_table
 from alignbench.leaderboard.summary import sentences
 from alignbench.leaderboard.table import Table, grouped, join, short
 from alignbench.leaderboard.warnings import Warning
@@ -173,7 +173,7 @@ def published_lines(card: PublishedCard, rewards: Mapping[str, RewardCard], widt
         models = columns.pop("model", [""] * len(rows))
         shown = {title: texts for title, texts in columns.items() if title not in alike}
         head, *made = aligned(list(shown), zip(*shown.values(), strict=True), width - 2, right)
-        said = [f"as stated: {stated(table)}"]
+        said = [f"as stated: {table.stated}"]
         said += [f"in every row: {', '.join(f'{x} {text}' for x, text in alike.items())}"] if alike else []
         texts = [head]
         for number, (model, row) in enumerate(zip(models, made, strict=True)):

@@ -39,7 +39,7 @@ GIVES: dict[str, list[str]] = {
     "figures runs --kind c": ["curves", "classes"],
     "compare a b --metric fd-": ["fd-digits", "fd-pixels"],
     "compare a b --metric hpsv2.1": ["hpsv2.1", "hpsv2.1-truncated"],
-    "run --set train.s": ["train.steps=", "train.schedule="],
+    "run --set train.s": ["train.steps=", "train.schedule=", "train.shard="],
     "run --set method.": [],
     f"{VAPI} method.noise_": [
         "method.noise_kernel=",

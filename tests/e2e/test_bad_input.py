@@ -27,7 +27,7 @@ from alignbench import record
 from alignbench.evaluators import digits
 from alignbench.files import file_sha256, package_file, read_json, write_json
 from alignbench.progress import Progress
-from alignbench.runs import evaluate_models, session
+from alignbench.runs import evaluate_models, report_files, session
 from alignbench.runs import run as runner
 from alignbench.samples import generated
 from alignbench.training import checkpoint, driver, setup
@@ -292,7 +292,7 @@ def full_log(self: driver.Driver, step: int, *_: Any) -> None:
         (runner, "save_file", no_space_in_safetensors, "policy.safetensors cannot be written"),
         (generated, "write_atomic", no_quota, "no space left"),
         (record, "write_atomic", no_quota, "run.json cannot be written"),
-        (session, "write_atomic", no_space, "no space left"),
+        (report_files, "write_atomic", no_space, "no space left"),
     ],
     ids=["checkpoint", "log", "export", "samples", "record", "report"],
 )

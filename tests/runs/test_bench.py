@@ -118,7 +118,7 @@ def test_given_weights_count_however_they_are_written() -> None:
     """The real encoder of `shapes-tiny` reads no other words than the protocol's prompts."""
     few = ["--repeats", "1", "--set", "protocol.settings=t1", "--set"]
     done = alignbench("bench", *SAMPLE, *few, "weights=pretrained")
-    assert "policy.safetensors ✓" in done.stderr
+    assert "weights    policy ✓" in done.stderr
     _, numbers = bench("--model", "shapes-tiny", *few, "model.weights=pretrained")
     assert numbers["tokens"] > 0
 
