@@ -56,8 +56,8 @@ def estimate(
     measured peaks in docs/performance.md.
 
     `train.shard` divides the 16 bytes among `processes` (`hybrid`: among the `per_node` of a node). What is
-    trained is then whole for a while, in the precision of the run while collecting; and where a step has several
-    micro-batches, so are their float32 gradients while updating. `auto` counts as undivided.
+    trained is then whole for a while, in the precision of the run while collecting; and where a step has
+    several micro-batches, so are their float32 gradients while updating. `auto` counts as undivided.
     """
     shape, tokenizer, train = model.policy, model.tokenizer, config.train
     width = 2 if train.precision == "bf16" else 4

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignbench.config.estimate import GIB
+from alignbench.config.adapter import lora_of
+from alignbench.config.estimate import Estimate, estimate, gib
 from alignbench.config.plan import Plan
+from alignbench.config.settings import Origin, RunConfig
 from alignbench.dealing.simulation import simulate, uneven
 from alignbench.errors import UserError
 from alignbench.files import parse_json
@@ -15,25 +18,45 @@ CARD = 78.0
 """GiB that a card sold with 80 GB leaves to a program."""
 INSIDE, BETWEEN = 150e9, 25e9
 """Bytes a second and rank taken, not measured, for exchange inside a node (NVLink) and between (200 Gb/s)."""
-STATE = 16.0
-"""Bytes of a trained parameter: fp32 weight, gradient and two moments of Adam."""
 SAMPLES = 512
 """Processes up to which dealing is simulated."""
 
 
-def memory(plan: Plan, shards: int) -> float:
-    """Return bytes on one rank where what is trained is cut into so many shards; frozen networks are whole.
+@dataclass(frozen=True)
+class Way:
+    """One way to hold what is trained."""
 
-    Training state is `STATE` a parameter over the shards. In bf16 a whole copy of what is trained stands for
-    the gathered parameters (all of them while samples are drawn); the rest is the estimate's.
-    """
-    parts = {name: size * GIB for name, size in plan.estimate.parts.items()}
-    state = trained(plan) * STATE
-    return sum(parts.values()) - state + state / shards
+    shards: int
+    """Parts that what is trained is cut into."""
+    trained: int
+    """Parameters."""
+    estimate: Estimate
+    """Of one rank."""
+
+
+def ways_of(plan: Plan, nodes: int, nproc: int) -> dict[str, Way]:
+    """Return the ways that a plan can be trained on `nodes` × `nproc` devices, by `train.shard` or LoRA."""
+    ranks, found = nodes * nproc, {}
+    for kind, shards in {"none": 1, "full": ranks, "hybrid": nproc}.items():
+        if kind != "hybrid" or nodes > 1:
+            config = _changed(plan.config, adapter="none", shard=kind)
+            held = estimate(config, plan.model, plan.method, processes=ranks, per_node=nproc)
+            found[kind] = Way(shards, trained(plan), held)
+    config = _changed(plan.config, adapter="lora", shard="none")
+    lora = lora_of(config, plan.model, plan.method)
+    if lora is not None and lora.trainable and trained(plan) == plan.model.policy.parameters:
+        held = estimate(config, plan.model, plan.method, lora=lora, processes=ranks)
+        found["LoRA"] = Way(1, lora.trainable, held)
+    return found
+
+
+def _changed(config: RunConfig, **train: str) -> RunConfig:
+    values = {f"train.{name}": Origin(value, "on paper") for name, value in train.items()}
+    return replace(config, values={**config.values, **values})
 
 
 def trained(plan: Plan) -> int:
-    """Return how many parameters a run trains."""
+    """Return how many parameters a run trains without an adapter."""
     policy = plan.method is None or plan.method.updates == "policy"
     return plan.model.policy.parameters if policy else plan.model.tokenizer.parameters
 
@@ -43,8 +66,9 @@ def exchanged(parameters: int, ranks: int, shards: int) -> dict[str, float]:
 
     Ring algorithms (Patarasuk & Yuan 2009; NCCL): of S bytes over N ranks an all-reduce sends 2(N−1)/N × S,
     an all-gather and a reduce-scatter (N−1)/N × S each. Sharded (Rajbhandari et al. 2020, section 7): bf16
-    parameters are gathered in the forward and again in the backward pass, fp32 gradients are reduced and
-    scattered; hybrid: the scattered gradients are then all-reduced between nodes.
+    parameters are gathered in the forward and again in the backward pass of one micro-batch, fp32 gradients are
+    reduced and scattered; hybrid: the scattered gradients are then all-reduced between nodes. What further
+    micro-batches and collecting gather is not counted.
     """
     if shards == 1:
         return {"all-reduce of gradients": 2 * (ranks - 1) / ranks * 4.0 * parameters}
@@ -68,27 +92,30 @@ def scale(plan: Plan, nodes: int, nproc: int, *, bench: Path | None = None) -> l
     Raises:
         UserError: the file is not one.
     """
-    ranks, count = nodes * nproc, trained(plan)
-    whole = sum(plan.estimate.parts.values()) * GIB
-    state, rest = count * STATE / GIB, whole / GIB - count * STATE / GIB
-    lines = [
-        f"plan {plan.id} on {nodes} × {nproc} = {ranks} devices, on paper",
-        f"  state      {count:,} parameters × {STATE:.0f} B = {state:.1f} GiB; all else {rest:.1f} GiB",
-    ]
-    ways = {"none": 1, "full": ranks, **({"hybrid": nproc} if nodes > 1 else {})}
-    for name, shards in ways.items():
-        need = memory(plan, shards) / GIB
-        lines.append(
-            f"  {name:<10} {state:.1f} / {shards} + {rest:.1f} = {need:.1f} GiB a rank: "
-            f"{'fits' if need <= CARD else 'does not fit'} a card of 80 GB ({CARD:.0f} GiB free)"
-        )
-    for name, shards in ways.items():
-        sent = exchanged(count, ranks, shards)
+    ranks, ways = nodes * nproc, ways_of(plan, nodes, nproc)
+    lines = [f"plan {plan.id} on {nodes} × {nproc} = {ranks} devices, on paper; GiB a rank:"]
+    for name, way in ways.items():
+        parts = " + ".join(f"{title} {gib(size)}" for title, size in _grouped(way.estimate).items())
+        need = way.estimate.train_gib
+        fits = "fits" if need <= CARD else "does not fit"
+        lines.append(f"  {name:<10} {parts} = {gib(need)}: {fits} a card of 80 GB ({CARD:.0f} free)")
+    for name, way in ways.items():
+        sent = exchanged(way.trained, ranks, way.shards)
         parts = " + ".join(f"{title} {size / 1e9:.2f}" for title, size in sent.items())
-        took = _seconds(sent, nodes, shards, ranks)
+        took = _seconds(sent, nodes, way.shards, ranks)
         lines.append(f"  exchange   {name}: {parts} GB a step, {took:.2f} s")
     lines.append(f"{'':13}at {INSIDE / 1e9:.0f} GB/s in a node, {BETWEEN / 1e9:.0f} GB/s between")
     return lines + (_times(plan, nodes, ranks, ways, bench) if bench else [])
+
+
+def _grouped(estimate: Estimate) -> dict[str, float]:
+    """The estimate's parts: what is held, copies that are whole, and what one micro-batch takes."""
+    grouped = {"held": 0.0, "copies": 0.0, "micro-batch": 0.0}
+    for name, size in estimate.parts.items():
+        copies = name in ("autocast copy", "gathered for a while")
+        batch = name in ("activations", "logits", "decoder")
+        grouped["copies" if copies else "micro-batch" if batch else "held"] += size
+    return grouped
 
 
 def _seconds(sent: dict[str, float], nodes: int, shards: int, ranks: int) -> float:
@@ -100,7 +127,7 @@ def _seconds(sent: dict[str, float], nodes: int, shards: int, ranks: int) -> flo
     )
 
 
-def _times(plan: Plan, nodes: int, ranks: int, ways: dict[str, int], bench: Path) -> list[str]:
+def _times(plan: Plan, nodes: int, ranks: int, ways: dict[str, Way], bench: Path) -> list[str]:
     timings = _read(bench)
     images, lines = plan.config.train.images_per_step, []
     for timing in timings:
@@ -108,8 +135,10 @@ def _times(plan: Plan, nodes: int, ranks: int, ways: dict[str, int], bench: Path
         rate = figures.get("images")
         if rate and "step" in figures:
             share = -(-images // ranks)
-            for name, shards in ways.items():
-                sent = _seconds(exchanged(trained(plan), ranks, shards), nodes, shards, ranks)
+            for name, way in ways.items():
+                if name == "LoRA":
+                    continue  # the bench was of the full update
+                sent = _seconds(exchanged(way.trained, ranks, way.shards), nodes, way.shards, ranks)
                 step = share / rate + sent
                 lines.append(
                     f"  step       {name}: {share} images / {rate:.3g} 1/s + {sent:.2f} s = {step:.2f} s; "
