@@ -66,9 +66,9 @@ def exchanged(parameters: int, ranks: int, shards: int) -> dict[str, float]:
 
     Ring algorithms (Patarasuk & Yuan 2009; NCCL): of S bytes over N ranks an all-reduce sends 2(N−1)/N × S,
     an all-gather and a reduce-scatter (N−1)/N × S each. Sharded (Rajbhandari et al. 2020, section 7): bf16
-    parameters are gathered in the forward and again in the backward pass of one micro-batch, fp32 gradients are
-    reduced and scattered; hybrid: the scattered gradients are then all-reduced between nodes. What further
-    micro-batches and collecting gather is not counted.
+    parameters are gathered in the forward and again in the backward pass of one micro-batch, fp32 gradients
+    are reduced and scattered; hybrid: the scattered gradients are then all-reduced between nodes. What
+    further micro-batches and collecting gather is not counted.
     """
     if shards == 1:
         return {"all-reduce of gradients": 2 * (ranks - 1) / ranks * 4.0 * parameters}
