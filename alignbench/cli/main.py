@@ -27,8 +27,8 @@ from alignbench.cli import (
     watch,
     weights,
 )
-from alignbench.cli.launch import note_process, note_status
 from alignbench.cli.options import words_of_bash
+from alignbench.commands.launch import note_process, note_status
 from alignbench.distributed import join_slurm
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
 from alignbench.text import visible

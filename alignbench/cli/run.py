@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from alignbench.cli.common import carry_out, leave, plan_lines
-from alignbench.cli.launch import in_processes
 from alignbench.cli.options import (
     DATA,
     METHODS,
@@ -17,6 +16,7 @@ from alignbench.cli.options import (
     RECIPES,
     Bench,
     DryRun,
+    GridEvery,
     LogSamples,
     Nodes,
     Nproc,
@@ -29,9 +29,10 @@ from alignbench.cli.options import (
     many,
 )
 from alignbench.commands import jobs
+from alignbench.commands.launch import in_processes
 from alignbench.config import estimate
 from alignbench.config.following import TRACKERS
-from alignbench.config.plan import Job
+from alignbench.config.plan import Job, Plan
 from alignbench.config.scale import scale
 from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
@@ -65,9 +66,7 @@ def run(
         None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
     ),
     trackers: Annotated[list[str], many("--track", f"Also log to {', '.join(TRACKERS)}; repeatable.")],
-    grid_every: int = typer.Option(
-        0, "--grid-every", min=0, help="Steps between sample grids while training; 0: none."
-    ),
+    grid_every: GridEvery = 0,
     log_samples: LogSamples = False,
     log_shown: Shown = 32,
     plugin: Plugins,
@@ -98,9 +97,11 @@ def run(
         grid_every=grid_every,
         log_samples=log_shown if log_samples else 0,
     )
-    on_paper = dry_run and (nodes or nproc)
-    lines = scale(job.plan, nodes or 1, nproc or 1, bench=bench) if on_paper else plan_lines(job.plan)
-    _do(job, lines, resume=resume, dry_run=dry_run, as_json=as_json)
+    _do(job, _lines(job.plan, nodes, nproc, bench), resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def _lines(plan: Plan, nodes: int | None, nproc: int | None, bench: Path | None) -> list[str]:
+    return scale(plan, nodes or 1, nproc or 1, bench=bench) if nodes or nproc else plan_lines(plan)
 
 
 def _do(job: Job, lines: list[str], *, resume: bool, dry_run: bool, as_json: bool) -> None:

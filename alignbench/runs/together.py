@@ -25,7 +25,7 @@ from alignbench.metrics import bootstrap
 from alignbench.metrics.arrays import Device
 from alignbench.progress import Progress
 from alignbench.training.parallel import Parallel
-from alignbench.training.process_group import DONE, ENDED, ExchangeBroken
+from alignbench.training.process_group import DONE, ENDED, ExchangeBroken, new_board
 
 WORTH = 1e10
 """Multiplications, by the cubes of the eigen-solves, from which on distances are shared."""
@@ -42,7 +42,7 @@ class Together:
     """
 
     def __init__(self, parallel: Parallel, folder: Path) -> None:
-        self.board = parallel.board()
+        self.board = new_board()
         self.rank, self.ranks = parallel.rank, parallel.world_size
         self.is_first = parallel.is_main
         self._folder = folder

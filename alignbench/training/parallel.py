@@ -24,18 +24,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from alignbench import distributed
-from alignbench.dealing.pool import Blackboard, OwnBoard
 from alignbench.errors import UserError
 from alignbench.training import checkpoint
 from alignbench.training.checkpoint import State
-from alignbench.training.process_group import (
-    TIMEOUT,
-    StoreBoard,
-    after_first,
-    default_store,
-    exchange,
-    rejoin,
-)
+from alignbench.training.process_group import TIMEOUT, after_first, default_store, exchange, rejoin
 
 if TYPE_CHECKING:
     from alignbench.training.sharding import Shards
@@ -48,8 +40,7 @@ HOST = "alignbench/host/"
 """In the store, before a rank."""
 
 _BLOCKS = itertools.count()
-"""Numbers of the boards, and of the blocks that the first process does alone; every process comes to them in
-one order."""
+"""Numbers of the blocks that the first process does alone; every process comes to them in one order."""
 
 
 def choose_threads(parameters: int) -> int:
@@ -262,12 +253,6 @@ class Parallel:
     def barrier(self) -> None:
         with self._exchanging():
             self._accelerator.wait_for_everyone()
-
-    def board(self) -> Blackboard:
-        """Return a new board that all processes see; every process asks for its boards in one order."""
-        if self.world_size == 1:
-            return OwnBoard()
-        return StoreBoard(default_store(), f"alignbench/board/{next(_BLOCKS)}")
 
     @contextlib.contextmanager
     def _exchanging(self, *, computes: bool = False) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import distributed as group
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from alignbench.dealing.pool import Blackboard, OwnBoard
 from alignbench.distributed import world_size
 from alignbench.errors import RunFailed, UserError
 from alignbench.training.signals import ignore_signals
@@ -21,6 +23,7 @@ TIMEOUT = timedelta(hours=1)
 as much. One that ends is noticed at once."""
 
 DONE, ENDED = "done", "the first process ended"
+_BOARDS = itertools.count()
 PAUSE = 0.1
 """Seconds between two looks at the store."""
 
@@ -93,6 +96,13 @@ def default_store() -> Store:
 def _is_of_exchange(error: RuntimeError) -> bool:
     """Whether an error comes from the process group; gloo's have no type of their own."""
     return isinstance(error, group.DistError) or "gloo" in str(error)
+
+
+def new_board() -> Blackboard:
+    """Return a board that all processes see; every process asks for its boards in one order."""
+    if world_size() == 1:
+        return OwnBoard()
+    return StoreBoard(default_store(), f"alignbench/board/{next(_BOARDS)}")
 
 
 class StoreBoard:

@@ -129,5 +129,6 @@ def test_without_a_launcher_the_first_process_goes_on(
         said = second.communicate(timeout=60)[1]
         assert second.returncode == (0 if mishap == "late" else -9), said
     finally:
-        first.kill(), second.kill()
+        for process in (first, second):
+            process.kill()
     assert (tmp_path / "once").exists() and numbers(tmp_path) == alone

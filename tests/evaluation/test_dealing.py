@@ -189,10 +189,11 @@ def test_resamples_are_spread_and_equal_those_of_one_process(
         return whole(self, weights)
 
     monkeypatch.setattr(bootstrap.WeightedFrechet, "distance", distance)
+    monkeypatch.setattr("alignbench.runs.together.new_board", crew.board)
 
     def work(rank: int) -> None:
         threading.current_thread().name = str(rank)
-        parallel = SimpleNamespace(board=crew.board, rank=rank, world_size=3, is_main=rank == 0)
+        parallel = SimpleNamespace(rank=rank, world_size=3, is_main=rank == 0)
         with together(cast("Any", parallel), tmp_path) as group:
             if rank:
                 group.help()
@@ -207,9 +208,10 @@ def test_resamples_are_spread_and_equal_those_of_one_process(
 
 def test_the_others_hear_that_the_first_failed(tmp_path: Path, monkeypatch: Any) -> None:
     crew = Crew(2)
+    monkeypatch.setattr("alignbench.runs.together.new_board", crew.board)
 
     def work(rank: int) -> None:
-        parallel = SimpleNamespace(board=crew.board, rank=rank, world_size=2, is_main=rank == 0)
+        parallel = SimpleNamespace(rank=rank, world_size=2, is_main=rank == 0)
         with together(cast("Any", parallel), tmp_path) as group:
             if rank == 0:
                 raise RunFailed("no rows")

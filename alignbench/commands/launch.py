@@ -11,8 +11,6 @@ import types
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from alignbench.distributed import LAUNCHED
 from alignbench.errors import EXIT_FAILED, EXIT_PARTIAL, UserError
 
@@ -28,7 +26,7 @@ def in_processes(nproc: int | None) -> None:
 
     Raises:
         UserError: a launcher has started this process, or the machine has fewer GPUs.
-        typer.Exit: with the processes' exit status.
+        SystemExit: with the processes' exit status.
     """
     if nproc is None or STATUS in os.environ:  # the latter: this is one of them
         return
@@ -44,7 +42,7 @@ def in_processes(nproc: int | None) -> None:
     with tempfile.TemporaryDirectory(prefix="alignbench-") as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         command += [str(nproc), "-m", "alignbench", *_without_nproc(sys.argv[1:])]
-        raise typer.Exit(_wait(command, nproc, Path(folder)))
+        raise SystemExit(_wait(command, nproc, Path(folder)))
 
 
 def _without_nproc(arguments: Sequence[str]) -> list[str]:
