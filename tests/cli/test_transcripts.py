@@ -153,7 +153,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         machine.setattr("huggingface_hub.constants.HF_HUB_CACHE", "home")
         for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "FORCE_COLOR", "ALIGNBENCH_PATH", "HF_HOME"):
             machine.delenv(name, raising=False)
-        for name, value in {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        told = {
+            "COLUMNS": "80",
+            "TERM": "dumb",
+            "NO_COLOR": "1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        for name, value in told.items():
             machine.setenv(name, value)
         machine.setattr(sys, "argv", ["alignbench"])
         machine.setattr(torch.cuda, "is_available", lambda: False)
