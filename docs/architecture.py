@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("alignbench", "methods", "evaluators", "registry")
-GROUND = {"api", "distributed", "errors", "files", "progress", "randomness", "text", ""}
+GROUND = {"api", "dealing", "distributed", "errors", "files", "progress", "randomness", "text", ""}
 """Modules that everything may import; the empty name is the package itself."""
 FREE = {"cli", "commands", "testing", "__main__"}
 """What may import everything below it."""

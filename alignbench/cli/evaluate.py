@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from alignbench.cli.options import (
     MODELS,
     DryRun,
     LogSamples,
+    Nproc,
     Out,
     Plugins,
     Protocol,
@@ -21,6 +23,7 @@ from alignbench.cli.options import (
     changes,
 )
 from alignbench.commands import jobs
+from alignbench.commands.launch import in_processes
 from alignbench.errors import UserError, refuse
 from alignbench.registry import plugins
 from alignbench.registry.lookup import Registry
@@ -52,17 +55,14 @@ def evaluate(
     log_samples: LogSamples = False,
     log_shown: Shown = 32,
     plugin: Plugins,
+    nproc: Nproc = None,
     dry_run: DryRun = False,
     as_json: RecordJson = False,
 ) -> None:
     """Score a model, a finished run, a tokenizer or any images under a protocol."""
-    given = {"--model": model, "--samples": samples, "--run": run}
-    named = [option for option, value in given.items() if value is not None]
-    if len(named) != 1:
-        raise UserError(
-            f"{' and '.join(named) or 'nothing'} given to evaluate",
-            fix="name one of --model NAME, --run DIR and --samples PATH",
-        )
+    _require_one({"--model": model, "--samples": samples, "--run": run})
+    if not dry_run:
+        in_processes(nproc)
     choices = jobs.Choices(protocol=protocol, options=assignments, workers=workers, plugins=plugin, out=out)
     choices["log_samples"] = log_shown if log_samples else 0
     exports = tuple(kind for kind, wanted in {"npz": write_npz, "png": write_png}.items() if wanted)
@@ -85,6 +85,15 @@ def evaluate(
             leave(plan_lines(job.plan), job.plan.problems, plan=job.plan if as_json else None)
         refuse(job.plan.id, job.plan.problems)
         carry_out(plan_lines(job.plan), partial(jobs.run, job), job.registry, job.out, as_json=as_json)
+
+
+def _require_one(given: Mapping[str, object]) -> None:
+    named = [option for option, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise UserError(
+            f"{' and '.join(named) or 'nothing'} given to evaluate",
+            fix="name one of --model NAME, --run DIR and --samples PATH",
+        )
 
 
 def _reconstruction_protocol(registry: Registry, model: str) -> str:

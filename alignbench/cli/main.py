@@ -28,6 +28,8 @@ from alignbench.cli import (
     weights,
 )
 from alignbench.cli.options import words_of_bash
+from alignbench.commands.launch import note_process, note_status
+from alignbench.distributed import join_slurm
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
 from alignbench.text import visible
 
@@ -100,6 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without π or → is no reason to stop
     try:
+        note_process()
+        join_slurm()
         with words_of_bash():
             app(args=arguments, prog_name="alignbench")
     except UserError as error:
@@ -113,6 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _complain(text: str, exit_code: int) -> NoReturn:
+    note_status(exit_code)
     Console(stderr=True).print(f"alignbench: {visible(text)}", highlight=False, markup=False, soft_wrap=True)
     sys.exit(exit_code)
 

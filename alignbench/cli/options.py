@@ -96,6 +96,21 @@ Shown = Annotated[
     int, typer.Option("--log-shown", min=1, help="Worst and best images of each score on that page.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+GridEvery = Annotated[
+    int, typer.Option("--grid-every", min=0, help="Steps between sample grids while training; 0: none.")
+]
+Nproc = Annotated[
+    int | None,
+    typer.Option("--nproc", min=1, help="Processes on this machine, one for each GPU; through torchrun."),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option("--nodes", min=1, help="With --dry-run: what a run would need and take on so many nodes."),
+]
+Bench = Annotated[
+    Path | None,
+    typer.Option("--bench", help="With --dry-run and --nproc: times of one device, by bench --json."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RecordJson = Annotated[bool, typer.Option("--json", help="Print the plan or the record as JSON.")]
 

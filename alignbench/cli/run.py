@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +14,12 @@ from alignbench.cli.options import (
     METHODS,
     MODELS,
     RECIPES,
+    Bench,
     DryRun,
+    GridEvery,
     LogSamples,
+    Nodes,
+    Nproc,
     Out,
     Plugins,
     Protocol,
@@ -24,9 +29,11 @@ from alignbench.cli.options import (
     many,
 )
 from alignbench.commands import jobs
+from alignbench.commands.launch import in_processes
 from alignbench.config import estimate
 from alignbench.config.following import TRACKERS
-from alignbench.config.plan import Job
+from alignbench.config.plan import Job, Plan
+from alignbench.config.scale import scale
 from alignbench.errors import UserError, refuse
 from alignbench.run_folder import check_folder
 
@@ -59,16 +66,19 @@ def run(
         None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
     ),
     trackers: Annotated[list[str], many("--track", f"Also log to {', '.join(TRACKERS)}; repeatable.")],
-    grid_every: int = typer.Option(
-        0, "--grid-every", min=0, help="Steps between sample grids while training; 0: none."
-    ),
+    grid_every: GridEvery = 0,
     log_samples: LogSamples = False,
     log_shown: Shown = 32,
     plugin: Plugins,
+    nproc: Nproc = None,
+    nodes: Nodes = None,
+    bench: Bench = None,
     dry_run: DryRun = False,
     as_json: RecordJson = False,
 ) -> None:
     """Post-train a model with a method, evaluate it before and after, and write the run folder."""
+    if not dry_run:
+        _start(nproc, nodes, bench)
     job = jobs.plan(
         method,
         model,
@@ -87,16 +97,27 @@ def run(
         grid_every=grid_every,
         log_samples=log_shown if log_samples else 0,
     )
-    _do(job, resume=resume, dry_run=dry_run, as_json=as_json)
+    _do(job, _lines(job.plan, nodes, nproc, bench), resume=resume, dry_run=dry_run, as_json=as_json)
 
 
-def _do(job: Job, *, resume: bool, dry_run: bool, as_json: bool) -> None:
+def _lines(plan: Plan, nodes: int | None, nproc: int | None, bench: Path | None) -> list[str]:
+    return scale(plan, nodes or 1, nproc or 1, bench=bench) if nodes or nproc else plan_lines(plan)
+
+
+def _do(job: Job, lines: list[str], *, resume: bool, dry_run: bool, as_json: bool) -> None:
     disk = estimate.disk_problem(job.out, job.plan.estimate.disk_gib)
     problems = [*job.problems, *filter(None, [disk])]
     if dry_run:
-        leave(plan_lines(job.plan), problems, plan=job.plan if as_json else None)
+        leave(lines, problems, plan=job.plan if as_json else None)
     refuse(job.plan.id, problems)
     check_folder(job.out, job.plan)
     if not resume and job.out.exists() and any(job.out.iterdir()):
         raise UserError(f"{job.out} already holds this run", fix="leave --no-resume away, or choose --out")
-    carry_out(plan_lines(job.plan), partial(jobs.run, job), job.registry, job.out, as_json=as_json)
+    carry_out(lines, partial(jobs.run, job), job.registry, job.out, as_json=as_json)
+
+
+def _start(nproc: int | None, nodes: int | None, bench: Path | None) -> None:
+    """Start processes where that was asked; refuse what only `--dry-run` reads."""
+    if nodes is not None or bench is not None:
+        raise UserError("--nodes and --bench only plan", fix="add --dry-run; to start, see docs/launch.md")
+    in_processes(nproc)

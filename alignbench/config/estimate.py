@@ -45,6 +45,7 @@ def estimate(
     lora: LoraShape | None = None,
     *,
     processes: int = 1,
+    per_node: int | None = None,
 ) -> Estimate:
     """Estimate memory and disk from the architecture.
 
@@ -54,9 +55,9 @@ def estimate(
     copy. The decoder keeps about 6.5 feature maps of base width at full resolution per image. Compared with
     measured peaks in docs/performance.md.
 
-    `train.shard` divides the 16 bytes among `processes` (`hybrid`: among those of a node). What is trained is
-    then whole for a while, in the precision of the run while collecting; and where a step has several
-    micro-batches, so are their float32 gradients while updating. `auto` counts as undivided.
+    `train.shard` divides the 16 bytes among `processes` (`hybrid`: among the `per_node` of a node). What is
+    trained is then whole for a while, in the precision of the run while collecting; and where a step has
+    several micro-batches, so are their float32 gradients while updating. `auto` counts as undivided.
     """
     shape, tokenizer, train = model.policy, model.tokenizer, config.train
     width = 2 if train.precision == "bf16" else 4
@@ -64,7 +65,7 @@ def estimate(
     frozen, copied = shape.parameters + tokenizer.parameters - trainable, trainable
     shares = 1
     if train.shard in ("full", "hybrid"):
-        shares = processes // distributed.shard_copies(train.shard, processes)
+        shares = processes // distributed.shard_copies(train.shard, processes, per_node)
     held = {"weights, gradients, optimiser": trainable * 16.0 / shares + frozen * 4.0}
     if lora:
         trainable, copied = lora.trainable, lora.trainable + _rounded_copies(shape, lora, train.recompute)

@@ -1,6 +1,6 @@
 """Evaluate image sets under a protocol: measure every shard once, then turn rows into metrics.
 
-Measuring is shared by all processes, scoring is the first one's. A result file that exists is not computed
+All processes measure (`runs.together`), the first one scores. A result file that exists is not computed
 again. Results of an untouched model are also kept in the cache folder, addressed by everything they depend
 on, so that comparing ten methods evaluates the base once.
 """
@@ -19,7 +19,7 @@ import torch
 from alignbench import run_folder
 from alignbench.api import Evaluator, ImageSet, Metric
 from alignbench.errors import RunFailed, UserError, failure_of
-from alignbench.evaluation.features import FeatureStore, Rank, measure
+from alignbench.evaluation.features import FeatureStore, Unit, units_of
 from alignbench.evaluation.real import References, computed_by, store_of
 from alignbench.evaluation.sample_log import FOLDER, NOTES, ImageNotes, SampleLog, columns_of, recorded
 from alignbench.evaluation.score import Score, read_score, write_score
@@ -33,6 +33,8 @@ from alignbench.registry.protocol import EvaluatorCard, ProtocolCard, Setting
 
 Sets = Callable[[str, int], ImageSet]
 """(setting, sampling seed) → images; must be cheap to call."""
+Wanting = tuple[str, str, int]
+"""(evaluator, setting, sampling seed) without a result; or `NOTES` for the rows of a log."""
 
 
 def build_evaluators(
@@ -70,33 +72,33 @@ class Evaluation:
     """Of the run."""
     cache: Path | None
     """Folder of results shared between runs, or None."""
-    rank: Rank
     notes: ImageNotes | None = None
     """What a log of the samples says besides; None: none is wanted."""
 
-    def measure(self, progress: Progress) -> None:
-        """Measure every set whose result or log is not there yet; this process's share of the shards."""
-        work = []
-        unscored: set[str] = set()
-        for setting, seed in self.addresses:
-            pending = {name for name in self.evaluators if self._stored(name, setting, seed) is None}
-            unscored |= pending
-            if pending or not self._is_logged(setting, seed):
-                images = self.sets(setting, seed)
-                stores = self._log_rows(images, setting, seed) if self.notes else {}
-                stores |= {name: self._rows(name, images, setting, seed) for name in pending}
-                work.append((images, stores))
-        units = sum(len(images.shards()) for images, _ in work)
-        if not units:
-            return
-        reference = {name: self.evaluators[name] for name in unscored if self._uses_reference(name)}
-        self.references.measure(reference, self.rank, progress)
-        with progress.stage(f"evaluate {self.subject}", units) as stage:
-            dealt = 0  # over all sets: many small ones would otherwise all be the first rank's
-            for images, stores in work:
-                measuring = {name: self._measuring(name) for name in stores}
-                measure(images, measuring, stores, rank=self.rank, stage=stage, first=dealt)
-                dealt += len(images.shards())
+    def wanting(self) -> list[Wanting]:
+        """Return what has no result yet, and the sets whose log is wanted and not there."""
+        found: list[Wanting] = []
+        for address in self.addresses:
+            pending = [name for name in self.evaluators if self._stored(name, *address) is None]
+            found += [(name, *address) for name in pending]
+            if self.notes and (pending or not self._is_logged(*address)):
+                found.append((NOTES, *address))
+        return found
+
+    def units(self, wanting: Sequence[Wanting]) -> list[Unit]:
+        """Return the shards to be measured for what is wanting."""
+        units = []
+        for address in dict.fromkeys((setting, seed) for _, setting, seed in wanting):
+            images = self.sets(*address)
+            stores = self._log_rows(images, *address) if (NOTES, *address) in wanting else {}
+            names = [name for name in self.evaluators if (name, *address) in wanting]
+            stores |= {name: self._rows(name, images, *address) for name in names}
+            units += units_of(images, {name: self._measuring(name) for name in stores}, stores)
+        return units
+
+    def uses_reference(self, name: str) -> bool:
+        """Whether an evaluator compares with the reference."""
+        return name != NOTES and "reference" in self.cards[name].needs
 
     def scores(self, progress: Progress) -> list[Score]:
         """Return the scores of every evaluator, setting and seed; all shards must have been measured."""
@@ -167,9 +169,6 @@ class Evaluation:
         assert self.notes is not None
         return self.notes
 
-    def _uses_reference(self, name: str) -> bool:
-        return "reference" in self.cards[name].needs
-
     @property
     def addresses(self) -> list[tuple[str, int]]:
         return [(setting, seed) for setting in self.protocol.settings for seed in self.protocol.seeds]
@@ -207,7 +206,7 @@ class Evaluation:
         evaluator = self.evaluators[name]
         started = time.monotonic()
         try:
-            reference = self.references.of(name, evaluator) if self._uses_reference(name) else None
+            reference = self.references.of(name, evaluator) if self.uses_reference(name) else None
             with failure_of(f"evaluator {name!r}"):
                 metrics = _checked(evaluator.score(rows, reference), self.cards[name])
         except UserError as error:

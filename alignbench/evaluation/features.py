@@ -13,14 +13,15 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from alignbench.api import PROMPT, Evaluator, ImageSet, Prompt, Rows
+from alignbench.dealing.pool import Pool, work
 from alignbench.errors import RunFailed, failure_of, out_of_memory_as
 from alignbench.files import write_atomic
 from alignbench.progress import Stage
@@ -32,16 +33,6 @@ META = "_meta"
 """Array in each file with JSON text: key, seconds."""
 PIXELS = "_pixels"
 """Column in each file: SHA-256 of each image's bytes, [n, 32]."""
-
-
-class Rank(Protocol):
-    """Which of several processes this one is."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -152,47 +143,73 @@ class StoredFeatures:
                 ) from error
 
 
-def measure(
-    images: ImageSet,
-    evaluators: Mapping[str, Evaluator],
-    stores: Mapping[str, FeatureStore],
-    *,
-    rank: Rank,
-    stage: Stage,
-    first: int = 0,
-) -> None:
-    """Fill the stores with this process's share of the shards; each shard is decoded once for all evaluators.
+@dataclass(frozen=True)
+class Unit:
+    """One shard of an image set, to be looked at by some evaluators: decoded once for all of them."""
 
-    Shard n belongs to rank (first + n) mod world size; `first` counts the shards of sets dealt before.
+    images: ImageSet
+    number: int
+    """Of the shard."""
+    evaluators: Mapping[str, Evaluator]
+    stores: Mapping[str, FeatureStore]
+
+    def absent(self) -> list[str]:
+        """Return the evaluators that have not seen the shard."""
+        return [name for name in self.evaluators if not self.stores[name].has(self.number)]
+
+
+def units_of(
+    images: ImageSet, evaluators: Mapping[str, Evaluator], stores: Mapping[str, FeatureStore]
+) -> list[Unit]:
+    """Return a unit for each shard of an image set."""
+    return [Unit(images, number, evaluators, stores) for number, _ in enumerate(images.shards())]
+
+
+def measure(units: Sequence[Unit], pool: Pool, stage: Stage) -> None:
+    """Fill the stores together with the other processes of the pool; returns when all shards are there.
 
     Raises:
         RunFailed: an evaluator returns other than one row per image, or needs more memory than there is.
     """
-    for number, _ in enumerate(images.shards()):
-        if (first + number) % rank.world_size == rank.rank:
-            absent = [name for name in evaluators if not stores[name].has(number)]
-            if absent:
-                _measure_shard(images, number, {name: evaluators[name] for name in absent}, stores)
-        stage.advance()
+    seen = 0
+
+    def look(number: int) -> bool:
+        nonlocal seen
+        absent = units[number].absent()
+        if absent:
+            _measure(units[number], absent, lambda: not pool.is_done(number))
+        if number >= seen:
+            stage.advance(number + 1 - seen)  # the units before it are others'
+            seen = number + 1
+        return bool(absent)
+
+    work(pool, look)
+    if pool.rank == 0:  # what was lost with a process between two messages
+        for unit in units:
+            if lost := unit.absent():
+                _measure(unit, lost, lambda: True)
+    if seen < len(units):
+        stage.advance(len(units) - seen)
 
 
-def _measure_shard(
-    images: ImageSet, number: int, evaluators: Mapping[str, Evaluator], stores: Mapping[str, FeatureStore]
-) -> None:
+def _measure(unit: Unit, names: Sequence[str], wanted: Callable[[], bool]) -> None:
+    """Look at a shard with some evaluators; rows that are no longer wanted are not kept."""
     started = time.monotonic()
-    batch = images.load(number)
+    batch = unit.images.load(unit.number)
     digests = [hashlib.sha256(image.tobytes()).digest() for image in batch.images.numpy()]
     pixels = np.stack([np.frombuffer(digest, dtype=np.uint8) for digest in digests])
     load_seconds = time.monotonic() - started
-    for name, evaluator in evaluators.items():
+    for name in names:
         started = time.monotonic()
         what = f"evaluator {name!r}: out of memory with shards of {len(batch)} images"
         with out_of_memory_as(what, "a device with more memory"), failure_of(f"evaluator {name!r}"):
-            rows = _checked(evaluator.measure(batch), len(batch))
+            rows = _checked(unit.evaluators[name].measure(batch), len(batch))
         if batch.prompts:
             rows[PROMPT] = np.array([prompt_key(prompt) for prompt in batch.prompts])
         seconds = time.monotonic() - started
-        stores[name].write(number, rows, pixels=pixels, load_seconds=load_seconds, seconds=seconds)
+        if not wanted():  # scored, and cut down, while this process was slow
+            return
+        unit.stores[name].write(unit.number, rows, pixels=pixels, load_seconds=load_seconds, seconds=seconds)
         load_seconds = 0.0  # counted once, however many evaluators look
 
 

@@ -18,7 +18,6 @@ import torch
 from alignbench.api import Backbone, Evaluator, ImageSet
 from alignbench.data.dataset import open_dataset
 from alignbench.evaluation.evaluate import Evaluation, Sets, build_evaluators
-from alignbench.evaluation.features import Rank
 from alignbench.evaluation.real import References, computed_by
 from alignbench.evaluation.reference import open_reference
 from alignbench.evaluation.score import Score
@@ -45,7 +44,6 @@ class ProtocolEvaluation:
     """Of the protocol."""
     requirements: Requirements
     device: torch.device
-    rank: Rank
     folder: Path
     """Of the run."""
     workers: int
@@ -199,7 +197,6 @@ class ProtocolEvaluation:
             device=self.device,
             folder=self.folder,
             cache=cache,
-            rank=self.rank,
         )
 
 

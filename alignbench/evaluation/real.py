@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from alignbench.api import Evaluator, ImageSet, Reference
-from alignbench.evaluation.features import FORM, FeatureStore, Rank, measure
+from alignbench.evaluation.features import FORM, FeatureStore, Unit, units_of
 from alignbench.files import code_digest, digest_of
-from alignbench.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -28,16 +27,17 @@ class References:
     """Where rows of the reference images are kept."""
     device: torch.device
 
-    def measure(self, evaluators: Mapping[str, Evaluator], rank: Rank, progress: Progress) -> None:
-        """Measure the reference images, this process's share of them."""
+    def wanting(self, evaluators: Mapping[str, Evaluator]) -> list[str]:
+        """Return the evaluators that have not seen all reference images."""
+        units = self.units(evaluators)
+        return sorted({name for unit in units for name in unit.absent()})
+
+    def units(self, evaluators: Mapping[str, Evaluator]) -> list[Unit]:
+        """Return the shards of the reference images."""
         if self.images is None or not evaluators:
-            return
+            return []
         stores = {name: self._row_store(name, evaluator) for name, evaluator in evaluators.items()}
-        numbers = range(len(self.images.shards()))
-        if all(store.has(number) for store in stores.values() for number in numbers):
-            return
-        with progress.stage("measure reference", len(self.images.shards())) as stage:
-            measure(self.images, evaluators, stores, rank=rank, stage=stage)
+        return units_of(self.images, evaluators, stores)
 
     def of(self, name: str, evaluator: Evaluator) -> Reference | None:
         """Return the reference as one evaluator sees it."""

@@ -6,7 +6,9 @@ The reference is taken as given: only the generated rows are resampled. A resamp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +134,32 @@ def _centred_gram(gram: Tensor, w: Tensor) -> Tensor:
     return centred * w.sqrt() * w.sqrt()[:, None]
 
 
+def distances_of(
+    features: np.ndarray, mean: np.ndarray, cov: np.ndarray, weights: np.ndarray, device: Device = None
+) -> list[float]:
+    """Return the Fréchet distance of the rows for each weighting [K, N]; see `WeightedFrechet`."""
+    frechet = WeightedFrechet(features, mean, cov, device=device)
+    return [frechet.distance(one) for one in weights]
+
+
+Distances = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Device], list[float]]
+_distances: ContextVar[Distances] = ContextVar("distances", default=distances_of)
+
+
+@contextmanager
+def computed_by(distances: Distances) -> Iterator[None]:
+    """Let something else than this process alone compute the distances of resamples inside the block.
+
+    Args:
+        distances: gives what `distances_of` gives.
+    """
+    before = _distances.set(distances)
+    try:
+        yield
+    finally:
+        _distances.reset(before)
+
+
 def resamples(count: int, *, replicates: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each of `count` images is drawn, [count] int64 with sum `count`, for each replicate.
 
@@ -167,10 +195,11 @@ def frechet_bootstrap(
     """
     if replicates < 2:
         raise ValueError(f"{replicates} replicates; a standard deviation needs two")
-    frechet = WeightedFrechet(features, mean, cov, device=device)
-    count = len(frechet)
-    drawn = [frechet.distance(weights) for weights in resamples(count, replicates=replicates, seed=seed)]
-    return FrechetBootstrap(frechet.distance(np.ones(count)), tuple(drawn))
+    count = len(features)
+    require(count, 2, what="images", why="a covariance")
+    weights = np.stack([np.ones(count, dtype=np.int64), *resamples(count, replicates=replicates, seed=seed)])
+    value, *drawn = _distances.get()(features, mean, cov, weights, device)
+    return FrechetBootstrap(value, tuple(drawn))
 
 
 def frechet_at_infinity(
@@ -205,11 +234,9 @@ def frechet_at_infinity(
         sizes = [round(size) for size in np.linspace(smallest, count, POINTS)]
     if min(sizes) < 2 or max(sizes) > count or len(set(sizes)) < 2:
         raise ValueError(f"subset sizes {list(sizes)} of {count} rows")
-    frechet = WeightedFrechet(features, mean, cov, device=device)
     rng = np.random.default_rng(seed)
-    values = []
-    for size in sizes:
-        weights = np.zeros(count)
-        weights[rng.permutation(count)[:size]] = 1
-        values.append(frechet.distance(weights))
+    weights = np.zeros((len(sizes), count), dtype=np.int64)
+    for number, size in enumerate(sizes):
+        weights[number, rng.permutation(count)[:size]] = 1
+    values = _distances.get()(features, mean, cov, weights, device)
     return float(np.polynomial.polynomial.polyfit(1 / np.asarray(sizes, dtype=np.float64), values, 1)[0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.runs.recorder import RunRecorder
 from alignbench.runs.sample_grids import draw_grid
+from alignbench.runs.together import together
 from alignbench.samples import grid
 from alignbench.training.parallel import Parallel
 from alignbench.training.reward_parts import TrainingRewards
 from alignbench.training.setup import build_model, names_of
 
 SUBJECTS: tuple[Subject, Subject] = ("base", "method")
+Picture = Callable[[], tuple[str, torch.Tensor]]
+"""Draws a caption's images."""
 
 
 def evaluate_models(
@@ -70,27 +74,31 @@ def evaluate_models(
         model = evaluation.model(subject, weights_digest(weights), backbone, sampled=sampled, cache=cache)
         if rewards is not None:
             model = replace(model, notes=_notes_of(job, subject, evaluation, rewards, progress))
-        model.measure(progress)
         models.append(model)
-        if parallel.is_main and first_time:
-            batch = plan.protocol.batch
-            with out_of_memory_as("out of memory while drawing sample images", smaller_batch(batch)):
-                pictures.append(_picture(job, evaluation, model, backbone, sampled))
-    parallel.barrier()
-    if not parallel.is_main:
-        return
-    found: list[Result] = []
-    for model in models:
-        networks = _reward_networks(plan, job.registry) if model.subject == "method" else ()
-        results = evaluation.results(model, progress, networks)
-        found += results
-        yield results
-        export_images(model, job.exports, progress)
-    if job.log_samples:
-        recorded = [x for x in recorder.results if x.protocol.digest == plan.protocol_digest] or found
-        write_logs(models, recorded, job.log_samples, progress)
-    if first_time:
-        grid.write_grid(folder / "samples.png", [*pictures, *_real(evaluation)])
+        pictures.append(partial(_picture, job, evaluation, model, backbone, sampled))
+    with together(parallel, folder) as group:
+        group.measure(models, progress)
+        if not parallel.is_main:
+            group.help()
+            return
+        drawn = _drawn(plan, pictures) if first_time else []
+        found: list[Result] = []
+        for model in models:
+            networks = _reward_networks(plan, job.registry) if model.subject == "method" else ()
+            results = evaluation.results(model, progress, networks)
+            found += results
+            yield results
+            export_images(model, job.exports, progress)
+        if job.log_samples:
+            recorded = [x for x in recorder.results if x.protocol.digest == plan.protocol_digest] or found
+            write_logs(models, recorded, job.log_samples, progress)
+        if first_time:
+            grid.write_grid(folder / "samples.png", [*drawn, *_real(evaluation)])
+
+
+def _drawn(plan: Plan, pictures: Sequence[Picture]) -> list[tuple[str, torch.Tensor]]:
+    with out_of_memory_as("out of memory while drawing sample images", smaller_batch(plan.protocol.batch)):
+        return [picture() for picture in pictures]
 
 
 def _evaluation(job: Job, parallel: Parallel, folder: Path) -> ProtocolEvaluation:
@@ -102,7 +110,6 @@ def _evaluation(job: Job, parallel: Parallel, folder: Path) -> ProtocolEvaluatio
         name=plan.config.protocol,
         requirements=plan.requirements,
         device=parallel.device,
-        rank=parallel,
         folder=folder,
         workers=job.workers,
         num_classes=plan.model.num_classes,

@@ -21,6 +21,7 @@ from alignbench.registry.protocol import Setting, resolve_protocol
 from alignbench.runs import environment
 from alignbench.runs.evaluate_models import about_run, write_logs
 from alignbench.runs.session import devices, session
+from alignbench.runs.together import together
 from alignbench.samples.external import SampleImages, open_samples
 from alignbench.text import plain_line
 
@@ -159,7 +160,6 @@ def score(job: SamplesJob, command: str, progress: Progress) -> RunRecord:
                 name=plan.protocol_name,
                 requirements=plan.requirements,
                 device=parallel.device,
-                rank=parallel,
                 folder=job.out,
                 workers=job.workers,
             )
@@ -169,11 +169,16 @@ def score(job: SamplesJob, command: str, progress: Progress) -> RunRecord:
             if job.log_samples:
                 about = about_run(plan.id, plan.title, evaluation)
                 samples = replace(samples, notes=ImageNotes(about, (), None))
-            samples.measure(progress)
-            parallel.barrier()
-            results = evaluation.results(samples, progress) if parallel.is_main else []
-            if job.log_samples and parallel.is_main:
-                write_logs([samples], finished.results if finished else results, job.log_samples, progress)
+            results = []
+            with together(parallel, job.out) as group:
+                group.measure([samples], progress)
+                if not parallel.is_main:
+                    group.help()
+                else:
+                    results = evaluation.results(samples, progress)
+                    if job.log_samples:
+                        recorded = finished.results if finished else results
+                        write_logs([samples], recorded, job.log_samples, progress)
         return finished or current.finish(_record(plan, results, command, started))
 
 

@@ -186,7 +186,6 @@ class Gallery:
             name=self.plan.config.protocol,
             requirements=self.plan.requirements,
             device=parallel.device,
-            rank=parallel,
             folder=cache_root() / "figures",
             workers=default_workers(self.plan.protocol.image_size),
             num_classes=self.plan.model.num_classes,

@@ -16,7 +16,7 @@ from alignbench.samples.pixels import channels_first
 
 SHARD = 256
 """Images per shard of a large set, or somewhat more where a shard is a whole number of batches."""
-SHARDS = 64
+SHARDS = 512
 """How many a smaller set is cut into, if it has so many batches: shards are what processes share."""
 
 

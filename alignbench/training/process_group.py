@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
 from torch import distributed as group
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from alignbench.dealing.pool import Blackboard, OwnBoard
 from alignbench.distributed import world_size
 from alignbench.errors import RunFailed, UserError
 from alignbench.training.signals import ignore_signals
@@ -21,6 +23,7 @@ TIMEOUT = timedelta(hours=1)
 as much. One that ends is noticed at once."""
 
 DONE, ENDED = "done", "the first process ended"
+_BOARDS = itertools.count()
 PAUSE = 0.1
 """Seconds between two looks at the store."""
 
@@ -93,6 +96,40 @@ def default_store() -> Store:
 def _is_of_exchange(error: RuntimeError) -> bool:
     """Whether an error comes from the process group; gloo's have no type of their own."""
     return isinstance(error, group.DistError) or "gloo" in str(error)
+
+
+def new_board() -> Blackboard:
+    """Return a board that all processes see; every process asks for its boards in one order."""
+    if world_size() == 1:
+        return OwnBoard()
+    return StoreBoard(default_store(), f"alignbench/board/{next(_BOARDS)}")
+
+
+class StoreBoard:
+    """Counters and texts in the process group's store (a `dealing.pool.Blackboard`).
+
+    Every call raises ExchangeBroken if the store is gone: whoever held it, the launcher or the first process.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = PrefixStore(name, store)
+
+    def add(self, key: str, amount: int) -> int:
+        with exchange():
+            return int(self._store.add(key, amount))
+
+    def set(self, key: str, value: str) -> None:
+        with exchange():
+            self._store.set(key, value)
+
+    def get(self, keys: Sequence[str]) -> list[str | None]:
+        with exchange():
+            known = list(keys)
+            if not self._store.check(known):  # the store would wait for the ones that are missing
+                known = [key for key in known if self._store.check([key])]
+            texts = self._store.multi_get(known) if known else []
+        found = {key: text.decode() for key, text in zip(known, texts, strict=True)}
+        return [found.get(key) for key in keys]
 
 
 @contextlib.contextmanager

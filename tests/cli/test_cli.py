@@ -104,15 +104,15 @@ def test_the_command_line_surface_is_frozen() -> None:
 
 SURFACE = {
     "run": [
-        "--checkpoint-every", "--data", "--dry-run", "--eval", "--grid-every", "--json",
-        "--log-samples", "--log-shown", "--method", "--model", "--out", "--plugin", "--protocol", "--recipe",
-        "--resume", "--seed", "--set", "--steps", "--track", "--workers", "-m",
+        "--bench", "--checkpoint-every", "--data", "--dry-run", "--eval", "--grid-every", "--json",
+        "--log-samples", "--log-shown", "--method", "--model", "--nodes", "--nproc", "--out", "--plugin",
+        "--protocol", "--recipe", "--resume", "--seed", "--set", "--steps", "--track", "--workers", "-m",
     ],
     "watch": ["--json", "--once", "runs"],
     "evaluate": [
-        "--dry-run", "--json", "--log-samples", "--log-shown", "--model", "--name", "--out", "--plugin",
-        "--protocol", "--reconstruction", "--run", "--samples", "--set", "--workers", "--write-npz",
-        "--write-png",
+        "--dry-run", "--json", "--log-samples", "--log-shown", "--model", "--name", "--nproc", "--out",
+        "--plugin", "--protocol", "--reconstruction", "--run", "--samples", "--set", "--workers",
+        "--write-npz", "--write-png",
     ],
     "sample": [
         "--cfg", "--classes", "--model", "--number", "--out", "--prompt", "--run", "--seed", "--set",

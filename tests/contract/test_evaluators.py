@@ -14,11 +14,11 @@ from torch import Tensor
 
 from alignbench import randomness
 from alignbench.api import Evaluator, ImageBatch, Prompt, Reference
-from alignbench.evaluation.features import FeatureStore, StoredFeatures, measure
+from alignbench.evaluation.features import FeatureStore, StoredFeatures, measure, units_of
 from alignbench.progress import Progress, Stage
 from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.protocol import EvaluatorCard
-from tests.helpers.toys import Rank
+from tests.helpers.toys import alone
 
 REGISTRY = Registry.default()
 NAMES = [
@@ -73,7 +73,8 @@ def built(name: str) -> tuple[EvaluatorCard, Evaluator]:
 
 def rows(evaluator: Evaluator, images: Images, folder: Path) -> StoredFeatures:
     store = FeatureStore(folder / images.identity, f"{images.identity}{images.shard}")
-    measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
+    units = units_of(images, {"it": evaluator}, {"it": store})
+    measure(units, alone(len(units)), STAGE)
     return store.rows(len(images.shards()))
 
 

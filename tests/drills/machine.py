@@ -113,7 +113,7 @@ class Machine(Drill):
     def restarts(self) -> None:
         """One process of two is killed and torchrun starts both again; in turn with shards and without."""
         self.turns += 1
-        more = ["--no-eval", *(["--set", "train.shard=full"] if self.turns % 2 else [])]
+        more = ["--set", "train.shard=full"] if self.turns % 2 else []
         wanted = self._wanted_of(2, *more)
         with self.trial() as folder, (folder / "errors").open("w+") as errors:
             out = folder / "run"
@@ -123,8 +123,7 @@ class Machine(Drill):
             )
             while self._child(running.pid) == running.pid and running.poll() is None:
                 time.sleep(0.05)
-            # From the first import to after the export: `seconds` are those of one that evaluates, too.
-            time.sleep(self.draw.uniform(0.0, self.seconds))
+            time.sleep(self.draw.uniform(0.0, 1.5 * self.seconds))  # from the first import to the last score
             if (target := self._child(running.pid)) != running.pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(target, signal.SIGKILL)

@@ -12,9 +12,9 @@ import torch
 
 from alignbench.api import PROMPT, ImageBatch, Metric, Prompt, Rows
 from alignbench.errors import RunFailed
-from alignbench.evaluation.features import FeatureStore, measure, prompt_key
+from alignbench.evaluation.features import FeatureStore, measure, prompt_key, units_of
 from alignbench.progress import Progress, Stage
-from tests.helpers.toys import Rank
+from tests.helpers.toys import alone
 
 STAGE = Stage(Progress(quiet=True), "measure", total=99, done=0)
 
@@ -60,9 +60,10 @@ def store(folder: Path, key: str = "key") -> FeatureStore:
     return FeatureStore(folder / "mean", key)
 
 
-def run(images: Images, evaluator: Mean, folder: Path, rank: Rank | None = None) -> FeatureStore:
+def run(images: Images, evaluator: Mean, folder: Path) -> FeatureStore:
     rows = store(folder)
-    measure(images, {"mean": evaluator}, {"mean": rows}, rank=rank or Rank(0, 1), stage=STAGE)
+    units = units_of(images, {"mean": evaluator}, {"mean": rows})
+    measure(units, alone(len(units)), STAGE)
     return rows
 
 
@@ -80,21 +81,10 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert rows.digest == whole.digest and (rows.column("level") == whole.column("level")).all()
 
 
-def test_three_processes_share_the_shards(tmp_path: Path) -> None:
-    images = [Images() for _ in range(3)]
-    for rank in range(3):
-        run(images[rank], Mean(), tmp_path, Rank(rank, 3))
-    assert [one.reads for one in images] == [[0], [1], [2]]
-    alone = run(Images(), Mean(), tmp_path / "alone").rows(3)
-    together = store(tmp_path).rows(3)
-    assert together.digest == alone.digest
-    assert (together.column("level") == alone.column("level")).all()
-
-
 def test_each_shard_is_decoded_once_for_all_evaluators(tmp_path: Path) -> None:
     images = Images()
     stores = {name: FeatureStore(tmp_path / name, name) for name in ("a", "b", "c")}
-    measure(images, {name: Mean() for name in stores}, stores, rank=Rank(0, 1), stage=STAGE)
+    measure(units_of(images, {name: Mean() for name in stores}, stores), alone(3), STAGE)
     assert images.reads == [0, 1, 2]
     assert all(rows.has(number) for rows in stores.values() for number in range(3))
 
@@ -158,15 +148,6 @@ def test_an_evaluator_that_fails_or_gives_no_numbers_is_named(tmp_path: Path) ->
         RunFailed, match="'mean' failed: ValueError: column level holds values that are not numbers"
     ):
         run(Images(), Nan(), tmp_path)
-
-
-def test_small_sets_are_not_all_dealt_to_the_first_process(tmp_path: Path) -> None:
-    """Each of three sets is one unit; `first` counts the units of the sets before."""
-    images = [Images() for _ in range(3)]
-    for rank in range(3):
-        rows = store(tmp_path / str(rank))
-        measure(images[rank], {"mean": Mean()}, {"mean": rows}, rank=Rank(rank, 3), stage=STAGE, first=1)
-    assert [one.reads for one in images] == [[2], [0], [1]]
 
 
 def test_equal_prompts_have_equal_keys() -> None:

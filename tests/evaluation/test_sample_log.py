@@ -15,11 +15,11 @@ import torch
 from alignbench.api import ImageBatch, Metric, Prompt, Rows
 from alignbench.errors import RunFailed
 from alignbench.evaluation.extremes import extremes
-from alignbench.evaluation.features import FeatureStore, measure
+from alignbench.evaluation.features import FeatureStore, measure, units_of
 from alignbench.evaluation.sample_log import NOTES, ImageNotes, SampleLog, columns_of, read_log
 from alignbench.progress import Progress, Stage
 from alignbench.registry.protocol import EvaluatorCard
-from tests.helpers.toys import Rank
+from tests.helpers.toys import alone
 
 STAGE = Stage(Progress(quiet=True), "measure", total=99, done=0)
 TEXTS = ['a\n"line"', "</script>\0", "\u2028\u202e", "\ud800 alone", "naïve 図", ""]
@@ -84,7 +84,8 @@ def log_in(folder: Path, ranks: int = 1) -> tuple[SampleLog, dict[str, FeatureSt
     notes, stores = ImageNotes({"run": "r"}, (), Halves()), stores_in(folder)
     for rank in range(ranks):
         evaluators: Any = {"levels": Levels(), NOTES: notes}
-        measure(Images(), evaluators, stores, rank=Rank(rank, ranks), stage=STAGE)
+        share = units_of(Images(), evaluators, stores)[rank::ranks]
+        measure(share, alone(len(share)), STAGE)
     header = {"subject": "base", "setting": {"name": "t1"}, "seed": 3, "images": 6, "scores": {}}
     header |= {"pixels": [stores[NOTES].rows(2).digest], "rewards": dict(Halves.facts)}
     columns = columns_of({"levels": CARD})

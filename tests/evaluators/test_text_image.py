@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from alignbench.api import Evaluator, ImageBatch, Prompt, ScoreRequest
 from alignbench.errors import RunFailed
 from alignbench.evaluation.evaluate import build_evaluators
-from alignbench.evaluation.features import FeatureStore, StoredFeatures, measure
+from alignbench.evaluation.features import FeatureStore, StoredFeatures, measure, units_of
 from alignbench.evaluators import hps
 from alignbench.hub.locate import locate_asset
 from alignbench.hub.verify import verify_asset
@@ -29,7 +29,7 @@ from alignbench.rewards.build import build
 from alignbench.samples.external import SampleImages
 from tests.helpers.data_sets import refused
 from tests.helpers.tiny_open_clip import make_config, make_model, save_folder
-from tests.helpers.toys import Rank
+from tests.helpers.toys import alone
 
 REGISTRY = Registry.default()
 CPU = torch.device("cpu")
@@ -81,7 +81,8 @@ def rows_of(evaluator: Evaluator, batch: ImageBatch, folder: Path) -> StoredFeat
         batch=4,
     )
     store = FeatureStore(folder, "key")
-    measure(images, {"it": evaluator}, {"it": store}, rank=Rank(0, 1), stage=STAGE)
+    units = units_of(images, {"it": evaluator}, {"it": store})
+    measure(units, alone(len(units)), STAGE)
     return store.rows(len(images.shards()))
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alignbench.dealing.pool import OwnBoard, Pool
 
-@dataclass(frozen=True)
-class Rank:
-    """One process of several, where only its number matters (a `features.Rank`)."""
 
-    rank: int
-    world_size: int
+def alone(units: int) -> Pool:
+    """A pool of one process."""
+    return Pool(OwnBoard(), "alone", units, 0, 1)
 
 
 @dataclass
