@@ -9,19 +9,8 @@ from typing import Annotated
 
 import typer
 
+from alignbench.cli import options
 from alignbench.cli.common import carry_out, leave, plan_lines
-from alignbench.cli.options import (
-    MODELS,
-    DryRun,
-    LogSamples,
-    Nproc,
-    Out,
-    Plugins,
-    Protocol,
-    RecordJson,
-    Shown,
-    changes,
-)
 from alignbench.commands import jobs
 from alignbench.commands.launch import in_processes
 from alignbench.errors import UserError, refuse
@@ -32,7 +21,7 @@ from alignbench.registry.lookup import Registry
 def evaluate(
     *,
     model: str | None = typer.Option(
-        None, "--model", help="Model to evaluate; see: list models.", autocompletion=MODELS
+        None, "--model", help="Model to evaluate; see: list models.", autocompletion=options.MODELS
     ),
     samples: Path | None = typer.Option(
         None, "--samples", help="Score these images instead: a folder, or an ADM .npz file."
@@ -40,24 +29,26 @@ def evaluate(
     run: Path | None = typer.Option(
         None, "--run", help="Score a finished run under another protocol; its record gains the results."
     ),
-    protocol: Protocol = None,
+    protocol: options.Protocol = None,
     reconstruction: bool = typer.Option(
         False, "--reconstruction", help="Score the tokenizer: the model's reconstruction protocol."
     ),
     name: str = typer.Option("", "--name", help="With --samples: what tables call the images."),
-    assignments: Annotated[list[str], changes("e.g. model.policy=PATH, assets.NAME=PATH; repeatable.")],
-    out: Out = None,
+    assignments: Annotated[
+        list[str], options.changes("e.g. model.policy=PATH, assets.NAME=PATH; repeatable.")
+    ],
+    out: options.Out = None,
     write_npz: bool = typer.Option(
         False, "--write-npz", help="Also write the images as ADM sample files, for other evaluators."
     ),
     write_png: bool = typer.Option(False, "--write-png", help="Also write the images as PNG files."),
     workers: int | None = typer.Option(None, "--workers", min=0, help="Threads that decode images."),
-    log_samples: LogSamples = False,
-    log_shown: Shown = 32,
-    plugin: Plugins,
-    nproc: Nproc = None,
-    dry_run: DryRun = False,
-    as_json: RecordJson = False,
+    log_samples: options.LogSamples = False,
+    log_shown: options.Shown = 32,
+    plugin: options.Plugins,
+    nproc: options.Nproc = None,
+    dry_run: options.DryRun = False,
+    as_json: options.RecordJson = False,
 ) -> None:
     """Score a model, a finished run, a tokenizer or any images under a protocol."""
     _require_one({"--model": model, "--samples": samples, "--run": run})

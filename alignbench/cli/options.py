@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from alignbench.commands import words
+from alignbench.config.following import TRACKERS
 from alignbench.errors import UserError
 
 CLASS_LISTS = {"va-pi": (21, 167, 285, 538, 856, 933, 953, 997)}
@@ -89,6 +90,11 @@ Protocol = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default: runs/<id>.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Recipe; default: the one for method and model.", autocompletion=RECIPES),
+]
+Trackers = Annotated[list[str], many("--track", f"Also log to {', '.join(TRACKERS)}; repeatable.")]
 LogSamples = Annotated[
     bool, typer.Option("--log-samples", help="Also log every scored image with its numbers, and a page.")
 ]

@@ -8,30 +8,11 @@ from typing import Annotated
 
 import typer
 
+from alignbench.cli import options
 from alignbench.cli.common import carry_out, leave, plan_lines
-from alignbench.cli.options import (
-    DATA,
-    METHODS,
-    MODELS,
-    RECIPES,
-    Bench,
-    DryRun,
-    GridEvery,
-    LogSamples,
-    Nodes,
-    Nproc,
-    Out,
-    Plugins,
-    Protocol,
-    RecordJson,
-    Shown,
-    changes,
-    many,
-)
 from alignbench.commands import jobs
 from alignbench.commands.launch import in_processes
 from alignbench.config import estimate
-from alignbench.config.following import TRACKERS
 from alignbench.config.plan import Job, Plan
 from alignbench.config.scale import scale
 from alignbench.errors import UserError, refuse
@@ -41,22 +22,20 @@ from alignbench.run_folder import check_folder
 def run(
     *,
     method: str = typer.Option(
-        ..., "--method", "-m", help="Method to train with; see: list methods.", autocompletion=METHODS
+        ..., "--method", "-m", help="Method to train with; see: list methods.", autocompletion=options.METHODS
     ),
     model: str = typer.Option(
-        ..., "--model", help="Model to start from; see: list models.", autocompletion=MODELS
+        ..., "--model", help="Model to start from; see: list models.", autocompletion=options.MODELS
     ),
     data: str | None = typer.Option(
-        None, "--data", help="Data set; default: the model's.", autocompletion=DATA
+        None, "--data", help="Data set; default: the model's.", autocompletion=options.DATA
     ),
-    recipe: str | None = typer.Option(
-        None, "--recipe", help="Recipe; default: the one for method and model.", autocompletion=RECIPES
-    ),
-    protocol: Protocol = None,
-    assignments: Annotated[list[str], changes("Change one value; repeatable.")],
+    recipe: options.Recipe = None,
+    protocol: options.Protocol = None,
+    assignments: Annotated[list[str], options.changes("Change one value; repeatable.")],
     seed: int = typer.Option(0, "--seed", help="Training seed."),
     steps: int | None = typer.Option(None, "--steps", help="Optimiser steps; same as --set train.steps."),
-    out: Out = None,
+    out: options.Out = None,
     resume: bool = typer.Option(
         True, "--resume/--no-resume", help="Continue an interrupted run of the same plan (the default)."
     ),
@@ -65,16 +44,16 @@ def run(
     workers: int | None = typer.Option(
         None, "--workers", min=0, help="Threads that decode images; default: none for tiny images, up to 8."
     ),
-    trackers: Annotated[list[str], many("--track", f"Also log to {', '.join(TRACKERS)}; repeatable.")],
-    grid_every: GridEvery = 0,
-    log_samples: LogSamples = False,
-    log_shown: Shown = 32,
-    plugin: Plugins,
-    nproc: Nproc = None,
-    nodes: Nodes = None,
-    bench: Bench = None,
-    dry_run: DryRun = False,
-    as_json: RecordJson = False,
+    trackers: options.Trackers,
+    grid_every: options.GridEvery = 0,
+    log_samples: options.LogSamples = False,
+    log_shown: options.Shown = 32,
+    plugin: options.Plugins,
+    nproc: options.Nproc = None,
+    nodes: options.Nodes = None,
+    bench: options.Bench = None,
+    dry_run: options.DryRun = False,
+    as_json: options.RecordJson = False,
 ) -> None:
     """Post-train a model with a method, evaluate it before and after, and write the run folder."""
     if not dry_run:

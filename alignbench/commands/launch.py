@@ -12,10 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignbench.distributed import LAUNCHED
-from alignbench.errors import EXIT_FAILED, EXIT_PARTIAL, UserError
+from alignbench.errors import EXIT_FAILED, EXIT_PARTIAL, RunFailed, UserError
 
 STATUS = "ALIGNBENCH_STATUS"
 """Environment variable: the folder in which each process leaves its id and, in the end, its exit status."""
+AGENT = """
+import logging, runpy, sys
+logging.disable(logging.CRITICAL)
+try:
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+except Exception:
+    sys.exit(1)
+"""
+"""torchrun without its report: each process says itself why it ends, and `_wait` which one was killed."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -25,7 +34,7 @@ def in_processes(nproc: int | None) -> None:
     Signals go to the first process, which stops the others as it would under any launcher.
 
     Raises:
-        UserError: a launcher has started this process, or the machine has fewer GPUs.
+        UserError: a launcher has started this process, or the machine has fewer GPUs; a process was killed.
         SystemExit: with the processes' exit status.
     """
     if nproc is None or STATUS in os.environ:  # the latter: this is one of them
@@ -40,7 +49,7 @@ def in_processes(nproc: int | None) -> None:
             fix="one process for each GPU",
         )
     with tempfile.TemporaryDirectory(prefix="alignbench-") as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        command = [sys.executable, "-c", AGENT, "torch.distributed.run", "--standalone", "--nproc-per-node"]
         command += [str(nproc), "-m", "alignbench", *_without_nproc(sys.argv[1:])]
         raise SystemExit(_wait(command, nproc, Path(folder)))
 
@@ -55,7 +64,11 @@ def _without_nproc(arguments: Sequence[str]) -> list[str]:
 
 
 def _wait(command: Sequence[str], nproc: int, folder: Path) -> int:
-    """Run torchrun, pass signals on, and return the exit status that one process would have."""
+    """Run torchrun, pass signals on, and return the exit status that one process would have.
+
+    Raises:
+        RunFailed: a process was killed.
+    """
     # A session of its own: Ctrl-C reaches this process alone, which passes it on.
     launcher = subprocess.Popen(command, env={**os.environ, STATUS: str(folder)}, start_new_session=True)
     asked = False
@@ -83,7 +96,8 @@ def _wait(command: Sequence[str], nproc: int, folder: Path) -> int:
         return EXIT_FAILED if EXIT_FAILED in failed else min(failed)
     if asked or len(list(folder.glob("status-*"))) == nproc:
         return EXIT_PARTIAL
-    return EXIT_FAILED  # one was killed
+    gone = [str(rank) for rank in range(nproc) if not (folder / f"status-{rank}").exists()]
+    raise RunFailed(f"killed: process {' and '.join(gone)} of {nproc}", fix="run the same command again")
 
 
 def note_process() -> None:

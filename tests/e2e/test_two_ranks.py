@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,9 @@ def mishap(images):
 """
 
 
-def two_ranks(folder: Path, mishap: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+def two_ranks(
+    folder: Path, mishap: str, *launcher: str, start: Sequence[str] = TORCHRUN
+) -> subprocess.CompletedProcess[str]:
     """Run AR-GRPO on two processes, in the second of which something happens once."""
     plugin = folder / "mishap.py"
     plugin.write_text(MISHAP)
@@ -123,7 +126,7 @@ def two_ranks(folder: Path, mishap: str, *launcher: str) -> subprocess.Completed
         "--set", "train.images_per_step=4", "--out", str(folder / "run"),
     ]  # fmt: skip
     return subprocess.run(
-        [*TORCHRUN, *launcher, "-m", "alignbench", *arguments],
+        [*start, *launcher, "-m", "alignbench", *arguments, *(["--nproc", "2"] if start != TORCHRUN else [])],
         capture_output=True,
         text=True,
         timeout=120,
@@ -228,3 +231,19 @@ def test_torchrun_restarts_a_run_by_itself(tmp_path: Path, undisturbed: bytes) -
     done = two_ranks(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", "--max-restarts", "2")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "export" / "policy.safetensors").read_bytes() == undisturbed
+
+
+ENDS = {
+    "os.kill(os.getpid(), signal.SIGTERM)": 3,
+    "1 / 0": 1,
+    "os.kill(os.getpid(), signal.SIGKILL)": 1,
+    "pass": 0,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mishap", ENDS)
+def test_nproc_ends_as_one_process_does(tmp_path: Path, mishap: str) -> None:
+    done = two_ranks(tmp_path, mishap, start=[sys.executable])
+    assert done.returncode == ENDS[mishap] and "Traceback" not in done.stderr, done.stderr
+    assert ("run the same command again" in done.stderr) == (done.returncode > 0)

@@ -96,13 +96,6 @@ class Browser:
         code = "const d = document.documentElement; return d.scrollWidth - d.clientWidth"
         return cast(int, self.script(code))
 
-    def screenshot(self, path: Path) -> None:
-        """Save the whole page as PNG."""
-        import base64
-
-        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-        path.write_bytes(base64.b64decode(shot["data"]))
-
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:

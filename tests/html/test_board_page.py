@@ -105,9 +105,8 @@ def test_a_point_shows_its_row_its_command_and_its_samples(browser: Browser, pag
     browser.open(page)
     points = browser.driver.find_elements("css selector", "#table-1 .frontier [data-point]")
     named = {point.get_attribute("aria-label").split(": ")[0]: point for point in points}
-    ActionChains(browser.driver).move_to_element(
-        named["VA-π, T=1"].find_element("css selector", ".mark")
-    ).perform()
+    mark = named["VA-π, T=1"].find_element("css selector", ".mark")
+    ActionChains(browser.driver).move_to_element(mark).perform()
     said = str(browser.script(PANEL))
     assert "VA-π" in said and "1.335 ± 0.165" in said and "training 20 s, CPU" in said
     assert "alignbench run --method vapi --model llamagen-tiny --seed 0" in said
@@ -120,10 +119,8 @@ def test_a_point_shows_its_row_its_command_and_its_samples(browser: Browser, pag
     assert browser.script(PANEL) != first
     browser.keys("\ue012", "\ue012")
     assert browser.script("return document.activeElement.dataset.point") == str(len(points) - 1)
-    assert (
-        browser.script("return document.querySelectorAll('#table-1 [data-point][tabindex=\"0\"]').length")
-        == 1
-    )
+    stops = browser.script("return document.querySelectorAll('#table-1 [data-point][tabindex=\"0\"]').length")
+    assert stops == 1
 
 
 def test_a_picked_method_stands_out_and_axes_can_be_chosen(browser: Browser, page: Path) -> None:
@@ -131,10 +128,8 @@ def test_a_picked_method_stands_out_and_axes_can_be_chosen(browser: Browser, pag
     browser.driver.find_elements("css selector", "#table-1 .pick")[1].click()
     lines = "return [...document.querySelectorAll('#table-1 .join')].filter(x => !x.matches('.dim')).length"
     assert browser.script(lines) == 2  # it and the base
-    assert (
-        browser.script("return document.querySelector('#table-1 .pick[aria-pressed=true]').innerText.trim()")
-        == "VA-π"
-    )
+    picked = browser.script("return document.querySelector('#table-1 [aria-pressed=true]').innerText.trim()")
+    assert picked == "VA-π"
     browser.script(
         """const select = document.querySelector("#table-1 .axis-x");
         select.value = -1; select.dispatchEvent(new Event("change"))"""

@@ -213,17 +213,8 @@ def test_two_agents_are_two_nodes(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         place = f"localhost:{free.getsockname()[1]}"
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        "2",
-        "--nproc-per-node",
-        "2",
-        "--rdzv-backend",
-        "c10d",
-    ]
-    command = [sys.executable, *launcher, "--rdzv-endpoint", place, "--local-addr", "localhost"]
+    launcher = "-m torch.distributed.run --nnodes 2 --nproc-per-node 2 --rdzv-backend c10d"
+    command = [sys.executable, *launcher.split(), "--rdzv-endpoint", place, "--local-addr", "localhost"]
     command += ["-m", "tests.training.sharded", str(tmp_path), str(cut)]
     agents = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
     said = [agent.communicate(timeout=600)[1] for agent in agents]
