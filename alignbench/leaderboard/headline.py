@@ -165,9 +165,8 @@ def columns(table: Table) -> list[HeadColumn]:
         made.append(_column("own best (setting)", texts, best, bold=[mean == leading for mean in best]))
     if base is not None and base.best is not None and len(lines) > 1:
         than = column.text(base.best.cells[column.key].interval.mean)
-        changes = [line.at_best for line in lines]
-        texts = [_change(change, column) for change in changes]
-        values = [change.mean if change else None for change in changes]
+        texts = [_change(line, column) for line in lines]
+        values = [line.at_best.mean if line.at_best else None for line in lines]
         made.append(_column(f"against base's {'best, ' if several else ''}{than}", texts, values))
     costs = [line.row.cost for line in lines]
     if any(costs):
@@ -198,8 +197,11 @@ def shown(table: Table) -> tuple[list[str], list[list[Shown]]]:
     return [x.title for x in made], [list(texts) for texts in zip(*(x.texts for x in made), strict=True)]
 
 
-def _change(change: Difference | None, column: Column) -> str:
-    return "" if change is None else f"{column.signed(change.mean)}, {verdict(change, column)}"
+def _change(line: Standing, column: Column) -> str:
+    mark = "†" * (line.best is not None and line.best.cells[column.key].rewarded)
+    return (
+        f"{column.signed(line.at_best.mean)}{mark}, {verdict(line.at_best, column)}" if line.at_best else ""
+    )
 
 
 def cost(spent: Cost | None) -> str:
