@@ -114,12 +114,12 @@ def test_rollout_and_teacher_forced_logprobs_agree(changes: dict[str, Any]) -> N
     experience = kept(collected)
     uniforms = randomness.uniforms(0, "ar-grpo-token", 0, data.index.tolist(), (GROUP, 16))
     rollout = model.generate(
-        data.condition.repeat(GROUP), torch.from_numpy(uniforms).view(-1, 16), method.sampling
+        data.condition.repeat(GROUP), torch.from_numpy(uniforms).view(-1, 16), method.config.sampling
     )
     assert torch.equal(rollout.tokens, experience.tokens)
     assert gap(rollout.logprobs, experience.logprobs) < 1e-5
     assert collected.metrics["rollout_gap"].item() < 1e-5
-    expected = guided_table(model, experience, method.sampling)
+    expected = guided_table(model, experience, method.config.sampling)
     assert gap(of_tokens(expected, experience.tokens), experience.logprobs) < 1e-5
     entropy = torch.special.entr(expected.exp()).sum(-1).mean().item()
     assert collected.metrics["entropy"].item() == pytest.approx(entropy, abs=1e-5)
@@ -170,7 +170,7 @@ def test_a_token_that_left_the_top_k_set_keeps_a_finite_ratio() -> None:
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    table = guided_table(model, experience, method.sampling)
+    table = guided_table(model, experience, method.config.sampling)
     assert of_tokens(table, experience.tokens).isinf().any()  # the case does occur
     loss = method.loss(experience)
     loss.value.backward()
