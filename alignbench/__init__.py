@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from alignbench.commands.models import load_model, sample
     from alignbench.commands.tables import board, cards, compare
     from alignbench.errors import RunFailed, UserError
+    from alignbench.evaluators.functions import metric
     from alignbench.rewards.functions import reward
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "compare",
     "evaluate",
     "load_model",
+    "metric",
     "plan",
     "reward",
     "run",
@@ -40,6 +42,7 @@ _HOME = {
     "commands.models": ["load_model", "sample"],
     "commands.tables": ["board", "cards", "compare"],
     "errors": ["RunFailed", "UserError"],
+    "evaluators.functions": ["metric"],
     "rewards.functions": ["reward"],
 }
 """{module: what it defines}."""

@@ -73,6 +73,9 @@ def resolve_protocol(card: ProtocolCard, options: dict[str, Any]) -> ProtocolCar
                 raise UserError(what, fix=f"it has {', '.join(card.settings)}")
             chosen[name] = card.settings[name]
         changes["settings"] = chosen
+    if options.get("evaluators"):
+        more = [name.strip() for name in str(options["evaluators"]).split(",")]
+        changes["evaluators"] = list(dict.fromkeys([*card.evaluators, *more]))
     return card.model_copy(update=changes)
 
 
@@ -194,6 +197,11 @@ class ProtocolCard(Card):
     settings: dict[str, Setting]
     """By name; a card leaves out the name, and numbers that change nothing."""
     reference: ReferenceSpec | None = None
+
+    def gives(self, need: str) -> bool:
+        """Whether the images come with what an evaluator's card says that it `needs`."""
+        given = {"reference": self.reference, "prompts": self.prompts, "originals": self.task != "generation"}
+        return bool(given[need])
 
     @field_validator("settings", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from alignbench.cli.common import leaving_out, print_json, put
-from alignbench.cli.options import METRICS, Json, many
+from alignbench.cli.options import METRICS, Json, Plugins, many
 from alignbench.commands import boards, tables
 from alignbench.errors import EXIT_FAILED, UserError
 
@@ -25,6 +25,7 @@ class Format(str, Enum):
 
 
 def leaderboard(
+    *,
     runs: list[Path] = typer.Argument(None, help="Run folders, run.json files, or folders of runs."),
     out: Path = typer.Option(Path("leaderboards"), "--out", help="Folder of the tables and their records."),
     check: bool = typer.Option(False, "--check", help="Only check that the tables match their records."),
@@ -34,6 +35,7 @@ def leaderboard(
     html: bool = typer.Option(
         False, "--html", help="Also write index.html, one file for a browser; without runs: of --out."
     ),
+    plugin: Plugins,
 ) -> None:
     """Write leaderboards from run records, or check that they are what their records give."""
     if check:
@@ -41,7 +43,7 @@ def leaderboard(
             raise UserError(
                 "--check takes no runs, no --format and no --html: it makes the pages of --out again"
             )
-        differing = boards.check(out)
+        differing = boards.check(out, plugins=plugin)
         put(*differing)
         if differing:
             raise UserError(
@@ -59,9 +61,9 @@ def leaderboard(
         raise UserError("--format prints, --html writes: one of them")
     with leaving_out() as tell:
         if form:
-            put(getattr(tables.board(runs, tell=tell), form.value)().rstrip("\n"))
+            put(getattr(tables.board(runs, plugins=plugin, tell=tell), form.value)().rstrip("\n"))
         else:
-            put(*boards.leaderboard(runs, out, html=html, tell=tell))
+            put(*boards.leaderboard(runs, out, html=html, plugins=plugin, tell=tell))
 
 
 def report(
@@ -95,12 +97,13 @@ def compare(
     a: str = typer.Argument(..., help=SIDE),
     b: str = typer.Argument(..., help="The other one; differences are B minus A."),
     metric: Annotated[list[str], many("--metric", "Only this metric; may be repeated.", complete=METRICS)],
+    plugin: Plugins,
     as_json: Json = False,
 ) -> None:
     """Compare two evaluations of one protocol, metric by metric."""
     from alignbench.leaderboard import export, terminal
 
-    comparison = tables.compare(a, b, metric)
+    comparison = tables.compare(a, b, metric, plugins=plugin)
     if as_json:
         print_json(export.comparison_data(comparison))
     else:

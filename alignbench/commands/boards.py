@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignbench.errors import RunFailed, UserError
 from alignbench.files import write_atomic
 from alignbench.progress import Progress
 from alignbench.registry.lookup import Registry
+from alignbench.registry.plugins import load_registry
 
 if TYPE_CHECKING:
     from alignbench.leaderboard.table import Board, Table
@@ -25,13 +26,19 @@ WIDTH = 640
 
 
 def leaderboard(
-    runs: Iterable[str | os.PathLike[str]], out: Path, *, html: bool = False, tell: Tell | None = None
+    runs: Iterable[str | os.PathLike[str]],
+    out: Path,
+    *,
+    html: bool = False,
+    plugins: Sequence[Any] = (),
+    tell: Tell | None = None,
 ) -> list[Path]:
     """Add runs to a leaderboard folder, make its pages again and draw the pictures of pages that changed.
 
     Args:
         runs: run folders, record files, or folders of either.
         html: also make `index.html`; one that is there is always made again.
+        plugins: what brings the cards of metrics that are not built in.
         tell: called for a record of `runs` that cannot be read, which is left out; None: it is an error.
 
     Returns:
@@ -44,7 +51,7 @@ def leaderboard(
     from alignbench.html.board import FILE_NAME, page
     from alignbench.leaderboard import board, markdown
 
-    registry = Registry.default()
+    registry = load_registry(plugins)
     facts, assets, rewards = registry.metric_facts(), registry.asset_cards(), registry.reward_cards()
     paths = [Path(run) for run in runs]
     records = board.collect(paths, tell)
@@ -85,7 +92,7 @@ def report(run: str | os.PathLike[str], *, html: bool = False) -> list[Path]:
         raise RunFailed(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
-def check(out: Path) -> list[str]:
+def check(out: Path, *, plugins: Sequence[Any] = ()) -> list[str]:
     """Make a leaderboard folder again from its records and compare; return `file: what is wrong`.
 
     Raises:
@@ -94,7 +101,7 @@ def check(out: Path) -> list[str]:
     from alignbench.html.board import FILE_NAME, page
     from alignbench.leaderboard import board
 
-    registry = Registry.default()
+    registry = load_registry(plugins)
     facts, assets, rewards = registry.metric_facts(), registry.asset_cards(), registry.reward_cards()
     wrong = board.check(out, facts, registry.published_cards(), assets, rewards)
     if (out / FILE_NAME).is_file():

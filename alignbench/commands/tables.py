@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignbench.errors import UserError, suggest
 from alignbench.registry.lookup import Registry
+from alignbench.registry.plugins import load_registry
 from alignbench.registry.schema import Card
 
 if TYPE_CHECKING:
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
     from alignbench.record import RunRecord, Tell
 
 
-def board(runs: Iterable[RunRecord | str | os.PathLike[str]], *, tell: Tell | None = None) -> Leaderboard:
+def board(
+    runs: Iterable[RunRecord | str | os.PathLike[str]],
+    *,
+    plugins: Sequence[Any] = (),
+    tell: Tell | None = None,
+) -> Leaderboard:
     """Make the tables of runs: `.markdown()`, `.latex()`, `.csv()`, `.json()`, `.rows()` and `.frame()`.
 
     Args:
         runs: records, run folders, record files, or folders of either.
+        plugins: what brings the cards of metrics that are not built in; a metric without a card is not shown.
         tell: called for a record that cannot be read, which is left out; None: it is an error.
 
     Raises:
@@ -36,7 +43,7 @@ def board(runs: Iterable[RunRecord | str | os.PathLike[str]], *, tell: Tell | No
     runs = list(runs)
     records = [run for run in runs if isinstance(run, RunRecord)]
     paths = [Path(run) for run in runs if not isinstance(run, RunRecord)]
-    registry = Registry.default()
+    registry = load_registry(plugins)
     made = _built([*records, *collect(paths, tell)], registry)
     return Leaderboard(made.tables)
 
@@ -77,18 +84,19 @@ def cards(kind: str) -> dict[str, Card]:
     return registry.usable(kind)[0]
 
 
-def compare(a: str, b: str, metrics: Sequence[str] = ()) -> Comparison:
+def compare(a: str, b: str, metrics: Sequence[str] = (), *, plugins: Sequence[Any] = ()) -> Comparison:
     """Compare two evaluations of one protocol, metric by metric; differences are b minus a.
 
     Args:
         a: a run folder or record file; `RUN:base`, `RUN:method` or `RUN:samples` to choose.
         b: the other one.
         metrics: only these; default: all that both have.
+        plugins: as for `board`.
 
     Raises:
         UserError: they were not made under one protocol, or a metric that neither has.
     """
     from alignbench.leaderboard.compare import compare, read_evaluated
 
-    facts = Registry.default().metric_facts()
+    facts = load_registry(plugins).metric_facts()
     return compare(read_evaluated(a), read_evaluated(b), facts, metrics=metrics)

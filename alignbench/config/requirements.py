@@ -13,7 +13,7 @@ from alignbench.api import Prompt
 from alignbench.config.settings import RunConfig
 from alignbench.data.prompts import read_prompts
 from alignbench.distributed import world_size
-from alignbench.errors import Problem, UserError, missing_packages
+from alignbench.errors import Problem, UserError, missing_packages, suggest
 from alignbench.hub.locate import FileStatus, assets_of, locate_asset, locate_reward_files
 from alignbench.hub.verify import AssetFile, Requirements, verify, verify_asset
 from alignbench.registry.class_names import TABLES, read_names
@@ -81,7 +81,8 @@ def _missing_names(registry: Registry, name: str, protocol: ProtocolCard) -> Ite
         if card not in registry.locations[kind]:
             yield Problem(
                 f"protocol {name}",
-                f"{SINGULAR[kind]} {card!r} is not in this version: no card has this name",
+                f"{SINGULAR[kind]} {card!r} is not in this version: no card has this name."
+                f"{suggest(card, registry.locations[kind])}",
                 "train only with --no-eval, then score the exported weights elsewhere",
             )
 
@@ -93,6 +94,9 @@ def _evaluator_problems(registry: Registry, protocol: ProtocolCard) -> Iterator[
         missing, fix = missing_packages(card.packages, card.extra)
         if missing:
             yield Problem(f"evaluator {name}", f"needs {', '.join(missing)}", fix)
+        if lacking := [need for need in card.needs if not protocol.gives(need)]:
+            what = f"needs {', '.join(lacking)}, which the protocol's images come without"
+            yield Problem(f"evaluator {name}", what, "score with it under another protocol")
     for name, card in cards.items():
         values = {key: option.default for key, option in card.options.items()}
         values |= protocol.options.get(name, {})

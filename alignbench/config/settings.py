@@ -79,12 +79,8 @@ COMMON_OPTIONS: dict[str, dict[str, Option]] = {
         "samples": Option(default=0, minimum=0, doc="Images per sampling seed; 0: as the protocol says."),
         "seeds": Option(default="", doc="Sampling seeds, e.g. 0,1,2; empty: as the protocol says."),
         "settings": Option(default="", doc="Sampling settings, e.g. t1,cfg2; empty: all of the protocol."),
-        "batch": Option(
-            default=0,
-            minimum=0,
-            doc="Images generated together, for want of memory; rounding and so the protocol become others.",
-            rare=True,
-        ),
+        "batch": Option(default=0, minimum=0, doc="Images generated together; changes rounding.", rare=True),
+        "evaluators": Option(default="", doc="More of them; makes it another protocol.", rare=True),
     },
 }
 """{namespace: {key: option}} of what does not depend on a card."""

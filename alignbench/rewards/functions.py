@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from alignbench.api import ScoreRequest, Scores
 
@@ -17,6 +17,10 @@ NEEDS = {"prompts": "text", "labels": "label"}
 """{argument of the function: what the card then says that the reward needs}."""
 
 
+@overload
+def reward(function: Callable[..., Tensor]) -> Callable[..., Any]: ...
+@overload
+def reward(**card: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]: ...
 def reward(function: Callable[..., Tensor] | None = None, **card: Any) -> Any:
     """Make a function a reward: `@reward`, or `@reward(direction="lower", differentiable=True)`.
 

@@ -121,9 +121,9 @@ SURFACE = {
     "reference": [
         "--batch", "--image-size", "--images", "--limit", "--out", "--seed", "--set", "--workers", "images",
     ],
-    "leaderboard": ["--check", "--format", "--html", "--out", "runs"],
+    "leaderboard": ["--check", "--format", "--html", "--out", "--plugin", "runs"],
     "report": ["--html", "run"],
-    "compare": ["--json", "--metric", "a", "b"],
+    "compare": ["--json", "--metric", "--plugin", "a", "b"],
     "list": ["--json", "--plugin", "kind"],
     "show": ["--json", "--plugin", "name"],
     "new": ["--out", "kind", "name"],

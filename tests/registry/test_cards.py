@@ -97,14 +97,12 @@ def test_protocol_is_whole(name: str) -> None:
     protocol = REGISTRY.protocol(name)
     metrics = {metric for item in protocol.evaluators for metric in REGISTRY.evaluator(item).metrics}
     assert protocol.rank_by in metrics
-    given = {"originals": protocol.task == "reconstruction", "prompts": bool(protocol.prompts)}
-    given["reference"] = protocol.reference is not None
     if protocol.task == "generation":
         assert (protocol.condition == "text") == (protocol.labels == "prompts") == bool(protocol.prompts)
     assert protocol.settings and protocol.seeds and set(protocol.options) <= set(protocol.evaluators)
     for evaluator in protocol.evaluators:
         card = REGISTRY.evaluator(evaluator)
-        assert all(given[need] for need in card.needs), evaluator
+        assert all(map(protocol.gives, card.needs)), evaluator
         options = protocol.options.get(evaluator, {})
         for key, value in options.items():
             assert card.options[key].check(value) == value
