@@ -21,9 +21,10 @@ def findings(table: Table) -> list[str]:
     plain = f" at {table.settings[0].title}" if several else ""
     verdicts = {line.label: verdict(line.at_plain, column) for line in lines}
     gained = [line for line in lines if verdicts[line.label] == "better"]
+    changed = {_changed(line, column): word for line, word in zip(lines, verdicts.values(), strict=True)}
     said = _first(lines, column, plain)
     if base is not None and base.plain is not None:
-        said += _against(verdicts, f"the base{plain} ({value(base.plain, column)})")
+        said += _against(changed, f"the base{plain} ({value(base.plain, column)})")
         if several and base.best is not None:
             said += _at_their_best(lines, base.best, column)
             said += _sharpened(gained, base.plain, base.best, column)
@@ -45,6 +46,14 @@ def _first(lines: Sequence[Standing], column: Column, plain: str) -> list[str]:
     text += f"; {join(tied)} cannot be told from it" if tied else ""
     text += f"; not tested (single values): {join(untested)}" if untested else ""
     return [f"{text}." if tied or untested else f"{text}; all others are significantly behind."]
+
+
+def _changed(line: Standing, column: Column) -> str:
+    """A label, with the difference from the base at the plain setting where that is significant."""
+    change = line.at_plain
+    if change is None or not change.significant:
+        return line.label
+    return f"{line.label} ({column.signed(change.mean)})"
 
 
 def _against(verdicts: Mapping[str, str], what: str) -> list[str]:

@@ -198,10 +198,12 @@ def shown(table: Table) -> tuple[list[str], list[list[Shown]]]:
 
 
 def _change(line: Standing, column: Column) -> str:
+    if line.at_best is None:
+        return ""
     mark = "†" * (line.best is not None and line.best.cells[column.key].rewarded)
-    return (
-        f"{column.signed(line.at_best.mean)}{mark}, {verdict(line.at_best, column)}" if line.at_best else ""
-    )
+    span = column.span(line.at_best).strip("[]").replace(", ", " to ")
+    size = f"{column.signed(line.at_best.mean)}{mark}{span and f' ({span})'}"
+    return f"{size}, {verdict(line.at_best, column)}"
 
 
 def cost(spent: Cost | None) -> str:
@@ -237,14 +239,16 @@ def title(table: Table) -> str:
 
 
 def explained(table: Table) -> str:
-    """Return what plain and best mean; nothing where there is one setting."""
-    if not several_settings(table):
-        return ""
-    settings = "; ".join(setting.title for setting in table.settings)
-    return (
-        f"Plain is {table.settings[0].title}, the protocol's first setting; own best is, for each model, the "
-        f"best of its {len(table.settings)} settings ({settings})."
-    )
+    """Return what the metric is, and what plain and best mean where there are several settings."""
+    column = table.rank_column
+    texts = [f"{column.title}: {column.fact.doc}"] if column and column.fact.doc else []
+    if several_settings(table):
+        settings = "; ".join(setting.title for setting in table.settings)
+        texts.append(
+            f"Plain is {table.settings[0].title}, the protocol's first setting; own best is, for each model, "
+            f"the best of its {len(table.settings)} settings ({settings}), chosen on the images shown here."
+        )
+    return " ".join(texts)
 
 
 def legend(table: Table) -> str:
@@ -257,9 +261,14 @@ def legend(table: Table) -> str:
         texts.append(
             "Against the base at the plain setting: ▲ better, ▼ worse, ≈ not significantly different (95 %). "
             "A method adds something to the base only if its best is better than the base's best; otherwise, "
-            "as far as these numbers tell, sampling the base differently does as well without training."
+            "as far as these numbers tell, sampling the base differently does as well without training. The "
+            "ranks allow for the number of rows, the marks do not, so a row with a mark may share ranks with "
+            "the base."
         )
-    texts += cells.intervals(table, "the seeds in the last column")
+    kinds = {line.row.kind == "method" for line in lines if line.row.kind != "samples"}
+    seeds = "the seeds in the last column"
+    both = ": a method is trained again for each, the base only sampled again" if len(kinds) > 1 else ""
+    texts += cells.intervals(table, seeds + both)
     held = [row.cells[column.key] for row in table.rows if column.key in row.cells]
     texts += [cells.REWARDED] if any(cell.rewarded for cell in held) else []
     return " ".join([*texts, "Bold: best mean."])

@@ -254,7 +254,7 @@ PAGE = (
     "3 sampling seeds × 1,000 images**",
     "Plain is T=1, the protocol's first setting; own best is, for each model, the best of its 2 settings",
     "| rank (95 %) | method | plain FD ↓ | own best (setting) | against base's best, 0.800 | training |",
-    "| 1 (1–2) | AR-GRPO | **1.620 ± 0.298† ▲** | 1.620 ± 0.298† (T=1) | +0.820†, worse | 17 s, CPU |",
+    "| **1.620 ± 0.298† ▲** | 1.620 ± 0.298† (T=1) | +0.820† (+0.547 to +1.093), worse | 17 s, CPU |",
     "| 2 (1–2) | VA-π | 1.700 ± 0.124 ▲ |",
     "| 3 (3) | base | 2.430 ± 0.075 | **0.800 ± 0.025 (T=0.8, CFG 1.5)** |  |  | 3 sampling |",
     f"![trade-off]({PICTURE})",
