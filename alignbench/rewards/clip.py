@@ -19,6 +19,8 @@ from alignbench.rewards.requests import all_valid
 MODEL_FILES = ("config.json", WEIGHTS)
 IMAGE_FILES = ("preprocessor_config.json|processor_config.json",)
 TEXT_FILES = ("tokenizer.json|vocab.json",)
+TOKENIZER_ALONE = (*TEXT_FILES, "tokenizer_config.json")
+"""Without the model's config.json beside it: nothing else says what texts are padded with."""
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """PickScore's repository holds no tokenizer that is meant to be used; the authors take this one's."""
 AESTHETIC_HEAD = "sac+logos+ava1-l14-linearMSE.pth"
@@ -79,7 +81,7 @@ def build_pickscore(
     device: torch.device, *, model: str, revision: str, path: str, processor_revision: str
 ) -> TextMatch:
     folder = hub_folder("pickscore", model, revision, path, MODEL_FILES)
-    processor = hub_folder("pickscore", PROCESSOR, processor_revision, path, [*IMAGE_FILES, *TEXT_FILES])
+    processor = hub_folder("pickscore", PROCESSOR, processor_revision, path, [*IMAGE_FILES, *TOKENIZER_ALONE])
     return TextMatch(Clip(folder, processor, device, texts=True), scaled=True)
 
 
