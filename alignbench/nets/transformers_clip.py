@@ -41,6 +41,10 @@ class Clip:
         """Tokens that it reads, the marks of beginning and end among them."""
         return int(self.model.config.text_config.max_position_embeddings)
 
+    def is_cut(self, text: str) -> bool:
+        """Whether the text is too long for the network."""
+        return len(self.tokenizer(text)["input_ids"]) > self.length
+
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """N texts, cut at the model's length (77 tokens) → [N, D], unit length."""
         tokens = self.tokenizer(
