@@ -1,4 +1,4 @@
-"""GenEval 2 (arXiv:2512.16853): questions about each thing that a prompt names, answered by a vision-language model.
+"""GenEval 2 (arXiv:2512.16853): a vision-language model is asked about each thing that a prompt names.
 
 Soft-TIFA: the score of a question is the probability that the model begins with the right answer. An image's
 scores are averaged arithmetically (AM, about single things) and geometrically (GM, about the whole prompt).
@@ -59,10 +59,10 @@ def atoms_of(prompt: Prompt) -> list[Atom]:
     Raises:
         UserError: an entry of another form.
     """
-    pairs, skills = prompt.metadata.get("vqa_list"), prompt.metadata.get("skills")
     try:
-        atoms = [Atom(*map(str, pair), skill) for pair, skill in zip(pairs, skills, strict=True)]  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        rows = zip(prompt.metadata["vqa_list"], prompt.metadata["skills"], strict=True)
+        atoms = [Atom(str(question), str(answer), skill) for (question, answer), skill in rows]
+    except (KeyError, TypeError, ValueError):
         atoms = []
     right = [
         atom.skill in SKILLS
@@ -102,8 +102,8 @@ class GenEval2:
     def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
         """Ask each question in one forward pass.
 
-        Returns float64 columns `gm` and `am` [n], 0 to 100; `total` [n, 5] and `atoms` [n, 5], sum of the scores
-        and number of the questions of each of SKILLS; `answers` [n] text, one line a question.
+        Returns float64 columns `gm` and `am` [n], 0 to 100; `total` and `atoms` [n, 5], for each of SKILLS
+        the sum of the scores and the number of questions; `answers` [n] text, one line a question.
 
         Raises:
             UserError: images without prompts, or a prompt that is not GenEval 2's.

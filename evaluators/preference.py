@@ -1,4 +1,4 @@
-"""ImageReward (arXiv:2304.05977) and PickScore (arXiv:2305.01569): what people prefer, as networks learned it."""
+"""ImageReward (arXiv:2304.05977) and PickScore (arXiv:2305.01569): networks that learned what people like."""
 
 from __future__ import annotations
 

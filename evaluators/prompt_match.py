@@ -87,8 +87,8 @@ class PromptScore(ABC):
 class PromptMatch(PromptScore):
     """Mean cosine between images and their prompts under a model of open_clip.
 
-    The card's one asset is the network. Its options are prefix, scale, batch and whatever decides the network,
-    which open_clip calls `architecture`.
+    The card's one asset is the network. Its options are prefix, scale, batch and whatever decides the
+    network, which open_clip calls `architecture`.
 
     Raises:
         UserError: open_clip is not installed, or the file does not fit the architecture.

@@ -1,4 +1,4 @@
-"""VQAScore (arXiv:2404.01291): how likely a vision-language model says yes when asked whether the image shows it."""
+"""VQAScore (arXiv:2404.01291): how likely a vision-language model says that the image shows the prompt."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ANSWER = "Yes"
 class VqaScore(PromptScore):
     """P("Yes") as the first token of the answer, over all tokens; in [0, 1].
 
-    The card's one asset is the model, a folder in the hub's form. `{}` in the option `question` stands for the
-    prompt; `judge` names the model for people, and is part of the identity as its files are.
+    The card's one asset is the model, a folder in the hub's form. `{}` in the option `question` stands for
+    the prompt; `judge` names the model for people, and is part of the identity as its files are.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""ImageReward on transformers' networks against its formulas in float64, on small files of the released form."""
+"""ImageReward on transformers' networks against its formulas in float64, on small files of the same form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ HEAD = {0: (768, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
 TEXTS = ("a red cat", "two dogs", "cat " * 60, "")
 
 
-def form(width: int, blocks: int, read: int, layers: int, words: int, side: int) -> dict[str, tuple[int, ...]]:
+def form(
+    width: int, blocks: int, read: int, layers: int, words: int, side: int
+) -> dict[str, tuple[int, ...]]:
     """{name in the released file: shape}, as its program's classes make them (BLIP's vit.py and med.py)."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -124,10 +126,8 @@ def oracle(state: dict[str, Tensor], pixels: Tensor, ids: Tensor, mask: Tensor) 
     x = torch.cat([w[f"{seen}cls_token"].expand(len(x), -1, -1), x], dim=1) + w[f"{seen}pos_embed"]
     for number in range(SMALL["blocks"]):
         block = f"{seen}blocks.{number}."
-        x = x + linear(
-            attend(*linear(norm(x, f"{block}norm1", 1e-6), f"{block}attn.qkv").chunk(3, dim=-1)),
-            f"{block}attn.proj",
-        )
+        query, key, value = linear(norm(x, f"{block}norm1", 1e-6), f"{block}attn.qkv").chunk(3, dim=-1)
+        x = x + linear(attend(query, key, value), f"{block}attn.proj")
         x = x + linear(gelu(linear(norm(x, f"{block}norm2", 1e-6), f"{block}mlp.fc1")), f"{block}mlp.fc2")
     picture = norm(x, f"{seen}norm", 1e-6)
 
@@ -139,8 +139,11 @@ def oracle(state: dict[str, Tensor], pixels: Tensor, ids: Tensor, mask: Tensor) 
         layer = f"{text}encoder.layer.{number}."
         for name, source, kept in (("attention", None, mask), ("crossattention", picture, None)):
             part, keys = f"{layer}{name}.", x if source is None else source
-            sides = (linear(x, f"{part}self.query"), *(linear(keys, f"{part}self.{s}") for s in ("key", "value")))
-            x = norm(x + linear(attend(*sides, kept), f"{part}output.dense"), f"{part}output.LayerNorm", 1e-12)
+            query, key = linear(x, f"{part}self.query"), linear(keys, f"{part}self.key")
+            change = linear(
+                attend(query, key, linear(keys, f"{part}self.value"), kept), f"{part}output.dense"
+            )
+            x = norm(x + change, f"{part}output.LayerNorm", 1e-12)
         wide = gelu(linear(x, f"{layer}intermediate.dense"))
         x = norm(x + linear(wide, f"{layer}output.dense"), f"{layer}output.LayerNorm", 1e-12)
     score = x[:, 0]
@@ -198,5 +201,5 @@ def test_other_files_are_refused(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"is no ImageReward: .*{what}"):
             image_reward.load(tmp_path / "ImageReward.pt", folder)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na")
-    with pytest.raises(UserError, match="has 6 tokens, .* was trained with 77"):
+    with pytest.raises(UserError, match=r"has 6 tokens, .* was trained with 77"):
         image_reward.load(folder / "ImageReward.pt", tmp_path)

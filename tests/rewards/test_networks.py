@@ -295,7 +295,9 @@ def test_the_files_that_a_card_lists_are_enough(
         place = empty_hub / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
         place.mkdir(parents=True)
         for names in file.files:
-            chosen = next(folder / name / part for part in names.split("|") if (folder / name / part).is_file())
+            chosen = next(
+                folder / name / part for part in names.split("|") if (folder / name / part).is_file()
+            )
             shutil.copy(chosen, place)
     images = smooth()
     few = scored(name, options[name].replace(f"path={folder / name}", "path="), images)
