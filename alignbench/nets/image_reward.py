@@ -1,8 +1,8 @@
 """ImageReward (arXiv:2304.05977) out of its released file, on transformers' BLIP networks.
 
 BLIP's ViT-L/16 sees the picture; a BERT-base reads the prompt with cross-attention to it; five linear layers
-without activations make a number of the [CLS] token. The image-reward package pins timm and transformers of
-2023, so only its file is used.
+without activations make a number of the [CLS] token. The image-reward package imports what transformers 5 no
+longer has, so only its file is used.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from alignbench.nets.preprocess import Preprocess
 from alignbench.registry.lookup import Registry
 from alignbench.rewards.requests import all_valid
 
-WEIGHTS, TOKENIZER = "imagereward", "bert-base-uncased-tokenizer"
+WEIGHTS, TOKENIZER = "imagereward", "bert-tokenizer"
 """Assets."""
 
 
