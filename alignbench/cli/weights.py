@@ -86,8 +86,10 @@ def _wanted(registry: Registry, name: str) -> list[FileStatus]:
         card = registry.model(name)
         assets += [card.text.asset] if card.text and card.text.asset else []
         files += locate_weights(name, card).values()
-    if "rewards" in meant and "assets" not in meant:
-        files += locate_reward_files(registry, reward_spec.resolve(name, registry))
+    if "rewards" in meant:  # which find what the asset of their name holds
+        found = registry.asset(name).repo if "assets" in meant else None
+        needed = locate_reward_files(registry, reward_spec.resolve(name, registry))
+        files += [file for file in needed if file.card.repo != found]
     if "recipes" in meant:
         recipe = registry.recipe(name)
         config = settings.resolve(registry, method=recipe.method, model=recipe.models[0], recipe=name)

@@ -76,16 +76,25 @@ def load(path: Path, architecture: str, *, names: Sequence[str] = WEIGHTS) -> Cl
 
 
 def pil_pictures(model: ClipModel) -> Pictures:
-    """Prepare images as open_clip does: through PIL, bicubic on 8 bits, then the centre.
+    """Prepare images as a model wants them; see `pictures_through_pil`.
 
     Raises:
         UserError: a folder that asks for a preparation open_clip does not know.
     """
     wish = {key: value for key, value in model.preprocess.items() if key not in ("mode", "size")}
     try:
-        prepare = library().image_transform(model.side, is_train=False, **wish)
+        return pictures_through_pil(model.side, **wish)
     except (TypeError, AssertionError) as error:
         raise UserError(f"{CONFIG}: preprocess_cfg is not understood: {error}") from error
+
+
+def pictures_through_pil(side: int, **wish: Any) -> Pictures:
+    """Prepare images as open_clip and OpenAI do: through PIL, bicubic on 8 bits, then the centre.
+
+    Args:
+        wish: mean, std and whatever else `open_clip.image_transform` takes; OpenAI's unless given.
+    """
+    prepare = library().image_transform(side, is_train=False, **wish)
 
     def pictures(images: Tensor) -> Tensor:
         arrays = images.permute(0, 2, 3, 1).contiguous().numpy()

@@ -9,17 +9,18 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from alignbench import api
 from alignbench.errors import UserError
 from alignbench.hub.locate import WEIGHTS, hub_folder, plain_file
-from alignbench.nets.preprocess import Preprocess
+from alignbench.nets.transformers_clip import Clip
 from alignbench.rewards.requests import all_valid
 
 MODEL_FILES = ("config.json", WEIGHTS)
 IMAGE_FILES = ("preprocessor_config.json|processor_config.json",)
 TEXT_FILES = ("tokenizer.json|vocab.json",)
+TOKENIZER_ALONE = (*TEXT_FILES, "tokenizer_config.json")
+"""Without the model's config.json beside it: nothing else says what texts are padded with."""
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """PickScore's repository holds no tokenizer that is meant to be used; the authors take this one's."""
 AESTHETIC_HEAD = "sac+logos+ava1-l14-linearMSE.pth"
@@ -27,44 +28,6 @@ AESTHETIC_URL = (
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
     "sac%2Blogos%2Bava1-l14-linearMSE.pth"
 )
-
-
-class Clip:
-    """A frozen `transformers.CLIPModel` with its tokenizer and picture preparation, in float32."""
-
-    def __init__(self, model: Path, processor: Path, device: torch.device, *, texts: bool) -> None:
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
-
-        network: Any = CLIPModel.from_pretrained(model, dtype=torch.float32, local_files_only=True)
-        self.model: Any = network.to(device).eval().requires_grad_(False)
-        self.tokenizer: Any = (
-            AutoTokenizer.from_pretrained(processor, local_files_only=True) if texts else None
-        )
-        pictures: Any = CLIPImageProcessor.from_pretrained(processor, local_files_only=True)
-        side = self.model.config.vision_config.image_size
-        self.preprocess = Preprocess(side, pictures.image_mean, pictures.image_std)
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] in [0, 1] → [N, D], unit length; differentiable."""
-        features = self.model.get_image_features(pixel_values=self.preprocess(images))
-        return F.normalize(_pooled(features), dim=-1)
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """N texts, cut at the model's length (77 tokens) → [N, D], unit length."""
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).to(self.model.device)
-        with torch.no_grad():
-            features = self.model.get_text_features(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            )
-        return F.normalize(_pooled(features), dim=-1)
-
-
-def _pooled(features: Any) -> Tensor:
-    """transformers 5 returns an output object where version 4 returned the projected vectors."""
-    return features if isinstance(features, Tensor) else features.pooler_output
 
 
 class Embedder(Protocol):
@@ -118,7 +81,7 @@ def build_pickscore(
     device: torch.device, *, model: str, revision: str, path: str, processor_revision: str
 ) -> TextMatch:
     folder = hub_folder("pickscore", model, revision, path, MODEL_FILES)
-    processor = hub_folder("pickscore", PROCESSOR, processor_revision, path, [*IMAGE_FILES, *TEXT_FILES])
+    processor = hub_folder("pickscore", PROCESSOR, processor_revision, path, [*IMAGE_FILES, *TOKENIZER_ALONE])
     return TextMatch(Clip(folder, processor, device, texts=True), scaled=True)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from alignbench import api
 from alignbench.errors import UserError
 from alignbench.hub.locate import WEIGHTS, hub_folder
+from alignbench.nets.vlm import Vlm, load_vlm
 
 FILES = (
     "config.json",
@@ -25,7 +26,6 @@ FILES = (
     "chat_template.json|chat_template.jinja|tokenizer_config.json",
 )
 FORMS = ("{}", " {}")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_NEW_TOKENS = 256
 """Of a written answer, as released."""
 ANSWER = (
@@ -34,29 +34,6 @@ ANSWER = (
 )
 """Follows the question; our words, as the released program has no licence."""
 _SCORE = re.compile(r'"score"\s*:\s*"?(-?\d+(?:\.\d+)?)"?\s*[,}]')
-
-
-class Vlm:
-    """An image-text-to-text model of transformers, frozen and in eval mode, with its processor."""
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.model, self.processor = model, processor
-
-    def to(self, device: torch.device) -> None:
-        self.model.to(device)
-
-    def ask(self, image: Tensor, question: str) -> Any:
-        """[3, H, W] in [0, 1] and a question → what the model takes, up to where its answer begins."""
-        picture = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        inputs = self.processor(images=[picture], text=[prompt], return_tensors="pt").to(self.model.device)
-        for name, value in inputs.items():
-            if value.is_floating_point():
-                inputs[name] = value.to(self.model.dtype)
-        return inputs
 
 
 class VlmJudge(Vlm):
@@ -73,17 +50,12 @@ class VlmJudge(Vlm):
 
     @torch.no_grad()
     def score(self, request: api.ScoreRequest) -> api.Scores:
-        """One forward pass a picture, so that padding and neighbours cannot change a score."""
         pairs = zip(request.images, request.texts, strict=True)
-        logprobs = torch.stack([self._first_word(image, text) for image, text in pairs])
+        logprobs = torch.stack(
+            [self.first_token(image, self.question.replace("{}", text)) for image, text in pairs]
+        )
         yes, no = logprobs[:, self.yes].logsumexp(dim=-1), logprobs[:, self.no].logsumexp(dim=-1)
         return api.Scores((yes - no).sigmoid(), torch.logaddexp(yes, no).exp() >= self.min_mass)
-
-    def _first_word(self, image: Tensor, text: str) -> Tensor:
-        """[3, H, W] in [0, 1] → [V] log-probabilities of the first token of the answer, float32."""
-        inputs = self.ask(image, self.question.replace("{}", text))
-        result: Tensor = self.model(**inputs).logits[0, -1].float().log_softmax(dim=-1)
-        return result
 
 
 class VlmScores(Vlm):
@@ -170,17 +142,4 @@ def build_scores(
 def _load(
     reward: str, device: torch.device, model: str, revision: str, path: str, precision: str
 ) -> tuple[Any, Any]:
-    folder = hub_folder(reward, model, revision, path, FILES)
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    network: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=DTYPES[precision], local_files_only=True
-    )
-    processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
-    if not processor.chat_template:
-        raise UserError(
-            f"{model}: no chat template in {folder}",
-            fix="name an instruction-tuned model, or put its chat_template.json there",
-        )
-    return network.to(device).eval().requires_grad_(False), processor
+    return load_vlm(hub_folder(reward, model, revision, path, FILES), device, precision)

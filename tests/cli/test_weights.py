@@ -36,6 +36,12 @@ def test_fetching_a_protocol_lists_all_it_reads(capsys: pytest.CaptureFixture[st
 def test_fetch_takes_models_evaluators_and_assets(capsys: pytest.CaptureFixture[str]) -> None:
     for name, files in {
         "hpsv2.1": ["hpsv2.1"],  # an evaluator and its asset have this name
+        "imagereward": ["imagereward", "bert-tokenizer"],  # so has a reward of these files
+        "pickscore": [  # the reward finds the evaluator's network, and keeps a tokenizer of its own
+            "pickscore",
+            "pickscore-processor",
+            "laion--CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b281",
+        ],
         "clip-score-l14": ["clip-vit-l-14-openai"],
         "llamagen-xl-t2i": ["flan-t5-xl", "policy", "tokenizer"],
         "lpips-vgg": ["lpips-vgg16-trunk"],

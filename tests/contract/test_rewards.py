@@ -26,6 +26,7 @@ from alignbench.registry.schema import RewardCard
 from alignbench.rewards.build import BuiltDistance, BuiltReward, Placed, build
 from alignbench.rewards.remote import serve
 from tests.helpers.tiny_rewards import TINY
+from tests.nets.test_image_reward import save_small
 from tests.rewards.test_remote import running
 
 REGISTRY = Registry([("built-in", Path(__file__).parent.parent.parent / "registry")])
@@ -65,7 +66,11 @@ def shapes_geneval(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(colours, "build", lambda **_: shapes.ShapesColours())
 
 
-STAND_INS = {**TINY, "geneval-detector": shapes_geneval}
+STAND_INS = {
+    **TINY,
+    "geneval-detector": shapes_geneval,
+    "imagereward": lambda folder, patch: save_small(folder),
+}
 METADATA: dict[str, Any] = {
     "tag": "two_object",
     "include": [{"class": name, "count": 1} for name in ("circle", "square", "cross", "triangle")],

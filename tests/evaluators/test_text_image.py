@@ -59,15 +59,17 @@ def batch_of(images: Tensor, texts: Sequence[str] = PROMPTS) -> ImageBatch:
     return ImageBatch(ids=range(len(images)), images=images, prompts=[Prompt(text) for text in texts])
 
 
-def built(name: str, path: Path, **options: Any) -> Evaluator:
-    """Build one evaluator of the registry on a file or folder of the tests."""
-    (asset,) = REGISTRY.evaluator(name).assets
-    card = REGISTRY.asset(asset)
-    file = verify_asset(locate_asset(asset, card, str(path)))
+def built(name: str, *paths: Path, **options: Any) -> Evaluator:
+    """Build one evaluator of the registry on files or folders of the tests, in the order of its assets."""
+    assets = dict(zip(REGISTRY.evaluator(name).assets, paths, strict=True))
+    files = {
+        asset: verify_asset(locate_asset(asset, REGISTRY.asset(asset), str(path)))
+        for asset, path in assets.items()
+    }
     protocol = REGISTRY.protocol("drawbench").model_copy(
         update={"evaluators": [name], "options": {name: options}}
     )
-    return build_evaluators(REGISTRY, protocol, {asset: file}, CPU)[name]
+    return build_evaluators(REGISTRY, protocol, files, CPU)[name]
 
 
 def rows_of(evaluator: Evaluator, batch: ImageBatch, folder: Path) -> StoredFeatures:

@@ -284,15 +284,23 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["clip-score", "pickscore", "vlm-judge"])
 def test_the_files_that_a_card_lists_are_enough(
-    name: str, folder: Path, options: dict[str, str], tmp_path: Path
+    name: str, folder: Path, options: dict[str, str], empty_hub: Path
 ) -> None:
-    """`fetch` brings these and no others: a judge without its chat template would fail in the first step."""
-    listed = [names for file in REGISTRY.reward(name).files for names in file.files]
-    for names in listed:
-        chosen = next(folder / name / part for part in names.split("|") if (folder / name / part).is_file())
-        shutil.copy(chosen, tmp_path)
+    """`fetch` brings these and no others, each repository's by themselves: a judge without its chat template
+    would fail in the first step."""
+    resolved = resolve(name, REGISTRY)
+    values = {key: str(value) for key, value in resolved.options.items()}
+    for file in resolved.card.files:
+        repo, revision = file.repo.format_map(values), file.revision.format_map(values)
+        place = empty_hub / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
+        place.mkdir(parents=True)
+        for names in file.files:
+            chosen = next(
+                folder / name / part for part in names.split("|") if (folder / name / part).is_file()
+            )
+            shutil.copy(chosen, place)
     images = smooth()
-    few = scored(name, options[name].replace(str(folder / name), str(tmp_path)), images)
+    few = scored(name, options[name].replace(f"path={folder / name}", "path="), images)
     assert torch.equal(few, scored(name, options[name], images))
 
 
