@@ -253,8 +253,9 @@ class MethodCard(Card):
     options: dict[str, Option] = {}
     group_option: str = ""
     """Option that says how many sequences are drawn per image; empty: one."""
-    update_rows: Literal["image", "sequence"] = "image"
-    """What one row of the update's forward is; the plan's memory estimate counts them."""
+    update_rows: int | str = "image"
+    """Rows of the update's forward: one an `image`, every `sequence` of its group, or so many an image, a number
+    or the name of an option. The plan's memory estimate counts them."""
     reward_options: list[str] = []
     """Options whose value names a reward card."""
     reward_switches: list[str] = []
