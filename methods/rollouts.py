@@ -76,8 +76,8 @@ class Groups:
 
     def take(self, places: Tensor) -> Tensor:
         """Tokens [B·k, T] of k sequences of each group, by their places [B, k] in it."""
-        tokens = self.tokens.unflatten(0, self.values[0].shape)
-        return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])).flatten(0, 1)
+        first = torch.arange(len(places), device=places.device) * self.values[0].shape[1]
+        return self.tokens[(places + first.unsqueeze(1)).flatten()]
 
 
 class Rollouts:
