@@ -254,8 +254,8 @@ class MethodCard(Card):
     group_option: str = ""
     """Option that says how many sequences are drawn per image; empty: one."""
     update_rows: int | str = "image"
-    """Rows of the update's forward: one an `image`, every `sequence` of its group, or a number an image, or the
-    option that holds it. The plan's memory estimate counts them."""
+    """Rows of the update's forward: one an `image`, every `sequence` of its group, or a number for an image or
+    the option that has it. The plan's memory estimate counts them."""
     reward_options: list[str] = []
     """Options whose value names a reward card."""
     reward_switches: list[str] = []
