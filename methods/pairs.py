@@ -102,9 +102,9 @@ class Pairs:
         assert isinstance(experience, Experience)
         logits = self.rollouts.logits(self.backbone, experience.condition, experience.tokens)
         logprobs = self.rollouts.logprobs(logits, experience.tokens)
-        lead, losses = pair_losses(logprobs, experience.reference_logprobs, self.config)
-        lead = lead.detach().where(experience.used, 0.0)
-        return api.Loss(losses.where(experience.used, 0.0).mean(), {"lead": lead.mean()})
+        margin, losses = pair_losses(logprobs, experience.reference_logprobs, self.config)
+        margin = margin.detach().where(experience.used, 0.0)
+        return api.Loss(losses.where(experience.used, 0.0).mean(), {"margin": margin.mean()})
 
 
 def pair_losses(logprobs: Tensor, reference: Tensor | None, config: Pairs.Config) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def pair_losses(logprobs: Tensor, reference: Tensor | None, config: Pairs.Config
     """
     per_sequence = logprobs.mean(dim=-1) if reference is None else (logprobs - reference).sum(dim=-1)
     better, worse = per_sequence.unflatten(0, (-1, 2)).unbind(1)
-    lead = better - worse
+    margin = better - worse
     if config.loss == "ipo":
-        return lead, (lead - 1 / (2 * config.beta)).square()
-    return lead, -logsigmoid(config.beta * lead - (config.gamma if config.loss == "simpo" else 0.0))
+        return margin, (margin - 1 / (2 * config.beta)).square()
+    return margin, -logsigmoid(config.beta * margin - (config.gamma if config.loss == "simpo" else 0.0))

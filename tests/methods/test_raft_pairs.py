@@ -68,8 +68,8 @@ def test_numbers_that_were_worked_out_by_hand() -> None:
     order, valid, differ = groups.rank([REWARDS], [REWARDS >= 0], [1.0])
     assert (order.tolist(), valid.tolist(), differ.tolist()) == ([[0, 2, 3, 1]], [4], [True])
     new = NEW[[0, 1]].clone().requires_grad_()
-    lead, loss = pairs.pair_losses(new, OLD[[0, 1]], config(beta=0.1))
-    assert lead.item() == pytest.approx(1.2584609896100056, abs=1e-15)
+    margin, loss = pairs.pair_losses(new, OLD[[0, 1]], config(beta=0.1))
+    assert margin.item() == pytest.approx(1.2584609896100056, abs=1e-15)
     assert loss.item() == pytest.approx(0.6322024811902693, abs=1e-15)
     (gradient,) = torch.autograd.grad(loss.sum(), new)
     slope = 0.046857993158
@@ -88,7 +88,7 @@ def test_numbers_that_were_worked_out_by_hand() -> None:
     ids=str,
 )
 def test_on_policy_gradient_of_guided_samples(name: str, changes: dict[str, Any]) -> None:
-    """−Σ w ∇log π: w = 1/(kT) for imitation; for pairs ±β/2, ±1/β and ±βσ(γ − β·lead)/T."""
+    """−Σ w ∇log π: w = 1/(kT) for imitation; for pairs ±β/2, ±1/β and ±βσ(γ − β·margin)/T."""
     model = backbone(torch.float64)
     method = make(name, model, cfg_scale=2.0, temperature=0.8, **changes)
     experience = method.collect(batch(), step=0).experience
@@ -102,7 +102,7 @@ def test_on_policy_gradient_of_guided_samples(name: str, changes: dict[str, Any]
         weights = weights * 2 * torch.sigmoid(0.5 - 2 * (mean[:, [0]] - mean[:, [1]])) / 16
     else:
         weights = weights * (1 / 0.1 if changes else 0.1 / 2)
-        assert abs(loss.metrics["lead"].item()) < 1e-12
+        assert abs(loss.metrics["margin"].item()) < 1e-12
     weights = (weights / 3).expand(3, -1, 16).flatten(0, 1)
     expected = test_ar_grpo.head_gradient(model, experience, weights, scale=2.0, temperature=0.8)
     assert expected.abs().max().item() > 1e-4
