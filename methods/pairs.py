@@ -90,7 +90,7 @@ class Pairs:
         if self.reference is not None:
             reference = rollouts.logprobs(rollouts.logits(self.reference, condition, tokens), tokens)
         experience = Experience(condition, tokens, reference, used)
-        metrics = rollouts.metrics(drawn) | {"dropped_groups": 1 - used.float().mean()}
+        metrics = rollouts.metrics(drawn) | {"flat_groups": 1 - used.float().mean()}
         return rollouts.collected(experience, drawn, metrics, images=len(batch))
 
     def loss(self, experience: object) -> api.Loss:

@@ -76,7 +76,7 @@ class Raft:
         ranking = groups.rank(drawn.values, drawn.valid, rollouts.weights)
         used = ranking.differ & (ranking.valid > keep)
         experience = Experience(batch.condition.repeat(keep), drawn.take(ranking.order[:, :keep]), used)
-        metrics = rollouts.metrics(drawn) | {"dropped_groups": 1 - used.float().mean()}
+        metrics = rollouts.metrics(drawn) | {"flat_groups": 1 - used.float().mean()}
         return rollouts.collected(experience, drawn, metrics, images=len(batch))
 
     def loss(self, experience: object) -> api.Loss:

@@ -46,7 +46,7 @@ def test_the_first_step_is_ar_grpos(changes: dict[str, Any]) -> None:
         assert isinstance(ours.experience, raft.Experience | pairs.Experience)
         assert torch.equal(ours.experience.tokens, expected.flatten(0, 1))
         assert ours.experience.used.all()
-        assert ours.metrics["dropped_groups"] == 0
+        assert ours.metrics["flat_groups"] == 0
         for asked, of_ar_grpo in zip(seen[name], seen["ar-grpo"], strict=True):
             assert torch.equal(asked.images, of_ar_grpo.images)
             assert torch.equal(asked.group, of_ar_grpo.group)
@@ -151,7 +151,7 @@ def test_a_group_that_selects_nothing_gives_nothing(
         values = [1.0, NAN, 4.0, 5.0, *other][: images * GROUP]
         method = make(name, model, rewards="a", reward=tables(a=values), **changes)
         collected = method.collect(batch(images), step=0)
-        assert collected.metrics["dropped_groups"].item() == (images - 1) / 2
+        assert collected.metrics["flat_groups"].item() == (images - 1) / 2
         loss = method.loss(collected.experience)
         gradients.append(images * test_ar_grpo.output_gradient(model, loss))
     assert gradients[0].abs().max().item() > 1e-4
