@@ -16,7 +16,12 @@ from torch import Tensor
 from alignbench import api
 from alignbench.errors import UserError
 from alignbench.methods import policy_gradient
-from alignbench.methods.policy_gradient import STD_EPSILON, UnscaledAdvantages, group_advantages
+from alignbench.methods.policy_gradient import (
+    RELATIVE_SPREAD,
+    STD_EPSILON,
+    UnscaledAdvantages,
+    group_advantages,
+)
 
 Samples = dict[str, Tensor]
 """Whatever was drawn of B groups: tensors [B, ...]."""
@@ -126,3 +131,29 @@ def is_flat(values: Sequence[Tensor], valid: Sequence[Tensor]) -> Tensor:
     parts = [group_advantages(part, valid=mask) for part, mask in zip(values, valid, strict=True)]
     same = (torch.stack(parts) == 0).all(dim=0).all(dim=1)
     return same & (torch.stack(list(valid)).all(dim=0).sum(dim=1) > 1)
+
+
+class Ranking(NamedTuple):
+    """The samples of B groups, from best to worst."""
+
+    order: Tensor
+    """[B, G] int64, places in the group: equal ones in the order of drawing, those without a score last."""
+    valid: Tensor
+    """[B] int64, how many have a score: the worst is `order[:, valid - 1]`."""
+    differ: Tensor
+    """[B] bool: the scores are not all equal, so that there is a best and a worst."""
+
+
+def rank(values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]) -> Ranking:
+    """Rank by the scores [B, G] of each term, normalised in the group and then summed by weight.
+
+    That is `compare` as it stands by default: a sample is ranked by what would be its advantage.
+    """
+    terms = zip(values, valid, weights, strict=True)
+    total = torch.stack([w * group_advantages(part.double(), valid=mask) for part, mask, w in terms]).sum(0)
+    both = torch.stack(list(valid)).all(dim=0)
+    highest = total.where(both, -torch.inf)
+    spread = highest.amax(dim=1) - total.where(both, torch.inf).amin(dim=1)
+    # Terms of unit spread that cancel each other leave rounding errors, which say nothing.
+    differ = spread > RELATIVE_SPREAD * sum(map(abs, weights))
+    return Ranking(highest.argsort(dim=1, descending=True, stable=True), both.sum(dim=1), differ)

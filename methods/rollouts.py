@@ -74,6 +74,11 @@ class Groups:
         """Sequences generated, the redrawn ones included."""
         return len(self.tokens) + self.redrawn * self.values[0].shape[1]
 
+    def take(self, places: Tensor) -> Tensor:
+        """Tokens [B·k, T] of k sequences of each group, by their places [B, k] in it."""
+        first = torch.arange(len(places), device=places.device) * self.values[0].shape[1]
+        return self.tokens[(places + first.unsqueeze(1)).flatten()]
+
 
 class Rollouts:
     """Generates and scores groups, and scores their tokens.
@@ -99,8 +104,10 @@ class Rollouts:
         self.scored = options.sampling if exact else api.Sampling(temperature=options.temperature)
         if not _is_plain(self.scored) and not isinstance(backbone, KnowsSampling):
             raise UserError(
-                "method.preset=fixed needs a backbone that scores tokens under guidance and filters",
-                fix="set method.cfg_scale=1, method.top_k=0 and method.top_p=1, or method.preset=faithful",
+                "method.preset=fixed or method.exact=true needs a backbone that scores tokens under guidance "
+                "and filters",
+                fix="set method.cfg_scale=1, method.top_k=0 and method.top_p=1, or score the conditional "
+                "model: method.preset=faithful or method.exact=false",
             )
         terms = parse_terms(options.rewards)
         self.weights = [weight for _, weight in terms]

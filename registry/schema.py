@@ -253,12 +253,20 @@ class MethodCard(Card):
     options: dict[str, Option] = {}
     group_option: str = ""
     """Option that says how many sequences are drawn per image; empty: one."""
-    update_rows: Literal["image", "sequence"] = "image"
-    """What one row of the update's forward is; the plan's memory estimate counts them."""
+    update_rows: int | str = "image"
+    """Rows of the update's forward, for the plan's memory estimate: one an `image`, every `sequence` of its
+    group, or for each image a number, or an option of the method that holds it."""
     reward_options: list[str] = []
     """Options whose value names a reward card."""
     reward_switches: list[str] = []
     """Options any of which at 0 leaves these rewards out: they are then neither loaded nor computed."""
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> MethodCard:
+        rows = self.update_rows
+        if rows not in ("image", "sequence", *self.options) and not (isinstance(rows, int) and rows > 0):
+            raise ValueError(f"update_rows is {rows!r}: image, sequence, a number or an option")
+        return self
 
 
 class RewardFile(TomlTable):

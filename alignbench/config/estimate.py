@@ -78,8 +78,9 @@ def estimate(
         per_token = shape.layers * shape.dim * 4 // width + layer_values(shape, train.precision)
     decode_batch = int(config.section("method").get("decode_batch", train.micro_batch))
     rows = train.micro_batch
-    if method is not None and method.update_rows == "sequence":
-        rows *= int(config.section("method")[method.group_option])
+    if method is not None and method.update_rows != "image":
+        each = method.group_option if method.update_rows == "sequence" else method.update_rows
+        rows *= each if isinstance(each, int) else int(config.section("method")[each])
     several = train.images_per_step // processes > train.micro_batch
     whole = 4.0 if several else width
     parts = {

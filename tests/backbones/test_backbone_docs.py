@@ -15,7 +15,7 @@ from tests.helpers.command import alignbench
 from tests.runs.test_evaluate import record
 
 TEXT = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
-METHODS = ["vapi", "reward-only", "ste", "tokenizer-decoder", "ar-grpo", "ntp"]
+METHODS = ["vapi", "reward-only", "ste", "tokenizer-decoder", "ar-grpo", "ntp", "raft", "pairs"]
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def test_cached_sampling_equals_teacher_forcing(backbone: Any, interval: int) ->
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_it(plugin: Path, method: str, tmp_path: Path) -> None:
     arguments = ["--model", "gpt2-digits", "--set", "model.weights=random", "--no-eval", "--steps", "2"]
-    if method not in ("ar-grpo", "ntp"):
-        arguments += ["--set", "method.perceptual=none", "--set", "method.perceptual_weight=0"]
-    if method == "ar-grpo":
+    if method in ("ar-grpo", "raft", "pairs"):
         arguments += ["--set", "method.rewards=class-logprob-digits@1"]
+    elif method != "ntp":
+        arguments += ["--set", "method.perceptual=none", "--set", "method.perceptual_weight=0"]
     out = tmp_path / "run"
     small = ["--set", "train.images_per_step=4", "--set", "train.micro_batch=4"]
     done = alignbench("run", "--plugin", plugin, "--method", method, *arguments, *small, "--out", out)

@@ -27,7 +27,7 @@ REGISTRY = Registry.default()
 METHODS = [name for name in REGISTRY.names("methods") if "text" in REGISTRY.method(name).conditions]
 CAPTIONS = ["a red circle", "two blue squares", "a green triangle", "nothing"]
 CHANGES: dict[str, dict[str, Any]] = {
-    "ar-grpo": {"rewards": "toy", "group_size": 3, "cfg_scale": 2.0},
+    **{name: {"rewards": "toy", "group_size": 3, "cfg_scale": 2.0} for name in ("ar-grpo", "raft", "pairs")},
     "vapi": {"noise": 0.95, "group_size": 4},
 }
 

@@ -220,13 +220,13 @@ def test_a_resumed_run_needs_room_only_for_what_is_not_there_yet(
     assert disk_problem(tmp_path, needed) is None
 
 
-def test_free_running_methods_hold_every_sequence() -> None:
+def test_methods_hold_the_sequences_that_they_learn_from() -> None:
     given = ["train.micro_batch=2", "method.group_size=4", "train.precision=fp32"]
-    forced, free = (
-        plan_of("llamagen-xxl", *given, method=method, evaluates=False).estimate.parts["logits"]
-        for method in ("vapi", "ar-grpo")
+    one, *others = (
+        plan_of("llamagen-xxl", *given, *more, method=method, evaluates=False).estimate.parts["logits"]
+        for method, *more in (["vapi"], ["ar-grpo"], ["pairs"], ["raft", "method.keep=3"], ["raft"])
     )
-    assert free == pytest.approx(4 * forced)
+    assert others == pytest.approx([4 * one, 2 * one, 3 * one, one])
 
 
 def test_memory_estimate_by_hand() -> None:

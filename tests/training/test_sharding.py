@@ -40,9 +40,10 @@ CARD = Registry.default().model(TINY)
 def case(model: str, method: str, *more: str) -> Sharded:
     random = ("model.weights=random",) if model == JANUS else ()  # of Janus nothing is shipped
     rewards: tuple[str, ...] = ()
+    card = Registry.default().method(method)
     if model == JANUS and method != "ntp":
-        rewards = ("method.rewards=redness" if method == "ar-grpo" else "method.perceptual_weight=0",)
-        if Registry.default().method(method).group_option:
+        rewards = ("method.rewards=redness" if "rewards" in card.options else "method.perceptual_weight=0",)
+        if card.group_option:
             rewards += ("method.group_size=2",)
     return Sharded(model, method, "none", (*more, *random, *rewards))
 
