@@ -36,9 +36,8 @@ class Condition:
         """Repeat every row `times` times (image-major order: a a a b b b)."""
 
         def repeated(part: Any) -> Any:
-            if isinstance(part, tuple):
-                return tuple(entry for entry in part for _ in range(times))
-            return part.repeat_interleave(times, dim=0)
+            each = isinstance(part, tuple)
+            return tuple(x for x in part for _ in range(times)) if each else part.repeat_interleave(times, 0)
 
         return self._map(repeated)
 
@@ -216,8 +215,10 @@ class Backbone(Protocol):
         Entry t is the distribution of token t given the condition and tokens < t; entry 0 sees no token.
         """
 
-    def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
-        """Draw N sequences without gradient; token t of row n is the inverse CDF at uniforms[n, t]."""
+    def generate(
+        self, condition: Condition, uniforms: Tensor, sampling: Sampling, *, forced: Tensor | None = None
+    ) -> Rollout:
+        """Draw N sequences without gradient; token [n, t] is forced[n, t] ≥ 0, or inverse CDF at uniforms[n, t]."""
 
     def text_condition(self, texts: Sequence[str]) -> Condition:
         """Turn texts into conditions on its device, each by itself; UserError: it can read no text."""
@@ -282,8 +283,8 @@ class Method(Protocol):
 
     Built as `Method(config, backbone=…, reward=…, seed=…)`: an instance of its dataclass `Config`, which has
     a field for each option of the card; the generator; a function from the specification of a reward to the
-    reward; the seed of the run. All randomness is a function of seed, step and sample number. It raises
-    UserError for options that contradict each other and rewards that will not do.
+    reward; the seed of the run; where its signature has it, `steps`, their number. All randomness is a
+    function of seed, step and sample number. UserError: contradicting options, rewards that will not do.
     """
 
     updates: Updates
@@ -336,6 +337,8 @@ class ImageBatch:
     """One per image; empty for sets without prompts."""
     originals: Tensor | None = None
     """[n, 3, H, W] uint8, what each image reconstructs; only in reconstruction."""
+    perturbed: Callable[[float, float], Tensor] | None = None
+    """(share, near) → `images` with a share of their codes moved to near ones; only in reconstruction."""
 
     def __len__(self) -> int:
         return len(self.ids)
