@@ -98,8 +98,7 @@ class Batch:
 
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into consecutive pieces of at most `size` images."""
-        for start in range(0, len(self), size):
-            yield self.select(slice(start, start + size))
+        yield from (self.select(slice(start, start + size)) for start in range(0, len(self), size))
 
     def to(self, device: torch.device) -> Batch:
         index, images = (part.to(device, non_blocking=True) for part in (self.index, self.images))
@@ -218,7 +217,7 @@ class Backbone(Protocol):
     def generate(
         self, condition: Condition, uniforms: Tensor, sampling: Sampling, *, forced: Tensor | None = None
     ) -> Rollout:
-        """Draw N sequences without gradient; token [n, t] is forced[n, t] ≥ 0, or inverse CDF at uniforms[n, t]."""
+        """Draw N sequences without gradient; token [n, t] is forced[n, t] ≥ 0 or drawn at uniforms[n, t]."""
 
     def text_condition(self, texts: Sequence[str]) -> Condition:
         """Turn texts into conditions on its device, each by itself; UserError: it can read no text."""
@@ -281,10 +280,9 @@ class Distance(Protocol):
 class Method(Protocol):
     """A post-training method: what is trained, what is collected, what is the loss. It owns no loop.
 
-    Built as `Method(config, backbone=…, reward=…, seed=…)`: an instance of its dataclass `Config`, which has
-    a field for each option of the card; the generator; a function from the specification of a reward to the
-    reward; the seed of the run; where its signature has it, `steps`, their number. All randomness is a
-    function of seed, step and sample number. UserError: contradicting options, rewards that will not do.
+    Built as `Method(config, backbone=…, reward=…, seed=…)`: its dataclass `Config` of the card's options; the
+    generator; what makes a reward of its specification; the run's seed; and `steps=`, their number, if its
+    signature asks. All randomness comes of seed, step and sample number. UserError: options, rewards unfit.
     """
 
     updates: Updates
