@@ -36,9 +36,8 @@ class Condition:
         """Repeat every row `times` times (image-major order: a a a b b b)."""
 
         def repeated(part: Any) -> Any:
-            if isinstance(part, tuple):
-                return tuple(entry for entry in part for _ in range(times))
-            return part.repeat_interleave(times, dim=0)
+            each = isinstance(part, tuple)
+            return tuple(x for x in part for _ in range(times)) if each else part.repeat_interleave(times, 0)
 
         return self._map(repeated)
 
@@ -99,8 +98,7 @@ class Batch:
 
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into consecutive pieces of at most `size` images."""
-        for start in range(0, len(self), size):
-            yield self.select(slice(start, start + size))
+        yield from (self.select(slice(start, start + size)) for start in range(0, len(self), size))
 
     def to(self, device: torch.device) -> Batch:
         index, images = (part.to(device, non_blocking=True) for part in (self.index, self.images))
@@ -216,8 +214,10 @@ class Backbone(Protocol):
         Entry t is the distribution of token t given the condition and tokens < t; entry 0 sees no token.
         """
 
-    def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
-        """Draw N sequences without gradient; token t of row n is the inverse CDF at uniforms[n, t]."""
+    def generate(
+        self, condition: Condition, uniforms: Tensor, sampling: Sampling, *, forced: Tensor | None = None
+    ) -> Rollout:
+        """Draw N sequences without gradient; token [n, t] is forced[n, t] ≥ 0 or drawn at uniforms[n, t]."""
 
     def text_condition(self, texts: Sequence[str]) -> Condition:
         """Turn texts into conditions on its device, each by itself; UserError: it can read no text."""
@@ -280,10 +280,9 @@ class Distance(Protocol):
 class Method(Protocol):
     """A post-training method: what is trained, what is collected, what is the loss. It owns no loop.
 
-    Built as `Method(config, backbone=…, reward=…, seed=…)`: an instance of its dataclass `Config`, which has
-    a field for each option of the card; the generator; a function from the specification of a reward to the
-    reward; the seed of the run. All randomness is a function of seed, step and sample number. It raises
-    UserError for options that contradict each other and rewards that will not do.
+    Built as `Method(config, backbone=…, reward=…, seed=…)`: its dataclass `Config` of the card's options; the
+    generator; what makes a reward of its specification; the run's seed; and `steps=`, their number, if its
+    signature asks. All randomness comes of seed, step and sample number. UserError: options, rewards unfit.
     """
 
     updates: Updates
@@ -336,6 +335,8 @@ class ImageBatch:
     """One per image; empty for sets without prompts."""
     originals: Tensor | None = None
     """[n, 3, H, W] uint8, what each image reconstructs; only in reconstruction."""
+    perturbed: Callable[[float, float], Tensor] | None = None
+    """(share, near) → `images` with a share of their codes moved to near ones; only in reconstruction."""
 
     def __len__(self) -> int:
         return len(self.ids)

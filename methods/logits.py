@@ -74,14 +74,17 @@ def teacher_forced(
     *,
     seed: int,
     purpose: str,
-    rate: float,
+    rate: float | Tensor,
     kernel: NoiseKernel,
 ) -> Experience:
-    """Tokenise images and corrupt a share `rate` of the tokens before each position; the condition stays."""
+    """Tokenise images and corrupt a share `rate` of the tokens before each position; the condition stays.
+
+    One rate for all images, or [B, 1].
+    """
     targets = backbone.tokenizer.encode(batch.images)
     index = tuple(batch.index.tolist())
     context = targets[:, :-1]
-    if rate:
+    if isinstance(rate, Tensor) or rate:
         uniforms = torch.from_numpy(randomness.uniforms(seed, purpose, step, index, (2, context.shape[1])))
         flips, replacements = uniforms.to(context.device).unbind(1)
         context = corrupt(

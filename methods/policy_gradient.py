@@ -183,7 +183,7 @@ def prior_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def corrupt(
     tokens: Tensor,
-    rate: float,
+    rate: float | Tensor,
     kernel: NoiseKernel,
     *,
     num_codes: int,
@@ -194,7 +194,7 @@ def corrupt(
 
     Args:
         tokens: [B, L] int64.
-        rate: ξ in [0, 1].
+        rate: ξ in [0, 1], a number or [B, 1].
         kernel: `exclusive` draws from the other V−1 codes (paper); `inclusive` from all V codes (released
             code), so that only ξ(1 − 1/V) of the tokens really change.
         num_codes: V, at least 2.

@@ -33,9 +33,11 @@ class CachedBackbone:
             out: Tensor = self.policy(condition, context)
         return out
 
-    def generate(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Rollout:
+    def generate(
+        self, condition: Condition, uniforms: Tensor, sampling: Sampling, *, forced: Tensor | None = None
+    ) -> Rollout:
         with self._computing():
-            return generate_steps(unwrap(self.policy), condition, uniforms, sampling)
+            return generate_steps(unwrap(self.policy), condition, uniforms, sampling, forced=forced)
 
     def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
         """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].

@@ -126,7 +126,7 @@ def generate_steps(
 
     Args:
         uniforms: [N, L] float in [0, 1), L ≤ T; the number of columns is the number of tokens drawn.
-        forced: [N, L] tokens to follow instead of drawing.
+        forced: [N, L] int64 tokens to follow; negative: drawn here.
         keep_logits: whether to return the guided logits, N·L·V floats.
     """
     rows, count = uniforms.shape
@@ -140,12 +140,13 @@ def generate_steps(
             if keep_logits:
                 kept.append(logits)
             filtered = filter_logits(logits, sampling)
-            if forced is not None:
-                chosen = forced[:, position].long()
-            elif sampling.greedy:
+            if sampling.greedy:
                 chosen = filtered.argmax(dim=-1)
             else:
                 chosen = inverse_cdf(filtered.softmax(dim=-1), uniforms[:, position, None])[:, 0]
+            if forced is not None:
+                given = forced[:, position].long()
+                chosen = given.where(given >= 0, chosen)
             tokens[:, position] = chosen
             logprobs[:, position] = filtered.log_softmax(dim=-1).gather(-1, chosen[:, None])[:, 0]
     return Trace(tokens, logprobs, torch.stack(kept, dim=1) if keep_logits else None)

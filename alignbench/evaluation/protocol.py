@@ -124,7 +124,13 @@ class ProtocolEvaluation:
             assert self.reference_images is not None
             dataset = self.reference_images.dataset
             return ReconstructedImages(
-                dataset, backbone, self.protocol, self.device, weights_digest=weights, workers=self.workers
+                dataset,
+                backbone,
+                self.protocol,
+                self.device,
+                weights_digest=weights,
+                seed=seed,
+                workers=self.workers,
             )
 
         task = {"generation": generated, "reconstruction": reconstructed}[self.protocol.task]

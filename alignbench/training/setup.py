@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,9 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     options = {key: option.default for key, option in job.registry.method(name).options.items()}
     with failure_of(f"method {name!r}"):
         config = target.Config(**{**options, **job.plan.config.section("method")})
-        method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed)
+        known = {"steps": job.plan.config.train.steps}
+        asked = {key: known[key] for key in known.keys() & inspect.signature(target).parameters.keys()}
+        method: Method = target(config, backbone=backbone, reward=reward, seed=job.plan.config.seed, **asked)
     return method
 
 

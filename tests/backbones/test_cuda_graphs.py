@@ -90,15 +90,21 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> list[Plain]:
     [Sampling(), Sampling(cfg_scale=2.5), Sampling(cfg_scale=2.5, cfg_interval=9)],
     ids=["plain", "guided", "guided at first"],
 )
+@pytest.mark.parametrize("some_given", [False, True])
 def test_fixed_steps_draw_what_growing_ones_draw(
-    make: Callable[[], tuple[Any, Condition]], sampling: Sampling, fixed: list[Plain], monkeypatch: Any
+    make: Callable[[], tuple[Any, Condition]],
+    sampling: Sampling,
+    some_given: bool,
+    fixed: list[Plain],
+    monkeypatch: Any,
 ) -> None:
     policy, condition = make()
     uniforms = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    ours = generate_steps(policy, condition, uniforms, sampling, keep_logits=True)
+    forced = torch.where(uniforms.flip(0) < 0.5, 3, -1) if some_given else None
+    ours = generate_steps(policy, condition, uniforms, sampling, forced=forced, keep_logits=True)
     assert [item.steps for item in fixed] == [TOKENS - 1]
     monkeypatch.setattr(generate, "graphed", lambda *_, steps: None)
-    plain = generate_steps(policy, condition, uniforms, sampling, keep_logits=True)
+    plain = generate_steps(policy, condition, uniforms, sampling, forced=forced, keep_logits=True)
     assert len(fixed) == 1
     assert torch.equal(ours.tokens, plain.tokens) and len(plain.tokens.unique()) > 5
     assert ours.logits is not None and plain.logits is not None

@@ -39,6 +39,26 @@ def test_cached_logits_equal_the_full_forward(config: GPTConfig) -> None:
     torch.testing.assert_close(trace.logits, gpt(condition, tokens[:, :-1]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@BOTH
+def test_given_tokens_stand_and_the_others_are_drawn_after_them(config: GPTConfig, scale: float) -> None:
+    """Held against whole forwards: each drawn token is that of its number, after all tokens before it."""
+    gpt, rows = make(config), 6
+    condition, uniforms, given = condition_for(config, rows), uniforms_for(gpt, rows), tokens_of(gpt, rows)
+    place = uniforms.flip(0) < 0.5
+    forced = given.where(place, -1)
+    sampling = Sampling(cfg_scale=scale, temperature=0.8)
+    tokens = generate_steps(gpt, condition, uniforms, sampling, forced=forced).tokens
+    assert 0 < place.sum() < place.numel() and torch.equal(tokens[place], given[place])
+    mass = (guided(gpt, condition, tokens[:, :-1], scale) / 0.8).double().softmax(-1).cumsum(-1)
+    drawn = torch.searchsorted(mass, uniforms[..., None], right=True)[..., 0]
+    assert torch.equal(tokens[~place], drawn[~place])
+    free = generate_steps(gpt, condition, uniforms, sampling).tokens
+    assert not torch.equal(free[~place], tokens[~place])  # what is given is read
+    none = generate_steps(gpt, condition, uniforms, sampling, forced=torch.full_like(given, -1)).tokens
+    assert torch.equal(free, none)
+
+
 @BOTH
 def test_guidance_mixes_both_halves_until_the_interval_ends(config: GPTConfig) -> None:
     gpt = make(config)

@@ -33,13 +33,15 @@ STAGE = Stage(Progress(quiet=True), "measure", total=99, done=0)
 
 @dataclass
 class Images:
-    """An image set in memory, in shards of one size; its originals are the same images, a level off."""
+    """An image set in memory, in shards of one size; its originals are the same images, a level off, and
+    moving codes changes nothing."""
 
     identity: str
     pixels: Tensor
     classes: Tensor
     shard: int = 64
     prompts: tuple[Prompt, ...] = ()
+    real: bool = False
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -50,8 +52,10 @@ class Images:
     def load(self, number: int) -> ImageBatch:
         ids = self.shards()[number]
         rows = slice(ids.start, ids.stop)
+        images = self.pixels[rows]
+        perturbed = None if self.real else lambda share, near: images
         return ImageBatch(
-            ids=ids, images=self.pixels[rows], labels=self.classes[rows], originals=self.pixels[rows] ^ 1
+            ids=ids, images=images, labels=self.classes[rows], originals=images ^ 1, perturbed=perturbed
         )
 
 
@@ -79,7 +83,8 @@ def rows(evaluator: Evaluator, images: Images, folder: Path) -> StoredFeatures:
 
 
 def scores(evaluator: Evaluator, samples: Images, reference: Images, folder: Path) -> dict[str, float]:
-    compared = Reference(digest="r", measured=rows(evaluator, reference, folder))
+    real = replace(reference, identity=f"{reference.identity}, real", real=True)
+    compared = Reference(digest="r", measured=rows(evaluator, real, folder))
     found = evaluator.score(rows(evaluator, samples, folder), compared)
     return {metric.name: metric.value for metric in found}
 

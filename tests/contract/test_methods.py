@@ -19,10 +19,18 @@ CHECKS = {check.__name__: check for check in method_checks.METHOD_CHECKS}
 PUBLIC = {check.__name__: check for check in testing.METHOD_CHECKS}
 PLAIN = ("bool", "int", "float")
 ON_CAPTIONS = ("gradients_reach_only_what_trains", "numbers_come_from_addresses")
-COMPANIONS = dict.fromkeys([("vapi", "kl_estimator"), ("vapi", "kl_in")], "method.prior=kl")
+COMPANIONS = {
+    **dict.fromkeys([("vapi", "kl_estimator"), ("vapi", "kl_in")], "method.prior=kl"),
+    ("ntp", "noise_schedule"): "method.noise=1",
+}
 """What a switch needs to have a meaning."""
 BEYOND = ("method.advantage_std=batch", "method.redraws=2", "method.group_size=2")
 """Whatever looks further than at a group as it was drawn."""
+WHOLE = {
+    "ntp": ("method.noise=1", "method.noise_schedule=annealed"),
+    "tokenizer-decoder": ("method.samples=re-encoded", "method.preserved=0.7", "method.cfg_scale=1.5"),
+}
+"""Options that change what a method is: held to everything again."""
 EQUAL = {"vapi": "method.temperature=0.05", "ar-grpo": "method.rewards=class-logprob-digits|quantise(2)"}
 """What makes some groups flat."""
 
@@ -67,6 +75,12 @@ def variants() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("settings", variants(), ids="-".join)
 def test_two_ranks_give_what_one_gives_with_every_switch(settings: tuple[str, ...], tmp_path: Path) -> None:
     method_checks.two_ranks_give_what_one_gives(case_of(*settings), tmp_path)
+
+
+@pytest.mark.parametrize("check", (CHECKS | PUBLIC).keys() - {"two_ranks_give_what_one_gives"})
+@pytest.mark.parametrize("method", WHOLE)
+def test_contract_of_another_form(method: str, check: str, tmp_path: Path) -> None:
+    (CHECKS | PUBLIC)[check](case_of(method, *WHOLE[method]), tmp_path)
 
 
 @pytest.mark.parametrize("method", EQUAL)

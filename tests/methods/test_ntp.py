@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from alignbench import randomness
 from alignbench.config.settings import resolve
 from alignbench.errors import UserError
-from alignbench.methods.ntp import NextToken
+from alignbench.methods.ntp import NextToken, annealed
 from alignbench.registry.lookup import Registry
+from alignbench.testing import Case, Subject
 from tests.methods import test_vapi
 from tests.methods.test_vapi import ToyBackbone, batch, built, gradients, kept
 
@@ -50,6 +53,36 @@ def test_noise_reaches_the_context_and_never_the_targets(kernel: str) -> None:
     share = 0.5 if kernel == "exclusive" else 0.5 * (1 - 1 / test_vapi.CODES)
     assert changed == pytest.approx(share, abs=0.04)  # 1,200 tokens, three standard errors
     assert collected.metrics["corrupted"].item() == pytest.approx(changed, abs=1e-6)
+
+
+def test_the_schedule_is_reAR_s() -> None:
+    values = [annealed(progress) for progress in (0, 0.25, 0.5, 0.75, 1)]
+    assert values == pytest.approx([1, 2 / 3, 1 / 3, 0, 0], abs=1e-15)
+
+
+@pytest.mark.parametrize(("step", "highest"), [(0, 1.0), (25, 2 / 3), (50, 1 / 3), (75, 0.0), (99, 0.0)])
+def test_annealed_noise_has_a_share_for_each_sequence(step: int, highest: float) -> None:
+    """Of 100 steps. A token of a sequence changes with probability ε(1 − 1/K), ε ~ U(0, f)."""
+    backbone, data = ToyBackbone(), batch(4000)
+    method = make(backbone, noise=1.0, noise_kernel="inclusive", noise_schedule="annealed")
+    experience = kept(method.collect(data, step=step))
+    changed = (experience.context != experience.targets[:, :-1]).double().mean(dim=1)
+    shares = highest * randomness.uniforms(0, "ntp-noise-share", step, data.index.tolist(), (1,))[:, 0]
+    assert shares.mean() == pytest.approx(highest / 2, abs=0.02)
+    keeps = 1 - 1 / test_vapi.CODES
+    assert changed.mean().item() == pytest.approx(highest / 2 * keeps, abs=0.02)
+    for part in (shares < highest / 2, shares >= highest / 2):
+        assert changed.numpy()[part].sum() == pytest.approx((shares * keeps)[part].sum(), abs=50)
+    assert torch.equal(experience.targets, backbone.tokenizer.encode(data.images))
+
+
+def test_a_run_tells_the_method_its_steps_and_noise_is_asked_for(tmp_path: Path) -> None:
+    settings = ("method.noise=0.5", "method.noise_schedule=annealed")
+    subject = Subject.build(Case(REGISTRY, "ntp", assignments=settings), tmp_path)
+    method: Any = subject.method
+    assert method.steps == subject.job.plan.config.train.steps == 4
+    with pytest.raises(UserError, match="no noise to take away"):
+        make(ToyBackbone(), noise_schedule="annealed")
 
 
 def test_loss_is_the_cross_entropy_of_the_clean_tokens() -> None:

@@ -16,7 +16,7 @@ from alignbench import api
 from alignbench.backbones.llamagen.model import build
 from alignbench.errors import UserError
 from alignbench.files import package_file
-from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder
+from alignbench.methods.tokenizer_decoder import Experience, TokenizerDecoder, kept_codes
 from alignbench.registry.lookup import Registry
 from alignbench.training import setup
 from tests.helpers.command import alignbench
@@ -95,9 +95,76 @@ def test_gradient_is_the_closed_form(perceptual: float) -> None:
     assert all(part.grad is None for part in backbone.policy.parameters())
 
 
-def test_nothing_to_train_on_is_refused() -> None:
+def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(UserError, match="both 0"):
         make(toy(), pixel_weight=0.0)
+    for option in ({"preserved": 0.5}, {"cfg_scale": 2.0}, {"top_k": 5}, {"top_p": 0.9}):
+        with pytest.raises(UserError, match="drawn one after another"):
+            make(toy(), **option)
+
+
+# --- generated tokens (RobusTok, §4.3) ------------------------------------------------------------
+
+
+def digits(count: int = 24) -> tuple[Any, api.Batch]:
+    """The shipped model, and training-like images."""
+    card = REGISTRY.model("llamagen-tiny")
+    backbone = build(card, {str(file.role): package_file(file.path) for file in card.files})
+    numbers = torch.Generator().manual_seed(3)
+    images = torch.rand(count, 1, 8, 8, generator=numbers).expand(-1, 3, -1, -1) * 2 - 1
+    return backbone, api.Batch(torch.arange(count) + 7, api.ClassLabels(torch.arange(count) % 10), images)
+
+
+def test_a_code_is_kept_where_its_number_is_below_the_share() -> None:
+    tokens, uniforms = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[0.1, 0.8, 0.4, 0.95]])
+    assert kept_codes(tokens, 0.7, uniforms).tolist() == [[5, -1, 7, -1]]
+    assert torch.equal(kept_codes(tokens, 1.0, uniforms), tokens)
+    assert (kept_codes(tokens, 0.0, uniforms) == -1).all()
+
+
+def test_all_kept_is_plain_reconstruction() -> None:
+    backbone, data = digits()
+    method = make(backbone, samples="generated", preserved=1.0, pixel_weight=1.0)
+    collected = method.collect(data, step=0)
+    codes = backbone.tokenizer.encode(data.images)
+    assert torch.equal(kept(collected).tokens, codes)
+    assert (collected.tokens, collected.sequences) == (codes.numel(), len(data))
+    error = backbone.tokenizer.decode(codes, backbone.grid) - data.images
+    expected = error.square().mean().item()
+    assert method.loss(collected.experience).value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_share_is_kept_and_the_rest_depends_on_it() -> None:
+    backbone, data = digits(400)
+    codes = backbone.tokenizer.encode(data.images)
+    drawn = {
+        share: kept(make(backbone, samples="generated", preserved=share).collect(data, 0)).tokens
+        for share in (0.0, 0.7)
+    }
+    same = {share: (tokens == codes).double().mean().item() for share, tokens in drawn.items()}
+    by_chance = same[0.0]
+    assert same[0.7] == pytest.approx(0.7 + 0.3 * by_chance, abs=0.03)  # 6,400 codes
+    sharper = make(backbone, samples="generated", top_k=1, cfg_scale=2.0).collect(data, 0)
+    greedy = api.Sampling(greedy=True, cfg_scale=2.0)
+    most_likely = backbone.generate(data.condition, torch.zeros(400, 16).double(), greedy).tokens
+    assert torch.equal(kept(sharper).tokens, most_likely)
+
+
+def test_images_are_read_again_through_the_decoder_as_it_was() -> None:
+    backbone, data = digits()
+    options: dict[str, Any] = {"preserved": 0.5, "pixel_weight": 1.0}
+    drawn = kept(make(backbone, samples="generated", **options).collect(data, 0)).tokens
+    method = make(backbone, samples="re-encoded", **options)
+    pixels = np.trunc(
+        np.clip(127.5 * backbone.tokenizer.decode(drawn, backbone.grid).detach().numpy() + 128, 0, 255)
+    )
+    expected = backbone.tokenizer.encode(torch.from_numpy(pixels / 127.5 - 1).float())
+    assert not torch.equal(expected, drawn)
+    for _ in range(2):
+        assert torch.equal(kept(method.collect(data, 0)).tokens, expected)
+        with torch.no_grad():
+            for part in backbone.tokenizer.trainable_decoder().parameters():
+                part.mul_(0.5)
 
 
 def test_recipes_short_by_default_and_long_by_name() -> None:

@@ -116,7 +116,10 @@ def built(
     card = REGISTRY.method(method)
     defaults = {name: option.default for name, option in card.options.items()}
     target = import_target(card.target)
-    return target(target.Config(**{**defaults, **changes}), backbone=backbone, reward=reward, seed=seed)
+    steps = {"steps": 100} if method == "ntp" else {}
+    return target(
+        target.Config(**{**defaults, **changes}), backbone=backbone, reward=reward, seed=seed, **steps
+    )
 
 
 def make(backbone: ToyBackbone | None = None, **changes: Any) -> VaPi:
