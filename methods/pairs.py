@@ -45,7 +45,7 @@ class Experience:
     """[B] bool; False: the group has no best and worst."""
 
 
-class Pairs:
+class PreferencePairs:
     """The method; see `api.Method`.
 
     Raises:
@@ -107,7 +107,9 @@ class Pairs:
         return api.Loss(losses.where(experience.used, 0.0).mean(), {"margin": margin.mean()})
 
 
-def pair_losses(logprobs: Tensor, reference: Tensor | None, config: Pairs.Config) -> tuple[Tensor, Tensor]:
+def pair_losses(
+    logprobs: Tensor, reference: Tensor | None, config: PreferencePairs.Config
+) -> tuple[Tensor, Tensor]:
     """h of each pair (SimPO: the difference of mean log-probabilities) and its loss, [B] each.
 
     Log-probabilities [2·B, T], the better sequence first, and those of the reference, which SimPO has not.

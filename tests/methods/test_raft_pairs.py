@@ -10,7 +10,7 @@ import torch
 from alignbench import api
 from alignbench.errors import UserError
 from alignbench.methods import groups, pairs, raft
-from alignbench.methods.pairs import Pairs
+from alignbench.methods.pairs import PreferencePairs
 from tests.methods import test_ar_grpo
 from tests.methods.test_ar_grpo import FILTERED, GROUP, NAN, Stub, backbone, batch, tables
 from tests.methods.test_switches import NEW, OLD, REWARDS, f64
@@ -58,8 +58,8 @@ def test_the_first_step_is_ar_grpos(changes: dict[str, Any]) -> None:
 # --- worked numbers -------------------------------------------------------------------------------
 
 
-def config(**changes: Any) -> Pairs.Config:
-    made: Pairs.Config = make("pairs", **changes).config
+def config(**changes: Any) -> PreferencePairs.Config:
+    made: PreferencePairs.Config = make("pairs", **changes).config
     return made
 
 
