@@ -68,6 +68,16 @@ def by_scipy(one: np.ndarray, two: np.ndarray) -> float:
     return float(gap @ gap + np.trace(first + second - 2 * root))
 
 
+def of_few(one: np.ndarray, two: np.ndarray) -> float:
+    """The same of fewer rows than features: the root's trace is that of the rows' inner products."""
+    (gap, first), (other, second) = (
+        (x.mean(axis=0), x - x.mean(axis=0)) for x in (one.astype("f8"), two.astype("f8"))
+    )
+    first, second = first / np.sqrt(len(one) - 1), second / np.sqrt(len(two) - 1)
+    root = np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    return float(np.square(gap - other).sum() + np.square(first).sum() + np.square(second).sum() - 2 * root)
+
+
 # --- which codes ----------------------------------------------------------------------------------
 
 
@@ -180,11 +190,11 @@ def test_inception_s_value_and_resamples_are_those_of_fid() -> None:
     samples, reference = Memory(evaluator.measure(batch)), Memory(evaluator.measure(batch_of(real)))
     assert reference.rows.keys() == {"real"} and samples.column("0-200").shape == (10, 2048)
     (metric,) = evaluator.score(samples, Reference(digest="r", measured=reference))
-    pairs = [by_scipy(samples.column(name), reference.column("real")) for name in ("0-200", "0.5-200")]
+    pairs = [of_few(samples.column(name), reference.column("real")) for name in ("0-200", "0.5-200")]
     assert metric.value == pytest.approx(np.mean(pairs), rel=1e-6)
     weights = next(resamples(10, replicates=20, seed=0))
     drawn = [
-        by_scipy(np.repeat(samples.column(f"{a}-200"), weights, axis=0), reference.column("real"))
+        of_few(np.repeat(samples.column(f"{a}-200"), weights, axis=0), reference.column("real"))
         for a in ("0", "0.5")
     ]
     assert len(metric.resampled) == 20 and metric.resampled[0] == pytest.approx(np.mean(drawn), rel=1e-6)
@@ -192,8 +202,6 @@ def test_inception_s_value_and_resamples_are_those_of_fid() -> None:
     assert metric.interval == pytest.approx((metric.value - half, metric.value + half), rel=1e-12)
 
     plain = inception_evaluator(shares="0", nearest="200", bootstrap=0)
-    fid = scorer(bootstrap=0, neighbours=3)._fid(samples.column("0-200"), None)
-    assert np.isnan(fid["fid"].value)
     (alone,) = plain.score(samples, Reference(digest="r", measured=reference))
     rows = {name: reference.column("real") for name in ("pool", "logits", "spatial")}
     same = {name: samples.column("0-200") for name in rows}
