@@ -28,6 +28,12 @@ def world_size() -> int:
     return int(text)
 
 
+def has_company() -> bool:
+    """Whether a launcher has started several processes; a `WORLD_SIZE` that is no number is nobody's."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    return text.isdecimal() and int(text) > 1
+
+
 def is_first() -> bool:
     """Whether this process is the one that speaks and writes. A `RANK` without company means nothing."""
     return world_size() == 1 or os.environ.get("RANK", "0") == "0"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import typer
@@ -29,7 +31,7 @@ from alignbench.cli import (
 )
 from alignbench.cli.options import words_of_bash
 from alignbench.commands.launch import note_process, note_status
-from alignbench.distributed import join_slurm
+from alignbench.distributed import has_company, join_slurm, rank
 from alignbench.errors import EXIT_FAILED, EXIT_NOT_RUNNABLE, EXIT_PARTIAL, FULL, UserError
 from alignbench.text import visible
 
@@ -107,17 +109,34 @@ def main(arguments: list[str] | None = None) -> None:
         with words_of_bash():
             app(args=arguments, prog_name="alignbench")
     except UserError as error:
-        _complain(str(error), error.exit_code)
+        _end(error)
     except OSError as error:
         if error.strerror is None or (error.filename is None and error.errno not in FULL):
-            raise
+            _end(error)
         # A run words its own; what arrives here comes from before it, but for a full disk.
         exit_code = EXIT_FAILED if error.errno in FULL else EXIT_NOT_RUNNABLE
-        _complain(": ".join(filter(None, (error.filename, error.strerror.lower()))), exit_code)
+        what = ": ".join(filter(None, (error.filename, error.strerror.lower())))
+        _end(UserError(what, exit_code=exit_code))
+    except Exception as error:
+        _end(error)
 
 
-def _complain(text: str, exit_code: int) -> NoReturn:
+def _end(error: Exception) -> NoReturn:
+    """End with an error's exit status; of several processes one says it, with its number and machine."""
+    expected = isinstance(error, UserError)
+    exit_code = error.exit_code if isinstance(error, UserError) else EXIT_FAILED
+    text = str(error) if expected else f"{type(error).__name__}: {error}"
     note_status(exit_code)
+    if has_company():
+        from alignbench.training.process_group import has_last_word
+
+        if not has_last_word(error):
+            sys.exit(exit_code)
+        if not expected:
+            traceback.print_exception(error)
+        text = f"process {rank()} on {socket.gethostname()}: {text}"
+    elif not expected:
+        raise error
     Console(stderr=True).print(f"alignbench: {visible(text)}", highlight=False, markup=False, soft_wrap=True)
     sys.exit(exit_code)
 

@@ -49,6 +49,7 @@ class TrainConfig:
     shard: str = _rare(
         "none", "Cut what trains (hybrid: within nodes).", choices=["none", "full", "hybrid", "auto"]
     )
+    async_checkpoint: bool = _rare(False, "Write checkpoints while training goes on, from a copy in memory.")
     updates_per_collect: int = _train(1, "Optimiser steps on each collected batch.", minimum=1)
     failed_rewards: float = _rare(
         0.1, "Largest share of a step's images that may stay without a score.", minimum=0.0, maximum=1.0
@@ -86,7 +87,7 @@ COMMON_OPTIONS: dict[str, dict[str, Option]] = {
 """{namespace: {key: option}} of what does not depend on a card."""
 
 
-HOW = {"train.shard"}
+HOW = {"train.shard", "train.async_checkpoint"}
 """Keys that change no result: a run may be continued with others."""
 
 

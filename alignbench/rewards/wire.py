@@ -103,7 +103,7 @@ def _integers(array: np.ndarray[Any, Any]) -> Tensor:
 
 def _dump(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays)
+    np.savez(stream, **arrays)  # numbers all of them; `allow_pickle` would be one more array before NumPy 2.2
     return stream.getvalue()
 
 

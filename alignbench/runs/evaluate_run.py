@@ -70,7 +70,7 @@ def evaluate_run(
         record = current.record or record  # under the lock: nobody adds to it any more
         weights, exports = unchanged_weights(plan, record, run)
         recorder = RunRecorder(job, record.started, weights, exports=exports)
-        with devices("fp32", plan.model.policy.parameters) as parallel:
+        with devices("fp32", plan.model.policy.parameters, folder=run) as parallel:
             found = [r for results in evaluate_models(recorder, parallel, progress, folder) for r in results]
         return current.finish(record.model_copy(update={"results": [*record.results, *found]}))
 
@@ -84,7 +84,7 @@ def log_finished(job: Job, record: RunRecord, folder: Path, progress: Progress) 
     """
     weights, exports = unchanged_weights(job.plan, record, job.out)
     recorder = RunRecorder(job, record.started, weights, exports=exports, results=record.results)
-    with devices("fp32", job.plan.model.policy.parameters) as parallel:
+    with devices("fp32", job.plan.model.policy.parameters, folder=job.out) as parallel:
         for _ in evaluate_models(recorder, parallel, progress, folder):
             pass
 

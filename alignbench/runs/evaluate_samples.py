@@ -154,7 +154,7 @@ def score(job: SamplesJob, command: str, progress: Progress) -> RunRecord:
             progress.say(f"{job.out} is complete; nothing to do")
             return finished
         started = now()
-        with devices("fp32") as parallel:
+        with devices("fp32", folder=job.out) as parallel:
             evaluation = ProtocolEvaluation(
                 registry=job.registry,
                 name=plan.protocol_name,

@@ -55,7 +55,7 @@ def run(job: Job, progress: Progress) -> RunRecord:
             return current.finished
         progress.say(f"run {plan.id} → {job.out}")
         with (
-            devices(plan.config.train.precision, plan.model.policy.parameters) as parallel,
+            devices(plan.config.train.precision, plan.model.policy.parameters, folder=job.out) as parallel,
             _tracking(job, progress) as tracking,
         ):
             recorder = current.recorder = RunRecorder.begin(job, current.record)

@@ -21,12 +21,13 @@ from alignbench.files import write_atomic
 from alignbench.progress import Progress
 from alignbench.record import FILE_NAME, RunRecord, read, write
 from alignbench.registry.lookup import Registry
-from alignbench.run_folder import REASON
+from alignbench.run_folder import LOCK, REASON
 from alignbench.runs.recorder import RunRecorder
 from alignbench.runs.report_files import write_report
 from alignbench.training.driver import Interrupted
 from alignbench.training.parallel import Parallel, choose_threads
-from alignbench.training.process_group import ExchangeBroken
+from alignbench.training.process_group import ExchangeBroken, check_shared, default_store
+from alignbench.training.signals import ignore_signals
 
 
 @dataclass
@@ -94,7 +95,8 @@ def session(
         except ExchangeBroken as broken:
             current.note("failed")
             said = "" if broken.explained else _reason_of_others(folder)
-            raise RunFailed(f"{broken.what}{said}", fix=broken.fix) from None
+            explained = broken.explained or bool(said)
+            raise ExchangeBroken(f"{broken.reason}{said}", explained=explained) from None
         except RunFailed as error:
             _tell_others(folder, error)
             current.note("failed")
@@ -106,19 +108,26 @@ def session(
             current.note("failed")
             raise RunFailed(error.what, fix=error.fix) from error  # after training: not "nothing was started"
         except OSError as error:
+            _tell_others(folder, error)
             if error.strerror is None:  # not the operating system's
                 raise
             full = error.errno in FULL
             reason = "no space left" if full else f"{error.strerror.lower()}: {error.filename or ''}"
             fix = f"{'free some' if full else 'mend that'} and {again}; finished work is kept"
             raise RunFailed(f"{folder}: {reason.removesuffix(': ')}", fix=fix) from error
+        except Exception as error:
+            _tell_others(folder, error)
+            current.note("failed")
+            raise
 
 
-def _tell_others(folder: Path, error: UserError) -> None:
-    """Leave word for the other processes why this one ends; theirs break at the next exchange."""
+def _tell_others(folder: Path, error: Exception) -> None:
+    """Leave word that this process says itself why it ends; the others' break at the next exchange."""
     if world_size() > 1:
+        ignore_signals()  # the launcher ends all when one has ended, perhaps before this one has spoken
         with contextlib.suppress(OSError):
-            write_atomic(folder / f"{REASON}{os.environ.get('RANK', '0')}", str(error))
+            if (folder / LOCK).exists():  # the one that all see
+                write_atomic(folder / f"{REASON}{os.environ.get('RANK', '0')}", str(error))
 
 
 def _reason_of_others(folder: Path) -> str:
@@ -145,15 +154,24 @@ def _record_so_far(folder: Path, progress: Progress) -> RunRecord | None:
 
 
 @contextlib.contextmanager
-def devices(precision: str, parameters: int | None = None) -> Iterator[Parallel]:
+def devices(
+    precision: str, parameters: int | None = None, *, folder: Path | None = None
+) -> Iterator[Parallel]:
     """Open this process's devices and leave them at the end.
 
-    `parameters` of the model decide the number of threads; None: torch's own choice.
+    Args:
+        parameters: of the model decide the number of threads; None: torch's own choice.
+        folder: in which all processes work; None: each has one of its own.
+
+    Raises:
+        UserError: a process does not see the folder of the first one.
     """
     if parameters is not None:
         choose_threads(parameters)
     parallel = Parallel(precision)
     try:
+        if folder is not None and parallel.world_size > 1:
+            check_shared(folder, default_store(), parallel.rank, parallel.world_size)
         yield parallel
     finally:
         parallel.close()

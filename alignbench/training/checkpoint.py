@@ -11,7 +11,8 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,49 @@ class State:
     """`state` by the number of the parameter, and `param_groups`, which shards come without."""
     totals: dict[str, Any]
     """Costs so far: seconds, images, sequences, …"""
+
+
+class Writer:
+    """Writes checkpoints, at once or behind the caller's back in a thread: at most one at a time."""
+
+    def __init__(self) -> None:
+        self._last: Future[Any] | None = None
+        self._threads = ThreadPoolExecutor(1, "checkpoint")  # none before it is needed
+
+    def write(self, save: Callable[[State], Any], state: State, behind: bool) -> None:
+        """Write, or begin to write a copy of the state, which may change meanwhile."""
+        if behind:
+            copied = State(**{item.name: _copied(getattr(state, item.name)) for item in fields(state)})
+            self._last = self._threads.submit(save, copied)
+        else:
+            save(state)
+
+    def wait(self, *, only_if_done: bool = False) -> None:
+        """Wait for what is being written, and raise what went wrong."""
+        if self._last is None or (only_if_done and not self._last.done()):
+            return
+        last, self._last = self._last, None
+        last.result()
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Wait behind the block, also after an error, for what is being written."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the reason
+                self.wait()
+            raise
+        self.wait()
+
+
+def _copied(value: Any) -> Any:
+    """Copy tensors, whole or a part, to host memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
 
 
 def folder_of(root: Path, step: int) -> Path:

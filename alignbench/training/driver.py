@@ -102,10 +102,12 @@ class Driver:
         """
         first = self._resume()
         self._pace = Pace(self.parallel, self.progress.say)
-        with self.progress.stage("train", self.config.steps, done=first) as stage:
+        writer = self.parallel.writer
+        with writer.finishing(), self.progress.stage("train", self.config.steps, done=first) as stage:
             for step in range(first, self.config.steps):
                 started = time.monotonic()
                 numbers = self._guarded_step(step)
+                writer.wait(only_if_done=True)
                 seconds = time.monotonic() - started
                 self.totals.seconds += seconds
                 if self.parallel.is_main:
@@ -118,8 +120,6 @@ class Driver:
                 if stopping:
                     raise Interrupted(done)
         return self.totals
-
-    # --- one step ---
 
     def _guarded_step(self, step: int) -> dict[str, float]:
         """Do a step; a device that is too small is a failed run that names the knob."""
@@ -210,8 +210,6 @@ class Driver:
             _check_metrics(loss.metrics)
         return loss
 
-    # --- folder ---
-
     def _resume(self) -> int:
         """Load the newest checkpoint; return the number of finished steps."""
         root = self.folder / "checkpoints"
@@ -248,7 +246,8 @@ class Driver:
             optimizer=self.optimizer.state_dict(),
             totals=dataclasses.asdict(self.totals),
         )
-        self.parallel.save(self.folder / "checkpoints", state)
+        behind = self.config.async_checkpoint and not self._stopping
+        self.parallel.save(self.folder / "checkpoints", state, behind=behind)
 
     def _log(self, step: int, numbers: Mapping[str, float], seconds: float) -> None:
         """Append one line to each log. Times are kept apart so that equal runs give equal metrics.

@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +27,22 @@ from torch import Tensor, nn
 from alignbench import distributed
 from alignbench.errors import UserError
 from alignbench.training import checkpoint
-from alignbench.training.checkpoint import State
-from alignbench.training.process_group import TIMEOUT, after_first, default_store, exchange, rejoin
+from alignbench.training.checkpoint import State, Writer
+from alignbench.training.process_group import (
+    HOST,
+    TIMEOUT,
+    add_over_ranks,
+    after_first,
+    default_store,
+    exchange,
+    rejoin,
+)
 
 if TYPE_CHECKING:
     from alignbench.training.sharding import Shards
 
-BUCKET = 25_000_000
-"""Numbers exchanged at once."""
 SMALL = 2_000_000
 """Parameters below which one thread is faster than several (overhead-bound tensors)."""
-HOST = "alignbench/host/"
-"""In the store, before a rank."""
 
 _BLOCKS = itertools.count()
 """Numbers of the blocks that the first process does alone; every process comes to them in one order."""
@@ -89,6 +94,9 @@ class Parallel:
         self.waited = 0.0
         """Seconds spent on others: in exchanges, and where shards are exchanged in whatever needs them."""
         self._shards: Shards | None = None
+        self.writer = Writer()
+        self._aside: Any = None
+        """Process group of checkpoints that are written while others exchange gradients."""
         if self.world_size > 1:
             default_store().set(f"{HOST}{self.rank}", socket.gethostname())
 
@@ -170,23 +178,14 @@ class Parallel:
             self._accelerator.backward(loss)
 
     def reduce_gradients(self, module: nn.Module) -> None:
-        """Add gradients over ranks, in pieces of about `BUCKET` numbers.
+        """Add gradients over ranks, in few exchanges.
 
         A parameter without a gradient on one rank takes part with zeros, so that all ranks exchange alike.
         """
         if self.world_size == 1 or self._shards is not None:
             return
-        bucket: list[Tensor] = []
-        for parameter in module.parameters():
-            if not parameter.requires_grad:
-                continue
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            bucket.append(parameter.grad)
-            if sum(gradient.numel() for gradient in bucket) >= BUCKET:
-                self._add_over_ranks(bucket)
-                bucket = []
-        self._add_over_ranks(bucket)
+        with self._exchanging():
+            add_over_ranks(module.parameters())
 
     def clip(self, module: nn.Module, norm: float) -> Tensor:
         """Clip gradients to a global norm (0: only measure) and return the norm before clipping."""
@@ -213,15 +212,25 @@ class Parallel:
 
     # --- checkpoints ---
 
-    def save(self, root: Path, state: State) -> None:
-        """Write a checkpoint, whole or not at all; see `checkpoint.save` and `sharded_checkpoint.save`."""
+    def save(self, root: Path, state: State, *, behind: bool = False) -> None:
+        """Write a checkpoint, whole or not at all; see `checkpoint.save` and `sharded_checkpoint.save`.
+
+        Args:
+            behind: write a copy in host memory while the caller goes on, after the one before; what goes
+                wrong is raised by the next call, or by `writer.wait`.
+        """
+        self.writer.wait()
         if self._shards is not None:
             from alignbench.training import sharded_checkpoint
 
-            sharded_checkpoint.save(root, state, self.rank)
+            if behind and self._aside is None:
+                self._aside = sharded_checkpoint.new_group()
+            own = self._aside if behind else None
+            self.writer.write(partial(sharded_checkpoint.save, root, rank=self.rank, own=own), state, behind)
         elif self.is_main:
-            checkpoint.save(root, state)
-        self.barrier()
+            self.writer.write(partial(checkpoint.save, root), state, behind)
+        if not behind:
+            self.barrier()
 
     def load(self, root: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> State | None:
         """Read the newest checkpoint, cut as the module is; the first rank has just compared its digests."""
@@ -267,16 +276,6 @@ class Parallel:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.monotonic()
-
-    def _add_over_ranks(self, gradients: list[Tensor]) -> None:
-        """All-reduce a list of gradients as one flat tensor."""
-        if not gradients:
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        with self._exchanging():
-            torch.distributed.all_reduce(flat)
-        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(piece.view_as(gradient))
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
+import secrets
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch import distributed as group
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from alignbench.dealing.pool import Blackboard, OwnBoard
 from alignbench.distributed import world_size
-from alignbench.errors import RunFailed, UserError
+from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
 from alignbench.training.signals import ignore_signals
 
 TIMEOUT = timedelta(hours=1)
@@ -26,14 +32,22 @@ DONE, ENDED = "done", "the first process ended"
 _BOARDS = itertools.count()
 PAUSE = 0.1
 """Seconds between two looks at the store."""
+BUCKET = 25_000_000
+"""Numbers exchanged at once."""
+HOST = "alignbench/host/"
+"""In the store, before a rank."""
+LOOKING = 10.0
+"""Seconds for a new file to be seen from another machine; network file systems remember absent ones."""
+SAYING = 5.0
+"""Seconds for the launcher's store to answer a process that is about to end."""
 
 
 class ExchangeBroken(RunFailed):
     """Another process ended, or did not answer in time; what that was is for `runs.session` to find out."""
 
     def __init__(self, reason: str, *, explained: bool = False) -> None:
-        self.explained = explained
-        """Whether the reason is what that process said itself."""
+        self.reason, self.explained = reason, explained
+        """The latter: whether the reason is what that process said itself."""
         super().__init__(
             f"the exchange with the other processes of this run broke: {reason}",
             fix="see what the process that ended first said, then run the same command again",
@@ -164,3 +178,109 @@ def after_first(store: Store, rank: int, key: str) -> Iterator[None]:
         ignore_signals()  # as in `exchange`
         raise ExchangeBroken(word, explained=word != ENDED)
     yield
+
+
+def add_over_ranks(parameters: Iterable[Tensor]) -> None:
+    """All-reduce the gradients of what trains, in pieces of about `BUCKET` numbers."""
+    bucket: list[Tensor] = []
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        bucket.append(parameter.grad)
+        if sum(one.numel() for one in bucket) >= BUCKET:
+            _add_flat(bucket)
+            bucket = []
+    _add_flat(bucket)
+
+
+def _add_flat(gradients: list[Tensor]) -> None:
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    group.all_reduce(flat)
+    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(piece.view_as(gradient))
+
+
+# --- what all must have in common -----------------------------------------------------------------
+
+
+def check_shared(folder: Path, store: Store, own: int, ranks: int) -> None:
+    """Make sure that every process sees the folder of the first one; all call this.
+
+    The first process writes a file of a name that nobody else has, and removes it when all have looked.
+
+    Raises:
+        UserError: some do not; the same on every process.
+    """
+    words = PrefixStore(f"alignbench/seen/{next(_BOARDS)}", store)
+    with exchange():
+        if own == 0:
+            token = folder / f".shared.{secrets.token_hex(8)}.tmp"
+            token.touch()
+            try:
+                words.set("token", f"{token.name} {socket.gethostname()}")
+                said = [_answer(words, f"{number}") for number in range(1, ranks)]
+            finally:
+                token.unlink(missing_ok=True)
+            blind = [f"process {number} on {host}" for number, host in enumerate(said, 1) if host]
+            more = f" and {len(blind) - 3} more" if len(blind) > 3 else ""
+            words.set("blind", ", ".join(blind[:3]) + more)
+        name, host = _answer(words, "token").split()
+        if own:
+            words.set(f"{own}", "" if _appears(folder / name) else socket.gethostname())
+        if not (unseeing := _answer(words, "blind")):
+            return
+    raise UserError(
+        f"{unseeing} cannot see the run folder {folder.absolute()} of process 0 on {host}",
+        fix="name a folder on a file system that all of them share, with --out",
+    )
+
+
+def _answer(store: Store, key: str) -> str:
+    """Wait for a text, however long the one who says it needs to start."""
+    while not store.check([key]):
+        time.sleep(PAUSE)
+    return store.get(key).decode()
+
+
+def _appears(path: Path) -> bool:
+    until = time.monotonic() + LOOKING
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(PAUSE)
+        with contextlib.suppress(OSError):
+            any(path.parent.iterdir())  # NFS asks the server again
+    return True
+
+
+# --- the last word --------------------------------------------------------------------------------
+
+
+def has_last_word(error: BaseException) -> bool:
+    """Whether this process, which an error ends, is the one to print it.
+
+    The same error in several processes is said by the first of them; that another process ended is not said
+    by those who know why. torchrun gets every error for its report (as its `record` does).
+    """
+    get_error_handler().record_exception(error)
+    if isinstance(error, ExchangeBroken) and error.explained:
+        return False
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True  # no store outlives the processes
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, wait_for_workers=False, timeout=timedelta(seconds=SAYING))
+        words = PrefixStore(f"alignbench/ended-{attempt}", store)
+        stopped = getattr(error, "exit_code", None) == EXIT_PARTIAL
+        failed = words.add("failed", int(not stopped))
+        if isinstance(error, ExchangeBroken) or (stopped and failed):
+            return failed == 1 and not stopped  # else it ends because of the others
+        text = f"{type(error).__name__}: {error}".encode(errors="replace")
+        return bool(words.add(hashlib.sha256(text).hexdigest(), 1) == 1)
+    except (RuntimeError, OSError, ValueError, LookupError):  # the launcher is gone: better twice than never
+        return True

@@ -26,15 +26,24 @@ from torch.distributed.tensor import DTensor
 from alignbench.files import file_sha256
 from alignbench.training import checkpoint
 from alignbench.training.checkpoint import MARKER, State
-from alignbench.training.process_group import exchange
+from alignbench.training.process_group import TIMEOUT, exchange
 from alignbench.training.sharding import like
 
 METADATA = ".metadata"
 """What torch writes last, and the other form lacks."""
 
 
-def save(root: Path, state: State, rank: int) -> None:
+def new_group() -> group.ProcessGroup:
+    """Make a group on the CPU, whose exchanges do not meet those of training; collective."""
+    made: group.ProcessGroup = group.new_group(backend="gloo", timeout=TIMEOUT)
+    return made
+
+
+def save(root: Path, state: State, *, rank: int, own: group.ProcessGroup | None = None) -> None:
     """Write the shards of all processes; collective.
+
+    Args:
+        own: group to exchange in, where this is done in a thread; None: the one of all.
 
     Raises:
         RunFailed: the disk is full, or the processes do not see one folder.
@@ -46,13 +55,13 @@ def save(root: Path, state: State, rank: int) -> None:
     with checkpoint.writing(final), exchange(computes=True):
         if rank == 0:
             checkpoint.begin(final)
-        group.barrier()
+        group.barrier(own)
         temporary = final.with_suffix(".tmp")
         with _plain_errors():
-            save_parts(_flat(state), storage_writer=FileSystemWriter(temporary))
-        own = {file.name: file_sha256(file) for file in temporary.glob(f"__{rank}_*")}
+            save_parts(_flat(state), storage_writer=FileSystemWriter(temporary), process_group=own)
+        mine = {file.name: file_sha256(file) for file in temporary.glob(f"__{rank}_*")}
         written: list[dict[str, str]] = [{} for _ in range(group.get_world_size())]
-        group.all_gather_object(written, own)
+        group.all_gather_object(written, mine, own)
         if rank == 0:
             digests = {name: digest for part in written for name, digest in part.items()}
             if unseen := digests.keys() - {file.name for file in temporary.iterdir()}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,35 @@ def test_a_full_disk_keeps_earlier_checkpoints(tmp_path: Path, monkeypatch: pyte
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.load_latest(tmp_path / "absent") is None
+
+
+def test_what_is_written_behind_the_back_is_the_state_as_it_was(tmp_path: Path) -> None:
+    """One at a time; what goes wrong is raised by the next call that waits."""
+    writer, going, weights = checkpoint.Writer(), threading.Event(), torch.ones(2)
+
+    def save(held: checkpoint.State) -> None:
+        assert going.wait(10)
+        checkpoint.save(tmp_path, held)
+
+    moments = {"state": {0: {"step": weights}}, "param_groups": [{"lr": 1.0}]}
+    writer.write(save, checkpoint.State(1, {"w": weights}, moments, {"seconds": 1.0}), behind=True)
+    writer.wait(only_if_done=True)
+    assert not checkpoint.complete(tmp_path)
+    weights += 1
+    going.set()
+    with writer.finishing():
+        pass
+    held = checkpoint.load_latest(tmp_path)
+    assert held is not None and held.module["w"].tolist() == [1.0, 1.0]
+    assert held.optimizer["state"][0]["step"].tolist() == [1.0, 1.0]
+
+    def full(_: checkpoint.State) -> None:
+        raise RunFailed("no space left")
+
+    writer.write(full, state(2), behind=True)
+    with pytest.raises(RunFailed, match="no space left"), writer.finishing():
+        pass
+    writer.write(full, state(2), behind=True)
+    with pytest.raises(ZeroDivisionError), writer.finishing():  # the first error is the reason
+        1 / 0  # noqa: B018
+    writer.wait()

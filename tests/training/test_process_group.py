@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
-from alignbench.errors import UserError
+from alignbench.errors import EXIT_PARTIAL, UserError
 from alignbench.training import process_group
-from alignbench.training.process_group import ExchangeBroken, after_first
+from alignbench.training.process_group import ExchangeBroken, after_first, check_shared, has_last_word
 
 
 def first(store: HashStore, key: str, log: list[str], error: Exception | None = None) -> threading.Thread:
@@ -67,3 +71,56 @@ def test_the_others_end_with_the_first(monkeypatch: Any) -> None:
 
     with pytest.raises(ExchangeBroken, match="Connection reset"), after_first(cast("Any", Gone()), 1, "b"):
         log.append("other")
+
+
+def test_a_process_that_sees_another_folder_is_named_by_all(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(process_group, "LOOKING", 0.0)
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+
+    def look(*folders: Path) -> list[str]:
+        monkeypatch.setattr(process_group, "_BOARDS", itertools.repeat(0))
+        store, said = HashStore(), list[str]()
+
+        def check(rank: int) -> None:
+            try:
+                check_shared(folders[rank], store, rank, len(folders))
+            except UserError as error:
+                said.append(error.what)
+
+        with ThreadPoolExecutor(len(folders)) as pool:
+            list(pool.map(check, range(len(folders))))
+        assert not [*one.iterdir(), *other.iterdir()], "nothing stays"
+        return said
+
+    assert look(one, one, one) == []
+    first, second, third = look(one, one, tmp_path / "absent")
+    host = socket.gethostname()
+    assert f"process 2 on {host} cannot see the run folder" in first and "process 1" not in first
+    assert f"process 1 on {host}, process 2 on {host} cannot" in look(one, other, other)[0]
+    # Each says where it looked; the first process is named alike.
+    assert all(f"of process 0 on {host}" in said for said in (first, second, third))
+
+
+def test_of_several_processes_one_has_the_last_word(tmp_path: Path, monkeypatch: Any) -> None:
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+
+    def said(attempt: int, *errors: Exception) -> list[bool]:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        return [has_last_word(error) for error in errors]
+
+    wrong, other = UserError("no such file", fix="name one"), UserError("no disk")
+    stopped = UserError("interrupted", exit_code=EXIT_PARTIAL)
+    assert said(0, wrong, wrong, other) == [True, False, True]
+    assert "UserError: no disk" in (tmp_path / "error.json").read_text(), "for torchrun's report"
+    assert said(1, stopped, stopped) == [True, False]
+    assert said(2, wrong, stopped, ExchangeBroken("reset")) == [True, False, False], "because of the first"
+    assert said(3, ExchangeBroken("reset"), ExchangeBroken("closed")) == [True, False]
+    assert said(4, ExchangeBroken("process 1 said: no", explained=True)) == [False]
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert said(0, wrong) == [True]
