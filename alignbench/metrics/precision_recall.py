@@ -90,8 +90,8 @@ def real_balls(
 ) -> RealBalls:
     """Return what density and coverage are made of: generated rows in k-nearest-neighbour balls of real ones.
 
-    As in the authors' program a row on the sphere is outside, unlike in `precision_recall`. Coverage grows with
-    the number of generated rows.
+    As in the authors' program a row on the sphere is outside, unlike in `precision_recall`. Coverage grows
+    with the number of generated rows.
 
     Args and errors: as of `precision_recall`, but one generated row is enough.
     """

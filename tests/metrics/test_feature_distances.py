@@ -92,10 +92,9 @@ def test_kernel_distance_is_that_of_all_kernel_values(monkeypatch: pytest.Monkey
 
 
 def test_kernel_distance_of_normal_laws_is_the_closed_form() -> None:
-    """E k = (1 + 2s²/σ²)^(−D/2) exp(−|Δ|² / 2(σ² + 2s²)) for two draws of spread s whose means are Δ apart."""
-    x, y = rows(3000, 3, 5), rows(3000, 3, 6, shift=0.5)
-    scale = (1 + 2 / 4) ** -1.5
-    truth = 2 * scale * (1 - np.exp(-0.75 / (2 * 6)))
+    """Mean kernel (1 + 2/σ²)^(−D/2) exp(−|Δ|² / 2(σ² + 2)), unit spreads, means Δ apart."""
+    x, y = rows(3000, 3, 5), rows(3000, 3, 6, shift=1.0)
+    truth = 2 * (1 + 2 / 4) ** -1.5 * (1 - np.exp(-3 / (2 * 6)))
     assert gaussian_mmd(x, y, plain(3000), sigma=2)[0] == pytest.approx(truth, rel=0.06)
 
 
