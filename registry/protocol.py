@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -223,6 +224,8 @@ class MetricFact(TomlTable):
     digits: int
     networks: list[str] = []
     """Frozen networks behind it."""
+    relatives: list[str] = []
+    """Patterns of names of networks that were trained like these."""
     features: int = 0
     """Dimensions whose covariance is in it: with fewer images it is singular; 0: there is none."""
     detail: bool = False
@@ -233,6 +236,11 @@ class MetricFact(TomlTable):
     per: Literal["image", "prompt"] = "image"
     """What is independent in that mean: images of one prompt are not."""
     doc: str = ""
+
+    def was_reward(self, rewards: Iterable[str]) -> bool:
+        """Whether one of these networks of training rewards is behind the metric, or akin to one that is."""
+        names = [*self.networks, *self.relatives]
+        return any(fnmatchcase(reward, name) for reward in rewards for name in names)
 
 
 class ColumnFact(TomlTable):

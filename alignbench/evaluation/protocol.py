@@ -33,6 +33,8 @@ from alignbench.samples.real import DatasetImages
 from alignbench.samples.reconstructed import ReconstructedImages
 
 T = TypeVar("T")
+MOMENTS_OF = "inception-2015-12-05"
+"""Asset of the network whose moments are in a statistics file; other evaluators look at its images alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class ProtocolEvaluation:
         if spec is not None and spec.statistics:
             file = self.requirements.assets[spec.statistics]
             others = self.requirements.assets.items()
-            networks = {name: other.sha256 for name, other in others if name != spec.statistics}
+            networks = {name: other.sha256 for name, other in others if name == MOMENTS_OF}
             side = spec.image_size or self.protocol.image_size
             opened = open_reference(file.path, image_size=side, networks=networks)
             images, statistics, digest = opened.images, opened.statistics, f"sha256:{file.sha256}"

@@ -244,7 +244,7 @@ def _method_row(
     for column in columns:
         runs = [x for _, results in members for x in results if values_of(x, column)]
         if len(runs) == len(members):
-            cells[column.key] = cell_of(runs, column, rewarded=not networks.isdisjoint(column.fact.networks))
+            cells[column.key] = cell_of(runs, column, rewarded=column.fact.was_reward(networks))
         elif runs:  # never a mean over what happens to exist
             notes.append(
                 f"{title} at {setting.title}: {column.title} is blank, only {len(runs)} of "

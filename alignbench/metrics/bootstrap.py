@@ -26,8 +26,8 @@ POINTS = 15
 
 
 @dataclass(frozen=True)
-class FrechetBootstrap:
-    """A Fréchet distance with what resampling says about it."""
+class Bootstrap:
+    """A distance with what resampling says about it."""
 
     value: float
     """The plain distance of all rows."""
@@ -178,7 +178,7 @@ def frechet_bootstrap(
     replicates: int,
     seed: int,
     device: Device = None,
-) -> FrechetBootstrap:
+) -> Bootstrap:
     """Resample the rows with replacement and see how their Fréchet distance moves.
 
     The resampled distances lie above `value` by about as much as `value` lies above the truth, so their
@@ -199,7 +199,7 @@ def frechet_bootstrap(
     require(count, 2, what="images", why="a covariance")
     weights = np.stack([np.ones(count, dtype=np.int64), *resamples(count, replicates=replicates, seed=seed)])
     value, *drawn = _distances.get()(features, mean, cov, weights, device)
-    return FrechetBootstrap(value, tuple(drawn))
+    return Bootstrap(value, tuple(drawn))
 
 
 def frechet_at_infinity(

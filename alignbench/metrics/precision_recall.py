@@ -1,4 +1,5 @@
-"""Improved precision and recall (arXiv:1904.06991) without ever holding all distances.
+"""Improved precision and recall (arXiv:1904.06991), density and coverage (arXiv:2002.09797), without ever
+holding all distances.
 
 Distances come from matrix products, whose rounding would decide on its own about rows that coincide or lie
 on a sphere; every pair within reach of that rounding is therefore computed again from the differences.
@@ -35,6 +36,27 @@ class Manifold:
     """[M] bool, one per real row."""
 
 
+@dataclass(frozen=True)
+class RealBalls:
+    """How generated rows fill the balls around real ones."""
+
+    held_by: np.ndarray
+    """[N] int64: the real balls that each generated row lies in."""
+    reached: np.ndarray
+    """[M] bool: whether any generated row lies in the ball of a real one."""
+    k: int
+
+    @property
+    def density(self) -> float:
+        """Balls that a generated row lies in, over k, mean over rows; about 1 for equal laws, can be more."""
+        return float(self.held_by.mean()) / self.k
+
+    @property
+    def coverage(self) -> float:
+        """Share of real balls that hold a generated row."""
+        return float(self.reached.mean())
+
+
 def precision_recall(
     generated: np.ndarray, real: np.ndarray, *, k: int, block: int = 2048, device: Device = None
 ) -> Manifold:
@@ -56,18 +78,52 @@ def precision_recall(
     """
     if k < 1 or block < 1:
         raise ValueError(f"{k} neighbours in blocks of {block}")
-    for rows, what in ((generated, "generated images"), (real, "real images")):
-        require(len(rows), k + 1, what=what, why=f"a distance to neighbour {k}")
+    require(len(generated), k + 1, what="generated images", why=f"a distance to neighbour {k}")
+    ours, theirs = _prepared(generated, real, k, device)
+    inside_real = _inside(ours, theirs, _squared_radii(theirs, k, block), block)
+    inside_generated = _inside(theirs, ours, _squared_radii(ours, k, block), block)
+    return Manifold(float(inside_real.mean()), float(inside_generated.mean()), inside_real, inside_generated)
+
+
+def real_balls(
+    generated: np.ndarray, real: np.ndarray, *, k: int, block: int = 2048, device: Device = None
+) -> RealBalls:
+    """Return what density and coverage are made of: generated rows in k-nearest-neighbour balls of real ones.
+
+    As in the authors' program a row on the sphere is outside, unlike in `precision_recall`. Coverage grows
+    with the number of generated rows.
+
+    Args and errors: as of `precision_recall`, but one generated row is enough.
+    """
+    if k < 1 or block < 1:
+        raise ValueError(f"{k} neighbours in blocks of {block}")
+    require(len(generated), 1, what="generated images", why="a density")
+    ours, theirs = _prepared(generated, real, k, device)
+    squared_radii = _squared_radii(theirs, k, block)
+    norms, centre_norms = ours.square().sum(dim=1), theirs.square().sum(dim=1)
+    held = torch.zeros(len(ours), dtype=torch.int64, device=ours.device)
+    reached = torch.zeros(len(theirs), dtype=torch.bool, device=ours.device)
+    for here in _blocks(len(ours), block):
+        for there in _blocks(len(theirs), block):
+            limit = squared_radii[there.start : there.stop] / TIE
+            low, high = _bounds(ours, norms, here, theirs, centre_norms, there)
+            inside = high < limit
+            unsure = (low < limit) & ~inside
+            inside[unsure] = _exact(ours, here, theirs, there, unsure) < limit.expand_as(low)[unsure]
+            held[here.start : here.stop] += inside.sum(dim=1)
+            reached[there.start : there.stop] |= inside.any(dim=0)
+    return RealBalls(held.cpu().numpy(), reached.cpu().numpy(), k)
+
+
+def _prepared(generated: np.ndarray, real: np.ndarray, k: int, device: Device) -> tuple[Tensor, Tensor]:
+    """Both sets in float64 about the mean of the real one."""
+    require(len(real), k + 1, what="real images", why=f"a distance to neighbour {k}")
     ours, theirs = as_rows(generated, device), as_rows(real, device)
     if ours.shape[1] != theirs.shape[1]:
         raise ValueError(f"sets of {ours.shape[1]} and of {theirs.shape[1]} features")
     # Near the origin, rounding is smallest; rows that are equal stay equal.
     centre = theirs.mean(dim=0)
-    ours -= centre
-    theirs -= centre
-    inside_real = _inside(ours, theirs, _squared_radii(theirs, k, block), block)
-    inside_generated = _inside(theirs, ours, _squared_radii(ours, k, block), block)
-    return Manifold(float(inside_real.mean()), float(inside_generated.mean()), inside_real, inside_generated)
+    return ours - centre, theirs - centre
 
 
 def _squared_radii(rows: Tensor, k: int, block: int) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 
 from alignbench.errors import UserError
 from alignbench.metrics.bootstrap import (
-    FrechetBootstrap,
+    Bootstrap,
     WeightedFrechet,
     frechet_at_infinity,
     frechet_bootstrap,
@@ -61,7 +61,7 @@ def test_bootstrap_is_that_of_resampled_rows(count: int) -> None:
 
 
 def test_intervals_lie_around_their_points() -> None:
-    found = FrechetBootstrap(10.0, (11.0, 13.0, 12.0))
+    found = Bootstrap(10.0, (11.0, 13.0, 12.0))
     assert (found.bias, found.sd, found.corrected) == (2, 1, 8)
     assert found.interval == pytest.approx((10 - 1.96, 10 + 1.96), abs=1e-3)
     assert found.corrected_interval == pytest.approx((8 - 1.96, 8 + 1.96), abs=1e-3)

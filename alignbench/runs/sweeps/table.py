@@ -123,7 +123,7 @@ def _cells(results: Mapping[str, Sequence[Result]], facts: Mapping[str, MetricFa
     made = {}
     for metric, xs in results.items():
         column, used = column_of(metric, facts, xs[0].evaluator), set(xs[0].networks_used_as_reward)
-        made[metric] = cell_of(xs, column, rewarded=not used.isdisjoint(column.fact.networks))
+        made[metric] = cell_of(xs, column, rewarded=column.fact.was_reward(used))
     return made
 
 
