@@ -248,12 +248,13 @@ class MethodCard(Card):
 
     target: Target
     updates: Literal["policy", "decoder"]
-    needs: list[Literal["images", "rewards", "reference"]] = []
+    needs: list[Literal["images", "rewards", "reference", "mismatched"]] = []
+    """`mismatched`: beside each image's condition that of another image of the step."""
     conditions: list[Literal["class", "text"]] = ["class", "text"]
     options: dict[str, Option] = {}
     group_option: str = ""
     """Option that says how many sequences are drawn per image; empty: one."""
-    update_rows: Literal["image", "sequence"] = "image"
+    update_rows: Literal["image", "pair", "sequence"] = "image"
     """What one row of the update's forward is; the plan's memory estimate counts them."""
     reward_options: list[str] = []
     """Options whose value names a reward card."""

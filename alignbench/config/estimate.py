@@ -77,7 +77,7 @@ def estimate(
     if train.recompute:  # what enters each layer, in float32, and one layer at work
         per_token = shape.layers * shape.dim * 4 // width + layer_values(shape, train.precision)
     decode_batch = int(config.section("method").get("decode_batch", train.micro_batch))
-    rows = train.micro_batch
+    rows = train.micro_batch * (2 if method is not None and method.update_rows == "pair" else 1)
     if method is not None and method.update_rows == "sequence":
         rows *= int(config.section("method")[method.group_option])
     several = train.images_per_step // processes > train.micro_batch
