@@ -50,6 +50,28 @@ class Condition:
             *(a + b if isinstance(a, tuple) else torch.cat([a.to(b.dtype), b]) for a, b in pairs)
         )
 
+    def where(self, mask: Tensor, other: Self) -> Self:
+        """Replace the rows where `mask` [B] holds by those of a condition of the same shapes.
+
+        Texts are kept where both have them.
+        """
+
+        def chosen(own: Any, new: Any) -> Any:
+            if isinstance(own, tuple):
+                rows = zip(mask.tolist(), own, new, strict=True) if own and new else ()
+                return tuple(b if here else a for here, a, b in rows)
+            return new.where(mask.view(-1, *[1] * (own.dim() - 1)), own)
+
+        return type(self)(*map(chosen, vars(self).values(), vars(other).values()))
+
+    def same_rows(self, other: Self) -> Tensor:
+        """Whether each row equals that of a condition of the same shapes, texts aside, [B] bool."""
+        import torch
+
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        equal = [(a == b).reshape(len(a), -1).all(dim=1) for a, b in pairs if not isinstance(a, tuple)]
+        return torch.stack(equal).all(dim=0)
+
     def to(self, device: torch.device) -> Self:
         return self._map(lambda part: part if isinstance(part, tuple) else part.to(device))
 
@@ -89,12 +111,17 @@ class Batch:
     """[B, 3, H, W] float32 in [-1, 1]; [B, 3, 0, 0] for methods whose card needs no images."""
     prompts: tuple[Prompt, ...] = ()
     """[B] whole entries of data set `prompts`; empty with other data."""
+    mismatched: Condition | None = None
+    """[B] of the next image in the step each, by chance perhaps equal; None: the method's card does not need
+    them. Of the same shapes as `condition`."""
 
     def __len__(self) -> int:
         return self.index.shape[0]
 
     def select(self, rows: slice) -> Batch:
-        return Batch(self.index[rows], self.condition.select(rows), self.images[rows], self.prompts[rows])
+        mismatched = self.mismatched and self.mismatched.select(rows)
+        condition = self.condition.select(rows)
+        return Batch(self.index[rows], condition, self.images[rows], self.prompts[rows], mismatched)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into consecutive pieces of at most `size` images."""
@@ -102,7 +129,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         index, images = (part.to(device, non_blocking=True) for part in (self.index, self.images))
-        return Batch(index, self.condition.to(device), images, self.prompts)
+        mismatched = self.mismatched and self.mismatched.to(device)
+        return Batch(index, self.condition.to(device), images, self.prompts, mismatched)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from alignbench import api, randomness
+from alignbench.errors import UserError
 from alignbench.methods.policy_gradient import Draws, NoiseKernel, corrupt
 
 
@@ -29,11 +31,39 @@ class Experience:
     """None without a policy term."""
 
 
+@runtime_checkable
+class KnowsNull(Protocol):
+    """A backbone that has a null condition, which says nothing of the image."""
+
+    def null(self, condition: api.Condition) -> api.Condition:
+        """Return as many null conditions of the same shapes."""
+        ...
+
+
+def knowing_null(backbone: api.Backbone, fix: str) -> KnowsNull:
+    """Return the backbone; raises UserError if it has no null condition."""
+    if not isinstance(backbone, KnowsNull):
+        raise UserError("this model's backbone has no null condition (no method `null`)", fix=fix)
+    return backbone
+
+
+def null_rows(batch: api.Batch, step: int, *, seed: int, purpose: str, share: float) -> Tensor:
+    """Which images of a batch are to lose their condition, [B] bool, by addressed random numbers."""
+    uniforms = randomness.uniforms(seed, purpose, step, batch.index.tolist(), ())
+    return torch.from_numpy(uniforms < share).to(batch.index.device)
+
+
 @contextlib.contextmanager
-def mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Run a block with a network in train or eval mode; each submodule's own mode is put back afterwards."""
+def mode(module: nn.Module, *, training: bool, keeps_conditions: bool = False) -> Iterator[None]:
+    """Run a block with a network in train or eval mode; each submodule's own mode is put back afterwards.
+
+    With `keeps_conditions` only `nn.Dropout` layers train, so that no condition is dropped at random.
+    """
     before = [(part, part.training) for part in module.modules()]
     module.train(training)
+    if keeps_conditions:
+        for part, _ in before:
+            part.training = training and isinstance(part, nn.Dropout)
     try:
         yield
     finally:
@@ -48,12 +78,17 @@ def eval_logits(backbone: api.Backbone, condition: api.Condition, context: Tenso
 
 
 def train_logits(
-    backbone: api.Backbone, experience: Experience, *, dropout: bool, address: tuple[int, str]
+    backbone: api.Backbone,
+    experience: Experience,
+    *,
+    dropout: bool,
+    address: tuple[int, str],
+    keeps_conditions: bool = False,
 ) -> Tensor:
     """Teacher-forced logits, [B, T, V]; with dropout one forward an image in train mode.
 
-    What is dropped (condition included) is a function of the address (seed, purpose), step and sample number,
-    so neither micro-batches nor ranks change it, and a second call repeats it.
+    What is dropped (the condition too, unless it is kept) is a function of the address (seed, purpose), step
+    and sample number, so neither micro-batches nor ranks change it, and a second call repeats it.
     """
     condition, context = experience.condition, experience.context
     if not dropout:
@@ -62,7 +97,7 @@ def train_logits(
     for row, number in enumerate(experience.index):
         one = slice(row, row + 1)
         seeded = randomness.torch_seed(context.device, *address, experience.step, number)
-        with mode(backbone.policy, training=True), seeded:
+        with mode(backbone.policy, training=True, keeps_conditions=keeps_conditions), seeded:
             rows.append(backbone.logits(condition.select(one), context[one]))
     return torch.cat(rows)
 

@@ -160,6 +160,9 @@ def problems_of(
     if method:
         yield from _data_problems(registry, config, method, model)
     images, devices = config.train.images_per_step, world_size()
+    if images == 1 and method and "mismatched" in method.needs:
+        what = f"{config.method} needs another image beside each"
+        yield Problem("train.images_per_step", what, "--set train.images_per_step=2 or more")
     if images % devices:
         lower = images // devices * devices
         near = " or ".join(str(size) for size in (lower, lower + devices) if size)

@@ -39,6 +39,7 @@ class Stream:
         workers: int,
         text_condition: Callable[[Sequence[str]], Condition] | None = None,
         images: bool = True,
+        mismatched: bool = False,
     ) -> None:
         """Prepare the stream; nothing is read yet.
 
@@ -49,6 +50,7 @@ class Stream:
             text_condition: turns captions into the batch's condition, in the thread that asks for the batch;
                 None: the condition is the class.
             images: False: none is loaded, and those of a batch are [B, 3, 0, 0].
+            mismatched: True: a batch also has each next image's condition, the step's first for its last.
 
         Raises:
             UserError: captions are wanted of a data set without any.
@@ -57,7 +59,7 @@ class Stream:
         self.dataset = dataset
         self.seed = seed
         self.images_per_step = images_per_step
-        self._text_condition, self._images = text_condition, images
+        self._text_condition, self._images, self._mismatched = text_condition, images, mismatched
         self._prompts: Sequence[Prompt] = getattr(dataset, "prompts", ())
         self._captions = captions_of(dataset) if text_condition else ()
         self._epoch_order = lru_cache(maxsize=2)(partial(permutation, seed, "data"))
@@ -84,12 +86,23 @@ class Stream:
         else:
             pixels = _stacked(self._decoded(step, rank, world_size))
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        condition, mismatched = self._conditions(numbers, indices)
         return Batch(
             index=torch.from_numpy(numbers),
-            condition=self._condition(indices),
+            condition=condition,
             images=images.div_(127.5).sub_(1.0),
             prompts=tuple(self._prompts[index] for index in indices) if self._prompts else (),
+            mismatched=mismatched,
         )
+
+    def _conditions(self, numbers: np.ndarray, indices: np.ndarray) -> tuple[Condition, Condition | None]:
+        """Of these images and, if wanted, of the next ones; made together, so that they are padded alike."""
+        if not self._mismatched:
+            return self._condition(indices), None
+        first = numbers // self.images_per_step * self.images_per_step
+        following = self._lookup(first + (numbers - first + 1) % self.images_per_step)
+        both = self._condition(np.concatenate([indices, following]))
+        return both.select(slice(len(indices))), both.select(slice(len(indices), None))
 
     def _condition(self, indices: np.ndarray) -> Condition:
         if self._text_condition is None:

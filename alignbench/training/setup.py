@@ -57,7 +57,7 @@ def _text_encoder(plan: Plan, device: torch.device) -> TextEncoder:
 
 
 def open_stream(plan: Plan, backbone: Backbone, dataset: ImageDataset, workers: int) -> Stream:
-    """Prepare batches as a plan's method and model want them: with images, with captions."""
+    """Prepare batches as a plan's method and model want them: images, captions, mismatched conditions."""
     return Stream(
         dataset,
         seed=plan.config.seed,
@@ -65,6 +65,7 @@ def open_stream(plan: Plan, backbone: Backbone, dataset: ImageDataset, workers: 
         workers=workers,
         text_condition=backbone.text_condition if plan.model.condition == "text" else None,
         images=plan.method is None or "images" in plan.method.needs,
+        mismatched=plan.method is not None and "mismatched" in plan.method.needs,
     )
 
 

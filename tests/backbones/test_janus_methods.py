@@ -28,6 +28,8 @@ METHODS = [name for name in REGISTRY.names("methods") if "text" in REGISTRY.meth
 CAPTIONS = ["a red circle", "two blue squares", "a green triangle", "nothing"]
 CHANGES: dict[str, dict[str, Any]] = {
     **{name: {"rewards": "toy", "group_size": 3, "cfg_scale": 2.0} for name in ("ar-grpo", "raft", "pairs")},
+    "cca": {"null_share": 0.5},
+    "gft": {"null_share": 0.5},
     "vapi": {"noise": 0.95, "group_size": 4},
 }
 
@@ -50,7 +52,9 @@ def test_every_method_trains_it(name: str) -> None:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     images = torch.rand(4, 3, 20, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    batch = api.Batch(torch.arange(4), model.text_condition(CAPTIONS), images)
+    both = model.text_condition([*CAPTIONS, *CAPTIONS[1:], CAPTIONS[0]])
+    own, others = both.select(slice(4)), both.select(slice(4, None))
+    batch = api.Batch(torch.arange(4), own, images, mismatched=others)
     for step in range(2):
         with torch.no_grad():
             collected = [method.collect(piece, step) for piece in batch.split(2)]
@@ -114,3 +118,22 @@ KEPT = (
 def test_a_run_keeps_its_promises(name: str, tmp_path: Path) -> None:
     """Some of the contract of methods, with data, plan and driver as they are."""
     PROMISES[name](Case(REGISTRY, "vapi", "janus-tiny", RANDOM), tmp_path)
+
+
+@pytest.mark.usefixtures("few_scenes")
+@pytest.mark.parametrize("method", ["cca", "gft"])
+def test_null_prompts_depend_on_no_split(method: str, tmp_path: Path) -> None:
+    """Prompts of other images are padded alike within a share of the step, whatever the shares."""
+    case = Case(REGISTRY, method, "janus-tiny", ("model.weights=random", "method.null_share=0.5"))
+    PROMISES["two_ranks_give_what_one_gives"](case, tmp_path)
+
+
+def test_rows_of_prompts_become_null_ones() -> None:
+    model = build(janus_toys.CARD, None, seed=2)
+    prompts = model.text_condition(CAPTIONS)
+    nothing, mask = model.null(prompts), torch.tensor([True, False, False, True])
+    mixed = prompts.where(mask, nothing)
+    assert mixed.same_rows(nothing).tolist() == mask.tolist()
+    assert mixed.same_rows(prompts).tolist() == (~mask).tolist() and mixed.texts == ()
+    again = prompts.where(mask, model.text_condition(CAPTIONS[::-1]).select(slice(None)))
+    assert again.texts == (CAPTIONS[3], *CAPTIONS[1:3], CAPTIONS[0])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +97,29 @@ def test_a_stream_without_images_deals_the_same_conditions(tmp_path: Path) -> No
     )
     left, right = (stream.batch(5, 1, 2).condition for stream in (with_images, without))
     assert torch.equal(left.ids, right.ids)  # type: ignore[attr-defined]
+
+
+def test_mismatched_conditions_are_those_of_the_next_images_of_the_step(tmp_path: Path) -> None:
+    """However the step is shared; across epochs too; captions are turned into conditions together."""
+    seen: list[list[str]] = []
+
+    def condition(texts: Any) -> Condition:
+        seen.append(list(texts))
+        return ClassLabels(torch.tensor([int(text.split()[1]) for text in texts]))
+
+    dataset = prompts(tmp_path, content="\n".join(f"prompt {number}" for number in range(7)))
+    stream = Stream(
+        dataset, seed=3, images_per_step=6, workers=0, text_condition=condition, images=False, mismatched=True
+    )
+    whole, halves = stream.batch(1, 0, 1), [stream.batch(1, rank, 2) for rank in (0, 1)]
+    own = np.concatenate([permutation(3, "data", epoch, 7) for epoch in (0, 1)])[6:12]
+    for batches in ([whole], halves, list(whole.split(4))):
+        found = [x.condition.ids.tolist() for x in batches]  # type: ignore[attr-defined]
+        others = [x.mismatched.ids.tolist() for x in batches]  # type: ignore[union-attr]
+        assert [*chain(*found)] == own.tolist() and [*chain(*others)] == np.roll(own, -1).tolist()
+    assert [len(texts) for texts in seen] == [12, 6, 6]
+    plain = Stream(dataset, seed=3, images_per_step=6, workers=0, text_condition=condition, images=False)
+    assert plain.batch(1, 0, 1).mismatched is None
 
 
 def test_class_ids_come_each_once_with_the_names_that_are_asked_for(tmp_path: Path) -> None:
@@ -188,12 +213,21 @@ def test_whole_entries_reach_the_reward_of_their_image(
     assert all(dict(by_text()[entry["prompt"]].metadata()) == entry for entry in entries)
 
 
-def test_every_model_that_ar_grpo_trains_plans_with_nothing_but_files_to_find() -> None:
-    for model in REGISTRY.names("models"):
-        config = resolve(REGISTRY, method="ar-grpo", model=model)
+def test_whatever_these_methods_train_plans_with_nothing_but_files_to_find() -> None:
+    trained = {name for name in REGISTRY.names("models") if not name.endswith("-cca")}
+    pairs = {("ar-grpo", model) for model in trained}
+    cards = [REGISTRY.recipe(name) for name in REGISTRY.names("recipes")]
+    pairs |= {(card.method, x) for card in cards if card.method in ("cca", "gft") for x in card.models}
+    assert {("cca", "llamagen-xxl"), ("cca", "janus-pro-7b"), ("gft", "llamagen-3b")} < pairs
+    for method, model in pairs:
+        config = resolve(REGISTRY, method=method, model=model)
         found = make_plan(REGISTRY, config, evaluates=False).problems
         paths = ("was given", "is not in", " lacks ")
         assert config.recipe and all(any(word in problem.what for word in paths) for problem in found), model
+        if method == "cca":
+            alone = resolve(REGISTRY, method=method, model=model, assignments=["train.images_per_step=1"])
+            problems = make_plan(REGISTRY, alone, evaluates=False).problems
+            assert "train.images_per_step" in {problem.where for problem in problems}
 
 
 def test_a_recipe_may_name_its_data(tmp_path: Path) -> None:

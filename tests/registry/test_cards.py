@@ -22,6 +22,8 @@ CLASS_MODELS = {
     f"llamagen-{size}": millions
     for size, millions in {"b": 111, "l": 343, "xl": 775, "xxl": 1411, "3b": 3097}.items()
 }
+ALIGNED = {f"{name}-cca": name for name in CLASS_MODELS}
+"""{model that others aligned: what it was made from}."""
 GENEVAL = ["position", "color", "attribute", "counting", "single", "two"]
 
 
@@ -158,7 +160,7 @@ def test_one_default_recipe_at_most_for_each_pair() -> None:
     pairs = [(card.method, model) for card in RECIPES.values() if card.default for model in card.models]
     assert set(pairs) == everything, "a pair with recipes has one that is used without --recipe"
     assert len(pairs) == len(set(pairs))
-    without = {"llamagen-xl-t2i-512", "janus-pro-7b", "janus-tiny"}
+    without = {"llamagen-xl-t2i-512", "janus-pro-7b", "janus-tiny", *ALIGNED}
     assert {model for method, model in pairs if method == "vapi"} == set(MODELS) - without
 
 
@@ -286,10 +288,11 @@ def test_published_sizes() -> None:
     """Parameter counts as the releases state them, in millions; the same shape at both resolutions."""
     others = {"llamagen-xl-t2i": 778, "llamagen-xl-t2i-512": 778, "janus-pro-1b": 1485, "janus-pro-7b": 6592}
     small = {f"{name}-256": size for name, size in CLASS_MODELS.items()}
-    for name, size in (CLASS_MODELS | small | others).items():
+    aligned = {name: CLASS_MODELS[base] for name, base in ALIGNED.items()}
+    for name, size in (CLASS_MODELS | small | others | aligned).items():
         assert round(MODELS[name].policy.parameters / 1e6) == size
     tiny = {name for name in MODELS if name.endswith("-tiny")}
-    assert {*CLASS_MODELS, *small, *others, *tiny} == set(MODELS)
+    assert {*CLASS_MODELS, *small, *others, *aligned, *tiny} == set(MODELS)
     for name in CLASS_MODELS:
         large, less = MODELS[name], MODELS[f"{name}-256"]
         assert (large.image_size, less.image_size) == (384, 256)
@@ -347,7 +350,18 @@ def test_vapi_card_has_every_table() -> None:
 @for_each(REGISTRY.names("published"))
 def test_published_values_are_in_range(name: str) -> None:
     shares = {"precision", "recall", "clip", "hpsv2", "overall", "noise", "beta", "lr", *GENEVAL}
-    above_zero = {"fid", "rfid", "is", "minutes", "cfg", "resolution", "steps", "images", "advantage_clip"}
+    above_zero = {
+        "fid",
+        "sfid",
+        "rfid",
+        "is",
+        "minutes",
+        "cfg",
+        "resolution",
+        "steps",
+        "images",
+        "advantage_clip",
+    }
     above_zero |= {f"tiif_{task}" for task in ("basic", "advanced", "designer", "overall")}
     for item in REGISTRY.published(name).tables:
         for row in item.rows:
@@ -453,9 +467,26 @@ def test_llamagen_readme_rows_are_the_released_class_models() -> None:
     released = {
         name
         for name, card in MODELS.items()
-        if card.condition == "class" and any(file.repo for file in card.files if file.role == "policy")
+        if card.condition == "class" and any(x.repo.endswith("/LlamaGen") for x in card.files[:1])
     }
     assert {row.model for row in rows} == released
+
+
+def test_aligned_weights_differ_from_their_base_in_one_file() -> None:
+    """Same network, so the same keys; same tokenizer; each is published as it is and as a recipe's aim."""
+    rows = table("cca", "README").rows
+    fids = {row.model: row.values["fid"] for row in rows}
+    for name, base in ALIGNED.items():
+        own, others = MODELS[name], MODELS[base]
+        same = {"policy", "tokenizer", "condition", "image_size", "num_classes", "target", "protocol"}
+        assert own.model_dump(include=same) == others.model_dump(include=same)
+        assert own.files[1] == others.files[1] and own.files[0].repo == "ChenDRAG/CCA_LlamaGen"
+        size = others.files[0].path.split("_")[1]
+        assert own.files[0].path == f"CCA_LlamaGen_Guidance_Free/c2i_{size}_384_CCA_0005000.pt"
+        assert fids[name] == fids[base] and f"FID {fids[base]:.2f}" in own.notes[0]
+        recipe = RECIPES[f"cca-{base}"].values
+        note = next(row.note for row in rows if row.model == base)
+        assert note == f"β {recipe['method.beta']:g}, λ {recipe['method.negative_weight']:g}"
 
 
 # --- documentation --------------------------------------------------------------------------------
