@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,15 @@ class Experience:
     """Sample numbers of the images."""
     draws: Draws | None = None
     """None without a policy term."""
+
+
+@runtime_checkable
+class KnowsNull(Protocol):
+    """A backbone that can leave its condition out."""
+
+    def null(self, condition: api.Condition) -> api.Condition:
+        """As many null conditions as there are rows."""
+        ...
 
 
 @contextlib.contextmanager
