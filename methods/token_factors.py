@@ -124,9 +124,8 @@ class Entropy(Prefix):
 
     def policy(self, signals: Signals) -> Tensor:
         assert signals.entropy is not None
-        count = self.chosen(signals.entropy.shape[-1])
-        everywhere = torch.ones_like(signals.entropy, dtype=torch.bool)
-        return highest(signals.entropy, count, everywhere).to(signals.logprobs.dtype)
+        count, anywhere = self.chosen(signals.entropy.shape[-1]), torch.ones_like(signals.entropy).bool()
+        return highest(signals.entropy, count, anywhere).to(signals.logprobs.dtype)
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,7 @@ class Divergence(Factor):
     several times the gradient, and tokens that are not selected train, too.
     """
 
+    needs: ClassVar[set[Need]] = {"reference"}
     clip: float = 0.5
     gradient: str = "detached"
 
@@ -146,8 +146,6 @@ class Divergence(Factor):
             raise ValueError(f"clip is {self.clip:g}, below 0")
         if self.gradient not in ("detached", "attached"):
             raise ValueError(f"gradient is {self.gradient!r}, not detached or attached")
-
-    needs: ClassVar[set[Need]] = {"reference"}
 
     def policy(self, signals: Signals) -> Tensor:
         assert signals.reference is not None
@@ -160,8 +158,7 @@ class Divergence(Factor):
 class Contrast(Factor):
     """Rank of KL(π(· | c) ‖ π(· | null)) in its sequence, over T − 1: 0 the lowest, 1 the highest.
 
-    Guidance-contrastive weights (arXiv:2605.29198), of which no code is known: the constant that ranks are
-    divided by is ours.
+    Guidance-contrastive weights (arXiv:2605.29198); no code is known, what ranks are divided by is ours.
     """
 
     needs: ClassVar[set[Need]] = {"null_divergence"}
@@ -176,10 +173,9 @@ class Contrast(Factor):
 class Opposite(Factor):
     """STAGE's weights (arXiv:2509.25027): less for tokens that samples of the other sign have, too.
 
-    S is the mean cosine with the codes of those samples of the group whose advantage has not the same sign;
-    one without advantage is on both sides. The advantage is multiplied by clip((1 − S)/2, 0, 1), the
-    divergence by 0.5 + 0.5·clip(S + 1, 0, 1), which is 1 for every S ≥ 0. Samples without a valid score are
-    left out.
+    S: mean cosine with the codes of those samples of the group whose advantage has not the same sign (0 is
+    on both sides). The advantage is multiplied by clip((1 − S)/2, 0, 1), the divergence by
+    0.5 + 0.5·clip(S + 1, 0, 1): 1 for every S ≥ 0. Samples without a valid score are left out.
     """
 
     needs: ClassVar[set[Need]] = {"vectors"}
@@ -187,9 +183,7 @@ class Opposite(Factor):
     def __call__(self, signals: Signals) -> Weights:
         assert signals.vectors is not None
         signs = signals.advantages.sign()
-        others = ((signs[:, :, None] * signs[:, None] <= 0) & signals.valid[:, None]).to(
-            signals.vectors.dtype
-        )
+        others = (signs[:, :, None] * signs[:, None] <= 0) & signals.valid[:, None]
         total = (cosines(signals.vectors) * others[..., None]).sum(dim=2)
         similarity = (total / others.sum(dim=2).clamp(min=1)[..., None]).to(signals.logprobs.dtype)
         policy, divergence = ((1 - similarity) / 2).clamp(0, 1), 0.5 + 0.5 * (similarity + 1).clamp(0, 1)
