@@ -32,10 +32,10 @@ class Experience:
 
 @runtime_checkable
 class KnowsNull(Protocol):
-    """A backbone that can leave its condition out."""
+    """A backbone that has a null condition, which says nothing of the image."""
 
     def null(self, condition: api.Condition) -> api.Condition:
-        """As many null conditions as there are rows."""
+        """Return as many null conditions of the same shapes."""
         ...
 
 

@@ -37,12 +37,17 @@ class CachedBackbone:
         with self._computing():
             return generate_steps(unwrap(self.policy), condition, uniforms, sampling)
 
+    def null(self, condition: Condition) -> Condition:
+        """Return as many null conditions of the same shapes, those of classifier-free guidance."""
+        null: Condition = unwrap(self.policy).null(condition)
+        return null
+
     def sampled_logits(self, condition: Condition, tokens: Tensor, sampling: Sampling) -> Tensor:
         """Teacher-forced logits of the distributions that `generate` drew `tokens` [N, T] from, [N, T, V].
 
         After guidance, temperature and filters; see `generate.sampled_logits`.
         """
-        null = unwrap(self.policy).null(condition)
+        null = self.null(condition)
         with self._computing():
             return sampled_logits(self.policy, condition, null, tokens, sampling)
 

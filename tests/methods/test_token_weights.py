@@ -14,7 +14,6 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.backbones.base import unwrap
-from alignbench.backbones.llamagen.model import LlamaGen
 from alignbench.errors import UserError
 from alignbench.methods.policy_gradient import clipped_surrogate, group_advantages, kl_estimate
 from alignbench.methods.signals import (
@@ -283,25 +282,11 @@ def test_weights_of_one_change_no_bit(weight_sum: str) -> None:
     assert results[0][1].abs().max().item() > 1e-4
 
 
-class Knowing:
-    """A backbone that can leave its condition out."""
-
-    def __init__(self, model: LlamaGen) -> None:
-        self._model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def null(self, condition: api.Condition) -> api.Condition:
-        empty: api.Condition = unwrap(self._model.policy).null(condition)
-        return empty
-
-
 @pytest.mark.parametrize(
     "changes", [{}, {"cfg_scale": 2.0}, {"cfg_scale": 2.0, "preset": "faithful"}], ids=str
 )
 def test_signals_are_those_of_two_separate_passes(changes: dict[str, Any]) -> None:
-    model: Any = Knowing(backbone())
+    model = backbone()
     spec = "critical(0.1,0.1,0.1)*contrast*entropy(0.5)*divergence"
     experience = kept(make(model, token_weights=spec, **changes).collect(batch(), 0))
     signals, tokens = experience.signals, experience.tokens
