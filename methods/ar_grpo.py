@@ -19,9 +19,8 @@ left in both presets.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +31,8 @@ from alignbench.methods import groups, policy_gradient
 from alignbench.methods.groups import GroupOptions
 from alignbench.methods.image_rewards import combine_raw
 from alignbench.methods.rollouts import RolloutOptions, Rollouts
+from alignbench.methods.signals import Signals, entropy_bonus, entropy_of, measure
+from alignbench.methods.token_weights import TokenOptions, build
 
 FAITHFUL_EPSILON = 1e-4
 """Added to a group's standard deviation by the published program."""
@@ -57,6 +58,8 @@ class Experience:
     """[N] bool; False leaves a sequence out of the loss, its KL included."""
     unscaled: policy_gradient.UnscaledAdvantages | None = None
     """What the advantages still have to be divided by."""
+    signals: Signals | None = None
+    """What the weights of tokens depend on; their advantages are those above, once these are complete."""
 
 
 class ArGrpo:
@@ -69,7 +72,7 @@ class ArGrpo:
     updates: api.Updates = "policy"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GroupOptions, RolloutOptions):
+    class Config(GroupOptions, RolloutOptions, TokenOptions):
         """Options; the method's card holds their defaults and documentation."""
 
         preset: Literal["fixed", "faithful"]
@@ -83,6 +86,7 @@ class ArGrpo:
         self.rollouts = Rollouts(
             config, exact=config.preset == "fixed", backbone=backbone, reward=reward, seed=seed
         )
+        self.weights = build(config, self.rollouts, ratio=config.ratio, referenced=config.kl_weight > 0)
         self.reference = backbone.reference() if config.kl_weight else None
 
     @torch.no_grad()
@@ -93,13 +97,24 @@ class ArGrpo:
         condition, tokens = drawn.condition, drawn.tokens
         logits = rollouts.logits(self.backbone, condition, tokens)
         logprobs = rollouts.logprobs(logits, tokens)
-        entropy = torch.special.entr((logits / rollouts.temperature).softmax(dim=-1)).sum(-1).mean()
+        entropy = entropy_of(logits / rollouts.temperature)
+        needs = self.weights.needs if self.weights else ()
+        found = measure(needs, rollouts, drawn, logits, entropy)
         del logits  # of the size of the reference's, which are next
         values, valid = drawn.values, drawn.valid
         weights, reference, more = rollouts.weights, None, {}
         if self.reference is not None:
             logits = rollouts.logits(self.reference, condition, tokens)
             reference = rollouts.logprobs(logits, tokens)
+            if "reference" in needs:
+                found["reference"] = reference.unflatten(0, values[0].shape)
+            if self.config.entropy_reward:  # one more term
+                start = entropy_of(logits / rollouts.temperature).mean(dim=-1).view_as(values[0])
+                totals = combine_raw(values, valid, weights).values
+                bonus = entropy_bonus(totals, entropy.mean(dim=-1).view_as(start), start)
+                values, valid = [*values, bonus], [*valid, torch.ones_like(valid[0])]
+                weights = [*weights, self.config.entropy_reward]
+                more["reference_entropy"] = start.mean()
             if self.config.kl_in == "reward":  # one more term, of weight β
                 penalty, reference = self.config.penalty(logprobs, reference).view_as(values[0]), None
                 values, valid = [*values, -penalty], [*valid, torch.ones_like(valid[0])]
@@ -108,14 +123,16 @@ class ArGrpo:
         if self.config.redraws:
             more["redrawn_groups"] = logprobs.new_tensor(drawn.redrawn / len(batch))
         compared = self._compare(values, valid, weights)
+        old = logprobs.unflatten(0, compared.valid.shape)
+        signals = Signals(self.backbone.grid, compared.advantages, compared.valid, old, **found)
         experience = Experience(
             condition, tokens, logprobs, reference, compared.advantages.flatten(), compared.valid.flatten(),
-            compared.unscaled,
+            compared.unscaled, signals if self.weights else None,
         )  # fmt: skip
         metrics = rollouts.metrics(drawn) | {
             "flat_groups": (compared.advantages == 0).all(dim=1).float().mean(),
             "invalid_groups": (~compared.valid.any(dim=1)).float().mean(),
-            "entropy": entropy,
+            "entropy": entropy.mean(),
             "rollout_gap": (logprobs - drawn.logprobs).abs().mean(),
         }
         return rollouts.collected(experience, drawn, metrics | more, images=len(batch))
@@ -129,10 +146,10 @@ class ArGrpo:
         """Divide the advantages by the spread in the whole step."""
         assert isinstance(experience, Experience) and experience.unscaled
         advantages = experience.unscaled.divided(sums).flatten()
-        return dataclasses.replace(experience, advantages=advantages, unscaled=None)
+        return replace(experience, advantages=advantages, unscaled=None)
 
     def loss(self, experience: object) -> api.Loss:
-        """Clipped surrogate plus kl_weight · divergence, averaged over all tokens of all sequences.
+        """Clipped surrogate plus kl_weight · divergence: a mean over sequences, and over tokens by weight.
 
         Sequences without a valid score count in the denominator alone, so that a sequence weighs the same
         whatever becomes of its neighbours.
@@ -140,9 +157,13 @@ class ArGrpo:
         assert isinstance(experience, Experience) and experience.unscaled is None
         logits = self.rollouts.logits(self.backbone, experience.condition, experience.tokens)
         new = self.rollouts.logprobs(logits, experience.tokens)
+        weights = None
+        if self.weights and experience.signals:
+            weights = self.weights.now(experience.signals, experience.advantages, new)
         surrogate = policy_gradient.clipped_surrogate(
             new, experience.logprobs, experience.advantages, self.config.clip_range, NO_CLIP,
             clip_range_high=self.config.clip_range_high, kind=self.config.ratio,
+            token_weights=weights.policy if weights else None,
         )  # fmt: skip
         value = policy = surrogate.sequence_loss.mean()  # advantages are 0 where there is no score
         metrics = {
@@ -150,12 +171,17 @@ class ArGrpo:
             "clip_fraction": surrogate.clip_fraction,
             "ratio_deviation": (surrogate.ratio - 1).abs().mean(),
         }
+        if weights:
+            metrics["selected_tokens"] = weights.selected.mean()
         if experience.reference_logprobs is not None:
             divergence = policy_gradient.kl_estimate(
                 new, experience.reference_logprobs, self.config.kl_estimator
-            ).mean(dim=-1)
-            metrics["kl"] = divergence.mean()
-            value = policy + self.config.kl_weight * divergence.where(experience.valid, 0.0).mean()
+            )
+            metrics["kl"] = divergence.mean(dim=-1).mean()
+            if weights:
+                divergence = divergence * weights.divergence
+            divergence = divergence.mean(dim=-1).where(experience.valid, 0.0)
+            value = policy + self.config.kl_weight * divergence.mean()
         return api.Loss(value, {name: metric.detach() for name, metric in metrics.items()})
 
     def _compare(

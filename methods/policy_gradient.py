@@ -17,7 +17,7 @@ from torch import Tensor
 from alignbench import api
 
 NoiseKernel = Literal["exclusive", "inclusive"]
-Ratio = Literal["token", "sequence", "gspo"]
+Ratio = Literal["token", "sequence", "gspo", "cispo"]
 Estimator = Literal["k1", "k2", "k3"]
 Baseline = Literal["mean", "leave-one-out"]
 
@@ -126,28 +126,36 @@ def clipped_surrogate(
     *,
     clip_range_high: float = 0.0,
     kind: Ratio = "token",
+    token_weights: Tensor | None = None,
 ) -> Surrogate:
     """The PPO loss of each token, −min(ρ·A, clip(ρ, 1−ε, 1+ε_high)·A), averaged over those of a sequence.
 
     Log-probabilities [..., T] under the present policy and (treated as constant) when the tokens were
     drawn; one advantage for each sequence, [...], clamped here to ±`advantage_clip`. An ε_high of 0 means ε.
     ρ is the ratio of a token, or the product over a sequence (`sequence`: VA-π's Eq. 5 and 11 as printed), or
-    the T-th root of that (`gspo`, arXiv:2507.18071).
+    the T-th root of that (`gspo`, arXiv:2507.18071). `cispo` (arXiv:2506.13585) is −min(ρ, 1+ε_high)·A·log π
+    with a constant in place of the ratio, so that no token loses its gradient.
+
+    Token weights [..., T] multiply the loss of each token; they keep their gradient, if any. A mean over some
+    tokens alone has weights that were divided by their mean, as `token_weights.TokenWeights` does.
 
     Deviation: the released code of VA-π takes one ratio for each token, and so does the default here. On
     policy the gradient of the printed form is exactly T times that of the two others.
     """
     advantage = advantages.to(new.dtype).clamp(-advantage_clip, advantage_clip).unsqueeze(-1)
     log_ratio = new - old.detach()
-    if kind != "token":
+    if kind in ("sequence", "gspo"):
         total = log_ratio.sum(dim=-1, keepdim=True)
         log_ratio = total if kind == "sequence" else total / new.shape[-1]
     ratio, high = log_ratio.exp(), clip_range_high or clip_range
-    plain = ratio * advantage
-    clipped = ratio.clamp(1 - clip_range, 1 + high) * advantage
-    token_loss = -torch.minimum(plain, clipped)
+    if kind == "cispo":
+        token_loss = -ratio.detach().clamp(max=1 + high) * advantage * new
+    else:
+        token_loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + high) * advantage)
+    if token_weights is not None:
+        token_loss = token_loss * token_weights
     excess = ratio.detach() - 1
-    outside = ((excess > high) | (excess < -clip_range)).to(new.dtype)
+    outside = ((excess > high) | ((excess < -clip_range) & (kind != "cispo"))).to(new.dtype)
     return Surrogate(ratio, token_loss, token_loss.mean(dim=-1), outside.mean(dim=-1).mean())
 
 

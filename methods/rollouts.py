@@ -102,7 +102,7 @@ class Rollouts:
     ) -> None:
         self.options, self.backbone, self.seed = options, backbone, seed
         self.scored = options.sampling if exact else api.Sampling(temperature=options.temperature)
-        if not _is_plain(self.scored) and not isinstance(backbone, KnowsSampling):
+        if not self.plain and not isinstance(backbone, KnowsSampling):
             raise UserError(
                 "method.preset=fixed or method.exact=true needs a backbone that scores tokens under guidance "
                 "and filters",
@@ -151,13 +151,18 @@ class Rollouts:
         return metrics
 
     @property
+    def plain(self) -> bool:
+        """Whether `logits` are those of the conditional model itself."""
+        return self.scored.cfg_scale == 1.0 and self.scored.top_k == 0 and self.scored.top_p == 1.0
+
+    @property
     def temperature(self) -> float:
         """What `logits` still have to be divided by."""
-        return self.options.temperature if _is_plain(self.scored) else 1.0
+        return self.options.temperature if self.plain else 1.0
 
     def logits(self, backbone: api.Backbone, condition: api.Condition, tokens: Tensor) -> Tensor:
         """Teacher-forced logits [N, T, V] without dropout for tokens [N, T]; see `exact`."""
-        if _is_plain(self.scored):
+        if self.plain:
             return eval_logits(backbone, condition, tokens[:, :-1])
         assert isinstance(backbone, KnowsSampling)
         with mode(backbone.policy, training=False):
@@ -215,11 +220,6 @@ def short_names(specs: Sequence[str]) -> list[str]:
     """What the log calls each reward: its card, or the whole specification where a card is used twice."""
     cards = [parse_spec(spec).name for spec in specs]
     return [card if cards.count(card) == 1 else spec for spec, card in zip(specs, cards, strict=True)]
-
-
-def _is_plain(sampling: api.Sampling) -> bool:
-    """Whether samples follow the conditional model itself, up to the temperature."""
-    return sampling.cfg_scale == 1.0 and sampling.top_k == 0 and sampling.top_p == 1.0
 
 
 def _scores(drawn: groups.Samples) -> tuple[list[Tensor], list[Tensor]]:

@@ -22,8 +22,15 @@ ON_CAPTIONS = ("gradients_reach_only_what_trains", "numbers_come_from_addresses"
 COMPANIONS = {
     **dict.fromkeys([("vapi", "kl_estimator"), ("vapi", "kl_in")], "method.prior=kl"),
     ("ntp", "noise_schedule"): "method.noise=1",
+    ("ar-grpo", "weight_sum"): "method.token_weights=opposite*entropy(0.5)",
 }
 """What a switch needs to have a meaning."""
+WEIGHED = {
+    "gcpo": ("method.token_weights=critical*divergence(gradient=attached)", "method.kl_weight=0.5"),
+    "stage": ("method.token_weights=opposite", "method.weight_sum=weights", "method.entropy_reward=0.4"),
+    "contrast": ("method.token_weights=contrast", "method.cfg_scale=2", "method.kl_in=reward"),
+}
+"""Weights of tokens, all factors but plain shares."""
 BEYOND = ("method.advantage_std=batch", "method.redraws=2", "method.group_size=2")
 """Whatever looks further than at a group as it was drawn."""
 WHOLE = {
@@ -90,6 +97,23 @@ def test_what_looks_beyond_a_group_depends_on_no_split(method: str, tmp_path: Pa
     method_checks.two_ranks_give_what_one_gives(case, tmp_path)
     method_checks.micro_batches_change_nothing(case, tmp_path)
     testing.a_resumed_run_is_the_same(case, tmp_path)
+
+
+@pytest.mark.parametrize("settings", WEIGHED.values(), ids=WEIGHED)
+def test_weights_of_tokens_depend_on_no_split(settings: tuple[str, ...], tmp_path: Path) -> None:
+    case = case_of("ar-grpo", *settings)
+    method_checks.two_ranks_give_what_one_gives(case, tmp_path)
+    method_checks.micro_batches_change_nothing(case, tmp_path)
+    method_checks.collecting_leaves_no_trace(case, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_scenes")
+@pytest.mark.parametrize("model", ["llamagen-tiny", "shapes-tiny"])
+@pytest.mark.parametrize("settings", WEIGHED.values(), ids=WEIGHED)
+def test_weights_of_tokens_keep_every_contract(settings: tuple[str, ...], model: str, tmp_path: Path) -> None:
+    for name, check in (CHECKS | PUBLIC).items():
+        check(case_of("ar-grpo", *settings, model=model), tmp_path / name)
 
 
 @pytest.mark.usefixtures("few_scenes")

@@ -20,6 +20,7 @@ from alignbench.errors import UserError
 from alignbench.files import package_file
 from alignbench.methods.ar_grpo import ArGrpo, Experience
 from alignbench.methods.image_rewards import describe
+from alignbench.methods.token_weights import parse
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.rewards import transforms
@@ -439,7 +440,10 @@ def test_recipes_name_rewards_that_exist(name: str) -> None:
         resolved = resolve(spec, REGISTRY)
         transforms.check(resolved.spec.transforms)
         assert resolved.card.scope == "image" and weight == 1.0
-    assert len(terms) == (1 if name.endswith("-tiny") else 7)
+    published = name.startswith("ar-grpo-") and not name.endswith("-tiny")
+    assert len(terms) == (7 if published else 1)
+    written = str(RECIPES[name].values.get("method.token_weights", ""))
+    assert not written or parse(written)
 
 
 def test_large_recipes_hold_the_published_settings() -> None:

@@ -46,9 +46,13 @@ def literal(kind: str, logits: Tensor, targets: Tensor, draws: Draws, high: floa
         for g in range(draws.tokens.shape[1]):
             each = [p[t][draws.tokens[b, g, t]] / draws.logprobs[b, g, t].exp() for t in range(length)]
             product = torch.stack(each).prod()
-            ratios = {"token": each, "sequence": [product], "gspo": [product ** (1 / length)]}[kind]
             a = draws.advantages[b, g]
-            terms = [torch.min(ratio * a, ratio.clamp(0.8, 1 + high) * a) for ratio in ratios]
+            if kind == "cispo":
+                constants = [min(float(ratio.detach()), 1 + high) for ratio in each]
+                terms = [c * a * p[t][draws.tokens[b, g, t]].log() for t, c in enumerate(constants)]
+            else:
+                ratios = {"token": each, "sequence": [product], "gspo": [product ** (1 / length)]}[kind]
+                terms = [torch.min(ratio * a, ratio.clamp(0.8, 1 + high) * a) for ratio in ratios]
             total = total - sum(terms) / len(terms) / draws.tokens.shape[1]
         total = total - 0.1 * sum(p[t][targets[b, t]].log() for t in range(length)) / length
     return total / rows
@@ -61,7 +65,7 @@ def drawn(*, scatter: float) -> tuple[Tensor, Tensor, Draws]:
 
 
 @pytest.mark.parametrize(("scatter", "high"), [(0.0, 0.2), (0.05, 0.2), (0.5, 0.2), (0.5, 0.28)])
-@pytest.mark.parametrize("kind", ["token", "sequence", "gspo"])
+@pytest.mark.parametrize("kind", ["token", "sequence", "gspo", "cispo"])
 def test_loss_and_gradient_are_those_of_the_printed_formula(kind: Ratio, scatter: float, high: float) -> None:
     logits, targets, draws = drawn(scatter=scatter)
     objective = replace(OBJECTIVE, prior_weight=0.1, ratio=kind, clip_range_high=high if high != 0.2 else 0.0)
@@ -76,11 +80,11 @@ def test_on_policy_the_printed_policy_gradient_is_t_times_the_programs() -> None
     """So the printed β weighs T times less against it than the same β in the released program."""
     logits, targets, draws = drawn(scatter=0.0)
     gradient = {}
-    for kind in ("token", "sequence", "gspo"):
+    for kind in ("token", "sequence", "gspo", "cispo"):
         loss = replace(OBJECTIVE, ratio=kind)(logits, targets, draws)
         (gradient[kind],) = torch.autograd.grad(loss.value, logits)
     assert (gradient["sequence"] - 6 * gradient["token"]).abs().max().item() < 1e-15
-    assert (gradient["gspo"] - gradient["token"]).abs().max().item() < 1e-15
+    assert max((gradient[x] - gradient["token"]).abs().max().item() for x in ("gspo", "cispo")) < 1e-15
     assert gradient["token"].abs().max().item() > 1e-3
 
 
@@ -97,15 +101,38 @@ REWARDS = f64([[1.0, 0.0, 0.75, 0.25]])
         ("token", 0.2, 0.28, True, -0.11225852967696848),
         ("gspo", 0.2, 0.0, True, -0.16428077513702696),
         ("gspo", 3e-4, 4e-4, True, -0.00028749135648972746),
+        ("cispo", 0.2, 0.28, True, 0.05610333659434488),
     ],
 )
 def test_numbers_that_were_worked_out_by_hand(
     kind: Ratio, low: float, high: float, divide: bool, loss: float
 ) -> None:
-    """GRPO, Dr. GRPO, DAPO's higher clip and GSPO on four sequences of two tokens."""
+    """GRPO, Dr. GRPO, DAPO's higher clip, GSPO and CISPO on four sequences of two tokens."""
     advantages = group_advantages(REWARDS, epsilon=1e-4, divide=divide)[0]
     surrogate = clipped_surrogate(NEW, OLD, advantages, low, math.inf, clip_range_high=high, kind=kind)
     assert surrogate.sequence_loss.mean().item() == pytest.approx(loss, abs=1e-16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "high", "gradient", "outside"),
+    [
+        ("token", 0.0, [[-0.150590710542, 0], [0, 0.136900645948], [0, -0.068450322974],
+                        [0.068450322974, 0]], 0.5),
+        ("cispo", 0.28, [[-0.150590710542, -0.175232826813], [0.068450322974, 0.136900645948],
+                         [-0.087616413406, -0.068450322974], [0.068450322974, 0.034225161487]], 0.25),
+        ("gspo", 0.0, [[0.0, 0.0]] * 4, 1.0),
+    ],
+)  # fmt: skip
+def test_gradients_that_were_worked_out_by_hand(
+    kind: Ratio, high: float, gradient: list[list[float]], outside: float
+) -> None:
+    """GRPO takes the gradient of clipped tokens away, GSPO that of every sequence here, CISPO none."""
+    new = NEW.clone().requires_grad_()
+    advantages = group_advantages(REWARDS, epsilon=1e-4)[0]
+    surrogate = clipped_surrogate(new, OLD, advantages, 0.2, math.inf, clip_range_high=high, kind=kind)
+    (ours,) = torch.autograd.grad(surrogate.sequence_loss.mean(), new)
+    assert (ours - f64(gradient)).abs().max().item() < 1e-12
+    assert surrogate.clip_fraction.item() == outside
 
 
 def test_ar_grpo_hands_its_switches_on() -> None:
