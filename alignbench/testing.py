@@ -28,6 +28,7 @@ from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry
 from alignbench.runs import run
 from alignbench.training import setup, totals
+from alignbench.training.sums import Sum
 
 CPU = torch.device("cpu")
 IMAGES = 8
@@ -104,7 +105,7 @@ class Outcome:
 def take_step(
     subject: Subject,
     pieces: list[Batch],
-    add: Callable[[Mapping[str, float]], Mapping[str, float]] = dict,
+    add: Callable[[Mapping[str, Sum]], Mapping[str, Sum]] = dict,
 ) -> Outcome:
     """Collect all pieces, then sum the gradients of their losses, as the driver does; `add` is over ranks."""
     subject.module.zero_grad(set_to_none=True)
