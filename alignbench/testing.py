@@ -80,8 +80,9 @@ class Subject:
         job = case.job(folder)
         backbone = setup.build_model(job.plan, CPU)
         module, _ = setup.prepare_trained(job.plan, backbone)
-        method = setup.build_method(job, backbone, CPU)
-        return cls(job, backbone, method, module, setup.open_training_data(job, Progress(quiet=True)))
+        dataset = setup.open_training_data(job, quiet := Progress(quiet=True))
+        method = setup.build_method(job, backbone, CPU, setup.training_images(job, dataset, quiet))
+        return cls(job, backbone, method, module, dataset)
 
     def stream(self) -> Stream:
         return setup.open_stream(self.job.plan, self.backbone, self.dataset, workers=0)

@@ -28,6 +28,8 @@ OBJECT_MEMBERS: dict[str, tuple[str, ...]] = {
     "models": (*CLASS_MEMBERS["models"], "tokenizer", "policy", "num_tokens", "grid", "image_size"),
     "datasets": (*CLASS_MEMBERS["datasets"], "num_classes", "class_names", "labels", "digest", "skipped"),
 }
+SET_REWARD = ("features", "prepare", "sums", "value", "credit", "advanced")
+"""What a reward of scope `set` has instead."""
 
 
 def require(what: str, thing: object, members: tuple[str, ...]) -> None:
