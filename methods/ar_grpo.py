@@ -31,8 +31,8 @@ from alignbench import api
 from alignbench.methods import groups, policy_gradient
 from alignbench.methods.groups import GroupOptions
 from alignbench.methods.image_rewards import combine_raw
-from alignbench.methods.pending import Pending, Terms
 from alignbench.methods.rollouts import RolloutOptions, Rollouts
+from alignbench.methods.sets.pending import Pending, Terms
 
 FAITHFUL_EPSILON = 1e-4
 """Added to a group's standard deviation by the published program."""

@@ -19,7 +19,7 @@ from alignbench.errors import UserError
 from alignbench.methods import groups, policy_gradient
 from alignbench.methods.image_rewards import combine_raw, describe
 from alignbench.methods.logits import eval_logits, mode
-from alignbench.methods.set_rewards import SetRewards, unsettled
+from alignbench.methods.sets.set_rewards import SetRewards, unsettled
 from alignbench.registry.reward_spec import parse_spec, parse_terms
 
 
@@ -84,7 +84,7 @@ class Rollouts:
     Args:
         exact: log-probabilities are those of the distribution the samples were drawn from (guided, filtered);
             else of the conditional model at the same temperature.
-        completes: the method completes what it collected, see `pending`, and so can have rewards of scope `set`.
+        completes: the method completes what it collected, so that it can have rewards of scope `set`.
 
     Raises:
         UserError: rewards that cannot be read or used, or a backbone that cannot score what it sampled.

@@ -115,7 +115,7 @@ def build(
 
     Returns:
         A reward; a card of scope `distance` that is not remote gives an `api.Distance` too, and one of scope
-        `set` a `methods.set_rewards.SetReward`, which refuses to score images one by one.
+        `set` a `methods.sets.set_rewards.SetReward`, which refuses to score images one by one.
 
     Raises:
         UserError: unknown reward, option or transform, a missing package or weight file, images too small, or

@@ -26,7 +26,7 @@ class RealImages(Protocol):
 
 @dataclass(frozen=True)
 class BuiltSet:
-    """See `methods.set_rewards.SetReward`, whose calls these are."""
+    """See `methods.sets.set_rewards.SetReward`, whose calls these are."""
 
     resolved: Resolved
     raw: Any

@@ -38,7 +38,7 @@ Look = Callable[[Tensor], Tensor]
 
 
 class LooFd:
-    """A reward of scope `set`; see `methods.set_rewards.SetReward`.
+    """A reward of scope `set`; see `methods.sets.set_rewards.SetReward`.
 
     Args:
         network: one of `feature_networks.NETWORKS`; loaded when it is first used.

@@ -1,4 +1,4 @@
-"""Shared by methods: groups that cannot be compared before the whole step is drawn, for rewards of scope `set`."""
+"""Groups that cannot be compared before the whole step is drawn, for rewards of scope `set`."""
 
 from __future__ import annotations
 
