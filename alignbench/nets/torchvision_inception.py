@@ -20,9 +20,12 @@ def load(path: Path) -> nn.Module:
     Raises:
         UserError: the file holds no weights of this network.
     """
-    net = untrained()
+    from torchvision.models import inception_v3  # heavy
+
+    with torch.device("meta"):  # nothing is drawn
+        net: nn.Module = inception_v3(weights=None, init_weights=False, transform_input=False)
     try:
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
     except Exception as error:  # unpicklers raise nearly anything on what is no such file
         raise UserError(
             f"{path} holds no weights of torchvision's Inception v3: {str(error).splitlines()[0]}",
@@ -48,11 +51,3 @@ def features(net: nn.Module, images: Tensor) -> Tensor:
     with full_precision():
         found: Tensor = net(2 * resized - 1)
     return found
-
-
-def untrained() -> nn.Module:
-    """Build the network with whatever the initialisation gives."""
-    from torchvision.models import inception_v3  # heavy
-
-    net: nn.Module = inception_v3(weights=None, init_weights=False, transform_input=False)
-    return net

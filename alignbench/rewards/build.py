@@ -172,7 +172,7 @@ def build_raw(resolved: Resolved, device: torch.device) -> Any:
         raise UserError(f"{what}: {error.what}") from error
     with failure_of(what):
         raw = target(device, **resolved.options)
-    members = interfaces.SET_REWARD if resolved.card.scope == "set" else interfaces.OBJECT_MEMBERS["rewards"]
+    members = interfaces.members("rewards", resolved.card)
     interfaces.require(f"{what} ({resolved.card.target})", raw, members)
     return raw
 

@@ -56,7 +56,8 @@ def full_distance(real: Gaussian, moments: Moments) -> Tensor:
 def matrix_root(covariance: Tensor) -> Tensor:
     """[D, D] covariance S → R with R Rᵀ = S."""
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * roots(values)
+    root: Tensor = vectors * roots(values)
+    return root
 
 
 def roots(values: Tensor) -> Tensor:
@@ -68,11 +69,11 @@ def roots(values: Tensor) -> Tensor:
 # --- leaving one out ------------------------------------------------------------------------------
 
 
-class Step(NamedTuple):
+class Drawn(NamedTuple):
     """The images of a step, and the running pair."""
 
-    count: Tensor
-    """Scalar, n."""
+    images: Tensor
+    """Their number n, a float64 scalar."""
     sums: Moments
     """Of features and their squares or products."""
     running: Moments | None
@@ -88,18 +89,18 @@ class Step(NamedTuple):
         return Moments(a * old.first + (1 - a) * first, a * old.second + (1 - a) * second)
 
     @property
-    def all(self) -> Moments:
-        return self.mixed(self.sums, self.count)
+    def whole(self) -> Moments:
+        return self.mixed(self.sums, self.images)
 
 
-def diagonal_credit(real: Gaussian, features: Tensor, step: Step) -> Tensor:
+def diagonal_credit(real: Gaussian, features: Tensor, step: Drawn) -> Tensor:
     """[N, D] features of images of the step → [N]."""
     left = Moments(step.sums.first - features, step.sums.second - features.square())
-    without = diagonal_distance(real, step.mixed(left, step.count - 1))
-    return without - diagonal_distance(real, step.all)
+    without = diagonal_distance(real, step.mixed(left, step.images - 1))
+    return without - diagonal_distance(real, step.whole)
 
 
-def full_credit(real: Gaussian, features: Tensor, step: Step, *, linear: bool = False) -> Tensor:
+def full_credit(real: Gaussian, features: Tensor, step: Drawn, *, linear: bool = False) -> Tensor:
     """[N, D] → [N]; the covariance without an image is one matrix for all less two of rank one.
 
     Without image f, the mean of products is B − w·ffᵀ, w = (1 − a)/(n − 1), with a B that is the same for all
@@ -110,10 +111,10 @@ def full_credit(real: Gaussian, features: Tensor, step: Step, *, linear: bool = 
         linear: take the derivative of the root's trace in place of its difference: D² operations an image, an
             error of the order of 1/n in the share of the credit that is the covariance's.
     """
-    whole, a = step.all, step.decay if step.running is not None else 0.0
-    weight = (1 - a) / (step.count - 1)
-    base = step.mixed(step.sums, step.count - 1).second
-    mean = step.mixed(Moments(step.sums.first - features, step.sums.second), step.count - 1).first
+    whole, a = step.whole, step.decay if step.running is not None else 0.0
+    weight = (1 - a) / (step.images - 1)
+    base = step.mixed(step.sums, step.images - 1).second
+    mean = step.mixed(Moments(step.sums.first - features, step.sums.second), step.images - 1).first
     gap = (real.mean - mean).square().sum(dim=-1) - (real.mean - whole.first).square().sum()
     traces = base.trace() - weight * features.square().sum(dim=-1) - mean.square().sum(dim=-1)
     covariance = whole.second - torch.outer(whole.first, whole.first)

@@ -23,9 +23,9 @@ from alignbench.nets.feature_networks import NETWORKS, Features
 from alignbench.rewards.perceptual import require_trunk
 from alignbench.rewards.sets.built import RealImages
 from alignbench.rewards.sets.frechet import (
+    Drawn,
     Gaussian,
     Moments,
-    Step,
     diagonal_credit,
     diagonal_distance,
     full_credit,
@@ -108,14 +108,14 @@ class LooFd:
     def value(self, sums: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
         """Minus the distance of the whole step, a scalar."""
         step, real = self._step(sums, state)
-        return -(diagonal_distance if self.covariance == "diagonal" else full_distance)(real, step.all)
+        return -(diagonal_distance if self.covariance == "diagonal" else full_distance)(real, step.whole)
 
     def credit(self, features: Tensor, sums: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
         """[N, D] float64 features of images in `sums` → [N]; not finite where it is the only one."""
         step, real = self._step(sums, state)
         if self.covariance == "diagonal":
             return diagonal_credit(real, features, step)
-        if step.count < 2:
+        if step.images < 2:
             return features.new_full((len(features),), torch.nan)
         return full_credit(real, features, step, linear=self.covariance == "full-linear")
 
@@ -123,9 +123,9 @@ class LooFd:
         """Return the running pair after a step."""
         if not self.decay:
             return {}
-        return self._step(sums, state)[0].all._asdict()
+        return self._step(sums, state)[0].whole._asdict()
 
-    def _step(self, sums: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[Step, Gaussian]:
+    def _step(self, sums: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[Drawn, Gaussian]:
         assert self._real is not None, "`prepare` was not called"
         device = sums["first"].device
         total = Moments(sums["first"], sums["second"])
@@ -133,7 +133,7 @@ class LooFd:
         running = Moments(**known) if known and self.decay else None
         if running is None and self.decay:  # the first step: the pair starts from what it comes to
             running = Moments(*(part / sums["count"] for part in total))
-        return Step(sums["count"], total, running, self.decay), self._real.to(device)
+        return Drawn(sums["count"], total, running, self.decay), self._real.to(device)
 
     def _products(self, rows: Tensor) -> Tensor:
         """[N, D] → squares [N, D], or products [N, D, D]."""
@@ -152,8 +152,8 @@ class LooFd:
         path = cache_root() / "moments" / f"{digest_of(made_of)}.npz"
         try:
             return _gaussian(path)
-        except (OSError, ValueError, KeyError, EOFError):
-            pass  # not there, or damaged: the archive's checksums say so
+        except Exception:  # not there, or damaged, which the archive's checksums find
+            pass
         total: dict[str, Tensor] = {}
         for images in real:
             for name, value in self.sums(look(images).cpu()).items():
@@ -171,7 +171,7 @@ class LooFd:
         where = f"reward 'loo-fd': {option} = {path}"
         try:
             found = _gaussian(path)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except Exception as error:  # NumPy and zipfile raise a dozen kinds on what is no such file
             raise UserError(
                 f"{where} cannot be read: {error}",
                 fix="give an .npz file with mu [D] and sigma [D, D] or [D]",
