@@ -28,6 +28,7 @@ from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry
 from alignbench.runs import run
 from alignbench.training import setup, totals
+from alignbench.training.sums import Sum
 
 CPU = torch.device("cpu")
 IMAGES = 8
@@ -79,8 +80,9 @@ class Subject:
         job = case.job(folder)
         backbone = setup.build_model(job.plan, CPU)
         module, _ = setup.prepare_trained(job.plan, backbone)
-        method = setup.build_method(job, backbone, CPU)
-        return cls(job, backbone, method, module, setup.open_training_data(job, Progress(quiet=True)))
+        dataset = setup.open_training_data(job, quiet := Progress(quiet=True))
+        method = setup.build_method(job, backbone, CPU, setup.training_images(job, dataset, quiet))
+        return cls(job, backbone, method, module, dataset)
 
     def stream(self) -> Stream:
         return setup.open_stream(self.job.plan, self.backbone, self.dataset, workers=0)
@@ -104,7 +106,7 @@ class Outcome:
 def take_step(
     subject: Subject,
     pieces: list[Batch],
-    add: Callable[[Mapping[str, float]], Mapping[str, float]] = dict,
+    add: Callable[[Mapping[str, Sum]], Mapping[str, Sum]] = dict,
 ) -> Outcome:
     """Collect all pieces, then sum the gradients of their losses, as the driver does; `add` is over ranks."""
     subject.module.zero_grad(set_to_none=True)

@@ -20,8 +20,8 @@ left in both presets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from alignbench.methods import groups, policy_gradient
 from alignbench.methods.groups import GroupOptions
 from alignbench.methods.image_rewards import combine_raw
 from alignbench.methods.rollouts import RolloutOptions, Rollouts
+from alignbench.methods.sets.pending import Pending, Terms
 from alignbench.methods.signals import Signals, entropy_bonus, entropy_of, measure
 from alignbench.methods.token_weights import TokenOptions, build
 
@@ -60,6 +61,10 @@ class Experience:
     """What the advantages still have to be divided by."""
     signals: Signals | None = None
     """What the weights of tokens depend on; their advantages are those above, once these are complete."""
+    pending: Pending | None = None
+    """Set rewards that wait for the whole step; until then the advantages are those of the other terms."""
+    logged: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the log says once they are known."""
 
 
 class ArGrpo:
@@ -84,9 +89,16 @@ class ArGrpo:
         config.check_kl(config.kl_weight > 0, "set method.kl_weight above 0")
         self.config, self.backbone = config, backbone
         self.rollouts = Rollouts(
-            config, exact=config.preset == "fixed", backbone=backbone, reward=reward, seed=seed
+            config,
+            exact=config.preset == "fixed",
+            backbone=backbone,
+            reward=reward,
+            seed=seed,
+            completes=True,
         )
         self.weights = build(config, self.rollouts, ratio=config.ratio, referenced=config.kl_weight > 0)
+        sets = self.rollouts.sets
+        self.state, self.load_state, self.advance = sets.state, sets.load_state, sets.advance
         self.reference = backbone.reference() if config.kl_weight else None
 
     @torch.no_grad()
@@ -128,23 +140,35 @@ class ArGrpo:
         experience = Experience(
             condition, tokens, logprobs, reference, compared.advantages.flatten(), compared.valid.flatten(),
             compared.unscaled, signals if self.weights else None,
+            Pending.of(rollouts, drawn, Terms(values, valid, weights)),
         )  # fmt: skip
-        metrics = rollouts.metrics(drawn) | {
-            "flat_groups": (compared.advantages == 0).all(dim=1).float().mean(),
-            "invalid_groups": (~compared.valid.any(dim=1)).float().mean(),
-            "entropy": entropy.mean(),
-            "rollout_gap": (logprobs - drawn.logprobs).abs().mean(),
-        }
+        metrics = (
+            rollouts.metrics(drawn)
+            | compared.shares
+            | {
+                "entropy": entropy.mean(),
+                "rollout_gap": (logprobs - drawn.logprobs).abs().mean(),
+            }
+        )
         return rollouts.collected(experience, drawn, metrics | more, images=len(batch))
 
-    def sums(self, experience: object) -> Mapping[str, float]:
+    def sums(self, experience: object) -> Mapping[str, Any]:
         """What `complete` needs of the whole step."""
         assert isinstance(experience, Experience)
-        return experience.unscaled.sums if experience.unscaled else {}
+        waiting = experience.pending or experience.unscaled
+        return waiting.sums if waiting else {}
 
-    def complete(self, experience: object, sums: Mapping[str, float]) -> object:
-        """Divide the advantages by the spread in the whole step."""
-        assert isinstance(experience, Experience) and experience.unscaled
+    def complete(self, experience: object, sums: Mapping[str, Any]) -> object:
+        """Compare with the credits of set rewards; then divide the advantages by the spread in the step."""
+        assert isinstance(experience, Experience)
+        if experience.pending:
+            compared, logged = experience.pending.settled(sums, self._compare)
+            signals = experience.signals and replace(experience.signals, valid=compared.valid)
+            return replace(
+                experience, advantages=compared.advantages.flatten(), valid=compared.valid.flatten(),
+                unscaled=compared.unscaled, signals=signals, pending=None, logged=logged,
+            )  # fmt: skip
+        assert experience.unscaled
         advantages = experience.unscaled.divided(sums).flatten()
         return replace(experience, advantages=advantages, unscaled=None)
 
@@ -154,7 +178,8 @@ class ArGrpo:
         Sequences without a valid score count in the denominator alone, so that a sequence weighs the same
         whatever becomes of its neighbours.
         """
-        assert isinstance(experience, Experience) and experience.unscaled is None
+        assert isinstance(experience, Experience)
+        assert experience.unscaled is None and experience.pending is None, "`complete` was not called"
         logits = self.rollouts.logits(self.backbone, experience.condition, experience.tokens)
         new = self.rollouts.logprobs(logits, experience.tokens)
         weights = None
@@ -182,7 +207,9 @@ class ArGrpo:
                 divergence = divergence * weights.divergence
             divergence = divergence.mean(dim=-1).where(experience.valid, 0.0)
             value = policy + self.config.kl_weight * divergence.mean()
-        return api.Loss(value, {name: metric.detach() for name, metric in metrics.items()})
+        return api.Loss(
+            value, {name: metric.detach() for name, metric in metrics.items()} | experience.logged
+        )
 
     def _compare(
         self, values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]

@@ -65,6 +65,14 @@ class GroupAdvantages(NamedTuple):
     unscaled: UnscaledAdvantages | None
     """With `advantage_std = batch`: the advantages are not divided yet."""
 
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """For the log: shares of groups whose scores are all equal, and of groups without a valid score."""
+        return {
+            "flat_groups": (self.advantages == 0).all(dim=1).float().mean(),
+            "invalid_groups": (~self.valid.any(dim=1)).float().mean(),
+        }
+
 
 def compare(
     values: Sequence[Tensor],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,6 +19,7 @@ from alignbench.errors import UserError
 from alignbench.methods import groups, policy_gradient
 from alignbench.methods.image_rewards import combine_raw, describe
 from alignbench.methods.logits import eval_logits, mode
+from alignbench.methods.sets.set_rewards import SetRewards, unsettled
 from alignbench.registry.reward_spec import parse_spec, parse_terms
 
 
@@ -68,6 +69,8 @@ class Groups:
     """Groups that were drawn again."""
     reward_failures: Counter[str]
     """Samples without a valid score, by reward card."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """{specification: [B·G, D]} of rewards of scope `set`, whose values are 0 until the step is complete."""
 
     @property
     def sequences(self) -> int:
@@ -86,9 +89,10 @@ class Rollouts:
     Args:
         exact: log-probabilities are those of the distribution the samples were drawn from (guided, filtered);
             else of the conditional model at the same temperature.
+        completes: the method completes what it collected, so that it can have rewards of scope `set`.
 
     Raises:
-        UserError: rewards that cannot be read, or a backbone that cannot score what it sampled.
+        UserError: rewards that cannot be read or used, or a backbone that cannot score what it sampled.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Rollouts:
         backbone: api.Backbone,
         reward: Callable[[str], api.Reward],
         seed: int,
+        completes: bool = False,
     ) -> None:
         self.options, self.backbone, self.seed = options, backbone, seed
         self.scored = options.sampling if exact else api.Sampling(temperature=options.temperature)
@@ -112,6 +117,8 @@ class Rollouts:
         terms = parse_terms(options.rewards)
         self.weights = [weight for _, weight in terms]
         self.rewards = {spec: reward(spec) for spec, _ in terms}
+        self.sets = SetRewards(self.rewards)
+        self.sets.check(completes, getattr(options, "redraws", 0))
         self._cards = Counter(parse_spec(spec).name for spec, _ in terms)
 
     def draw(self, batch: api.Batch, step: int, group_size: int, redraws: int = 0) -> Groups:
@@ -124,7 +131,8 @@ class Rollouts:
         )
         condition = batch.condition.repeat(group_size)
         tokens, logprobs = drawn["tokens"].flatten(0, 1), drawn["logprobs"].flatten(0, 1)
-        return Groups(condition, tokens, logprobs, *_scores(drawn), again, failures)
+        features = {spec: drawn[f"features/{spec}"].flatten(0, 1) for spec in self.sets.rewards}
+        return Groups(condition, tokens, logprobs, *_scores(drawn), again, failures, features)
 
     def collected(
         self, experience: object, drawn: Groups, metrics: dict[str, Tensor], images: int
@@ -192,19 +200,25 @@ class Rollouts:
         places = range(len(batch))[rows] if isinstance(rows, slice) else rows
         asked = [batch.prompts[place].metadata for place in places] if batch.prompts else []
         entries = [entry for entry in asked for _ in range(group_size)]
+        images = self._decode(rollout.tokens)
+        features = self.sets.features(images)
         request = api.ScoreRequest(
-            images=self._decode(rollout.tokens),
+            images=images,
             group=index.repeat_interleave(group_size),
             labels=condition.ids if isinstance(condition, api.ClassLabels) else None,
             texts=condition.texts,
             metadata={"prompt": entries} if entries else {},
         )
-        scores = [reward.score(request) for reward in self.rewards.values()]
+        scores = [
+            unsettled(features[spec]) if spec in features else reward.score(request)
+            for spec, reward in self.rewards.items()
+        ]
         for spec, score in zip(self.rewards, scores, strict=True):
             failures[parse_spec(spec).name] += int((~score.valid).sum())
         drawn = {"tokens": rollout.tokens, "logprobs": rollout.logprobs}
         drawn["values"] = torch.stack([score.values for score in scores], dim=-1)
         drawn["valid"] = torch.stack([score.valid for score in scores], dim=-1)
+        drawn |= {f"features/{spec}": rows for spec, rows in features.items()}
         return {name: part.unflatten(0, (len(index), group_size)) for name, part in drawn.items()}
 
     def _decode(self, tokens: Tensor) -> Tensor:

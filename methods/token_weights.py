@@ -86,6 +86,11 @@ def build(options: TokenOptions, rollouts: Rollouts, *, ratio: str, referenced: 
             "method.entropy_reward compares with the starting model, which method.kl_weight=0 leaves out",
             fix="set method.kl_weight above 0",
         )
+    if options.entropy_reward and rollouts.sets.rewards:
+        raise UserError(
+            "method.entropy_reward goes to the best of a group, which rewards of scope set leave open",
+            fix="leave one of them out",
+        )
     if not text:
         if weight_sum != "selected":
             raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignbench.errors import UserError, suggest
 from alignbench.registry.lookup import SINGULAR, Registry, import_target
-from alignbench.registry.schema import MethodCard
+from alignbench.registry.schema import MethodCard, RewardCard
 
 CLASS_MEMBERS: dict[str, tuple[str, ...]] = {
     "methods": ("Config", "updates", "collect", "loss"),
@@ -28,6 +28,15 @@ OBJECT_MEMBERS: dict[str, tuple[str, ...]] = {
     "models": (*CLASS_MEMBERS["models"], "tokenizer", "policy", "num_tokens", "grid", "image_size"),
     "datasets": (*CLASS_MEMBERS["datasets"], "num_classes", "class_names", "labels", "digest", "skipped"),
 }
+SET_REWARD = ("features", "prepare", "sums", "value", "credit", "advanced")
+"""What a reward of scope `set` has instead, class and object."""
+
+
+def members(kind: str, card: object, *, built: bool = True) -> tuple[str, ...]:
+    """Return what the object of a card must have, or its class."""
+    if isinstance(card, RewardCard) and card.scope == "set":
+        return SET_REWARD
+    return (OBJECT_MEMBERS if built else CLASS_MEMBERS)[kind]
 
 
 def require(what: str, thing: object, members: tuple[str, ...]) -> None:

@@ -184,7 +184,7 @@ def resolve(text: str, registry: Registry, assets: Mapping[str, Scalar] | None =
             raise UserError(f"reward {text!r}: {key}: {error}") from None
     if not is_remote(str(values["placement"])):
         for file in card.files:
-            if file.asset and file.option:
+            if file.asset and file.option and file.needed(values):
                 values[file.option] = values[file.option] or (assets or {}).get(file.asset, "")
     if "class_prompt" in common and str(values["class_prompt"]).count("{}") != 1:
         raise UserError(f"reward {text!r}: class_prompt must hold {{}} once, where the class name goes")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -285,8 +286,14 @@ class RewardFile(TomlTable):
     url: str = ""
     option: str = ""
     """Option of the card that names a path instead."""
+    when: dict[str, Scalar] = {}
+    """Option values with which alone it is needed."""
     size: str = ""
     """For people."""
+
+    def needed(self, options: Mapping[str, Scalar]) -> bool:
+        """Whether it is read under these values of the card's options."""
+        return all(options[key] == value for key, value in self.when.items())
 
 
 class RewardCard(Card):
@@ -302,8 +309,10 @@ class RewardCard(Card):
     the option's value."""
     direction: Literal["higher", "lower"]
     differentiable: bool
-    scope: Literal["distance", "image"]
-    """`distance` compares with the reference image; `image` looks at the image, and at what it `needs`."""
+    scope: Literal["distance", "image", "set"]
+    """`distance` compares with the reference image; `image` looks at the image, and at what it `needs`; `set`
+    credits each image with what it does to all images of a step, and returns what docs/adding/set-reward.md
+    describes instead."""
     needs: list[Literal["text", "label", "metadata"]] = []
     """What a request must bring beside the image; `metadata`: the whole entry of a prompt file."""
     options: dict[str, Option] = {}

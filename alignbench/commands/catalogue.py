@@ -59,10 +59,15 @@ def _method(_: Registry, __: str, card: MethodCard) -> Facts:
 
 
 def _reward(registry: Registry, name: str, card: RewardCard) -> Facts:
-    files = locate_reward_files(registry, reward_spec.resolve(name, registry))
-    weights = [_asset(registry, x.asset, x.size) if x.asset else x.size for x in card.files]
+    resolved = reward_spec.resolve(name, registry)
+    files, needed = (
+        locate_reward_files(registry, resolved),
+        [x for x in card.files if x.needed(resolved.options)],
+    )
+    weights = [_asset(registry, x.asset, x.size) if x.asset else x.size for x in needed]
+    seen = {"distance": "image pair", "set": "set of images"}
     return {
-        "judges": "image pair" if card.scope == "distance" else " + ".join(["image", *card.needs]),
+        "judges": seen.get(card.scope) or " + ".join(["image", *card.needs]),
         "gradient": card.differentiable,
         "needs": [*_extra(card.packages, card.extra), *weights],
         "here": _here(files, card.packages),

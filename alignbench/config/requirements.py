@@ -216,6 +216,9 @@ def _reward_problems(
         other = "choose another: alignbench list rewards"
         if card.scope == "distance" and "images" not in method.needs:
             yield Problem(where, f"compares with real images, {config.method} has none", other)
+        if card.scope == "set" and not data.images and not reward.options.get("reference"):
+            what = f"compares with real images, data set {config.dataset} has none"
+            yield Problem(where, what, f"name a file with their moments: {reward.name}(reference=PATH.npz)")
         if card.min_size > model.image_size:
             yield Problem(where, f"needs images of {card.min_size} px, these have {model.image_size}", other)
         if "label" in card.needs and model.condition != "class":

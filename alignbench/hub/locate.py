@@ -229,6 +229,8 @@ def locate_reward_files(registry: Registry, resolved: Resolved) -> list[FileStat
     values = {key: str(value) for key, value in resolved.options.items()}
     statuses = []
     for file in resolved.card.files:
+        if not file.needed(resolved.options):
+            continue
         repo, revision = file.repo.format_map(values), file.revision.format_map(values)
         path = values.get(file.option, "")
         if file.asset:
@@ -238,7 +240,8 @@ def locate_reward_files(registry: Registry, resolved: Resolved) -> list[FileStat
             status = _in_hub(resolved.name, repo, revision, names, path)
         else:
             status = _plain(file.file, file.url, path)
-        fix = status.fix and _how_to_get(resolved.name, status)
+        # By the reward's name those of its default options are fetched.
+        fix = status.fix if file.when else status.fix and _how_to_get(resolved.name, status)
         if fix and file.option:
             fix += f", or {resolved.name}({file.option}=PATH)"
         card = status.card.model_copy(update={"licence": status.card.licence or resolved.card.licence})

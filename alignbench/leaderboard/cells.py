@@ -24,10 +24,10 @@ COST_HEADERS = ("train s", "sequences", "device", "peak GiB", "trained")
 
 
 def external(names: Iterable[str], cards: Mapping[str, RewardCard]) -> str:
-    """`✓` if any of these rewards judges an image by itself, `✗` if all compare it with the training image
+    """`✓` if any of these rewards judges images by themselves, `✗` if all compare one with the training image
     or there is none; empty where a card is missing."""
     scopes = {cards[name].scope if name in cards else "" for name in names}
-    return "✓" if "image" in scopes else "" if "" in scopes else "✗"
+    return "✓" if scopes & {"image", "set"} else "" if "" in scopes else "✗"
 
 
 def heads(columns: Sequence[Column]) -> list[str]:

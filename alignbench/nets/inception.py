@@ -52,6 +52,10 @@ class Inception:
             lambda module, inputs, output: self._spatial.append(output[:, :SPATIAL_CHANNELS])
         )
 
+    def to(self, device: torch.device) -> None:
+        self._net.to(device)
+        self._device = device
+
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
         """Look at images.

@@ -22,6 +22,7 @@ from alignbench.registry.lookup import Registry, import_target
 from alignbench.registry.reward_spec import PLACEMENTS, Resolved, is_remote, require_packages, resolve
 from alignbench.registry.schema import Scalar
 from alignbench.rewards import remote, requests, transforms
+from alignbench.rewards.sets.built import BuiltSet, RealImages
 
 CPU = torch.device("cpu")
 
@@ -55,6 +56,13 @@ class Placed:
             yield self.raw
         finally:
             self.raw.to(CPU)
+
+    def look(self, images: Tensor) -> Tensor | None:
+        """Features of a reward of scope `set`; None: a server does not answer."""
+        with self.ready() as raw:
+            there = images if self.device is None else images.to(self.device)
+            found: Tensor | None = raw.features(there)  # type: ignore[attr-defined]
+        return found
 
 
 def devices(placement: str, device: torch.device) -> tuple[torch.device, torch.device, bool]:
@@ -91,6 +99,7 @@ def build(
     image_size: int,
     assets: Mapping[str, Scalar] | None = None,
     shared: MutableMapping[tuple[object, ...], Placed] | None = None,
+    real: RealImages | None = None,
 ) -> api.Reward:
     """Build a reward.
 
@@ -102,9 +111,11 @@ def build(
         assets: {asset: path} as the user names them; see `reward_spec.resolve`.
         shared: what was placed before. Specifications that differ in nothing but transforms, batch and texts
             share one copy of their network.
+        real: images that a reward of scope `set` compares with; None: there are none.
 
     Returns:
-        A reward; a card of scope `distance` that is not remote gives an `api.Distance` too.
+        A reward; a card of scope `distance` that is not remote gives an `api.Distance` too, and one of scope
+        `set` a `methods.sets.set_rewards.SetReward`, which refuses to score images one by one.
 
     Raises:
         UserError: unknown reward, option or transform, a missing package or weight file, images too small, or
@@ -123,6 +134,9 @@ def build(
     if key not in shared:
         shared[key] = build_placed(resolved, device)
     placed = shared[key]
+    if resolved.card.scope == "set":
+        raw = build_raw(resolved, device) if placed.device is None else placed.raw
+        return BuiltSet(resolved, raw, placed.look).prepared(image_size, real)
     is_distance = resolved.card.scope == "distance" and placed.device is not None
     return (BuiltDistance if is_distance else BuiltReward)(resolved, placed, names)
 
@@ -158,7 +172,8 @@ def build_raw(resolved: Resolved, device: torch.device) -> Any:
         raise UserError(f"{what}: {error.what}") from error
     with failure_of(what):
         raw = target(device, **resolved.options)
-    interfaces.require(f"{what} ({resolved.card.target})", raw, interfaces.OBJECT_MEMBERS["rewards"])
+    members = interfaces.members("rewards", resolved.card)
+    interfaces.require(f"{what} ({resolved.card.target})", raw, members)
     return raw
 
 

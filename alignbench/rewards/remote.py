@@ -19,8 +19,10 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
@@ -36,6 +38,14 @@ FIRST_PAUSE = 0.5
 CONTENT_TYPE = "application/octet-stream"
 
 _log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+@runtime_checkable
+class GivesFeatures(Protocol):
+    """A reward of scope `set`: a server computes its features alone."""
+
+    def features(self, images: Tensor) -> Tensor: ...
 
 
 class Refused(Exception):
@@ -66,26 +76,42 @@ class RemoteReward:
         Raises:
             UserError: the server refuses the request, saying why.
         """
-        body, count, device = wire.dump_request(request), len(request.images), request.images.device
-        problem = ""
+        count, device = len(request.images), request.images.device
+        limit = wire.answer_bytes(count)
+        scores = self._ask(request, lambda answer: wire.load_scores(answer, count), limit)
+        if scores is not None:
+            return api.Scores(scores.values.to(device), scores.valid.to(device))
+        nothing = torch.full((count,), torch.nan, device=device)
+        return api.Scores(nothing, torch.zeros_like(nothing, dtype=torch.bool))
+
+    def features(self, images: Tensor) -> Tensor | None:
+        """[N, 3, H, W], 0 … 1 → [N, D] of a reward of scope `set`; None: no attempt got them."""
+        count = len(images)
+        request = api.ScoreRequest(images=images, group=torch.arange(count))
+        limit = wire.feature_bytes(count)
+        return self._ask(request, lambda answer: wire.load_features(answer, count), limit)
+
+    def _ask(self, request: api.ScoreRequest, load: Callable[[bytes], Answer], limit: int) -> Answer | None:
+        """Send a request until an answer can be read, or say that none could.
+
+        Raises:
+            UserError: the server refuses the request, saying why.
+        """
+        body, problem = wire.dump_request(request), ""
         for attempt in range(self.retries + 1):
             if attempt:
                 self._sleep(FIRST_PAUSE * 2 ** (attempt - 1))
             try:
-                limit = wire.answer_bytes(count)
-                answer = exchange(self.url, "POST", body, timeout=self.timeout, limit=limit)
-                scores = wire.load_scores(answer, count)
-                return api.Scores(scores.values.to(device), scores.valid.to(device))
+                return load(exchange(self.url, "POST", body, timeout=self.timeout, limit=limit))
             except Refused as error:
                 raise UserError(f"reward {self.name!r} at {self.url} refuses a request: {error}") from error
             except (OSError, http.client.HTTPException, wire.Malformed) as error:
                 problem = f"{type(error).__name__}: {error}"
         _log.warning(
             "reward %s at %s failed %d times, the last one with %s; %d images are left unscored",
-            self.name, self.url, self.retries + 1, problem, count,
+            self.name, self.url, self.retries + 1, problem, len(request.images),
         )  # fmt: skip
-        nothing = torch.full((count,), torch.nan, device=device)
-        return api.Scores(nothing, torch.zeros_like(nothing, dtype=torch.bool))
+        return None
 
 
 def connect(
@@ -160,7 +186,7 @@ def _shut(open_socket: socket.socket) -> None:
 
 
 def serve(
-    reward: api.Reward, host: str, port: int, *, name: str, options: Mapping[str, object]
+    reward: api.Reward | GivesFeatures, host: str, port: int, *, name: str, options: Mapping[str, object]
 ) -> ThreadingHTTPServer:
     """Return a server for a reward, bound but not started: call `serve_forever`, later `shutdown`.
 
@@ -188,12 +214,15 @@ def serve(
                 return
             try:
                 with lock, torch.no_grad():
-                    scores = reward.score(request)
+                    if isinstance(reward, GivesFeatures):
+                        found = wire.dump_features(reward.features(request.images))
+                    else:
+                        found = wire.dump_scores(reward.score(request))
             except Exception as error:
                 _log.exception("scoring failed")
                 self._answer(500, f"{type(error).__name__}: {error}".encode())
             else:
-                self._answer(200, wire.dump_scores(scores))
+                self._answer(200, found)
 
         def _answer(self, status: int, data: bytes) -> None:
             self.send_response(status)

@@ -89,6 +89,14 @@ def check_values(values: object, count: int) -> None:
         raise ValueError(f"it returned {list(values.shape)} for {count} images, not [{count}]")
 
 
+def check_features(features: object, count: int, width: int | None = None) -> None:
+    """Raise TypeError or ValueError unless these are [count, width] floating-point numbers."""
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        raise TypeError("its features are no tensor of floating-point numbers")
+    if features.shape != (count, features.shape[-1] if width is None else width):
+        raise ValueError(f"its features are {list(features.shape)} for {count} images, not [{count}, D]")
+
+
 class FromReference(api.Distance):
     """Gives distances the call of a reward: each image against its own reference image."""
 

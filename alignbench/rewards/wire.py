@@ -95,6 +95,20 @@ def load_scores(data: bytes, count: int) -> api.Scores:
     return api.Scores(torch.from_numpy(values.copy()), torch.from_numpy(valid.copy()))
 
 
+def dump_features(features: Tensor) -> bytes:
+    return _dump({"features": features.detach().cpu().numpy()})
+
+
+def load_features(data: bytes, count: int) -> Tensor:
+    """Return [count, D] float32 or float64 features on the CPU; raises Malformed."""
+    features = _load(data, feature_bytes(count)).get("features")
+    if features is None or features.ndim != 2 or len(features) != count:
+        raise Malformed(f"no features of {count} images")
+    if features.dtype not in (np.float32, np.float64):
+        raise Malformed(f"features are {features.dtype}")
+    return torch.from_numpy(features.copy())
+
+
 def _integers(array: np.ndarray[Any, Any]) -> Tensor:
     if array.ndim != 1 or array.dtype != np.int64:
         raise Malformed(f"{array.dtype} {list(array.shape)} where [N] int64 belongs")
@@ -110,6 +124,11 @@ def _dump(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
 def answer_bytes(count: int) -> int:
     """Largest answer with `count` scores: five bytes each, headers, and whatever another server packs in."""
     return 64 * count + (1 << 16)
+
+
+def feature_bytes(count: int) -> int:
+    """Largest answer with features: 16384 numbers of each of `count` images."""
+    return 2**17 * count + (1 << 16)
 
 
 def _load(data: bytes, limit: int) -> dict[str, np.ndarray[Any, Any]]:

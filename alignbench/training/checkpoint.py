@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from alignbench.training.process_group import ExchangeBroken
 MARKER = "DONE.json"
 WHOLE = "module.safetensors"
 """What is trained, where one process wrote it."""
+METHOD = "method.safetensors"
+"""What the method remembers, if anything; one process writes it in either form."""
 KEEP = 2
 """Complete checkpoints kept in a run folder."""
 
@@ -43,6 +45,8 @@ class State:
     """`state` by the number of the parameter, and `param_groups`, which shards come without."""
     totals: dict[str, Any]
     """Costs so far: seconds, images, sequences, …"""
+    method: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the method remembers from step to step."""
 
 
 class Writer:
@@ -116,9 +120,19 @@ def save(root: Path, state: State) -> Path:
                   temporary / WHOLE)  # fmt: skip
         give_usual_mode(temporary / WHOLE)
         torch.save(state.optimizer, temporary / "optimizer.pt")
+        write_method(temporary, state)
         digests = {file.name: file_sha256(file) for file in temporary.iterdir()}
         finish(final, state, digests)
     return final
+
+
+def write_method(folder: Path, state: State) -> dict[str, str]:
+    """Write what the method remembers; return {name: digest} of the file, or nothing."""
+    if not state.method:
+        return {}
+    save_file({name: value.cpu().contiguous() for name, value in state.method.items()}, folder / METHOD)
+    give_usual_mode(folder / METHOD)
+    return {METHOD: file_sha256(folder / METHOD)}
 
 
 def begin(final: Path) -> Path:
@@ -209,7 +223,8 @@ def load_latest(
     try:
         marker = read_json(folder / MARKER) if checked else _marker(folder)
         module, optimizer = (read or read_whole)(folder)
-        return State(marker["step"], module, optimizer, marker["totals"])
+        method = load_file(folder / METHOD) if METHOD in marker["files"] else {}
+        return State(marker["step"], module, optimizer, marker["totals"], method)
     except ExchangeBroken:
         raise
     except Exception as error:

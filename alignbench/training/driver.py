@@ -8,12 +8,11 @@ Rows of a leaderboard may differ in nothing but the method, so everything else l
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from alignbench.progress import Progress
 from alignbench.training import checkpoint
 from alignbench.training.pace import Pace
 from alignbench.training.parallel import Parallel
-from alignbench.training.totals import Totals, complete, costs_of
+from alignbench.training.totals import Totals, complete, costs_of, load_state, state_of
 
 STOP = "stop"
 """Name under which ranks tell each other, among a step's numbers, that they were asked to stop."""
@@ -227,6 +226,7 @@ class Driver:
             module.load_state_dict(state.module)
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), **state.optimizer})
             self.totals = Totals(**state.totals)
+            load_state(self.method, state.method)
         except (RuntimeError, ValueError, LookupError, TypeError) as error:
             raise RunFailed(
                 f"{self.folder / 'checkpoints'}: step {state.step} is of another model or version",
@@ -234,8 +234,7 @@ class Driver:
             ) from error
         self.totals.resumed = max(self.totals.resumed + 1, earlier)
         self._truncate_logs(state.step)
-        left = self.config.steps - state.step
-        if left:
+        if left := self.config.steps - state.step:
             self.progress.say(f"resuming at step {state.step} of {self.config.steps}, {left} to do")
         return state.step
 
@@ -244,7 +243,8 @@ class Driver:
             step=step,
             module=self.parallel.unwrap(self.module).state_dict(),
             optimizer=self.optimizer.state_dict(),
-            totals=dataclasses.asdict(self.totals),
+            totals=asdict(self.totals),
+            method=state_of(self.method),
         )
         behind = self.config.async_checkpoint and not self._stopping
         self.parallel.save(self.folder / "checkpoints", state, behind=behind)

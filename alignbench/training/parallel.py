@@ -37,6 +37,7 @@ from alignbench.training.process_group import (
     exchange,
     rejoin,
 )
+from alignbench.training.sums import Summed, flatten
 
 if TYPE_CHECKING:
     from alignbench.training.sharding import Shards
@@ -247,13 +248,13 @@ class Parallel:
 
     # --- ranks ---
 
-    def sum(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        """Add scalars over ranks; every rank must bring the same names."""
+    def sum(self, values: Mapping[str, Summed]) -> dict[str, Summed]:
+        """Add numbers and tensors over ranks in one exchange; every rank must bring the same names."""
         if self.world_size == 1:
-            return dict(numbers)
-        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.device)
+            return dict(values)
+        flat, restore = flatten(values, self.device)
         with self._exchanging():
-            return dict(zip(numbers, self._accelerator.reduce(values, "sum").tolist(), strict=True))
+            return restore(self._accelerator.reduce(flat, "sum"))
 
     def host_of(self, rank: int) -> str:
         """Return the name of a rank's machine, as that one wrote it down."""

@@ -107,6 +107,8 @@ def _missing(reward: Resolved, plan: Plan) -> str:
     card, generated = reward.card, plan.protocol.task == "generation"
     if card.scope == "distance" and generated:
         return "compares with the real image behind a sample; generated images have none"
+    if card.scope == "set":
+        return "credits an image with what it does to all images of a training step; there is no step here"
     if "label" in card.needs and plan.model.condition != "class":
         return "needs class labels; these images have prompts"
     if "text" in card.needs and plan.model.condition == "text" and not generated:

@@ -15,6 +15,7 @@ from alignbench.api import Backbone, Method, Reward, TextEncoder, Updates
 from alignbench.backbones.base import CachedBackbone, unwrap
 from alignbench.backbones.load import load_backbone, load_text_encoder
 from alignbench.config.plan import Job, Plan
+from alignbench.config.requirements import rewards_of
 from alignbench.data.dataset import ImageDataset, open_dataset
 from alignbench.data.decode import ProgressCallback
 from alignbench.data.stream import Stream
@@ -30,6 +31,7 @@ from alignbench.text import class_line
 from alignbench.training.adapter import Adapter, attach
 from alignbench.training.driver import Driver, parameter_groups
 from alignbench.training.parallel import Parallel
+from alignbench.training.real_images import TrainingImages
 
 
 def build_model(plan: Plan, device: torch.device) -> Backbone:
@@ -109,9 +111,17 @@ def _telling(progress: Progress) -> ProgressCallback:
 
 
 def reward_builder(
-    plan: Plan, registry: Registry, device: torch.device, *, image_size: int
+    plan: Plan,
+    registry: Registry,
+    device: torch.device,
+    *,
+    image_size: int,
+    real: TrainingImages | None = None,
 ) -> Callable[[str], Reward]:
-    """Return what builds a plan's rewards from their specifications; equal networks are loaded once."""
+    """Return what builds a plan's rewards from their specifications; equal networks are loaded once.
+
+    `real` are the images that rewards of scope `set` compare with.
+    """
     shared: dict[tuple[object, ...], Placed] = {}
 
     def reward(spec: str) -> Reward:
@@ -123,6 +133,7 @@ def reward_builder(
             image_size=image_size,
             assets=plan.config.section("assets"),
             shared=shared,
+            real=real,
         )
 
     return reward
@@ -134,8 +145,20 @@ def names_of(plan: Plan, registry: Registry) -> Sequence[str]:
     return class_names(registry.dataset(plan.config.dataset), names, plan.model.num_classes)
 
 
-def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
-    """Build the method from its card and the resolved options.
+def training_images(job: Job, dataset: ImageDataset, progress: Progress) -> TrainingImages | None:
+    """Return the images that rewards compare with as a set; None: no reward does, or the data has none."""
+    plan = job.plan
+    assert plan.method is not None
+    used = any(reward.card.scope == "set" for reward in rewards_of(job.registry, plan.config, plan.method))
+    if not used or not job.registry.dataset(plan.config.dataset).images:
+        return None
+    return TrainingImages(dataset, job.workers, _telling(progress))
+
+
+def build_method(
+    job: Job, backbone: Backbone, device: torch.device, real: TrainingImages | None = None
+) -> Method:
+    """Build the method from its card and the resolved options; `real` as for `reward_builder`.
 
     Raises:
         UserError: the method's class lacks what the interface needs, or its options contradict each other.
@@ -144,7 +167,8 @@ def build_method(job: Job, backbone: Backbone, device: torch.device) -> Method:
     assert name is not None
     target = interfaces.load(job.registry, "methods", name)
 
-    reward = reward_builder(job.plan, job.registry, device, image_size=job.plan.model.image_size)
+    side = job.plan.model.image_size
+    reward = reward_builder(job.plan, job.registry, device, image_size=side, real=real)
     options = {key: option.default for key, option in job.registry.method(name).options.items()}
     with failure_of(f"method {name!r}"):
         config = target.Config(**{**options, **job.plan.config.section("method")})
@@ -216,7 +240,10 @@ def prepared(job: Job, dataset: ImageDataset, parallel: Parallel, progress: Prog
     backbone.policy = module if whole else parallel.prepare(backbone.policy)
     # After wrapping: a frozen reference is a copy and must compute in the same precision. Before cutting:
     # shards cannot be copied.
-    method = build_method(job, backbone, parallel.device)
+    real = training_images(job, dataset, progress)
+    # One process looks at all real images, the others find what it made of them.
+    with parallel.main_process_first() if real else contextlib.nullcontext():
+        method = build_method(job, backbone, parallel.device, real)
     kind = parallel.shard_kind(train.shard, plan.estimate.train_gib) if adapter is None else "none"
     # The decoder is not computed in the run's precision in one piece either.
     parallel.shard(module, kind, cast=plan.method.updates == "policy")

@@ -66,7 +66,11 @@ def save(root: Path, state: State, *, rank: int, own: group.ProcessGroup | None 
             digests = {name: digest for part in written for name, digest in part.items()}
             if unseen := digests.keys() - {file.name for file in temporary.iterdir()}:
                 raise OSError(f"{min(unseen)} of another process is not to be seen there")
-            checkpoint.finish(final, state, {**digests, METADATA: file_sha256(temporary / METADATA)})
+            digests |= {
+                METADATA: file_sha256(temporary / METADATA),
+                **checkpoint.write_method(temporary, state),
+            }
+            checkpoint.finish(final, state, digests)
 
 
 def read(

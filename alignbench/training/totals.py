@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from alignbench.api import Collected, Method
 from alignbench.training.parallel import Parallel
+from alignbench.training.sums import Sum
 
 COUNTED = ("images", "sequences", "tokens")
 
@@ -80,27 +82,64 @@ def costs_of(collected: Sequence[Collected], parallel: Parallel) -> Costs:
 class NeedsSums(Protocol):
     """A method whose losses depend on numbers of the whole step, added up between collecting and updating."""
 
-    def sums(self, experience: object) -> Mapping[str, float]:
+    def sums(self, experience: object) -> Mapping[str, Sum]:
         """What to add up over micro-batches and ranks: the same names for each of them, or none at all."""
 
-    def complete(self, experience: object, sums: Mapping[str, float]) -> object:
-        """Return the experience with what the step's sums decide; not called if there are none."""
+    def complete(self, experience: object, sums: Mapping[str, Sum]) -> object:
+        """Return the experience with what the step's sums decide; not called if there are none.
+
+        What it returns is asked for its `sums` again: those of what only the first sums decided.
+        """
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """A method that remembers something from step to step; checkpoints hold it. Equal on all ranks."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What a resumed run needs; may be empty. Tensors that are never changed in place."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state of `state`, on the CPU; LookupError or ValueError: it is not of this method."""
+
+    def advance(self, sums: Mapping[str, Sum]) -> None:
+        """Move on by one step; called once, after everything was completed with these sums."""
 
 
 def complete(
-    method: Method, collected: list[Collected], add: Callable[[Mapping[str, float]], Mapping[str, float]]
+    method: Method, collected: list[Collected], add: Callable[[Mapping[str, Sum]], Mapping[str, Sum]]
 ) -> list[Collected]:
-    """Give a method that `NeedsSums` those of the step; `add` adds numbers up over ranks."""
+    """Give a method that `NeedsSums` those of the step; `add` adds up over ranks."""
     if not isinstance(method, NeedsSums):
         return collected
-    own: dict[str, float] = {}
+    while own := _added(method, collected):
+        sums = add(own)
+        collected = [replace(part, experience=method.complete(part.experience, sums)) for part in collected]
+        if isinstance(method, HasState):
+            method.advance(sums)
+    return collected
+
+
+def state_of(method: Method) -> Mapping[str, Tensor]:
+    """What a method remembers; most remember nothing."""
+    return method.state() if isinstance(method, HasState) else {}
+
+
+def load_state(method: Method, state: Mapping[str, Tensor]) -> None:
+    """Give a method what it remembered; raises LookupError or ValueError: it is another method's."""
+    if isinstance(method, HasState):
+        method.load_state(state)
+    elif state:
+        raise ValueError(f"it remembers nothing, and there is {min(state)}")
+
+
+def _added(method: NeedsSums, collected: Sequence[Collected]) -> dict[str, Sum]:
+    """Add up over micro-batches."""
+    own: dict[str, Sum] = {}
     for part in collected:
         for name, value in method.sums(part.experience).items():
             own[name] = own.get(name, 0.0) + value
-    if not own:
-        return collected
-    sums = add(own)
-    return [replace(part, experience=method.complete(part.experience, sums)) for part in collected]
+    return own
 
 
 def peak_memory_gib(device: torch.device) -> float:

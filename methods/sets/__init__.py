@@ -1,0 +1,1 @@
+"""Rewards of a whole set of images, as methods use them."""
