@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -380,6 +381,10 @@ def test_every_method_gets_the_same_number_of_trials_on_the_validation_split() -
     trials = {row.title: [line for line in lines if line.row == row.title] for row in tuning.rows}
     condition = REGISTRY.model(tuning.model).condition
     methods = [name for name in REGISTRY.names("methods") if condition in REGISTRY.method(name).conditions]
+    later = REGISTRY.sweep("tune-likelihood-llamagen-tiny")
+    counts = Counter(line.row for line in sweep.configurations(later))
+    assert later.protocol == tuning.protocol and counts == {"cca": 6, "gft": 6, "dpo": 2}
+    methods = [name for name in methods if name not in counts]
     estimators = {f"ste-{name}": {"method.estimator": name} for name in ("argmax", "gumbel")}
     assert sorted(trials) == sorted([*(name for name in methods if name != "ste"), *estimators])
     assert {row.title: row.values for row in tuning.rows if row.title != row.method} == estimators
