@@ -42,10 +42,13 @@ class Toy(PixelDistance):
         return all_valid(request.images.mean(dim=(1, 2, 3)))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_it(name: str) -> None:
+WEIGHED = {"token_weights": "critical(0.2,0.2,0.2)*divergence*contrast*opposite", "preset": "faithful"}
+
+
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in METHODS), ("ar-grpo", WEIGHED)])
+def test_every_method_trains_it(name: str, more: dict[str, Any]) -> None:
     model = build(janus_toys.CARD, None, seed=2)
-    method = built(name, model, reward=lambda spec: Toy("mse"), **CHANGES.get(name, {}))
+    method = built(name, model, reward=lambda spec: Toy("mse"), **CHANGES.get(name, {}), **more)
     policy = {key: value.clone() for key, value in model.policy.state_dict().items()}
     codes = {key: value.clone() for key, value in model.tokenizer.state_dict().items()}
     module = setup.trained_module(model, method.updates)
