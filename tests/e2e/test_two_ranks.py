@@ -149,18 +149,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize("shard", ["none", "full"])
 def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path, shard: str) -> None:
     """Also where checkpoints are written behind training, in either form; going on is exact."""
-    behind = [
-        "--set",
-        f"train.shard={shard}",
-        "--set",
-        "train.async_checkpoint=true",
-        "--checkpoint-every",
-        "1",
-    ]
+    way = ["--set", f"train.shard={shard}", "--checkpoint-every", "1"]
+    behind = [*way, "--set", "train.async_checkpoint=true"]
     (tmp_path / "whole").mkdir()
-    assert (
-        two_ranks(tmp_path / "whole", "pass", more=[*behind[:2], "--checkpoint-every", "1"]).returncode == 0
-    )
+    assert two_ranks(tmp_path / "whole", "pass", more=way).returncode == 0
     undisturbed = (tmp_path / "whole" / "run" / "export" / "policy.safetensors").read_bytes()
     done = two_ranks(tmp_path, "os.kill(os.getpid(), signal.SIGTERM)", more=behind)
     assert "interrupted after step 2" in done.stderr and "exitcode  : 3" in done.stderr
