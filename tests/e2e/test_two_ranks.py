@@ -41,13 +41,15 @@ def test_the_driver_gives_the_same_at_one_and_two_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
+    """Also where each process has a cache of its own, as nodes may."""
     arguments = [
         "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny", "--steps", "4",
         "--set", "protocol.samples=1100", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
         "--set", "train.micro_batch=16", "--set", "method.advantage_std=batch", "--set", "method.redraws=1",
         "--log-samples",
     ]  # fmt: skip
-    for ranks, start in ((1, [sys.executable]), (2, TORCHRUN)):
+    own = ["--no-python", "bash", "-c", 'ALIGNBENCH_CACHE+=$RANK exec "$0" "$@"', sys.executable]
+    for ranks, start in ((1, [sys.executable]), (2, [*TORCHRUN, *own])):
         done = subprocess.run(
             [*start, *arguments, "--out", str(tmp_path / str(ranks))],
             capture_output=True,
@@ -68,6 +70,7 @@ def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     assert base[0]["metrics"] == base[1]["metrics"]
     logs = [(tmp_path / str(ranks) / "sample-log" / "base-t1-seed-0.jsonl").read_bytes() for ranks in (1, 2)]
     assert logs[0] == logs[1] and logs[0].count(b"\n") == 1101
+    assert (tmp_path / "cache-20").is_dir() and (tmp_path / "cache-21").is_dir()
 
 
 @pytest.mark.slow
