@@ -128,6 +128,8 @@ def _plan_lines(plan: Plan) -> list[str]:
     )
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.estimate.parts.items() if size)
     training = f"{gib(plan.estimate.train_gib)} GiB per device ({parts}) · " if plan.method else ""
+    if copy := plan.snapshot_gib:
+        training += f"{gib(copy)} GiB of host memory for the copy that checkpoints are written from · "
     return [
         *lines,
         f"  data       {config.dataset}{f' ({chosen})' if chosen else ''} · seed {config.seed}",

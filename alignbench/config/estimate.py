@@ -63,9 +63,7 @@ def estimate(
     width = 2 if train.precision == "bf16" else 4
     trainable = shape.parameters if method is None or method.updates == "policy" else tokenizer.parameters
     frozen, copied = shape.parameters + tokenizer.parameters - trainable, trainable
-    shares = 1
-    if train.shard in ("full", "hybrid"):
-        shares = processes // distributed.shard_copies(train.shard, processes, per_node)
+    shares = shares_of(config, processes, per_node)
     held = {"weights, gradients, optimiser": trainable * 16.0 / shares + frozen * 4.0}
     if lora:
         trainable, copied = lora.trainable, lora.trainable + _rounded_copies(shape, lora, train.recompute)
@@ -96,6 +94,23 @@ def estimate(
     parts = {name: size / GIB for name, size in parts.items()}
     disk = (trainable * 12.0 * 3 + (shape.parameters + tokenizer.parameters) * 4.0) / GIB + rows_gib
     return Estimate(train_gib=sum(parts.values()), disk_gib=disk, parts=parts)
+
+
+def shares_of(config: RunConfig, processes: int, per_node: int | None = None) -> int:
+    """Return into how many parts `train.shard` cuts what trains; `auto` counts as undivided."""
+    kind = config.train.shard
+    if kind not in ("full", "hybrid"):
+        return 1
+    return processes // distributed.shard_copies(kind, processes, per_node)
+
+
+def snapshot_gib(config: RunConfig, trainable: int, processes: int) -> float:
+    """Host memory of a checkpoint that is written while training goes on; 0 without
+    `train.async_checkpoint`.
+
+    Weight and two moments in float32: of every process its part, of what is not cut on the first one alone.
+    """
+    return trainable * 12.0 / shares_of(config, processes) / GIB if config.train.async_checkpoint else 0.0
 
 
 def _held_with(lora: LoraShape, parameters: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 from alignbench import distributed
 from alignbench.api import Prompt
 from alignbench.config.adapter import LoraShape, lora_of, lora_problems
-from alignbench.config.estimate import Estimate, estimate, rows_gib
+from alignbench.config.estimate import Estimate, estimate, rows_gib, snapshot_gib
 from alignbench.config.following import grid_problems, tracker_problems
 from alignbench.config.requirements import (
     assets_of_rewards,
@@ -105,6 +105,15 @@ class Plan:
     @property
     def random_weights(self) -> bool:
         return self.config.values["model.weights"].value == "random"
+
+    @property
+    def snapshot_gib(self) -> float:
+        """Host memory that `train.async_checkpoint` needs."""
+        if self.method is None:
+            return 0.0
+        whole = self.model.policy if self.method.updates == "policy" else self.model.tokenizer
+        trainable = self.lora.trainable if self.lora else whole.parameters
+        return snapshot_gib(self.config, trainable, self.world_size)
 
     @property
     def accumulation(self) -> int:

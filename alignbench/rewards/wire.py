@@ -115,9 +115,10 @@ def _integers(array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def _dump(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
+def _dump(arrays: dict[str, Any]) -> bytes:
+    """Arrays of numbers; before NumPy 2.2 `allow_pickle=False` would be stored as one more."""
     stream = io.BytesIO()
-    np.savez(stream, **arrays)  # numbers all of them; `allow_pickle` would be one more array before NumPy 2.2
+    np.savez(stream, **arrays)
     return stream.getvalue()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import secrets
 import socket
@@ -221,20 +222,20 @@ def check_shared(folder: Path, store: Store, own: int, ranks: int) -> None:
             token = folder / f".shared.{secrets.token_hex(8)}.tmp"
             token.touch()
             try:
-                words.set("token", f"{token.name} {socket.gethostname()}")
+                words.set("token", json.dumps([token.name, socket.gethostname(), str(folder.absolute())]))
                 said = [_answer(words, f"{number}") for number in range(1, ranks)]
             finally:
                 token.unlink(missing_ok=True)
             blind = [f"process {number} on {host}" for number, host in enumerate(said, 1) if host]
             more = f" and {len(blind) - 3} more" if len(blind) > 3 else ""
             words.set("blind", ", ".join(blind[:3]) + more)
-        name, host = _answer(words, "token").split()
+        name, host, seen = json.loads(_answer(words, "token"))
         if own:
             words.set(f"{own}", "" if _appears(folder / name) else socket.gethostname())
         if not (unseeing := _answer(words, "blind")):
             return
     raise UserError(
-        f"{unseeing} cannot see the run folder {folder.absolute()} of process 0 on {host}",
+        f"{unseeing} cannot see the run folder {seen} of process 0 on {host}",
         fix="name a folder on a file system that all of them share, with --out",
     )
 

@@ -35,7 +35,8 @@ METADATA = ".metadata"
 
 def new_group() -> group.ProcessGroup:
     """Make a group on the CPU, whose exchanges do not meet those of training; collective."""
-    made: group.ProcessGroup = group.new_group(backend="gloo", timeout=TIMEOUT)
+    made = group.new_group(backend="gloo", timeout=TIMEOUT)
+    assert isinstance(made, group.ProcessGroup)
     return made
 
 

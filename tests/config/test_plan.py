@@ -115,6 +115,9 @@ def test_how_devices_share_is_no_part_of_the_plan(monkeypatch: pytest.MonkeyPatc
             plan = plan_of("janus-pro-7b", *settings, f"train.shard={kind}")
             assert plan.digest == plan_of("janus-pro-7b", *settings).digest
             assert plan.estimate.disk_gib == plain.estimate.disk_gib, "all shards together are the whole"
+            behind = plan_of("janus-pro-7b", *settings, f"train.shard={kind}", "train.async_checkpoint=true")
+            assert (behind.digest, plan.snapshot_gib) == (plan.digest, 0)
+            assert behind.snapshot_gib == pytest.approx(12 * weights / shares), "weight and two moments"
             parts = plan.estimate.parts
             frozen = plain.estimate.parts["weights, gradients, optimiser"] - 16 * weights
             assert parts["weights, gradients, optimiser"] == pytest.approx(16 * weights / shares + frozen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -40,13 +41,15 @@ def test_the_driver_gives_the_same_at_one_and_two_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
+    """Also where each process has a cache of its own, as nodes may."""
     arguments = [
         "-m", "alignbench", "run", "--method", "vapi", "--model", "llamagen-tiny", "--steps", "4",
         "--set", "protocol.samples=1100", "--set", "protocol.seeds=0", "--set", "protocol.settings=t1",
         "--set", "train.micro_batch=16", "--set", "method.advantage_std=batch", "--set", "method.redraws=1",
         "--log-samples",
     ]  # fmt: skip
-    for ranks, start in ((1, [sys.executable]), (2, TORCHRUN)):
+    own = ["--no-python", "bash", "-c", 'ALIGNBENCH_CACHE+=$RANK exec "$0" "$@"', sys.executable]
+    for ranks, start in ((1, [sys.executable]), (2, [*TORCHRUN, *own])):
         done = subprocess.run(
             [*start, *arguments, "--out", str(tmp_path / str(ranks))],
             capture_output=True,
@@ -67,6 +70,7 @@ def test_run_under_torchrun_equals_one_process(tmp_path: Path) -> None:
     assert base[0]["metrics"] == base[1]["metrics"]
     logs = [(tmp_path / str(ranks) / "sample-log" / "base-t1-seed-0.jsonl").read_bytes() for ranks in (1, 2)]
     assert logs[0] == logs[1] and logs[0].count(b"\n") == 1101
+    assert (tmp_path / "cache-20").is_dir() and (tmp_path / "cache-21").is_dir()
 
 
 @pytest.mark.slow
@@ -101,6 +105,8 @@ import torch
 import alignbench
 
 CALLS = {"made": 0}
+if os.environ["RANK"] == "1" and "ELSEWHERE" in os.environ:
+    os.chdir(os.environ["ELSEWHERE"])
 
 @alignbench.reward
 def mishap(images):
@@ -115,7 +121,7 @@ def mishap(images):
 
 
 def two_ranks(
-    folder: Path, mishap: str, *launcher: str, start: Sequence[str] = TORCHRUN
+    folder: Path, mishap: str, *launcher: str, start: Sequence[str] = TORCHRUN, more: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run AR-GRPO on two processes, in the second of which something happens once."""
     plugin = folder / "mishap.py"
@@ -123,14 +129,15 @@ def two_ranks(
     arguments = [
         "run", "--method", "ar-grpo", "--model", "llamagen-tiny", "--steps", "3", "--no-eval",
         "--plugin", str(plugin), "--set", "method.rewards=mishap", "--set", "method.group_size=2",
-        "--set", "train.images_per_step=4", "--out", str(folder / "run"),
+        "--set", "train.images_per_step=4", "--out", "run", *more,
     ]  # fmt: skip
     return subprocess.run(
         [*start, *launcher, "-m", "alignbench", *arguments, *(["--nproc", "2"] if start != TORCHRUN else [])],
         capture_output=True,
         text=True,
-        timeout=120,
-        env={**os.environ, "MISHAP": mishap, "MISHAP_DONE": str(folder / "done")},
+        timeout=600,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MISHAP": mishap, "MISHAP_DONE": str(folder / "done")},
     )
 
 
@@ -142,11 +149,20 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path, undisturbed: bytes) -> None:
-    done = two_ranks(tmp_path, "os.kill(os.getpid(), signal.SIGTERM)")
+@pytest.mark.parametrize("shard", ["none", "full"])
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path, shard: str) -> None:
+    """Also where checkpoints are written behind training, in either form; going on is exact."""
+    way = ["--set", f"train.shard={shard}", "--checkpoint-every", "1"]
+    behind = [*way, "--set", "train.async_checkpoint=true"]
+    (tmp_path / "whole").mkdir()
+    assert two_ranks(tmp_path / "whole", "pass", more=way).returncode == 0
+    undisturbed = (tmp_path / "whole" / "run" / "export" / "policy.safetensors").read_bytes()
+    done = two_ranks(tmp_path, "os.kill(os.getpid(), signal.SIGTERM)", more=behind)
     assert "interrupted after step 2" in done.stderr and "exitcode  : 3" in done.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "partial"
-    assert two_ranks(tmp_path, "pass").returncode == 0
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {"step-000001", "step-000002"}, "whole, and nothing beside them"
+    assert two_ranks(tmp_path, "pass", more=behind).returncode == 0
     assert (tmp_path / "run" / "export" / "policy.safetensors").read_bytes() == undisturbed
 
 
@@ -205,9 +221,8 @@ def test_one_process_reads_weights_and_images_and_the_other_takes_its_word(tmp_p
     for path in (tmp_path / "images").rglob("*.png"):
         path.write_bytes(b"no image")
     done = run()
-    said = [line for line in done.stderr.splitlines() if line.startswith("alignbench: ")]
-    assert done.returncode != 0 and all("none of 20 images can be read" in line for line in said), done.stderr
-    assert len(said) == 2 and "process 0 said" in "".join(said), "the other does not wait for ever"
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("alignbench: "))
+    assert done.returncode != 0 and "process 0" in said and "none of 20 images can be read" in said, said
 
 
 @pytest.mark.slow
@@ -216,11 +231,13 @@ def test_a_process_that_ends_takes_the_other_along_in_one_line(
     tmp_path: Path, undisturbed: bytes, mishap: str
 ) -> None:
     done = two_ranks(tmp_path, mishap)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("alignbench: ")]
-    broken = [line for line in lines if "the exchange with the other processes of this run broke" in line]
-    assert done.returncode != 0 and len(broken) == 1, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("alignbench: "))
+    who, said = "process 0", "the exchange with the other processes of this run broke"
     if mishap == "1 / 0":
-        assert "process 1 said: reward 'mishap' failed: ZeroDivisionError" in broken[0]
+        who, said = "process 1", "reward 'mishap' failed: ZeroDivisionError"
+        assert f"RunFailed: {said}" in done.stderr, "torchrun's report has it, too"
+    assert line.startswith(f"alignbench: {who} on {socket.gethostname()}: {said}"), done.stderr
+    assert done.returncode != 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
     assert two_ranks(tmp_path, "pass").returncode == 0
     assert (tmp_path / "run" / "export" / "policy.safetensors").read_bytes() == undisturbed
@@ -239,6 +256,21 @@ ENDS = {
     "os.kill(os.getpid(), signal.SIGKILL)": 1,
     "pass": 0,
 }
+
+
+@pytest.mark.slow
+def test_a_process_with_another_folder_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("ELSEWHERE", str(elsewhere))
+    done = two_ranks(tmp_path, "pass", start=[sys.executable])
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("alignbench: "))
+    host = socket.gethostname()
+    assert f"process 1 on {host} cannot see the run folder {tmp_path / 'run'} of process 0" in line
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "mishap.py"]
+    assert not [*elsewhere.iterdir()]
 
 
 @pytest.mark.slow

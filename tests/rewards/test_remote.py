@@ -140,6 +140,15 @@ def test_requests_arrive_exactly(eight_bit: bool) -> None:
     assert (bare.labels, bare.reference, bare.texts, bare.metadata) == (None, None, (), {})
 
 
+def test_an_archive_is_asked_to_hold_nothing_but_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before NumPy 2.2 every keyword of `savez` becomes an array of the file, and an answer holds two."""
+    save, given = np.savez, dict[str, Any]()
+    monkeypatch.setattr(np, "savez", lambda file, **more: [given.update(more), save(file, **more)])
+    scores = api.Scores(torch.ones(2), torch.tensor([True, False]))
+    assert torch.equal(wire.load_scores(wire.dump_scores(scores), 2).valid, scores.valid)
+    assert given.keys() == {"values", "valid"}
+
+
 def test_scores_and_masks_are_those_of_the_reward_itself() -> None:
     given, reward = request(4), Moody(failed=[0, 2])
     with served(reward) as url:
