@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from alignbench.errors import UserError, suggest
 from alignbench.files import file_sha256
-from alignbench.registry.interfaces import check_method, members, require
+from alignbench.registry.interfaces import CLASS_MEMBERS, check_method, members, require
 from alignbench.registry.lookup import KINDS, SINGULAR, PluginFile, Registry, make_importable, module_paths
 from alignbench.registry.schema import Card, CodeFile, MethodCard, reasons
 
