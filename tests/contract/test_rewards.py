@@ -30,7 +30,8 @@ from tests.nets.test_image_reward import save_small
 from tests.rewards.test_remote import running
 
 REGISTRY = Registry([("built-in", Path(__file__).parent.parent.parent / "registry")])
-NAMES = REGISTRY.names("rewards")
+NAMES = [name for name in REGISTRY.names("rewards") if REGISTRY.reward(name).scope != "set"]
+"""What those of a set promise: tests/rewards/test_loo_fd.py, tests/methods/test_set_rewards.py."""
 CPU = torch.device("cpu")
 COUNT = 5
 TOLERANCE = 2e-5

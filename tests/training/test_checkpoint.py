@@ -15,8 +15,9 @@ from alignbench.errors import RunFailed
 from alignbench.training import checkpoint
 
 
-def state(step: int) -> checkpoint.State:
-    return checkpoint.State(step, {"w": torch.full((2,), float(step))}, {"state": {}}, {"seconds": 1.5})
+def state(step: int, **method: torch.Tensor) -> checkpoint.State:
+    module = {"w": torch.full((2,), float(step))}
+    return checkpoint.State(step, module, {"state": {}}, {"seconds": 1.5}, method)
 
 
 def test_round_trip_and_pruning(tmp_path: Path) -> None:
@@ -26,6 +27,18 @@ def test_round_trip_and_pruning(tmp_path: Path) -> None:
     loaded = checkpoint.load_latest(tmp_path)
     assert loaded is not None
     assert (loaded.step, loaded.module["w"].tolist(), loaded.totals) == (3, [3.0, 3.0], {"seconds": 1.5})
+    assert loaded.method == {}
+
+
+def test_what_a_method_remembers_is_a_file_of_its_own(tmp_path: Path) -> None:
+    """In float64, to the bit; of a method that remembers nothing there is no file, as in old checkpoints."""
+    plain = checkpoint.save(tmp_path / "plain", state(1))
+    remembered = torch.rand(3, 3, dtype=torch.float64)
+    more = checkpoint.save(tmp_path / "more", state(1, moments=remembered))
+    names = [{path.name for path in folder.iterdir()} for folder in (plain, more)]
+    assert names[1] - names[0] == {checkpoint.METHOD} and names[0] < names[1]
+    loaded = checkpoint.load_latest(tmp_path / "more")
+    assert loaded is not None and torch.equal(loaded.method["moments"], remembered)
 
 
 def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
@@ -49,10 +62,10 @@ def test_unfinished_folders_do_not_count(tmp_path: Path) -> None:
     assert not torn.exists()
 
 
-@pytest.mark.parametrize("name", ["module.safetensors", "optimizer.pt", checkpoint.MARKER])
+@pytest.mark.parametrize("name", ["module.safetensors", "optimizer.pt", checkpoint.METHOD, checkpoint.MARKER])
 def test_any_changed_bit_is_found(tmp_path: Path, name: str) -> None:
     """A flipped bit anywhere would otherwise load as other weights, or as another step."""
-    path = checkpoint.save(tmp_path, state(1)) / name
+    path = checkpoint.save(tmp_path, state(1, moments=torch.ones(3))) / name
     content = path.read_bytes()
     for bit in random.Random(name).sample(range(8 * len(content)), 60):
         flipped = bytearray(content)

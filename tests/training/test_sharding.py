@@ -226,7 +226,8 @@ def test_two_agents_are_two_nodes(tmp_path: Path) -> None:
 
 # --- checkpoints ----------------------------------------------------------------------------------
 
-SAVING = case(TINY, "vapi")
+SAVING = case(TINY, "ar-grpo", "method.rewards=loo-fd")
+"""A method that remembers something from step to step."""
 
 
 def resume_everywhere(root: Path, ways: list[tuple[int, str]]) -> int:

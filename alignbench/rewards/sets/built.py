@@ -18,7 +18,10 @@ from alignbench.rewards import requests, transforms
 class RealImages(Protocol):
     """The images that are to be resembled."""
 
-    digest: str
+    @property
+    def digest(self) -> str:
+        """Of their content."""
+        ...
 
     def __iter__(self) -> Iterator[Tensor]:
         """Pieces [n, 3, H, W] float32, 0 black and 1 white."""

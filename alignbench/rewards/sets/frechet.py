@@ -127,14 +127,16 @@ def full_credit(real: Gaussian, features: Tensor, step: Drawn, *, linear: bool =
         slope = vectors * inverse.where(inverse.isfinite(), 0.0) @ vectors.T
 
         def along(rows: Tensor) -> Tensor:
-            return ((rows @ slope) * rows).sum(dim=-1)
+            form: Tensor = ((rows @ slope) * rows).sum(dim=-1)
+            return form
 
         now = roots(values).sum()  # of slope times the whole's product
         moved = (slope * middle).sum() - weight * along(g) - along(h) - now
         cross = moved / 2
     else:
         cross = _cross(middle, g * weight.sqrt(), h) - roots(values).sum()
-    return gap + traces - covariance.trace() - 2 * cross
+    credit: Tensor = gap + traces - covariance.trace() - 2 * cross
+    return credit
 
 
 def _cross(middle: Tensor, *rows: Tensor) -> Tensor:
