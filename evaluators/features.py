@@ -103,7 +103,7 @@ def build_dinov2(
     manifolds = ManifoldsOf(
         name.removeprefix("fd"), int(options["neighbours"]), int(options["manifold_images"]), draws
     )
-    distances = [FrechetOf(name, draws, corrected=f"{name}-corrected"), manifolds]
+    distances: list[Distance] = [FrechetOf(name, draws, corrected=f"{name}-corrected"), manifolds]
     network = dinov2.load(file.path, device)
     return FeatureDistances(network.features, distances, options=options, weights=file.sha256)
 
@@ -157,7 +157,7 @@ def build_digits(card: EvaluatorCard, *, options: Mapping[str, Scalar], **unused
     """Build all of them on the classifier of the digits, in float64 on the CPU, as `distribution-digits`."""
     network = digits.load("digits-features-a").double()
     draws = _resampling(options, torch.device("cpu"))
-    distances = [
+    distances: list[Distance] = [
         FrechetOf("frechet-digits", draws),
         ManifoldsOf("-digits", int(options["neighbours"]), int(options["manifold_images"]), draws),
         KernelOf("mmd-digits", draws),

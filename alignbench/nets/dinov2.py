@@ -83,7 +83,7 @@ def stretch(embeddings: Tensor) -> Tensor:
 
 
 def load(path: Path, device: torch.device) -> Dinov2:
-    """Read a folder in the hub's form, or a `dinov2_vit*14_pretrain.pth` of Meta's; nothing is downloaded.
+    """Read a folder in the hub's form, or Meta's `dinov2_vit*14_pretrain.pth`, alone or in a folder.
 
     Raises:
         UserError: transformers is missing, or the files are no DINOv2 with patches of 14 px and no registers.
@@ -94,6 +94,8 @@ def load(path: Path, device: torch.device) -> Dinov2:
         fix = "pip install 'alignbench[rewards]'"
         raise UserError(f"DINOv2 needs the package transformers: {error}", fix=fix) from error
     library: Any = Dinov2Model
+    if not (path / "config.json").is_file():
+        path = next(path.glob("dinov2_*_pretrain.pth"), path)
     try:
         source: dict[str, Any] = {"pretrained_model_name_or_path": path}
         if path.is_file():

@@ -1,4 +1,4 @@
-"""FD-DINOv2 with PRDC, CMMD and MIND on tiny networks, against other people's code and the papers' formulas."""
+"""FD-DINOv2 with PRDC, CMMD and MIND on tiny networks, against other people's code and formulas."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def pictures(count: int, seed: int, side: int = 32) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("dinov2") / "tiny.pth"
-    torch.save(metas_weights(), path)
-    return path
+    folder = tmp_path_factory.mktemp("dinov2")
+    torch.save(metas_weights(), folder / "dinov2_vitl14_pretrain.pth")
+    return folder
 
 
 def prdc(ours: np.ndarray, real: np.ndarray, k: int) -> dict[str, float]:
@@ -193,12 +193,13 @@ def test_no_real_images_and_too_few_are_refused(dinov2: Path) -> None:
 
 
 def test_images_of_a_folder_are_scored_against_a_reference_of_one_s_own(dinov2: Path, tmp_path: Path) -> None:
-    """A file that `alignbench reference` wrote names the Inception network; its images are what counts here."""
+    """What `alignbench reference` writes names the Inception network; its images are what counts here."""
     images = {seed: smooth(8, seed, side=256) for seed in (1, 2)}
     save_pngs(tmp_path / "generated", images[1])
     np.savez(tmp_path / "real.npz", arr_0=images[2], network="f" * 64, image_size=256)
     done = alignbench(
-        "evaluate", "--samples", tmp_path / "generated", "--protocol", "imagenet256-dinov2", "--out", tmp_path / "run",
+        "evaluate", "--samples", tmp_path / "generated", "--out", tmp_path / "run",
+        "--protocol", "imagenet256-dinov2",
         "--set", f"assets.dinov2-large={dinov2}", "--set", "protocol.samples=8",
         "--set", f"assets.imagenet256-train-images={tmp_path / 'real.npz'}",
     )  # fmt: skip

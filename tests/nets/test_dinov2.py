@@ -24,7 +24,8 @@ def metas_weights() -> dict[str, Tensor]:
     numbers = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=numbers) / (shape[-1] if len(shape) > 1 else 9) ** 0.5
+        scale = float(shape[-1] if len(shape) > 1 else 9) ** -0.5
+        return scale * torch.randn(*shape, generator=numbers)
 
     state = {
         "cls_token": drawn(1, 1, WIDTH), "pos_embed": drawn(1, 1 + 37 * 37, WIDTH),
