@@ -86,13 +86,9 @@ class ArGrpo:
         config.check_kl(config.kl_weight > 0, "set method.kl_weight above 0")
         self.config, self.backbone = config, backbone
         self.rollouts = Rollouts(
-            config,
-            exact=config.preset == "fixed",
-            backbone=backbone,
-            reward=reward,
-            seed=seed,
+            config, exact=config.preset == "fixed", backbone=backbone, reward=reward, seed=seed,
             completes=True,
-        )
+        )  # fmt: skip
         sets = self.rollouts.sets
         self.state, self.load_state, self.advance = sets.state, sets.load_state, sets.advance
         self.reference = backbone.reference() if config.kl_weight else None
@@ -144,15 +140,11 @@ class ArGrpo:
         """Compare with the credits of set rewards; then divide the advantages by the spread in the step."""
         assert isinstance(experience, Experience)
         if experience.pending:
-            compared, logged = experience.pending.settled(sums, self._compare)
-            advantages, valid = compared.advantages.flatten(), compared.valid.flatten()
-            known = {
-                "advantages": advantages,
-                "valid": valid,
-                "unscaled": compared.unscaled,
-                "logged": logged,
-            }
-            return dataclasses.replace(experience, pending=None, **known)
+            found, logged = experience.pending.settled(sums, self._compare)
+            return dataclasses.replace(
+                experience, advantages=found.advantages.flatten(), valid=found.valid.flatten(),
+                unscaled=found.unscaled, pending=None, logged=logged,
+            )  # fmt: skip
         assert experience.unscaled
         advantages = experience.unscaled.divided(sums).flatten()
         return dataclasses.replace(experience, advantages=advantages, unscaled=None)
@@ -183,9 +175,7 @@ class ArGrpo:
             ).mean(dim=-1)
             metrics["kl"] = divergence.mean()
             value = policy + self.config.kl_weight * divergence.where(experience.valid, 0.0).mean()
-        return api.Loss(
-            value, {name: metric.detach() for name, metric in metrics.items()} | experience.logged
-        )
+        return api.Loss(value, {**{name: one.detach() for name, one in metrics.items()}, **experience.logged})
 
     def _compare(
         self, values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]
