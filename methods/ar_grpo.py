@@ -89,13 +89,9 @@ class ArGrpo:
         config.check_kl(config.kl_weight > 0, "set method.kl_weight above 0")
         self.config, self.backbone = config, backbone
         self.rollouts = Rollouts(
-            config,
-            exact=config.preset == "fixed",
-            backbone=backbone,
-            reward=reward,
-            seed=seed,
+            config, exact=config.preset == "fixed", backbone=backbone, reward=reward, seed=seed,
             completes=True,
-        )
+        )  # fmt: skip
         self.weights = build(config, self.rollouts, ratio=config.ratio, referenced=config.kl_weight > 0)
         sets = self.rollouts.sets
         self.state, self.load_state, self.advance = sets.state, sets.load_state, sets.advance
@@ -207,9 +203,7 @@ class ArGrpo:
                 divergence = divergence * weights.divergence
             divergence = divergence.mean(dim=-1).where(experience.valid, 0.0)
             value = policy + self.config.kl_weight * divergence.mean()
-        return api.Loss(
-            value, {name: metric.detach() for name, metric in metrics.items()} | experience.logged
-        )
+        return api.Loss(value, {**{name: one.detach() for name, one in metrics.items()}, **experience.logged})
 
     def _compare(
         self, values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequence[float]

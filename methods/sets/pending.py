@@ -32,7 +32,8 @@ class Pending:
     @classmethod
     def of(cls, rollouts: Rollouts, drawn: Groups, terms: Terms) -> Pending | None:
         """Return what waits for the whole step; None: nothing does. `terms` begin with the rewards'."""
-        more = Terms(*(part[len(drawn.values) :] for part in terms))
+        own = len(drawn.values)
+        more = Terms(terms.values[own:], terms.valid[own:], terms.weights[own:])
         return cls(rollouts, drawn, more) if rollouts.sets.rewards else None
 
     @property
