@@ -349,7 +349,18 @@ def test_vapi_card_has_every_table() -> None:
 @for_each(REGISTRY.names("published"))
 def test_published_values_are_in_range(name: str) -> None:
     shares = {"precision", "recall", "clip", "hpsv2", "overall", "noise", "beta", "lr", *GENEVAL}
-    above_zero = {"fid", "rfid", "is", "minutes", "cfg", "resolution", "steps", "images", "advantage_clip"}
+    above_zero = {
+        "fid",
+        "rfid",
+        "pfid",
+        "is",
+        "minutes",
+        "cfg",
+        "resolution",
+        "steps",
+        "images",
+        "advantage_clip",
+    }
     above_zero |= {f"tiif_{task}" for task in ("basic", "advanced", "designer", "overall")}
     for item in REGISTRY.published(name).tables:
         for row in item.rows:
