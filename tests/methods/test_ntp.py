@@ -63,7 +63,7 @@ def test_the_schedule_is_reAR_s() -> None:
 @pytest.mark.parametrize(("step", "highest"), [(0, 1.0), (25, 2 / 3), (50, 1 / 3), (75, 0.0), (99, 0.0)])
 def test_annealed_noise_has_a_share_for_each_sequence(step: int, highest: float) -> None:
     """Of 100 steps. A token of a sequence changes with probability ε(1 − 1/K), ε ~ U(0, f)."""
-    backbone, data = ToyBackbone(), batch(4000)
+    backbone, data = ToyBackbone(), batch(2000)
     method = make(backbone, noise=1.0, noise_kernel="inclusive", noise_schedule="annealed")
     experience = kept(method.collect(data, step=step))
     changed = (experience.context != experience.targets[:, :-1]).double().mean(dim=1)
@@ -72,7 +72,7 @@ def test_annealed_noise_has_a_share_for_each_sequence(step: int, highest: float)
     keeps = 1 - 1 / test_vapi.CODES
     assert changed.mean().item() == pytest.approx(highest / 2 * keeps, abs=0.02)
     for part in (shares < highest / 2, shares >= highest / 2):
-        assert changed.numpy()[part].sum() == pytest.approx((shares * keeps)[part].sum(), abs=50)
+        assert changed.numpy()[part].sum() == pytest.approx((shares * keeps)[part].sum(), abs=80)
     assert torch.equal(experience.targets, backbone.tokenizer.encode(data.images))
 
 

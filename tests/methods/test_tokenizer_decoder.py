@@ -110,6 +110,7 @@ def digits(count: int = 24) -> tuple[Any, api.Batch]:
     """The shipped model, and training-like images."""
     card = REGISTRY.model("llamagen-tiny")
     backbone = build(card, {str(file.role): package_file(file.path) for file in card.files})
+    setup.trained_module(backbone, "decoder")
     numbers = torch.Generator().manual_seed(3)
     images = torch.rand(count, 1, 8, 8, generator=numbers).expand(-1, 3, -1, -1) * 2 - 1
     return backbone, api.Batch(torch.arange(count) + 7, api.ClassLabels(torch.arange(count) % 10), images)
