@@ -331,8 +331,8 @@ def test_the_loss_is_the_sum_over_groups_written_out(spec: str, weight_sum: str)
     assert experience.signals is not None and method.reference is not None and method.weights is not None
     with torch.no_grad():
         unwrap(model.policy).output.weight.mul_(1.1)
-    table = guided_table(model, experience, api.Sampling())
-    reference = guided_table(method.reference, experience, api.Sampling())
+    twin: Any = method.reference
+    table, reference = (guided_table(one, experience, api.Sampling()) for one in (model, twin))
     new, start = (of_tokens(one, experience.tokens).view(3, 4, 16) for one in (table, reference))
     ratio = (new - experience.logprobs.view(3, 4, 16)).exp()
     a = experience.advantages.view(3, 4, 1)
@@ -390,8 +390,8 @@ def test_the_entropy_reward_is_one_more_term() -> None:
     with torch.no_grad():
         unwrap(model.policy).output.weight.mul_(1.5)
     collected = method.collect(batch(1), 0)
-    assert method.reference is not None
-    tables = [guided_table(one, kept(collected), api.Sampling()) for one in (model, method.reference)]
+    twin: Any = method.reference
+    tables = [guided_table(one, kept(collected), api.Sampling()) for one in (model, twin)]
     ours, start = (-(table.exp() * table).sum(-1).mean(-1).double() for table in tables)
     b = [1 / (1 + (h - g) ** 2) for h, g in zip(start.tolist(), ours.tolist(), strict=True)]
     mean = (b[0] + b[2] + b[3]) / 3
