@@ -86,7 +86,6 @@ COMMON_OPTIONS: dict[str, dict[str, Option]] = {
 }
 """{namespace: {key: option}} of what does not depend on a card."""
 
-
 HOW = {"train.shard", "train.async_checkpoint"}
 """Keys that change no result: a run may be continued with others."""
 
