@@ -25,7 +25,7 @@ from alignbench.errors import RunFailed, UserError
 from alignbench.evaluators.inception import WEIGHTS
 from alignbench.files import digest_of
 from alignbench.hub.verify import AssetFile
-from alignbench.metrics.bootstrap import FrechetBootstrap, WeightedFrechet, frechet_bootstrap
+from alignbench.metrics.bootstrap import Bootstrap, WeightedFrechet, frechet_bootstrap
 from alignbench.metrics.frechet import frechet_distance
 from alignbench.metrics.moments import Moments, moments_of
 from alignbench.nets import digits, inception
@@ -48,7 +48,7 @@ class Frechet:
     """[n, 3, H, W] uint8 → [n, D]."""
     moments: Callable[[Measured], Moments]
     """Of column `real`."""
-    distance: Callable[[np.ndarray, Moments], FrechetBootstrap]
+    distance: Callable[[np.ndarray, Moments], Bootstrap]
     """Of rows [N, D]; without resamples where that evaluator has no interval."""
 
 
@@ -96,7 +96,7 @@ class PerturbedReconstruction:
         found = [self._frechet.distance(samples.column(name), real) for name in self._pairs]
         drawn = zip(*(one.resampled for one in found), strict=True)
         # `mean` is exact: equal distances have that mean, bit for bit.
-        whole = FrechetBootstrap(mean(one.value for one in found), tuple(map(mean, drawn)))
+        whole = Bootstrap(mean(one.value for one in found), tuple(map(mean, drawn)))
         interval = whole.interval if whole.resampled else None
         return [Metric(self._metric, whole.value, len(samples), interval, whole.resampled)]
 
@@ -135,9 +135,9 @@ def build_digits(
         rows: np.ndarray = net(images.double() / 127.5 - 1)[0].numpy()
         return rows
 
-    def distance(rows: np.ndarray, real: Moments) -> FrechetBootstrap:
+    def distance(rows: np.ndarray, real: Moments) -> Bootstrap:
         ours = Moments.of(rows)
-        return FrechetBootstrap(frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance), ())
+        return Bootstrap(frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance), ())
 
     frechet = Frechet(features, lambda measured: Moments.of(measured.column(REAL)), distance)
     sha256 = digits.manifest()["files"][f"{network}.safetensors"]["sha256"]
@@ -161,11 +161,11 @@ def build_inception(
     batch, replicates, seed = (int(options[name]) for name in ("batch", "bootstrap", "bootstrap_seed"))
     place = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs know no float64
 
-    def distance(rows: np.ndarray, real: Moments) -> FrechetBootstrap:
+    def distance(rows: np.ndarray, real: Moments) -> Bootstrap:
         target = real.mean, real.covariance
         if replicates < 2:
             whole = WeightedFrechet(rows, *target, device=place).distance(np.ones(len(rows)))
-            return FrechetBootstrap(whole, ())
+            return Bootstrap(whole, ())
         return frechet_bootstrap(rows, *target, replicates=replicates, seed=seed, device=place)
 
     frechet = Frechet(

@@ -32,8 +32,8 @@ from alignbench.methods.groups import GroupOptions
 from alignbench.methods.image_rewards import combine_raw
 from alignbench.methods.rollouts import RolloutOptions, Rollouts
 from alignbench.methods.sets.pending import Pending, Terms
-from alignbench.methods.signals import Signals, entropy_bonus, entropy_of, measure
-from alignbench.methods.token_weights import TokenOptions, build
+from alignbench.methods.tokens.signals import Signals, entropy_bonus, entropy_of, measure
+from alignbench.methods.tokens.weights import TokenOptions, build
 
 FAITHFUL_EPSILON = 1e-4
 """Added to a group's standard deviation by the published program."""

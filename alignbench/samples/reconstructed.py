@@ -68,7 +68,7 @@ class ReconstructedImages:
                 fix="give the whole split; rows of another number of images could not be compared",
             )
         made_of = {"data": dataset.digest, "weights": weights_digest, "protocol": protocol_digest(protocol)}
-        made_of |= {"seed": seed} if seed else {}
+        made_of |= {"seed": str(seed)} if seed else {}
         self.identity = digest_of({"reconstruction": 1, **made_of, "device": device.type})
 
     def __len__(self) -> int:

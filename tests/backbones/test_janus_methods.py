@@ -134,7 +134,8 @@ def test_null_prompts_depend_on_no_split(method: str, tmp_path: Path) -> None:
 def test_rows_of_prompts_become_null_ones() -> None:
     model = build(janus_toys.CARD, None, seed=2)
     prompts = model.text_condition(CAPTIONS)
-    nothing, mask = model.null(prompts), torch.tensor([True, False, False, True])
+    nothing: Any = model.null(prompts)
+    mask = torch.tensor([True, False, False, True])
     mixed = prompts.where(mask, nothing)
     assert mixed.same_rows(nothing).tolist() == mask.tolist()
     assert mixed.same_rows(prompts).tolist() == (~mask).tolist() and mixed.texts == ()

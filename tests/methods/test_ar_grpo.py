@@ -20,7 +20,7 @@ from alignbench.errors import UserError
 from alignbench.files import package_file
 from alignbench.methods.ar_grpo import ArGrpo, Experience
 from alignbench.methods.image_rewards import describe
-from alignbench.methods.token_weights import parse
+from alignbench.methods.tokens.weights import parse
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import parse_terms, resolve
 from alignbench.rewards import transforms

@@ -16,7 +16,8 @@ from alignbench import api
 from alignbench.backbones.base import unwrap
 from alignbench.errors import UserError
 from alignbench.methods.policy_gradient import clipped_surrogate, group_advantages, kl_estimate
-from alignbench.methods.signals import (
+from alignbench.methods.tokens.factors import Contrast, Critical, Divergence, Factor, Opposite
+from alignbench.methods.tokens.signals import (
     Signals,
     Weights,
     entropy_bonus,
@@ -24,8 +25,7 @@ from alignbench.methods.signals import (
     prefix_mean,
     smooth,
 )
-from alignbench.methods.token_factors import Contrast, Critical, Divergence, Factor, Opposite
-from alignbench.methods.token_weights import TokenWeights, WeightSum, parse
+from alignbench.methods.tokens.weights import TokenWeights, WeightSum, parse
 from tests.methods.test_ar_grpo import (
     Stub,
     backbone,

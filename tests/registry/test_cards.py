@@ -205,7 +205,7 @@ def test_recipe_steps_divide_evenly(name: str) -> None:
     assert values["train.images_per_step"] % values["train.micro_batch"] == 0  # type: ignore[operator]
     if "data.limit" in values and "data.path" not in values:
         seen = values["train.images_per_step"] * values["train.steps"]  # type: ignore[operator]
-        assert values["data.limit"] * PASSES.get(name, 1) == seen, "whole passes over the subset"  # type: ignore[operator]
+        assert values["data.limit"] * PASSES.get(name, 1) == seen, "whole passes over the subset"
 
 
 # --- shapes ---------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from alignbench.errors import UserError, suggest
 from alignbench.methods.rollouts import Rollouts
-from alignbench.methods.signals import Need, Signals, Weights, check
-from alignbench.methods.token_factors import FACTORS, Divergence, Factor
+from alignbench.methods.tokens.factors import FACTORS, Divergence, Factor
+from alignbench.methods.tokens.signals import Need, Signals, Weights, check
 
 WeightSum = Literal["selected", "weights", "tokens"]
 _CALL = re.compile(r"([\w-]+)\s*(?:\(([^()]*)\))?")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignbench.methods.signals import (
+from alignbench.methods.tokens.signals import (
     Need,
     Signals,
     Weights,

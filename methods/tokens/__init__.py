@@ -1,0 +1,1 @@
+"""Weights of single tokens in policy gradients."""
