@@ -25,7 +25,7 @@ def metas_weights() -> dict[str, Tensor]:
 
     def drawn(*shape: int) -> Tensor:
         scale = float(shape[-1] if len(shape) > 1 else 9) ** -0.5
-        return scale * torch.randn(*shape, generator=numbers)
+        return torch.randn(*shape, generator=numbers).mul(scale)
 
     state = {
         "cls_token": drawn(1, 1, WIDTH), "pos_embed": drawn(1, 1 + 37 * 37, WIDTH),
