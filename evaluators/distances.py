@@ -22,7 +22,7 @@ SIGMA, SCALE = 10.0, 1000.0
 """Width of CMMD's kernel between features of unit length, and its factor."""
 
 
-class Distance(Protocol):
+class FeatureComparison(Protocol):
     """Some metrics of one kind."""
 
     def __call__(self, generated: np.ndarray, real: np.ndarray) -> list[Metric]:

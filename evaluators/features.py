@@ -17,7 +17,14 @@ from torch.nn import functional as F
 
 from alignbench.api import ImageBatch, Measured, Metric, Reference
 from alignbench.errors import RunFailed, UserError
-from alignbench.evaluators.distances import Distance, FrechetOf, KernelOf, ManifoldsOf, Resampling, SlicedOf
+from alignbench.evaluators.distances import (
+    FeatureComparison,
+    FrechetOf,
+    KernelOf,
+    ManifoldsOf,
+    Resampling,
+    SlicedOf,
+)
 from alignbench.files import digest_of
 from alignbench.hub.verify import AssetFile
 from alignbench.nets import clip, digits, dinov2, inception
@@ -39,7 +46,7 @@ class FeatureDistances:
     def __init__(
         self,
         features: Features,
-        distances: Sequence[Distance],
+        distances: Sequence[FeatureComparison],
         *,
         options: Mapping[str, Scalar],
         weights: str,
@@ -103,7 +110,7 @@ def build_dinov2(
     manifolds = ManifoldsOf(
         name.removeprefix("fd"), int(options["neighbours"]), int(options["manifold_images"]), draws
     )
-    distances: list[Distance] = [FrechetOf(name, draws, corrected=f"{name}-corrected"), manifolds]
+    distances: list[FeatureComparison] = [FrechetOf(name, draws, corrected=f"{name}-corrected"), manifolds]
     network = dinov2.load(file.path, device)
     return FeatureDistances(network.features, distances, options=options, weights=file.sha256)
 
@@ -157,7 +164,7 @@ def build_digits(card: EvaluatorCard, *, options: Mapping[str, Scalar], **unused
     """Build all of them on the classifier of the digits, in float64 on the CPU, as `distribution-digits`."""
     network = digits.load("digits-features-a").double()
     draws = _resampling(options, torch.device("cpu"))
-    distances: list[Distance] = [
+    distances: list[FeatureComparison] = [
         FrechetOf("frechet-digits", draws),
         ManifoldsOf("-digits", int(options["neighbours"]), int(options["manifold_images"]), draws),
         KernelOf("mmd-digits", draws),
