@@ -37,7 +37,7 @@ class Spread:
     seen: int = 0
 
     def features(self, images: Tensor) -> Tensor:
-        found = images.unflatten(2, (2, -1)).mean(dim=(1, 3, 4)).double()
+        found: Tensor = images.unflatten(2, (2, -1)).mean(dim=(1, 3, 4)).double()
         for place in self.failed:
             if 0 <= place - self.seen < len(found):
                 found[place - self.seen, 1] = torch.nan
@@ -86,7 +86,7 @@ def test_a_set_reward_is_a_term_of_its_own_and_waits_for_the_step() -> None:
     others = [features[torch.arange(16) != place] for place in range(16)]
     credits = torch.stack([spread - rest.var(0, correction=0).sum() for rest in others])
     terms = [
-        brightness(Stub(brightness) and api.ScoreRequest(images=images, group=torch.arange(16))),
+        brightness(api.ScoreRequest(images=images, group=torch.arange(16))),
         credits,
     ]
     first, second = (group_advantages(part.view(4, 4).double()) for part in terms)
