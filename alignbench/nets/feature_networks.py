@@ -13,56 +13,56 @@ from torch import Tensor
 from alignbench.nets import digits, inception, torchvision_inception
 
 
-class Movable(Protocol):
+class HasWeights(Protocol):
     """A network with weights."""
 
     def to(self, device: torch.device) -> object: ...
 
 
 @dataclass(frozen=True)
-class Features:
+class FeatureNetwork:
     """A frozen network, loaded."""
 
-    module: Movable
+    module: HasWeights
     """What moves to another device."""
     look: Callable[[Tensor], Tensor]
     """[N, 3, H, W] float32 from 0 (black) to 1 (white), on the network's device → [N, D] float."""
 
 
 @dataclass(frozen=True)
-class Network:
+class LoadableNetwork:
     """How a feature network is loaded."""
 
-    load: Callable[[Path | None], Features]
+    load: Callable[[Path | None], FeatureNetwork]
     """Called with the file of its weights; raises UserError: the file does not fit."""
     asset: str = ""
     """Card of the file; empty: it is shipped."""
 
 
-def _digits(name: str) -> Network:
-    def load(path: Path | None) -> Features:
+def _digits(name: str) -> LoadableNetwork:
+    def load(path: Path | None) -> FeatureNetwork:
         net = digits.load(name).double()  # a row depends less on the others of its batch
-        return Features(net, lambda images: net.penultimate(2 * images.double() - 1))
+        return FeatureNetwork(net, lambda images: net.penultimate(2 * images.double() - 1))
 
-    return Network(load)
+    return LoadableNetwork(load)
 
 
-def _inception(path: Path | None) -> Features:
+def _inception(path: Path | None) -> FeatureNetwork:
     assert path is not None
     net = inception.load(path, torch.device("cpu"))
-    return Features(net, lambda images: net.features((255 * images).round().to(torch.uint8)).pool)
+    return FeatureNetwork(net, lambda images: net.features((255 * images).round().to(torch.uint8)).pool)
 
 
-def _torchvision(path: Path | None) -> Features:
+def _torchvision(path: Path | None) -> FeatureNetwork:
     assert path is not None
     net = torchvision_inception.load(path)
-    return Features(net, lambda images: torchvision_inception.features(net, images))
+    return FeatureNetwork(net, lambda images: torchvision_inception.features(net, images))
 
 
-NETWORKS: dict[str, Network] = {
+NETWORKS: dict[str, LoadableNetwork] = {
     "digits-features-a": _digits("digits-features-a"),
     "digits-features-b": _digits("digits-features-b"),
-    "inception-2015-12-05": Network(_inception, "inception-2015-12-05"),
-    "inception-v3-torchvision": Network(_torchvision, "inception-v3-torchvision"),
+    "inception-2015-12-05": LoadableNetwork(_inception, "inception-2015-12-05"),
+    "inception-v3-torchvision": LoadableNetwork(_torchvision, "inception-v3-torchvision"),
 }
 """{name as metrics and records have it: network}."""

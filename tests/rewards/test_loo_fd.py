@@ -26,9 +26,9 @@ from alignbench.rewards.build import build, build_raw
 from alignbench.rewards.remote import serve
 from alignbench.rewards.sets.built import BuiltSet
 from alignbench.rewards.sets.frechet import (
-    Drawn,
     Gaussian,
-    Moments,
+    RawMoments,
+    SetMoments,
     diagonal_credit,
     diagonal_distance,
     full_credit,
@@ -51,10 +51,12 @@ def rows(count: int, width: int, seed: int = 0) -> Tensor:
 
 
 def drawn(
-    features: Tensor, running: Moments | None = None, decay: float = 0.0, *, full: bool = False
-) -> Drawn:
+    features: Tensor, running: RawMoments | None = None, decay: float = 0.0, *, full: bool = False
+) -> SetMoments:
     second = features.T @ features if full else features.square().sum(0)
-    return Drawn(features.new_tensor(float(len(features))), Moments(features.sum(0), second), running, decay)
+    return SetMoments(
+        features.new_tensor(float(len(features))), RawMoments(features.sum(0), second), running, decay
+    )
 
 
 # --- arithmetic -----------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ def test_the_formula_on_four_points() -> None:
     assert advantages.tolist() == pytest.approx(expected, abs=1e-11)
 
     mean = torch.tensor([1.5, 0.5], dtype=torch.float64)
-    step = drawn(PUBLISHED, Moments(mean, 1 + mean.square()), 0.5)
+    step = drawn(PUBLISHED, RawMoments(mean, 1 + mean.square()), 0.5)
     assert diagonal_distance(real, step.whole).item() == pytest.approx(0.5959112650515193, abs=1e-12)
     expected = [0.471274191138, 0.201999940245, 0.435587756629, -0.411457506913]
     assert diagonal_credit(real, PUBLISHED, step).tolist() == pytest.approx(expected, abs=1e-11)
@@ -80,11 +82,11 @@ def test_the_formula_on_four_points() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.6])
 def test_the_full_form_against_scipy_without_each_image(decay: float) -> None:
-    """Moments worked out anew from the other images, the root of the product as it is written."""
+    """RawMoments worked out anew from the other images, the root of the product as it is written."""
     features, before, target = rows(40, 6), rows(50, 6, 1), rows(60, 6, 2).numpy()
     mean, covariance = target.mean(0), np.cov(target.T)
     real = Gaussian(torch.from_numpy(mean), torch.from_numpy(covariance))
-    running = Moments(before.mean(0), before.T @ before / 50)
+    running = RawMoments(before.mean(0), before.T @ before / 50)
 
     def distance(images: np.ndarray[Any, Any]) -> float:
         first = decay * running.first.numpy() + (1 - decay) * images.mean(0)
@@ -210,7 +212,7 @@ def test_files_give_what_images_give(tmp_path: Path) -> None:
         reward = built(f"reference={path},start={path}", Real(pictures(0)))
         credits.append(reward.credit(features, reward.sums(features), {}))
         real = Gaussian(*(torch.from_numpy(part) for part in (full["mu"], full["sigma"].diagonal().copy())))
-        running = Moments(real.mean, real.covariance + real.mean.square())
+        running = RawMoments(real.mean, real.covariance + real.mean.square())
         assert (
             credits[-1] - diagonal_credit(real, features, drawn(features, running, 0.5))
         ).abs().max() < 1e-12

@@ -13,7 +13,7 @@ CHUNK = 2**26
 """Numbers of the matrices whose eigenvalues are taken at once: 512 MiB."""
 
 
-class Moments(NamedTuple):
+class RawMoments(NamedTuple):
     """Raw moments."""
 
     first: Tensor
@@ -37,14 +37,14 @@ class Gaussian(NamedTuple):
 # --- distances ------------------------------------------------------------------------------------
 
 
-def diagonal_distance(real: Gaussian, moments: Moments) -> Tensor:
+def diagonal_distance(real: Gaussian, moments: RawMoments) -> Tensor:
     """Return Σ (m − μ)² + (s − √(q − μ² + 1e-12))², [...]."""
     deviation = ((moments.second - moments.first.square()).clamp_min(0) + FLOOR).sqrt()
     gaps = (real.mean - moments.first).square() + (real.covariance.sqrt() - deviation).square()
     return gaps.sum(dim=-1)
 
 
-def full_distance(real: Gaussian, moments: Moments) -> Tensor:
+def full_distance(real: Gaussian, moments: RawMoments) -> Tensor:
     """Return |m − μ|² + tr S + tr C − 2 tr (Rᵀ C R)^½ of one pair of moments, R Rᵀ = S."""
     covariance = moments.second - torch.outer(moments.first, moments.first)
     root = matrix_root(real.covariance)
@@ -69,38 +69,38 @@ def roots(values: Tensor) -> Tensor:
 # --- leaving one out ------------------------------------------------------------------------------
 
 
-class Drawn(NamedTuple):
+class SetMoments(NamedTuple):
     """The images of a step, and the running pair."""
 
     images: Tensor
     """Their number n, a float64 scalar."""
-    sums: Moments
+    sums: RawMoments
     """Of features and their squares or products."""
-    running: Moments | None
+    running: RawMoments | None
     decay: float
 
-    def mixed(self, sums: Moments, count: Tensor) -> Moments:
+    def mixed(self, sums: RawMoments, count: Tensor) -> RawMoments:
         """Mix what `count` images come to with the running pair."""
         first, second = (part / count for part in sums)
         if self.running is None:
-            return Moments(first, second)
+            return RawMoments(first, second)
         a = self.decay
         old = self.running
-        return Moments(a * old.first + (1 - a) * first, a * old.second + (1 - a) * second)
+        return RawMoments(a * old.first + (1 - a) * first, a * old.second + (1 - a) * second)
 
     @property
-    def whole(self) -> Moments:
+    def whole(self) -> RawMoments:
         return self.mixed(self.sums, self.images)
 
 
-def diagonal_credit(real: Gaussian, features: Tensor, step: Drawn) -> Tensor:
+def diagonal_credit(real: Gaussian, features: Tensor, step: SetMoments) -> Tensor:
     """[N, D] features of images of the step → [N]."""
-    left = Moments(step.sums.first - features, step.sums.second - features.square())
+    left = RawMoments(step.sums.first - features, step.sums.second - features.square())
     without = diagonal_distance(real, step.mixed(left, step.images - 1))
     return without - diagonal_distance(real, step.whole)
 
 
-def full_credit(real: Gaussian, features: Tensor, step: Drawn, *, linear: bool = False) -> Tensor:
+def full_credit(real: Gaussian, features: Tensor, step: SetMoments, *, linear: bool = False) -> Tensor:
     """[N, D] → [N]; the covariance without an image is one matrix for all less two of rank one.
 
     Without image f, the mean of products is B − w·ffᵀ, w = (1 − a)/(n − 1), with a B that is the same for all
@@ -114,7 +114,7 @@ def full_credit(real: Gaussian, features: Tensor, step: Drawn, *, linear: bool =
     whole, a = step.whole, step.decay if step.running is not None else 0.0
     weight = (1 - a) / (step.images - 1)
     base = step.mixed(step.sums, step.images - 1).second
-    mean = step.mixed(Moments(step.sums.first - features, step.sums.second), step.images - 1).first
+    mean = step.mixed(RawMoments(step.sums.first - features, step.sums.second), step.images - 1).first
     gap = (real.mean - mean).square().sum(dim=-1) - (real.mean - whole.first).square().sum()
     traces = base.trace() - weight * features.square().sum(dim=-1) - mean.square().sum(dim=-1)
     covariance = whole.second - torch.outer(whole.first, whole.first)

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from alignbench.errors import UserError
 from alignbench.files import atomic_file, cache_root, code_digest, digest_of, file_sha256, make_folder
-from alignbench.nets.feature_networks import NETWORKS, Features
+from alignbench.nets.feature_networks import NETWORKS, FeatureNetwork
 from alignbench.rewards.perceptual import require_trunk
 from alignbench.rewards.sets.built import RealImages
 from alignbench.rewards.sets.frechet import (
-    Drawn,
     Gaussian,
-    Moments,
+    RawMoments,
+    SetMoments,
     diagonal_credit,
     diagonal_distance,
     full_credit,
@@ -63,7 +63,7 @@ class LooFd:
         self.network, self.covariance, self.decay, self.weights = network, covariance, decay, weights
         self._paths = {"reference": reference, "start": start}
         self._device = device
-        self._net: Features | None = None
+        self._net: FeatureNetwork | None = None
         self._real: Gaussian | None = None
         self._start: dict[str, Tensor] = {}
 
@@ -125,15 +125,15 @@ class LooFd:
             return {}
         return self._step(sums, state)[0].whole._asdict()
 
-    def _step(self, sums: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[Drawn, Gaussian]:
+    def _step(self, sums: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[SetMoments, Gaussian]:
         assert self._real is not None, "`prepare` was not called"
         device = sums["first"].device
-        total = Moments(sums["first"], sums["second"])
+        total = RawMoments(sums["first"], sums["second"])
         known = {name: part.to(device) for name, part in (state or self._start).items()}
-        running = Moments(**known) if known and self.decay else None
+        running = RawMoments(**known) if known and self.decay else None
         if running is None and self.decay:  # the first step: the pair starts from what it comes to
-            running = Moments(*(part / sums["count"] for part in total))
-        return Drawn(sums["count"], total, running, self.decay), self._real.to(device)
+            running = RawMoments(*(part / sums["count"] for part in total))
+        return SetMoments(sums["count"], total, running, self.decay), self._real.to(device)
 
     def _products(self, rows: Tensor) -> Tensor:
         """[N, D] → squares [N, D], or products [N, D, D]."""
