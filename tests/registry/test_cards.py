@@ -196,7 +196,7 @@ def test_vapi_recipes_hold_the_published_settings() -> None:
     assert transferred.values == RECIPES["vapi-llamagen-xxl"].values
 
 
-PASSES = {"tokenizer-decoder-robustok-llamagen-l-256": 10}
+PASSES = {"robustok-llamagen-l-256": 10}
 
 
 @for_each([name for name in RECIPES if name != "vapi-llamagen-tiny"])
