@@ -43,9 +43,10 @@ Answer = TypeVar("Answer")
 
 @runtime_checkable
 class GivesFeatures(Protocol):
-    """A reward of scope `set`: a server computes its features alone."""
+    """A reward of scope `set`: a server computes its features alone. Others have no `credit`."""
 
     def features(self, images: Tensor) -> Tensor: ...
+    def credit(self, features: Tensor, sums: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor: ...
 
 
 class Refused(Exception):

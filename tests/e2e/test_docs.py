@@ -127,7 +127,7 @@ def test_the_quality_plug_in_scores_each_image_alone(tmp_path: Path, monkeypatch
 
 def test_every_kind_has_a_short_page() -> None:
     pages = {page.stem: page.read_text(encoding="utf-8") for page in ADDING.glob("*.md")}
-    assert pages.keys() == {"backbone", "data-set", "evaluator", "method", "reward"}
+    assert pages.keys() == {"backbone", "data-set", "evaluator", "method", "reward", "set-reward"}
     assert all(len(text.splitlines()) <= 60 for text in pages.values())
 
 
