@@ -248,8 +248,8 @@ class MethodCard(Card):
 
     target: Target
     updates: Literal["policy", "decoder"]
-    needs: list[Literal["images", "rewards", "reference", "mismatched"]] = []
-    """`mismatched`: beside each image's condition that of another image of the step."""
+    needs: list[Literal["images", "rewards", "reference", "others"]] = []
+    """`others`: beside each image's condition that of another image of the step."""
     conditions: list[Literal["class", "text"]] = ["class", "text"]
     options: dict[str, Option] = {}
     group_option: str = ""

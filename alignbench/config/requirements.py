@@ -156,7 +156,7 @@ def problems_of(
     if method:
         yield from _data_problems(registry, config, method, model)
     images, devices = config.train.images_per_step, world_size()
-    if images == 1 and method and "mismatched" in method.needs:
+    if images == 1 and method and "others" in method.needs:
         what = f"{config.method} needs another image beside each"
         yield Problem("train.images_per_step", what, "--set train.images_per_step=2 or more")
     if images % devices:

@@ -64,7 +64,7 @@ def open_stream(plan: Plan, backbone: Backbone, dataset: ImageDataset, workers: 
         workers=workers,
         text_condition=backbone.text_condition if plan.model.condition == "text" else None,
         images=plan.method is None or "images" in plan.method.needs,
-        mismatched=plan.method is not None and "mismatched" in plan.method.needs,
+        mismatched=plan.method is not None and "others" in plan.method.needs,
     )
 
 
