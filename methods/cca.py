@@ -164,7 +164,7 @@ def pair_loss(
 ) -> Tensor:
     """The loss of each pair, [B], from R and R' [B] (the released program's lines 273-281).
 
-    ContrastivePairs that are `alike`, [B] bool, count twice as positive, but to `dpo`, which knows no such pairs.
+    Pairs that are `alike`, [B] bool, count twice as positive, but to `dpo`, which knows no such pairs.
     """
     if kind == "dpo":
         return -F.logsigmoid(beta * (first - second))
