@@ -41,7 +41,7 @@ PairLoss = Literal["cca", "dpo", "unlearning"]
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ContrastivePairs:
     """B images, each with what it is told from."""
 
     positive: Experience
@@ -94,7 +94,9 @@ class Cca:
         else:
             negative = dataclasses.replace(positive, condition=other)
             alike = condition.same_rows(other)
-        pairs = Pairs(positive, negative, self._logprobs(positive, negative, reference=True), alike)
+        pairs = ContrastivePairs(
+            positive, negative, self._logprobs(positive, negative, reference=True), alike
+        )
         count = len(batch) if samples else 0
         return api.Collected(
             pairs,
@@ -106,7 +108,7 @@ class Cca:
 
     def loss(self, experience: object) -> api.Loss:
         """The mean over images; memory holds the graphs of two forwards."""
-        assert isinstance(experience, Pairs)
+        assert isinstance(experience, ContrastivePairs)
         scored = self._logprobs(experience.positive, experience.negative, reference=False)
         pairs = zip(scored, experience.references, strict=True)
         first, second = ((new - old).sum(dim=-1) for new, old in pairs)

@@ -133,11 +133,10 @@ def test_null_prompts_depend_on_no_split(method: str, tmp_path: Path) -> None:
 
 def test_rows_of_prompts_become_null_ones() -> None:
     model = build(janus_toys.CARD, None, seed=2)
-    prompts = model.text_condition(CAPTIONS)
-    nothing: Any = model.null(prompts)
-    mask = torch.tensor([True, False, False, True])
+    prompts: api.Condition = model.text_condition(CAPTIONS)
+    nothing, mask = model.null(prompts), torch.tensor([True, False, False, True])
     mixed = prompts.where(mask, nothing)
     assert mixed.same_rows(nothing).tolist() == mask.tolist()
     assert mixed.same_rows(prompts).tolist() == (~mask).tolist() and mixed.texts == ()
-    again = prompts.where(mask, model.text_condition(CAPTIONS[::-1]).select(slice(None)))
+    again = prompts.where(mask, model.text_condition(CAPTIONS[::-1]))
     assert again.texts == (CAPTIONS[3], *CAPTIONS[1:3], CAPTIONS[0])

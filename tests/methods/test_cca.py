@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods.cca import Cca, Pairs, pair_loss
+from alignbench.methods.cca import Cca, ContrastivePairs, pair_loss
 from alignbench.methods.gft import Gft, mixed
 from alignbench.methods.logits import eval_logits
 from alignbench.methods.policy_gradient import prior_cross_entropy, token_logprobs
@@ -40,8 +40,8 @@ def make(model: Any = None, **changes: Any) -> Cca:
     return method
 
 
-def kept(collected: api.Collected) -> Pairs:
-    assert isinstance(collected.experience, Pairs)
+def kept(collected: api.Collected) -> ContrastivePairs:
+    assert isinstance(collected.experience, ContrastivePairs)
     return collected.experience
 
 
@@ -134,7 +134,7 @@ def test_the_loss_is_of_sums_over_tokens_against_the_frozen_start() -> None:
     assert first.abs().max() > 0.1
 
 
-def ratios(model: Any, pairs: Pairs) -> list[Tensor]:
+def ratios(model: Any, pairs: ContrastivePairs) -> list[Tensor]:
     """log π of both images of each pair, from one forward each."""
     out = []
     for rows in (pairs.positive, pairs.negative):
