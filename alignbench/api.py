@@ -50,28 +50,6 @@ class Condition:
             *(a + b if isinstance(a, tuple) else torch.cat([a.to(b.dtype), b]) for a, b in pairs)
         )
 
-    def where(self, mask: Tensor, other: Self) -> Self:
-        """Replace the rows where `mask` [B] holds by those of a condition of the same shapes.
-
-        Texts are kept where both have them.
-        """
-
-        def chosen(own: Any, new: Any) -> Any:
-            if isinstance(own, tuple):
-                rows = zip(mask.tolist(), own, new, strict=True) if own and new else ()
-                return tuple(b if here else a for here, a, b in rows)
-            return new.where(mask.view(-1, *[1] * (own.dim() - 1)), own)
-
-        return type(self)(*map(chosen, vars(self).values(), vars(other).values()))
-
-    def same_rows(self, other: Self) -> Tensor:
-        """Whether each row equals that of a condition of the same shapes, texts aside, [B] bool."""
-        import torch
-
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        equal = [(a == b).reshape(len(a), -1).all(dim=1) for a, b in pairs if not isinstance(a, tuple)]
-        return torch.stack(equal).all(dim=0)
-
     def to(self, device: torch.device) -> Self:
         return self._map(lambda part: part if isinstance(part, tuple) else part.to(device))
 
@@ -112,16 +90,14 @@ class Batch:
     prompts: tuple[Prompt, ...] = ()
     """[B] whole entries of data set `prompts`; empty with other data."""
     mismatched: Condition | None = None
-    """[B] of the next image in the step each, by chance perhaps equal; None: the method's card does not need
-    them. Of the same shapes as `condition`."""
+    """[B] of the next image in the step each, of the shapes of `condition`; None: the card needs none."""
 
     def __len__(self) -> int:
         return self.index.shape[0]
 
     def select(self, rows: slice) -> Batch:
-        mismatched = self.mismatched and self.mismatched.select(rows)
-        condition = self.condition.select(rows)
-        return Batch(self.index[rows], condition, self.images[rows], self.prompts[rows], mismatched)
+        own, other = self.condition.select(rows), self.mismatched and self.mismatched.select(rows)
+        return Batch(self.index[rows], own, self.images[rows], self.prompts[rows], other)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into consecutive pieces of at most `size` images."""
@@ -237,10 +213,7 @@ class Backbone(Protocol):
     image_size: int
 
     def logits(self, condition: Condition, context: Tensor) -> Tensor:
-        """Teacher-forced logits of N rows: [N, T-1] int64 tokens before each position → [N, T, V] float32.
-
-        Entry t is the distribution of token t given the condition and tokens < t; entry 0 sees no token.
-        """
+        """Teacher-forced logits: [N, T-1] int64 tokens → [N, T, V] float32; entry t sees tokens < t alone."""
 
     def generate(
         self, condition: Condition, uniforms: Tensor, sampling: Sampling, *, forced: Tensor | None = None
@@ -334,8 +307,7 @@ class Metric:
     interval: tuple[float, float] | None = None
     """95 % interval of sampling error for this one set of images; None: not estimated."""
     resampled: tuple[float, ...] = ()
-    """The metric of resamples of the images. Resample k takes image i equally often in every set of n images,
-    so that sets whose image i belong together can be compared resample by resample."""
+    """Of resamples of the images; resample k takes image i equally often in every set, so sets can be paired."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,14 @@ from torch import Tensor
 
 from alignbench import api, randomness
 from alignbench.errors import UserError
-from alignbench.methods.logits import Experience, knowing_null, null_rows, train_logits
+from alignbench.methods.logits import (
+    Experience,
+    exchange_rows,
+    knowing_null,
+    null_rows,
+    same_rows,
+    train_logits,
+)
 from alignbench.methods.policy_gradient import token_logprobs
 
 PairLoss = Literal["cca", "dpo", "unlearning"]
@@ -93,7 +100,7 @@ class Cca:
             alike = torch.zeros_like(dropped)
         else:
             negative = dataclasses.replace(positive, condition=other)
-            alike = condition.same_rows(other)
+            alike = same_rows(condition, other)
         pairs = ContrastivePairs(
             positive, negative, self._logprobs(positive, negative, reference=True), alike
         )
@@ -134,7 +141,7 @@ class Cca:
         if self.null is None:
             return condition, other, dropped
         nothing = self.null(condition)
-        return condition.where(dropped, nothing), other.where(dropped, nothing), dropped
+        return exchange_rows(condition, dropped, nothing), exchange_rows(other, dropped, nothing), dropped
 
     def _draw(self, condition: api.Condition, batch: api.Batch, step: int) -> Tensor:
         """One image of the frozen start for each condition, [B, T]."""

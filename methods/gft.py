@@ -25,6 +25,7 @@ from alignbench import api
 from alignbench.methods.logits import (
     Experience,
     eval_logits,
+    exchange_rows,
     knowing_null,
     null_rows,
     train_logits,
@@ -60,7 +61,7 @@ class Gft:
         """Tokenise images and take the condition of some; nothing is drawn from the policy."""
         targets, share = self.backbone.tokenizer.encode(batch.images), self.config.null_share
         dropped = null_rows(batch, step, seed=self.seed, purpose="gft-null", share=share)
-        condition = batch.condition.where(dropped, self.null(batch.condition))
+        condition = exchange_rows(batch.condition, dropped, self.null(batch.condition))
         experience = Experience(condition, targets[:, :-1], targets, step, tuple(batch.index.tolist()))
         return api.Collected(experience, metrics={"null_share": dropped.float().mean()}, images=len(batch))
 

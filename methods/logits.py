@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,31 @@ def null_rows(batch: api.Batch, step: int, *, seed: int, purpose: str, share: fl
     """Which images of a batch are to lose their condition, [B] bool, by addressed random numbers."""
     uniforms = randomness.uniforms(seed, purpose, step, batch.index.tolist(), ())
     return torch.from_numpy(uniforms < share).to(batch.index.device)
+
+
+C = TypeVar("C", bound=api.Condition)
+
+
+def exchange_rows(condition: C, mask: Tensor, other: C) -> C:
+    """Replace the rows where `mask` [B] holds by those of a condition of the same shapes.
+
+    Texts are kept where both have them.
+    """
+
+    def chosen(own: Any, new: Any) -> Any:
+        if isinstance(own, tuple):
+            rows = zip(mask.tolist(), own, new, strict=True) if own and new else ()
+            return tuple(b if here else a for here, a, b in rows)
+        return new.where(mask.view(-1, *[1] * (own.dim() - 1)), own)
+
+    return type(condition)(*map(chosen, vars(condition).values(), vars(other).values()))
+
+
+def same_rows(condition: api.Condition, other: api.Condition) -> Tensor:
+    """Whether each row equals that of a condition of the same shapes, texts aside, [B] bool."""
+    pairs = zip(vars(condition).values(), vars(other).values(), strict=True)
+    equal = [(a == b).reshape(len(a), -1).all(dim=1) for a, b in pairs if not isinstance(a, tuple)]
+    return torch.stack(equal).all(dim=0)
 
 
 @contextlib.contextmanager

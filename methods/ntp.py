@@ -51,8 +51,10 @@ class NextToken:
         backbone: api.Backbone,
         reward: Callable[[str], api.Reward],
         seed: int,
-        steps: int,
+        steps: int = 0,
     ) -> None:
+        if config.noise_schedule == "annealed" and not steps:  # a subclass that does not ask for them
+            raise TypeError("method.noise_schedule=annealed has to be told the number of steps")
         if config.noise_schedule == "annealed" and not config.noise:
             raise UserError(
                 "method.noise_schedule=annealed has no noise to take away",

@@ -21,13 +21,13 @@ from alignbench.config.requirements import (
     assets_of_rewards,
     condition_problems,
     find_classes,
-    find_text_encoder,
     problems_of,
     requirements_of,
     rewards_of,
     unread,
 )
 from alignbench.config.settings import HOW, RunConfig
+from alignbench.config.text_encoder import find_text_encoder
 from alignbench.errors import Problem
 from alignbench.files import cache_root, digest_of
 from alignbench.hub.locate import (

@@ -106,28 +106,6 @@ def _evaluator_problems(registry: Registry, protocol: ProtocolCard) -> Iterator[
             yield Problem(f"evaluator {name}", few, f"--set protocol.samples={minimum} or more")
 
 
-def find_text_encoder(
-    registry: Registry, config: RunConfig, model: ModelCard
-) -> tuple[AssetFile | None, list[Problem]]:
-    """Find the files of a model's text encoder where they are an asset, and say what is lacking.
-
-    With random weights the text features are random too and need no files.
-    """
-    spec = model.text
-    if spec is None or config.section("model")["weights"] == "random":
-        return None, []
-    missing, fix = missing_packages(spec.packages, spec.extra)
-    problems = [Problem("text encoder", f"needs {', '.join(missing)}", fix)] if missing else []
-    if not spec.asset:
-        return None, problems
-    card = registry.asset(spec.asset)
-    status = locate_asset(spec.asset, card, str(config.section("assets").get(spec.asset, "")))
-    try:
-        return verify_asset(status), problems
-    except UserError as error:
-        return None, [*problems, Problem(f"assets/{spec.asset}", error.what, error.fix)]
-
-
 def condition_problems(config: RunConfig, model: ModelCard, protocol: ProtocolCard) -> Iterator[Problem]:
     """Say so where a protocol is for models of another kind."""
     if protocol.condition != model.condition and protocol.task == "generation":

@@ -14,6 +14,7 @@ from alignbench import api
 from alignbench.backbones.base import unwrap
 from alignbench.backbones.janus.model import Janus, build
 from alignbench.backbones.janus.policy import Fidelity
+from alignbench.methods.logits import exchange_rows, same_rows
 from alignbench.registry.lookup import Registry
 from alignbench.rewards.pixel import PixelDistance
 from alignbench.rewards.requests import all_valid
@@ -135,8 +136,8 @@ def test_rows_of_prompts_become_null_ones() -> None:
     model = build(janus_toys.CARD, None, seed=2)
     prompts: api.Condition = model.text_condition(CAPTIONS)
     nothing, mask = model.null(prompts), torch.tensor([True, False, False, True])
-    mixed = prompts.where(mask, nothing)
-    assert mixed.same_rows(nothing).tolist() == mask.tolist()
-    assert mixed.same_rows(prompts).tolist() == (~mask).tolist() and mixed.texts == ()
-    again = prompts.where(mask, model.text_condition(CAPTIONS[::-1]))
+    mixed = exchange_rows(prompts, mask, nothing)
+    assert same_rows(mixed, nothing).tolist() == mask.tolist()
+    assert same_rows(mixed, prompts).tolist() == (~mask).tolist() and mixed.texts == ()
+    again = exchange_rows(prompts, mask, model.text_condition(CAPTIONS[::-1]))
     assert again.texts == (CAPTIONS[3], *CAPTIONS[1:3], CAPTIONS[0])

@@ -20,9 +20,9 @@ VAPI = "run --method vapi --model llamagen-tiny --set"
 KEYS = ["data.root=", "data.limit=", "data.subset_seed=", "data.class_index=", "data.names="]
 GIVES: dict[str, list[str]] = {
     "run --method va": ["vapi"],
-    "run -m vapi --model llamagen-xxl": ["llamagen-xxl", "llamagen-xxl-256"],
+    "run -m vapi --model llamagen-xxl": ["llamagen-xxl", "llamagen-xxl-256", "llamagen-xxl-cca"],
     "run --recipe vapi-llamagen-xx": ["vapi-llamagen-xxl"],
-    "run --protocol digits8-": ["digits8-reconstruction", "digits8-validation"],
+    "run --protocol digits8-v": ["digits8-validation"],
     "run --data shap": ["shapes"],
     "evaluate --model shapes-t": ["shapes-tiny"],
     "bench --method st": ["ste"],
@@ -37,7 +37,7 @@ GIVES: dict[str, list[str]] = {
     "new m": ["method"],
     "pretrain ll": ["llamagen-tiny"],
     "figures runs --kind c": ["curves", "classes"],
-    "compare a b --metric fd-": ["fd-digits", "fd-pixels"],
+    "compare a b --metric fd-p": ["fd-pixels"],
     "compare a b --metric hpsv2.1": ["hpsv2.1", "hpsv2.1-truncated"],
     "run --set train.s": ["train.steps=", "train.schedule=", "train.shard="],
     "run --set method.": [],
@@ -57,7 +57,7 @@ GIVES: dict[str, list[str]] = {
     "run --method ar-grpo --set method.rewards=pixel-l1,hps": ["pixel-l1,hpsv2.1"],
     "run --model llamagen-xxl --set data.": KEYS,
     "sample --model llamagen-tiny --set t": [],
-    "reference images --set assets.inc": ["assets.inception-2015-12-05="],
+    "reference images --set assets.inception-2": ["assets.inception-2015-12-05="],
     "run --method=va": ["vapi"],
 }
 """{line: what bash is given for its last word}."""
@@ -98,7 +98,7 @@ def test_plug_ins_are_completed_and_broken_ones_change_nothing(
     assert under_bash(monkeypatch, f"run --plugin {tmp_path} --method va") == (["vapi", "vast"], "")
     monkeypatch.setenv("ALIGNBENCH_PATH", str(tmp_path))
     assert under_bash(monkeypatch, "run --method va") == (["vapi", "vast"], "")
-    assert under_bash(monkeypatch, "compare a b --metric fd-d") == (["fd-digits"], "")
+    assert under_bash(monkeypatch, "compare a b --metric fd-dig") == (["fd-digits"], "")
     assert under_bash(monkeypatch, "run --method vast --set train.st") == (
         ["train.steps=", "train.steps=100"],
         "",

@@ -164,7 +164,8 @@ def test_fewer_images_than_feature_dimensions() -> None:
     dimensions = {name: fact.features for name, fact in facts.items() if fact.features}
     assert dimensions == {
         "fd-digits": 32, "fd-pixels": 8 * 8, "fid": 2048, "sfid": 7 * 17 * 17, "fid-corrected": 2048,
-        "fid-inf": 2048,
+        "fid-inf": 2048, "fd-dinov2": 1024, "fd-dinov2-corrected": 1024, "fd-dinov2-b": 768,
+        "fd-dinov2-b-corrected": 768, "frechet-digits": 32, "pfid-digits": 32, "pfid": 2048,
     }  # fmt: skip
 
 

@@ -89,6 +89,7 @@ def test_every_policy_method_trains_updates_alone(method: str, model: str, tmp_p
     """Five steps: the export is the base plus scale · B · A, in float64, and nothing else moved."""
     small = ["train.steps=5", "train.images_per_step=4", "train.micro_batch=2", "train.lr=1e-3"]
     small += [f"method.{name}=2" for name in [REGISTRY.method(method).group_option] if name]
+    small += ["method.keep=1"] if method == "raft" else []
     job, quiet, parallel = (
         case_of(method, model, *small).job(tmp_path),
         Progress(quiet=True),
