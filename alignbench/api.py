@@ -307,7 +307,7 @@ class Metric:
     interval: tuple[float, float] | None = None
     """95 % interval of sampling error for this one set of images; None: not estimated."""
     resampled: tuple[float, ...] = ()
-    """Of resamples of the images; resample k takes image i equally often in every set, so sets can be paired."""
+    """Of resamples of the images; resample k takes image i equally often in every set: sets can be paired."""
 
 
 @dataclass(frozen=True)
