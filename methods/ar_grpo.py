@@ -37,8 +37,6 @@ from alignbench.methods.tokens.weights import TokenOptions, build
 
 FAITHFUL_EPSILON = 1e-4
 """Added to a group's standard deviation by the published program."""
-NO_CLIP = float("inf")
-"""AR-GRPO does not clip advantages."""
 
 
 @dataclass(frozen=True)
@@ -109,44 +107,34 @@ class ArGrpo:
         needs = self.weights.needs if self.weights else ()
         found = measure(needs, rollouts, drawn, logits, entropy)
         del logits  # of the size of the reference's, which are next
-        values, valid = drawn.values, drawn.valid
-        weights, reference, more = rollouts.weights, None, {}
+        terms, reference = Terms(drawn.values, drawn.valid, rollouts.weights), None
+        more = {"entropy": entropy.mean(), "rollout_gap": (logprobs - drawn.logprobs).abs().mean()}
         if self.reference is not None:
             logits = rollouts.logits(self.reference, condition, tokens)
             reference = rollouts.logprobs(logits, tokens)
             if "reference" in needs:
-                found["reference"] = reference.unflatten(0, values[0].shape)
-            if self.config.entropy_reward:  # one more term
-                start = entropy_of(logits / rollouts.temperature).mean(dim=-1).view_as(values[0])
-                totals = combine_raw(values, valid, weights).values
-                bonus = entropy_bonus(totals, entropy.mean(dim=-1).view_as(start), start)
-                values, valid = [*values, bonus], [*valid, torch.ones_like(valid[0])]
-                weights = [*weights, self.config.entropy_reward]
+                found["reference"] = reference.unflatten(0, drawn.values[0].shape)
+            if self.config.entropy_reward:
+                start = entropy_of(logits / rollouts.temperature).mean(dim=-1).view_as(drawn.values[0])
+                bonus = entropy_bonus(combine_raw(*terms).values, entropy.mean(dim=-1).view_as(start), start)
+                terms = terms.plus(bonus, self.config.entropy_reward)
                 more["reference_entropy"] = start.mean()
-            if self.config.kl_in == "reward":  # one more term, of weight β
-                penalty, reference = self.config.penalty(logprobs, reference).view_as(values[0]), None
-                values, valid = [*values, -penalty], [*valid, torch.ones_like(valid[0])]
-                weights = [*weights, self.config.kl_weight]
+            if self.config.kl_in == "reward":
+                penalty, reference = self.config.penalty(logprobs, reference).view_as(drawn.values[0]), None
+                terms = terms.plus(-penalty, self.config.kl_weight)
                 more["kl"] = penalty.mean() / tokens.shape[-1]
         if self.config.redraws:
             more["redrawn_groups"] = logprobs.new_tensor(drawn.redrawn / len(batch))
-        compared = self._compare(values, valid, weights)
+        compared = self._compare(*terms)
         old = logprobs.unflatten(0, compared.valid.shape)
         signals = Signals(self.backbone.grid, compared.advantages, compared.valid, old, **found)
         experience = Experience(
             condition, tokens, logprobs, reference, compared.advantages.flatten(), compared.valid.flatten(),
             compared.unscaled, signals if self.weights else None,
-            Pending.of(rollouts, drawn, Terms(values, valid, weights)),
+            Pending.of(rollouts, drawn, terms),
         )  # fmt: skip
-        metrics = (
-            rollouts.metrics(drawn)
-            | compared.shares
-            | {
-                "entropy": entropy.mean(),
-                "rollout_gap": (logprobs - drawn.logprobs).abs().mean(),
-            }
-        )
-        return rollouts.collected(experience, drawn, metrics | more, images=len(batch))
+        metrics = rollouts.metrics(drawn) | compared.shares | more
+        return rollouts.collected(experience, drawn, metrics, images=len(batch))
 
     def sums(self, experience: object) -> Mapping[str, Any]:
         """What `complete` needs of the whole step."""
@@ -165,8 +153,7 @@ class ArGrpo:
                 unscaled=compared.unscaled, signals=signals, pending=None, logged=logged,
             )  # fmt: skip
         assert experience.unscaled
-        advantages = experience.unscaled.divided(sums).flatten()
-        return replace(experience, advantages=advantages, unscaled=None)
+        return replace(experience, advantages=experience.unscaled.divided(sums).flatten(), unscaled=None)
 
     def loss(self, experience: object) -> api.Loss:
         """Clipped surrogate plus kl_weight · divergence: a mean over sequences, and over tokens by weight.
@@ -182,7 +169,7 @@ class ArGrpo:
         if self.weights and experience.signals:
             weights = self.weights.now(experience.signals, experience.advantages, new)
         surrogate = policy_gradient.clipped_surrogate(
-            new, experience.logprobs, experience.advantages, self.config.clip_range, NO_CLIP,
+            new, experience.logprobs, experience.advantages, self.config.clip_range, torch.inf,
             clip_range_high=self.config.clip_range_high, kind=self.config.ratio,
             token_weights=weights.policy if weights else None,
         )  # fmt: skip
@@ -194,10 +181,8 @@ class ArGrpo:
         }
         if weights:
             metrics["selected_tokens"] = weights.selected.mean()
-        if experience.reference_logprobs is not None:
-            divergence = policy_gradient.kl_estimate(
-                new, experience.reference_logprobs, self.config.kl_estimator
-            )
+        if (reference := experience.reference_logprobs) is not None:
+            divergence = policy_gradient.kl_estimate(new, reference, self.config.kl_estimator)
             metrics["kl"] = divergence.mean(dim=-1).mean()
             if weights:
                 divergence = divergence * weights.divergence

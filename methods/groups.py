@@ -1,6 +1,6 @@
 """Shared by methods: groups of samples, drawn again where they teach nothing, and compared within.
 
-The switches that published variants of GRPO differ in; docs/methods.md has their formulas and sources.
+The switches that published variants of GRPO differ in; docs/grpo-variants.md has their formulas and sources.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from alignbench.methods.groups import GroupAdvantages
@@ -18,6 +19,11 @@ class Terms(NamedTuple):
     values: Sequence[Tensor]
     valid: Sequence[Tensor]
     weights: Sequence[float]
+
+    def plus(self, values: Tensor, weight: float) -> Terms:
+        """Return these and one more, valid everywhere."""
+        valid = values.new_ones(values.shape, dtype=torch.bool)
+        return Terms([*self.values, values], [*self.valid, valid], [*self.weights, weight])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The factors that token weights are made of; docs/methods.md has their formulas side by side."""
+"""The factors that token weights are made of; docs/grpo-variants.md has their formulas side by side."""
 
 from __future__ import annotations
 

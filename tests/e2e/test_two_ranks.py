@@ -250,12 +250,12 @@ def test_torchrun_restarts_a_run_by_itself(tmp_path: Path, undisturbed: bytes) -
     assert (tmp_path / "run" / "export" / "policy.safetensors").read_bytes() == undisturbed
 
 
-ENDS = {
-    "os.kill(os.getpid(), signal.SIGTERM)": (3, "run the same command again"),
-    "1 / 0": (1, "reward 'mishap' failed: ZeroDivisionError"),
-    "os.kill(os.getpid(), signal.SIGKILL)": (1, "run the same command again"),
-    "pass": (0, ""),
-}
+ENDS = [
+    ("os.kill(os.getpid(), signal.SIGTERM)", 3, "run the same command again"),
+    ("1 / 0", 1, "reward 'mishap' failed: ZeroDivisionError"),
+    ("os.kill(os.getpid(), signal.SIGKILL)", 1, "run the same command again"),
+    ("pass", 0, ""),
+]
 
 
 @pytest.mark.slow
@@ -273,9 +273,8 @@ def test_a_process_with_another_folder_is_named_before_anything_starts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mishap", ENDS)
-def test_nproc_ends_as_one_process_does(tmp_path: Path, mishap: str) -> None:
+@pytest.mark.parametrize(("mishap", "status", "said"), ENDS)
+def test_nproc_ends_as_one_process_does(tmp_path: Path, mishap: str, status: int, said: str) -> None:
     done = two_ranks(tmp_path, mishap, start=[sys.executable])
-    status, said = ENDS[mishap]
     assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
     assert (said in done.stderr) if status else ("alignbench: " not in done.stderr), done.stderr
