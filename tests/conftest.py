@@ -37,6 +37,18 @@ def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "COUNTS", {**shapes.COUNTS, "pretraining": 60, "train": 60})
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the processes that `tests.training.sharded` trains in."""
+    from alignbench.data import shapes
+    from alignbench.rewards import requests
+    from tests.training.sharded import made_small
+
+    monkeypatch.setattr(shapes, "COUNTS", shapes.COUNTS)
+    monkeypatch.setattr(requests, "RANGE", requests.RANGE)
+    made_small()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say plainly what does not run, and why."""
     import torch

@@ -10,8 +10,11 @@ import pytest
 from alignbench import testing
 from alignbench.registry import interfaces
 from alignbench.registry.lookup import Registry
+from alignbench.registry.plugins import load_registry
 from alignbench.testing import Case
 from tests.helpers import method_checks
+from tests.training.sharded import redness
+from tests.training.test_sharding import case as sharding_case
 
 REGISTRY = Registry.default()
 METHODS = REGISTRY.names("methods")
@@ -114,6 +117,16 @@ def test_weights_of_tokens_depend_on_no_split(settings: tuple[str, ...], tmp_pat
 def test_weights_of_tokens_keep_every_contract(settings: tuple[str, ...], model: str, tmp_path: Path) -> None:
     for name, check in (CHECKS | PUBLIC).items():
         check(case_of("ar-grpo", *settings, model=model), tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("model", ["shapes-tiny", "janus-tiny"])
+@pytest.mark.parametrize("method", METHODS)
+def test_splits_and_interruptions_on_the_other_models(method: str, model: str, tmp_path: Path) -> None:
+    case = Case(load_registry([redness]), method, model, sharding_case(model, method).more)
+    method_checks.two_ranks_give_what_one_gives(case, tmp_path)
+    testing.a_resumed_run_is_the_same(case, tmp_path)
 
 
 @pytest.mark.usefixtures("few_scenes")

@@ -23,14 +23,12 @@ from torch.distributed.tensor import DTensor
 
 from alignbench.api import ClassLabels, Sampling
 from alignbench.backbones.llamagen.model import build as build_backbone
-from alignbench.data import shapes
 from alignbench.registry.lookup import Registry
-from alignbench.rewards import requests
 from alignbench.training import checkpoint
 from alignbench.training.parallel import Parallel
 from alignbench.training.sharding import Shards, like, whole
 from tests.conftest import ROOT
-from tests.training.sharded import SAVED, Sharded, load, made_small, train
+from tests.training.sharded import SAVED, Sharded, load, train
 
 TOLERANCE = 1e-5
 TINY, JANUS = "llamagen-tiny", "janus-tiny"
@@ -39,12 +37,9 @@ CARD = Registry.default().model(TINY)
 
 def case(model: str, method: str, *more: str) -> Sharded:
     random = ("model.weights=random",) if model == JANUS else ()  # of Janus nothing is shipped
-    rewards: tuple[str, ...] = ()
-    card = Registry.default().method(method)
-    if model == JANUS and method != "ntp":
-        rewards = ("method.rewards=redness" if "rewards" in card.options else "method.perceptual_weight=0",)
-        if card.group_option:
-            rewards += ("method.group_size=2",)
+    options = Registry.default().method(method).options
+    wanted = {"rewards": "redness", "perceptual_weight": 0, "group_size": 2} if model == JANUS else {}
+    rewards = [f"method.{name}={value}" for name, value in wanted.items() if name in options]
     return Sharded(model, method, "none", (*more, *random, *rewards))
 
 
@@ -99,14 +94,6 @@ def equal(root: Path, cases: list[Sharded], ranks: int, kinds: Iterable[str]) ->
     for one in cut:
         worst = check_same(replace(one, kind="none").folder(root, 1), one.folder(root, ranks))
         print(f"{ranks} processes, {one.name}: weights differ by {worst:.1e}")  # noqa: T201
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the processes that torchrun starts."""
-    monkeypatch.setattr(shapes, "COUNTS", shapes.COUNTS)
-    monkeypatch.setattr(requests, "RANGE", requests.RANGE)
-    made_small()
 
 
 @pytest.fixture
