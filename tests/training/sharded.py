@@ -127,7 +127,8 @@ def remembering(
 
 def tokens_in(experience: object) -> Iterator[Tensor]:
     """What was drawn, read and corrupted; not prompts, whose padding depends on their company."""
-    for holder in (experience, getattr(experience, "draws", None)):
+    parts = ("draws", "positive", "negative")
+    for holder in (experience, *(getattr(experience, part, None) for part in parts)):
         for name in ("tokens", "targets", "context"):
             if isinstance(found := getattr(holder, name, None), Tensor):
                 yield found
