@@ -111,6 +111,12 @@ def _reader(kind: str, form: type[C]) -> Callable[[Registry, str], C]:
     return lambda registry, name: cast(C, registry.card(kind, name))
 
 
+@functools.cache
+def _installed(_: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(name, module) of each installed plug-in; looked for once, as every installed package is read."""
+    return sorted((point.name, point.value) for point in entry_points(group="alignbench"))
+
+
 class Registry:
     """All cards by kind and name.
 
@@ -130,8 +136,8 @@ class Registry:
         Raises UserError if it names something that is no folder.
         """
         roots = [("built-in", Path(__file__).parent)]
-        for point in sorted(entry_points(group="alignbench"), key=lambda point: point.name):
-            roots += [(point.name, folder / "registry") for folder in module_paths(point.value)]
+        for name, module in _installed(tuple(sys.path)):
+            roots += [(name, folder / "registry") for folder in module_paths(module)]
         for text in filter(None, os.environ.get("ALIGNBENCH_PATH", "").split(os.pathsep)):
             folder = Path(text).expanduser().absolute()
             if not folder.is_dir():

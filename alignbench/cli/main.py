@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import socket
@@ -96,6 +97,12 @@ app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
 
 
+@functools.cache
+def _command() -> Any:
+    """The command line, built once for callers that use it many times."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every expected error ends in one line on standard error."""
     if os.environ.get("COLUMNS") == "0":
@@ -107,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         note_process()
         join_slurm()
         with words_of_bash():
-            app(args=arguments, prog_name="alignbench")
+            _command()(args=arguments, prog_name="alignbench")
     except UserError as error:
         _end(error)
     except OSError as error:

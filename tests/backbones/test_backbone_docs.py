@@ -53,6 +53,7 @@ def test_cached_sampling_equals_teacher_forcing(backbone: Any, interval: int) ->
     assert torch.equal(logits.argmax(dim=-1), drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_it(plugin: Path, method: str, tmp_path: Path) -> None:
     arguments = ["--model", "gpt2-digits", "--set", "model.weights=random", "--no-eval", "--steps", "2"]

@@ -46,6 +46,7 @@ class Toy(PixelDistance):
 WEIGHED = {"token_weights": "critical(0.2,0.2,0.2)*divergence*contrast*opposite", "preset": "faithful"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in METHODS), ("ar-grpo", WEIGHED)])
 def test_every_method_trains_it(name: str, more: dict[str, Any]) -> None:
     model = build(janus_toys.CARD, None, seed=2)

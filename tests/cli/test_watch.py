@@ -63,6 +63,7 @@ def files(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_run_that_works_is_killed_and_is_finished(
     tmp_path: Path, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:

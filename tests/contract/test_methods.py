@@ -63,6 +63,7 @@ def test_the_public_checks(method: str, tmp_path: Path) -> None:
         check(case_of(method), tmp_path / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.usefixtures("few_scenes")
 def test_the_public_checks_on_captions(method: str, tmp_path: Path) -> None:
@@ -82,17 +83,20 @@ def variants() -> list[tuple[str, ...]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", variants(), ids="-".join)
 def test_two_ranks_give_what_one_gives_with_every_switch(settings: tuple[str, ...], tmp_path: Path) -> None:
     method_checks.two_ranks_give_what_one_gives(case_of(*settings), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", sorted((CHECKS | PUBLIC).keys() - {"two_ranks_give_what_one_gives"}))
 @pytest.mark.parametrize("method", WHOLE)
 def test_contract_of_another_form(method: str, check: str, tmp_path: Path) -> None:
     (CHECKS | PUBLIC)[check](case_of(method, *WHOLE[method]), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", EQUAL)
 def test_what_looks_beyond_a_group_depends_on_no_split(method: str, tmp_path: Path) -> None:
     case = case_of(method, *BEYOND, EQUAL[method])

@@ -174,7 +174,9 @@ def test_plans_say_who_needs_images_and_read_the_file(tmp_path: Path) -> None:
     assert not any("names" in problem for problem in text)
 
 
-@pytest.mark.parametrize("model", ["llamagen-tiny", "shapes-tiny", "janus-tiny"])
+@pytest.mark.parametrize(
+    "model", ["llamagen-tiny", "shapes-tiny", pytest.param("janus-tiny", marks=pytest.mark.slow)]
+)
 def test_ar_grpo_runs_without_an_image(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = "classes" if model == "llamagen-tiny" else "prompts"
     prompts(tmp_path, content="a red circle\na blue square\na white cross\n")

@@ -205,6 +205,7 @@ def test_a_damaged_record_is_made_again(copy: Path, finished: Path) -> None:
         assert (copy / "run.json.old").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_damaged_scores_are_made_again(copy: Path, finished: Path) -> None:
     (path,) = (copy / "metrics").glob("method-*.json")
     sound = json.loads(path.read_text())
@@ -284,15 +285,20 @@ def full_log(self: driver.Driver, step: int, *_: Any) -> None:
     no_space()
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("where", "name", "failure", "said"),
     [
         (checkpoint, "save_file", no_space_in_safetensors, "step-000001 cannot be written"),
-        (driver.Driver, "_log", full_log, "no space left"),
-        (runner, "save_file", no_space_in_safetensors, "policy.safetensors cannot be written"),
-        (generated, "write_atomic", no_quota, "no space left"),
+        pytest.param(driver.Driver, "_log", full_log, "no space left", marks=SLOW),
+        pytest.param(
+            runner, "save_file", no_space_in_safetensors, "policy.safetensors cannot be written", marks=SLOW
+        ),
+        pytest.param(generated, "write_atomic", no_quota, "no space left", marks=SLOW),
         (record, "write_atomic", no_quota, "run.json cannot be written"),
-        (report_files, "write_atomic", no_space, "no space left"),
+        pytest.param(report_files, "write_atomic", no_space, "no space left", marks=SLOW),
     ],
     ids=["checkpoint", "log", "export", "samples", "record", "report"],
 )
@@ -359,7 +365,7 @@ def test_signals_ask_first_and_insist_then() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("at_step", [2, 3], ids=["in it", "after it"])
+@pytest.mark.parametrize("at_step", [pytest.param(2, marks=SLOW), 3], ids=["in it", "after it"])
 def test_ctrl_c_at_the_last_step(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_step: int
 ) -> None:

@@ -184,6 +184,7 @@ def test_its_commands_end_in_a_leaderboard_row(plugin: Path, monkeypatch: pytest
 # --- figures --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_documented_figures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     short = {

@@ -58,6 +58,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_picture_its_numbers_and_a_caption_of_each_kind(out: Path) -> None:
     page = " ".join((out / "figures.md").read_text(encoding="utf-8").split())
     for kind in KINDS:

@@ -203,6 +203,7 @@ def test_contract_everywhere(check: testing.MethodCheck, model: str, tmp_path: P
     check(testing.Case(REGISTRY, "ar-grpo", model, CASES[model]), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_a_state_is_the_same(tmp_path: Path) -> None:
     more = ("train.updates_per_collect=2", "train.images_per_step=4", "train.micro_batch=2")
     case = testing.Case(REGISTRY, "ar-grpo", "llamagen-tiny", (*CASES["llamagen-tiny"], *more))

@@ -73,6 +73,7 @@ def test_rewards_see_the_caption_of_each_sample(tmp_path: Path, monkeypatch: pyt
     assert seen[0].group.tolist() == [4] * 3 + [7] * 3 and seen[0].labels is None
 
 
+@pytest.mark.slow
 def test_t5_features_reach_the_model_and_the_cache(cards: Registry, tmp_path: Path) -> None:
     assert SHAPES.policy.caption_dim is not None
     folder = write_tiny_t5(tmp_path / "t5", width=SHAPES.policy.caption_dim)

@@ -102,6 +102,7 @@ def test_shipped_weights_load_and_reach_the_recorded_validation_numbers() -> Non
 # --- making them ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.usefixtures("few_scenes")
 def test_pretraining_is_a_function_of_the_seed_and_leaves_no_trace(

@@ -36,6 +36,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "training-samples").glob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vapi", "tokenizer-decoder"])
 def test_the_last_grid_is_the_one_of_the_trained_model(tmp_path: Path, method: str) -> None:
     out, plain = tmp_path / "run", tmp_path / "plain"

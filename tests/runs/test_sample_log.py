@@ -69,12 +69,12 @@ def require_the_records_means(folder: Path, logs: Path) -> int:
     ("model", "protocol", "metrics"),
     [
         ("llamagen-tiny", "digits8", 1),
-        ("llamagen-tiny", "digits8-validation", 1),
+        pytest.param("llamagen-tiny", "digits8-validation", 1, marks=pytest.mark.slow),
         ("llamagen-tiny", "digits8-reconstruction", 6),
-        ("shapes-tiny", "shapes", 1),
+        pytest.param("shapes-tiny", "shapes", 1, marks=pytest.mark.slow),
         ("shapes-tiny", "shapes-validation", 1),
-        ("shapes-tiny", "shapes-reconstruction", 5),
-        ("janus-tiny", "shapes", 1),
+        pytest.param("shapes-tiny", "shapes-reconstruction", 5, marks=pytest.mark.slow),
+        pytest.param("janus-tiny", "shapes", 1, marks=pytest.mark.slow),
     ],
 )
 def test_means_of_columns_are_the_records_metrics(
@@ -154,6 +154,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "with", root / "without"
 
 
+@pytest.mark.slow
 def test_rewards_are_those_of_the_images_on_the_page(logged: tuple[Path, Path]) -> None:
     """Computed again in float64 from the page's own pictures, each alone and in the optimised sum."""
     columns, found = pictures(logged[0] / "sample-log" / "index.html")
@@ -207,6 +208,7 @@ def test_a_finished_run_is_logged_without_being_evaluated(
     assert (logged[0] / "run.json").read_bytes() == record
 
 
+@pytest.mark.slow
 def test_rewards_that_need_a_real_image_are_named(tmp_path: Path) -> None:
     """And are computed of reconstructions, which have one."""
     options: dict[str, Any] = {"protocol.samples": 60, "protocol.seeds": "0", "protocol.settings": "t1"}

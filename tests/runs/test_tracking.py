@@ -125,6 +125,7 @@ def expected_of(folder: Path) -> dict[int, dict[str, float]]:
     return steps
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_the_log_the_evaluation_and_the_grids(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -195,6 +196,7 @@ main(sys.argv[1:])
     same(READERS[tracker](out), log(out), tracker)
 
 
+@pytest.mark.slow
 def test_a_tracker_added_later_is_filled_up_from_the_log(tmp_path: Path) -> None:
     asked = [*SHORT, "--no-eval", "--out", tmp_path / "run"]
     assert alignbench(*asked).returncode == 0

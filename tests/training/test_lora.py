@@ -83,6 +83,7 @@ def logits_of(backbone: Backbone) -> Tensor:
 # --- training -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_scenes")
 @pytest.mark.parametrize(("method", "model"), EVERY)
 def test_every_policy_method_trains_updates_alone(method: str, model: str, tmp_path: Path) -> None:
