@@ -24,6 +24,7 @@ from tests.helpers.command import alignbench
         ("disk", 2),
         ("ranks", 1),
         ("restarts", 2),
+        ("nodes", 1),
         ("plugin", 4),
         ("remote", 4),
     ],

@@ -14,7 +14,7 @@ from tests.drills.plugin import Plugin
 from tests.drills.remote import Remote
 
 KINDS: dict[str, type[Drill]] = {
-    **dict.fromkeys(("flip", "signal", "kill", "ranks", "restarts", "disk"), Machine),
+    **dict.fromkeys(("flip", "signal", "kill", "ranks", "restarts", "nodes", "disk"), Machine),
     "plugin": Plugin,
     "remote": Remote,
 }

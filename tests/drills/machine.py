@@ -8,7 +8,9 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -112,15 +114,32 @@ class Machine(Drill):
 
     def restarts(self) -> None:
         """One process of two is killed and torchrun starts both again; in turn with shards and without."""
+        self._started_again(["--standalone", "--nproc-per-node", "2"])
+
+    def nodes(self) -> None:
+        """The same with an agent for each process, as on two machines."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        node = ["--nnodes", "2", "--nproc-per-node", "1", "--local-addr", "localhost"]
+        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", address]
+        self._started_again(node + meet, node + meet)
+
+    def _started_again(self, *launchers: list[str]) -> None:
         self.turns += 1
         more = ["--set", "train.shard=full"] if self.turns % 2 else []
         wanted = self._wanted_of(2, *more)
         with self.trial() as folder, (folder / "errors").open("w+") as errors:
             out = folder / "run"
-            arguments = command(*TINY, *more, "--out", str(out), ranks=2, launcher=["--max-restarts", "3"])
-            running = subprocess.Popen(
-                arguments, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
-            )
+            run = ["--max-restarts", "3", "-m", "alignbench", *TINY, *more, "--out", str(out)]
+            agents = [
+                subprocess.Popen(
+                    [sys.executable, "-m", "torch.distributed.run", *launcher, *run],
+                    stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+                )
+                for launcher in launchers
+            ]  # fmt: skip
+            running = self.draw.choice(agents)
             while self._child(running.pid) == running.pid and running.poll() is None:
                 time.sleep(0.05)
             time.sleep(self.draw.uniform(0.0, 1.5 * self.seconds))  # from the first import to the last score
@@ -128,12 +147,14 @@ class Machine(Drill):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(target, signal.SIGKILL)
             try:
-                code = running.wait(LIMIT_S)
+                codes = [agent.wait(LIMIT_S) for agent in agents]
             except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)
+                for agent in agents:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(agent.pid, signal.SIGKILL)
                 raise Lost(f"{more}: it hangs") from None
-            if code or outcome(out) != wanted:
-                raise Lost(f"{more}: it ends with {code}:\n{(folder / 'errors').read_text()[-3000:]}")
+            if any(codes) or outcome(out) != wanted:
+                raise Lost(f"{more}: it ends with {codes}:\n{(folder / 'errors').read_text()[-3000:]}")
 
     def disk(self) -> None:
         """Files cannot grow beyond a random size, as on a full disk."""
