@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     },
 }  # fmt: skip
 """{package or module: what it may import beside the ground and itself}; in words: `docs/architecture.md`."""
-PRODUCT_LINES, TEST_LINES, HELPER_LINES = 42_243, 32_552, 1_000
+PRODUCT_LINES, TEST_LINES, HELPER_LINES = 42_280, 32_572, 1_000
 """Raised only together with a feature that needs it; the goals of the first two are 26,000 and 18,500."""
 LONGER = {"alignbench/api.py", "alignbench/record.py", "registry/schema.py", "registry/lookup.py"}
 """Files that may have 400 lines; the others 300."""
@@ -97,8 +97,9 @@ def test_nothing_imports_the_command_line() -> None:
 
 
 def test_exchanges_are_behind_one_module() -> None:
-    """Four modules use what torch has for several processes; two of them are for the other two alone."""
-    layer = {f"training.{name}" for name in ("parallel", "process_group", "sharding", "sharded_checkpoint")}
+    """Five modules use what torch has for several processes; two of them are for the others alone."""
+    parts = ("attempts", "parallel", "process_group", "sharding", "sharded_checkpoint")
+    layer = {f"training.{name}" for name in parts}
     users = {
         name_of(path)
         for path in sources()
@@ -108,7 +109,7 @@ def test_exchanges_are_behind_one_module() -> None:
     }
     assert users | {"training.parallel"} == layer
     for path in sources():
-        used = {name for _, name in imports(path)} & layer - {"training.parallel", "training.process_group"}
+        used = {name for _, name in imports(path)} & {f"training.{name}" for name in parts[3:]}
         assert not used or name_of(path) in layer, path
 
 

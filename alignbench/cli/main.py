@@ -97,10 +97,8 @@ app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
 
 
-@functools.cache
-def _command() -> Any:
-    """The command line, built once for callers that use it many times."""
-    return typer.main.get_command(app)
+command = functools.cache(lambda: typer.main.get_command(app))
+"""Built once for callers that use it many times."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -114,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         note_process()
         join_slurm()
         with words_of_bash():
-            _command()(args=arguments, prog_name="alignbench")
+            command()(args=arguments, prog_name="alignbench")
     except UserError as error:
         _end(error)
     except OSError as error:
@@ -135,7 +133,7 @@ def _end(error: Exception) -> NoReturn:
     text = str(error) if expected else f"{type(error).__name__}: {error}"
     note_status(exit_code)
     if has_company():
-        from alignbench.training.process_group import has_last_word
+        from alignbench.training.attempts import has_last_word
 
         if not has_last_word(error):
             sys.exit(exit_code)

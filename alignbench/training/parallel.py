@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from alignbench import distributed
 from alignbench.errors import UserError
 from alignbench.training import checkpoint
+from alignbench.training.attempts import join
 from alignbench.training.checkpoint import State, Writer
 from alignbench.training.process_group import (
     HOST,
@@ -35,7 +36,6 @@ from alignbench.training.process_group import (
     after_first,
     default_store,
     exchange,
-    rejoin,
 )
 from alignbench.training.sums import Summed, flatten
 
@@ -71,7 +71,7 @@ class Parallel:
     def __init__(self, precision: str) -> None:
         try:
             with exchange():
-                rejoin()
+                join()
                 self._accelerator = Accelerator(
                     cpu=not torch.cuda.is_available(),
                     mixed_precision="bf16" if precision == "bf16" else "no",

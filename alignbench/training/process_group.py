@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
-import os
 import secrets
 import socket
 import time
@@ -17,12 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch import distributed as group
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from alignbench.dealing.pool import Blackboard, OwnBoard
 from alignbench.distributed import world_size
-from alignbench.errors import EXIT_PARTIAL, RunFailed, UserError
+from alignbench.errors import RunFailed, UserError
 from alignbench.training.signals import ignore_signals
 
 TIMEOUT = timedelta(hours=1)
@@ -39,8 +36,6 @@ HOST = "alignbench/host/"
 """In the store, before a rank."""
 LOOKING = 10.0
 """Seconds for a new file to be seen from another machine; network file systems remember absent ones."""
-SAYING = 5.0
-"""Seconds for the launcher's store to answer a process that is about to end."""
 
 
 class ExchangeBroken(RunFailed):
@@ -53,33 +48,6 @@ class ExchangeBroken(RunFailed):
             f"the exchange with the other processes of this run broke: {reason}",
             fix="see what the process that ended first said, then run the same command again",
         )
-
-
-def rejoin() -> None:
-    """Start the process group of a repeated attempt of torchrun (`--max-restarts`).
-
-    All attempts share one store, in which the addresses of the first are still written: each gets names of
-    its own. A first attempt is left to accelerate.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or group.is_initialized():
-        return
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        world_size,
-        is_master=rank == 0 and not hosted,
-        timeout=TIMEOUT,
-    )
-    group.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
-        store=PrefixStore(f"attempt-{attempt}", store),
-        rank=rank,
-        world_size=world_size,
-        timeout=TIMEOUT,
-    )
 
 
 @contextlib.contextmanager
@@ -259,29 +227,3 @@ def _appears(path: Path) -> bool:
 
 
 # --- the last word --------------------------------------------------------------------------------
-
-
-def has_last_word(error: BaseException) -> bool:
-    """Whether this process, which an error ends, is the one to print it.
-
-    The same error in several processes is said by the first of them; that another process ended is not said
-    by those who know why. torchrun gets every error for its report (as its `record` does).
-    """
-    get_error_handler().record_exception(error)
-    if isinstance(error, ExchangeBroken) and error.explained:
-        return False
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return True  # no store outlives the processes
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, wait_for_workers=False, timeout=timedelta(seconds=SAYING))
-        words = PrefixStore(f"alignbench/ended-{attempt}", store)
-        stopped = getattr(error, "exit_code", None) == EXIT_PARTIAL
-        failed = words.add("failed", int(not stopped))
-        if isinstance(error, ExchangeBroken) or (stopped and failed):
-            return failed == 1 and not stopped  # else it ends because of the others
-        text = f"{type(error).__name__}: {error}".encode(errors="replace")
-        return bool(words.add(hashlib.sha256(text).hexdigest(), 1) == 1)
-    except (RuntimeError, OSError, ValueError, LookupError):  # the launcher is gone: better twice than never
-        return True

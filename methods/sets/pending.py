@@ -22,8 +22,8 @@ class Terms(NamedTuple):
 
     def plus(self, values: Tensor, weight: float) -> Terms:
         """Return these and one more, valid everywhere."""
-        valid = values.new_ones(values.shape, dtype=torch.bool)
-        return Terms([*self.values, values], [*self.valid, valid], [*self.weights, weight])
+        everywhere = torch.ones_like(values, dtype=torch.bool)
+        return Terms([*self.values, values], [*self.valid, everywhere], [*self.weights, weight])
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,10 @@ def test_weights_of_tokens_keep_every_contract(settings: tuple[str, ...], model:
 @pytest.mark.parametrize("model", ["shapes-tiny", "janus-tiny"])
 @pytest.mark.parametrize("method", METHODS)
 def test_splits_and_interruptions_on_the_other_models(method: str, model: str, tmp_path: Path) -> None:
-    case = Case(load_registry([redness]), method, model, sharding_case(model, method).more)
+    guided = ("method.cfg_scale=2",) if "rewards" in REGISTRY.method(method).options else ()
+    given = (*sharding_case(model, method).more, *guided)
+    case = Case(load_registry([redness]), method, model, given)
+    method_checks.only_what_trains_changes(case, tmp_path)
     method_checks.two_ranks_give_what_one_gives(case, tmp_path)
     testing.a_resumed_run_is_the_same(case, tmp_path)
 

@@ -15,7 +15,8 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 
 from alignbench.errors import EXIT_PARTIAL, UserError
 from alignbench.training import process_group
-from alignbench.training.process_group import ExchangeBroken, after_first, check_shared, has_last_word
+from alignbench.training.attempts import agree_on_attempt, has_last_word
+from alignbench.training.process_group import ExchangeBroken, after_first, check_shared
 
 
 def first(store: HashStore, key: str, log: list[str], error: Exception | None = None) -> threading.Thread:
@@ -99,6 +100,26 @@ def test_a_process_that_sees_another_folder_is_named_by_all(tmp_path: Path, monk
     assert len(said) == 3 and len({*said}) == 1, "all say the same, so that one can speak for all"
     assert said[0] == f"process 2 on {host} cannot see the run folder {one} of process 0 on {host}"
     assert look(one, other, other)[0].startswith(f"process 1 on {host}, process 2 on {host} cannot see")
+
+
+def test_processes_of_an_attempt_agree_whatever_earlier_ones_left() -> None:
+    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+    def attempt(*order: int) -> str:
+        """Processes of these ranks come one after the other; return what all of them say."""
+        with ThreadPoolExecutor(3) as pool:
+            asked = []
+            for rank in order:
+                store = TCPStore("localhost", server.port, wait_for_workers=False)
+                asked.append(pool.submit(agree_on_attempt, store, rank, 3))
+                time.sleep(0.2)
+            (name,) = {answer.result(timeout=20) for answer in asked}
+        return name
+
+    first, second, third = attempt(0, 1, 2), attempt(1, 2, 0), attempt(2, 0, 1)
+    server.set("alignbench/attempt/proposed", "one that was killed")
+    server.set("alignbench/attempt/one that was killed/1", "an answer of that time")
+    assert len({first, second, third, attempt(1, 0, 2)}) == 4
 
 
 def test_of_several_processes_one_has_the_last_word(tmp_path: Path, monkeypatch: Any) -> None:
