@@ -121,15 +121,14 @@ def _put(path: Path, content: str | bytes) -> Path:
 
 
 def _drawn(table: Table, name: str) -> bytes:
-    """Draw the trade-off of the first lines of a table, as many as a picture can tell apart, and the base."""
+    """Draw the trade-off of the lines of a table that a picture can tell apart."""
     from alignbench.figures.tradeoff import tradeoff
-    from alignbench.leaderboard.cells import MOST
-    from alignbench.leaderboard.headline import standings
+    from alignbench.leaderboard.cells import names
+    from alignbench.leaderboard.headline import pictured
 
-    methods = [line.row.identity for line in standings(table) if not line.row.is_base]
-    kept = {"", *methods[: MOST - 1]}
-    shown = replace(table, rows=tuple(row for row in table.rows if row.identity in kept))
-    return tradeoff(shown, name).png()
+    kept = {line.row.identity for line in pictured(table)}
+    shown = replace(table, rows=tuple(row for row in table.rows if row.is_base or row.identity in kept))
+    return tradeoff(shown, name, names(table)).png()
 
 
 # --- sample grids ---------------------------------------------------------------------------------

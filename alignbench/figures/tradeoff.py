@@ -16,15 +16,18 @@ PAIRS = (("recall", None), ("recall", "precision"))
 """(metric to the right, metric upwards); None is the metric that the table is ranked by."""
 
 
-def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
+def tradeoff(table: Table, name: str = "tradeoff", called: Mapping[str, str] | None = None) -> Picture:
     """Draw pairs of metrics at every setting, or the ranking metric over the settings where there is no pair.
+
+    Args:
+        called: {identity of a row: label} of a larger table that these rows are taken from.
 
     Raises:
         NotDrawnError: the table has a single setting, or no ranking metric.
     """
     if table.rank_column is None:
         raise NotDrawnError(f"{table.protocol.title} has no value of the metric that ranks it")
-    series = series_of(table)
+    series = series_of(table, called)
     at_most(MOST, len(series), "rows")
     settings = list(dict.fromkeys(setting.title for setting in table.settings))
     if len(settings) < 2:
@@ -69,9 +72,9 @@ def _columns(texts: Sequence[str], inches: float) -> int:
     return 1
 
 
-def series_of(table: Table) -> dict[str, list[Row]]:
+def series_of(table: Table, called: Mapping[str, str] | None = None) -> dict[str, list[Row]]:
     """Return {short label: rows of one model in the order of the settings}; the base first."""
-    called = names(table)
+    called = called or names(table)
     groups = grouped((called[row.identity], row) for row in table.rows)
     return {
         label: sorted(groups[label], key=lambda row: table.settings.index(row.setting))

@@ -92,7 +92,8 @@ def labels(described: Mapping[K, tuple[str, str]]) -> dict[K, str]:
         for key in keys:
             recipe, *changes = parts[key]
             special = "-".join(word for word in recipe.split("-") if word not in words)
-            own = [special] if special and recipe not in common else []
+            usual = special in ("", title.lower().replace(" ", "-"))  # the method's own recipe
+            own = [] if usual or recipe in common else [special]
             own += [part.removeprefix("method.") for part in changes if part not in common]
             made[key] = f"{title} ({', '.join(own)})" if own else title
     counts = Counter([*made.values(), "base"])

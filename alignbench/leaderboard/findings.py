@@ -11,6 +11,9 @@ from alignbench.leaderboard.table import Column, Row, Table, grouped, join
 AGAINST = {"better": "better", "not significant": "not significantly different", "worse": "worse"}
 """{verdict: its words}, in the order of a sentence."""
 
+FEW = 10
+"""Up to so many lines a sentence repeats the differences that the table has."""
+
 
 def findings(table: Table) -> list[str]:
     """Return who is first, who beats the base, who merely sharpens, and what gets worse; may be nothing."""
@@ -22,6 +25,7 @@ def findings(table: Table) -> list[str]:
     verdicts = {line.label: verdict(line.at_plain, column) for line in lines}
     gained = [line for line in lines if verdicts[line.label] == "better"]
     changed = {_changed(line, column): word for line, word in zip(lines, verdicts.values(), strict=True)}
+    changed = changed if len(lines) <= FEW else verdicts
     said = _first(lines, column, plain)
     if base is not None and base.plain is not None:
         said += _against(changed, f"the base{plain} ({value(base.plain, column)})")

@@ -23,6 +23,8 @@ VERDICTS = {
 MARKS = {"better": "▲", "worse": "▼", "not significant": "≈"}
 """{verdict against the base at the plain setting: its mark}; what was not tested has none."""
 
+PICTURED = 7
+"""Methods in a picture; more would look alike."""
 LEFT = {"rank (95 %)", "method", "images", "seeds"}
 """Columns of words, aligned left."""
 Shown = tuple[str, bool]
@@ -76,6 +78,25 @@ def standings(table: Table) -> list[Standing]:
         return (-column.score(line.plain.cells[column.key]) if line.plain else math.inf), line.label
 
     return _against_base(_ranked(sorted(lines, key=place), column), column)
+
+
+def pictured(table: Table) -> list[Standing]:
+    """Return the lines of a picture: the base, and the methods that are best at their own best setting."""
+    column, lines = table.rank_column, standings(table)
+    scores = {
+        id(line): column.score(line.best.cells[column.key])
+        for line in lines
+        if column is not None and line.best is not None and not line.row.is_base
+    }
+    kept = sorted(scores, key=lambda key: -scores[key])[:PICTURED]
+    return [line for line in lines if line.row.is_base or id(line) in kept]
+
+
+def picture_note(table: Table) -> list[str]:
+    """Return what the picture leaves out, as a paragraph; nothing where it shows all."""
+    if len(pictured(table)) == len(standings(table)):
+        return []
+    return [f"Drawn: the base and the {PICTURED} methods that are best at their own best setting.", ""]
 
 
 def _ranked(lines: Sequence[Standing], column: Column) -> list[Standing]:

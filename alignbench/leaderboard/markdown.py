@@ -102,7 +102,7 @@ def first_screen(table: Table, picture: str = "") -> list[str]:
         right = {markdown(name) for name in header if name not in headline.LEFT}
         texts = [[f"**{markdown(text)}**" if bold else markdown(text) for text, bold in row] for row in rows]
         lines += [*grid([markdown(name) for name in header], texts, right=right), "", markdown(legend), ""]
-    lines += [f"![trade-off]({picture})", ""] if picture else []
+    lines += [f"![trade-off]({picture})", "", *headline.picture_note(table)] if picture else []
     return [*lines, *bullets(map(markdown, findings(table))), "", *warned(warnings_of(table))]
 
 

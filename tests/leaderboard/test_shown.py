@@ -14,6 +14,7 @@ from scipy import stats
 
 from alignbench.leaderboard import export, markdown, terminal
 from alignbench.leaderboard.board import build, collect
+from alignbench.leaderboard.cells import labels
 from alignbench.leaderboard.findings import findings
 from alignbench.leaderboard.report import report_markdown
 from alignbench.leaderboard.summary import sentences
@@ -83,6 +84,13 @@ def test_findings_say_who_is_first_who_gains_and_who_only_sharpens() -> None:
     untested, *_ = findings(table_of(one_seed(2.39, None)))
     assert untested == "VA-π is first by FD (2.390); not tested (single values): base."
     assert findings(table_of(load("base"))) == []
+
+
+def test_labels_say_what_sets_a_recipe_apart_from_the_usual_one() -> None:
+    recipes = {"AR-GRPO": ("ar-grpo", "gcpo"), "Next-token prediction": ("ntp", "ntp-annealed")}
+    described = {name: (title, f"{name}-tiny") for title, names in recipes.items() for name in names}
+    annealed = "Next-token prediction (annealed)"
+    assert [*labels(described).values()] == ["AR-GRPO", "AR-GRPO (gcpo)", "Next-token prediction", annealed]
 
 
 # --- terminal and files ---------------------------------------------------------------------------
@@ -162,9 +170,9 @@ def test_a_terminal_shows_the_headline_of_many_rows_within_80_columns() -> None:
     text = printed(only(build(collect(DIGITS), Registry.default().metric_facts())), 80)
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     assert (
-        "3 (3–7)" in text
+        "1 (1–10)" in text
         and "Next-token" in text
-        and "VA-π and STE cannot be told from it" in " ".join(text.split())
+        and "AR-GRPO (gcpo) cannot be told from it" in " ".join(text.split())
     )
     assert "at the same setting" not in text
 
