@@ -59,7 +59,7 @@ def test_columns_sort_by_value_both_ways(browser: Browser, page: Path) -> None:
     assert column(browser, "rank")[0].startswith("1 (")
     assert press_header(browser, "own best") == "ascending"
     shown = [float(text.split()[0]) for text in column(browser, "own best")]
-    assert shown == sorted(shown) and len(shown) == 8
+    assert shown == sorted(shown) and len(shown) == 21
     assert press_header(browser, "own best") == "descending"
     assert [float(text.split()[0]) for text in column(browser, "own best")] == shown[::-1]
     press_header(browser, "training")  # 4.3 s before 11 s, and the base, which has none, last
@@ -82,8 +82,8 @@ def choose(browser: Browser, **values: str) -> str:
 
 def test_filters_hide_tables_rows_and_points(browser: Browser, page: Path) -> None:
     browser.open(page)
-    assert choose(browser) == "2 of 2 tables, 60 rows"
-    assert choose(browser, model="LlamaGen-tiny") == "1 of 2 tables, 32 rows"
+    assert choose(browser) == "2 of 2 tables, 112 rows"
+    assert choose(browser, model="LlamaGen-tiny") == "1 of 2 tables, 84 rows"
     assert choose(browser, method="VA-π") == "1 of 2 tables, 8 rows"  # its own and the base's
     assert column(browser, "method") == ["VA-π", "base"]
     assert choose(browser, setting="CFG 2") == "1 of 2 tables, 2 rows"
@@ -92,7 +92,7 @@ def test_filters_hide_tables_rows_and_points(browser: Browser, page: Path) -> No
     assert choose(browser, protocol="Shapes", model="") == "1 of 2 tables, 2 rows"
     assert choose(browser, protocol="Shapes", setting="", method="") == "1 of 2 tables, 28 rows"
     browser.script("document.querySelector('.filters [type=reset]').click()")
-    browser.wait("return document.querySelector('.filters output').textContent === '2 of 2 tables, 60 rows'")
+    browser.wait("return document.querySelector('.filters output').textContent === '2 of 2 tables, 112 rows'")
 
 
 PANEL = "return document.querySelector('#table-1 .panel').innerText"
@@ -108,8 +108,8 @@ def test_a_point_shows_its_row_its_command_and_its_samples(browser: Browser, pag
     mark = named["VA-π, T=1"].find_element("css selector", ".mark")
     ActionChains(browser.driver).move_to_element(mark).perform()
     said = str(browser.script(PANEL))
-    assert "VA-π" in said and "1.335 ± 0.165" in said and "training 20 s, CPU" in said
-    assert "alignbench run --method vapi --model llamagen-tiny --seed 0" in said
+    assert "VA-π" in said and "1.390 ± 0.089" in said and "training 15 s, CPU" in said
+    assert "alignbench run --model llamagen-tiny --seed 0 --method vapi" in said
     drawn = browser.script("return document.querySelector('#table-1 .panel img').naturalWidth")
     assert drawn == 422
     browser.script("document.querySelector('#table-1 .frontier [tabindex=\"0\"]').focus()")
@@ -129,7 +129,7 @@ def test_a_picked_method_stands_out_and_axes_can_be_chosen(browser: Browser, pag
     lines = "return [...document.querySelectorAll('#table-1 .join')].filter(x => !x.matches('.dim')).length"
     assert browser.script(lines) == 2  # it and the base
     picked = browser.script("return document.querySelector('#table-1 [aria-pressed=true]').innerText.trim()")
-    assert picked == "VA-π"
+    assert picked == "GFT"
     browser.script(
         """const select = document.querySelector("#table-1 .axis-x");
         select.value = -1; select.dispatchEvent(new Event("change"))"""

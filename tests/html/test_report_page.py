@@ -43,7 +43,7 @@ def test_the_page_holds_the_whole_report(browser: Browser, run: Path, width: int
     shown = " ".join(str(browser.script("return document.body.innerText")).split())
     for number in re.findall(r"\d\.\d+ ± \d\.\d+", (run / "report.md").read_text("utf-8")):
         assert number in shown
-    assert "alignbench run --method vapi --model llamagen-tiny --seed 0" in shown
+    assert "alignbench run --model llamagen-tiny --seed 0 --method vapi" in shown
     assert "method.prior_weight 0.3" in shown
 
 
