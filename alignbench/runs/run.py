@@ -27,6 +27,7 @@ from alignbench.runs.evaluate_run import log_finished
 from alignbench.runs.recorder import RunRecorder
 from alignbench.runs.sample_grids import TrainingGrids
 from alignbench.runs.session import devices, session
+from alignbench.runs.together import together
 from alignbench.training.adapter import WEIGHTS_FILE
 from alignbench.training.driver import Interrupted
 from alignbench.training.parallel import Parallel
@@ -73,8 +74,11 @@ def run(job: Job, progress: Progress) -> RunRecord:
                     recorder.write("partial")
             if tracking:
                 tracking.finish(recorder.results)
-        progress.doing("report")
-        return current.finish(recorder.build("complete"))
+            progress.doing("report")
+            with together(parallel, job.out) as group:  # a launcher cannot start again what has ended well
+                if not group.is_first:
+                    group.help()
+                return current.finish(recorder.build("complete"))
 
 
 @contextlib.contextmanager
