@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,14 +120,9 @@ def _put(path: Path, content: str | bytes) -> Path:
 
 
 def _drawn(table: Table, name: str) -> bytes:
-    """Draw the trade-off of the lines of a table that a picture can tell apart."""
     from alignbench.figures.tradeoff import tradeoff
-    from alignbench.leaderboard.cells import names
-    from alignbench.leaderboard.headline import pictured
 
-    kept = {line.row.identity for line in pictured(table)}
-    shown = replace(table, rows=tuple(row for row in table.rows if row.is_base or row.identity in kept))
-    return tradeoff(shown, name, names(table)).png()
+    return tradeoff(table, name).png()
 
 
 # --- sample grids ---------------------------------------------------------------------------------

@@ -8,27 +8,25 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from alignbench.figures.picture import LOOKS, Look, Picture, Value, error_bars, grid, label_axes, looks
-from alignbench.figures.source import INTERVALS, NotDrawnError, at_most, plural
-from alignbench.leaderboard.cells import MOST, names
+from alignbench.figures.source import INTERVALS, NotDrawnError, plural
+from alignbench.leaderboard.cells import names
+from alignbench.leaderboard.headline import picture_note, pictured
 from alignbench.leaderboard.table import Column, Row, Table, grouped
 
 PAIRS = (("recall", None), ("recall", "precision"))
 """(metric to the right, metric upwards); None is the metric that the table is ranked by."""
 
 
-def tradeoff(table: Table, name: str = "tradeoff", called: Mapping[str, str] | None = None) -> Picture:
+def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
     """Draw pairs of metrics at every setting, or the ranking metric over the settings where there is no pair.
-
-    Args:
-        called: {identity of a row: label} of a larger table that these rows are taken from.
 
     Raises:
         NotDrawnError: the table has a single setting, or no ranking metric.
     """
     if table.rank_column is None:
         raise NotDrawnError(f"{table.protocol.title} has no value of the metric that ranks it")
-    series = series_of(table, called)
-    at_most(MOST, len(series), "rows")
+    kept = {line.label for line in pictured(table)}
+    series = {label: rows for label, rows in series_of(table).items() if label in kept}
     settings = list(dict.fromkeys(setting.title for setting in table.settings))
     if len(settings) < 2:
         raise NotDrawnError(f"{table.protocol.title} was measured at one setting only")
@@ -57,6 +55,7 @@ def tradeoff(table: Table, name: str = "tradeoff", called: Mapping[str, str] | N
         f"{table.model}, {table.protocol.title}: {what} at {len(settings)} sampling settings, {table.n:,} "
         f"images for each of {seeds}. {INTERVALS} A line joins the settings of one row; what lies on the "
         "base's line can be had without any training, by sampling differently."
+        + "".join(f" {text}" for text in picture_note(table) if text)
     )
     numbers = list(dict.fromkeys(row for part in rows for row in part))
     return Picture(name, caption, figure, ("row", "setting", "metric", "mean", "low", "high"), numbers)
@@ -72,9 +71,9 @@ def _columns(texts: Sequence[str], inches: float) -> int:
     return 1
 
 
-def series_of(table: Table, called: Mapping[str, str] | None = None) -> dict[str, list[Row]]:
+def series_of(table: Table) -> dict[str, list[Row]]:
     """Return {short label: rows of one model in the order of the settings}; the base first."""
-    called = called or names(table)
+    called = names(table)
     groups = grouped((called[row.identity], row) for row in table.rows)
     return {
         label: sorted(groups[label], key=lambda row: table.settings.index(row.setting))
