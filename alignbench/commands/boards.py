@@ -15,7 +15,7 @@ from alignbench.registry.lookup import Registry
 from alignbench.registry.plugins import load_registry
 
 if TYPE_CHECKING:
-    from alignbench.leaderboard.table import Board, Table
+    from alignbench.leaderboard.table import Board
     from alignbench.record import Tell
 
 SAMPLES = "samples"
@@ -58,7 +58,9 @@ def leaderboard(
     made = board.build(board.stored(out), facts, assets=assets, rewards=rewards)
     for name, table in markdown.pictures(made).items():
         if out / markdown.page_name(table) in changed or not (out / name).is_file():
-            changed.append(_put(out / name, _drawn(table, Path(name).stem)))
+            from alignbench.figures.tradeoff import tradeoff
+
+            changed.append(_put(out / name, tradeoff(table, Path(name).stem).png()))
     if html or (out / FILE_NAME).is_file():
         changed += _take_grids(board.record_files(paths), made, out)
         text = page(made, _grids(out))
@@ -117,12 +119,6 @@ def _put(path: Path, content: str | bytes) -> Path:
     except OSError as error:
         raise RunFailed(f"{path} cannot be written: {error.strerror or error}") from error
     return path
-
-
-def _drawn(table: Table, name: str) -> bytes:
-    from alignbench.figures.tradeoff import tradeoff
-
-    return tradeoff(table, name).png()
 
 
 # --- sample grids ---------------------------------------------------------------------------------

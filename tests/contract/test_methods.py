@@ -21,7 +21,6 @@ METHODS = REGISTRY.names("methods")
 CHECKS = {check.__name__: check for check in method_checks.METHOD_CHECKS}
 PUBLIC = {check.__name__: check for check in testing.METHOD_CHECKS}
 PLAIN = ("bool", "int", "float")
-ON_CAPTIONS = ("gradients_reach_only_what_trains", "numbers_come_from_addresses")
 COMPANIONS = {
     **dict.fromkeys([("vapi", "kl_estimator"), ("vapi", "kl_in")], "method.prior=kl"),
     ("ntp", "noise_schedule"): "method.noise=1",
@@ -63,14 +62,6 @@ def test_the_public_checks(method: str, tmp_path: Path) -> None:
         check(case_of(method), tmp_path / name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.usefixtures("few_scenes")
-def test_the_public_checks_on_captions(method: str, tmp_path: Path) -> None:
-    for name in ON_CAPTIONS:
-        PUBLIC[name](case_of(method, model="shapes-tiny"), tmp_path / name)
-
-
 def variants() -> list[tuple[str, ...]]:
     """Every class of methods with each of its switches thrown, one at a time."""
     found = []
@@ -106,14 +97,6 @@ def test_what_looks_beyond_a_group_depends_on_no_split(method: str, tmp_path: Pa
     testing.a_resumed_run_is_the_same(case, tmp_path)
 
 
-@pytest.mark.parametrize("settings", WEIGHED.values(), ids=WEIGHED)
-def test_weights_of_tokens_depend_on_no_split(settings: tuple[str, ...], tmp_path: Path) -> None:
-    case = case_of("ar-grpo", *settings)
-    method_checks.two_ranks_give_what_one_gives(case, tmp_path)
-    method_checks.micro_batches_change_nothing(case, tmp_path)
-    method_checks.collecting_leaves_no_trace(case, tmp_path)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_scenes")
 @pytest.mark.parametrize("model", ["llamagen-tiny", "shapes-tiny"])
@@ -131,6 +114,8 @@ def test_splits_and_interruptions_on_the_other_models(method: str, model: str, t
     guided = ("method.cfg_scale=2",) if "rewards" in REGISTRY.method(method).options else ()
     given = (*sharding_case(model, method).more, *guided)
     case = Case(load_registry([redness]), method, model, given)
+    for name in ("gradients_reach_only_what_trains", "numbers_come_from_addresses"):
+        PUBLIC[name](case, tmp_path / name)
     method_checks.only_what_trains_changes(case, tmp_path)
     method_checks.two_ranks_give_what_one_gives(case, tmp_path)
     testing.a_resumed_run_is_the_same(case, tmp_path)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from alignbench.record import FILE_NAME, read
@@ -42,9 +42,9 @@ def outcome(folder: Path) -> dict[str, object]:
     return {"status": record.status, "exports": record.exports, "results": results, "calls": calls}
 
 
-def command(*arguments: str, ranks: int = 1, launcher: Sequence[str] = ()) -> list[str]:
-    """The command line of a run; `launcher` is more for torchrun."""
-    start = [*TORCHRUN, str(ranks), *launcher] if ranks > 1 else [sys.executable]
+def command(*arguments: str, ranks: int = 1) -> list[str]:
+    """The command line of a run."""
+    start = [*TORCHRUN, str(ranks)] if ranks > 1 else [sys.executable]
     return [*start, "-m", "alignbench", *arguments]
 
 

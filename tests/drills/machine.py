@@ -14,8 +14,13 @@ import sys
 import time
 from pathlib import Path
 
+from alignbench.record import FILE_NAME, read
 from alignbench.training.signals import SIGNALS
 from tests.drills.drill import LIMIT_S, TINY, Drill, Lost, check_words, command, in_process, outcome
+
+
+def ended(out: Path) -> bool:
+    return (out / FILE_NAME).exists() and read(out).status == "complete"
 
 
 class Machine(Drill):
@@ -143,7 +148,8 @@ class Machine(Drill):
             while self._child(running.pid) == running.pid and running.poll() is None:
                 time.sleep(0.05)
             time.sleep(self.draw.uniform(0.0, 1.5 * self.seconds))  # from the first import to the last score
-            if (target := self._child(running.pid)) != running.pid:
+            # What has ended well is not started again: torchrun's other agent would wait for it in vain.
+            if (target := self._child(running.pid)) != running.pid and not ended(out):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(target, signal.SIGKILL)
             try:
@@ -152,8 +158,6 @@ class Machine(Drill):
                 for agent in agents:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(agent.pid, signal.SIGKILL)
-                if (out / "run.json").exists() and outcome(out) == wanted:
-                    return  # it had ended, and was killed on its way out: torchrun waits for nothing
                 raise Lost(f"{more}: it hangs:\n{(folder / 'errors').read_text()[-3000:]}") from None
             if any(codes) or outcome(out) != wanted:
                 raise Lost(f"{more}: it ends with {codes}:\n{(folder / 'errors').read_text()[-3000:]}")
