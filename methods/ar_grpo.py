@@ -131,7 +131,7 @@ class ArGrpo:
         experience = Experience(
             condition, tokens, logprobs, reference, compared.advantages.flatten(), compared.valid.flatten(),
             compared.unscaled, signals if self.weights else None,
-            Pending.of(rollouts, drawn, terms),
+            Pending(rollouts.sets, drawn.features, terms, list(rollouts.rewards)) if drawn.features else None,
         )  # fmt: skip
         metrics = rollouts.metrics(drawn) | compared.shares | more
         return rollouts.collected(experience, drawn, metrics, images=len(batch))
@@ -146,7 +146,7 @@ class ArGrpo:
         """Compare with the credits of set rewards; then divide the advantages by the spread in the step."""
         assert isinstance(experience, Experience)
         if experience.pending:
-            compared, logged = experience.pending.settled(sums, self._compare)
+            compared, logged = experience.pending.settled(sums, self._compare, self.rollouts.metrics)
             signals = experience.signals and replace(experience.signals, valid=compared.valid)
             return replace(
                 experience, advantages=compared.advantages.flatten(), valid=compared.valid.flatten(),

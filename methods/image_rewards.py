@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -66,9 +66,19 @@ class Reconstruction(ImageDistances):
         super().__init__(parts, reward)
         self.decode_batch = decode_batch
 
-    def measure(self, backbone: api.Backbone, tokens: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Decode [B, G, T] codes and compare with [B, 3, H, W] images, unclamped: {part: [B, G]}."""
+    def measure(
+        self,
+        backbone: api.Backbone,
+        tokens: Tensor,
+        images: Tensor,
+        look: Callable[[Tensor], Mapping[str, Tensor]] = lambda images: {},
+    ) -> dict[str, Tensor]:
+        """Decode [B, G, T] codes and compare with [B, 3, H, W] images, unclamped: {part: [B, G]}.
+
+        With what `look` gives of decoded images [N, 3, H, W], 0 black and 1 white: {name: [B, G, ...]}.
+        """
         measured = {part: images.new_empty(tokens.shape[:2]) for part in self.distances}
+        looks: dict[str, list[Tensor]] = {}  # in the order of images and of their samples
         num_images = max(1, self.decode_batch // tokens.shape[1])
         for top in range(0, len(tokens), num_images):
             rows = slice(top, top + num_images)
@@ -80,7 +90,11 @@ class Reconstruction(ImageDistances):
                 for part, distance in self.distances.items():
                     values = distance.distance(decoded, prepared[part], repeats=piece.shape[1])
                     measured[part][rows, samples] = values.view(piece.shape[:2])
-        return measured
+                for name, looked in look((decoded + 1) / 2).items():
+                    looks.setdefault(name, []).append(looked)
+        return measured | {
+            name: torch.cat(parts).unflatten(0, tokens.shape[:2]) for name, parts in looks.items()
+        }
 
 
 def as_distance(spec: str, reward: api.Reward) -> api.Distance:
@@ -99,7 +113,19 @@ def as_distance(spec: str, reward: api.Reward) -> api.Distance:
 
 def weighted_reward(distances: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Minus the weighted sum of distances of one shape; larger is better (VA-π Eq. 10)."""
-    return -torch.stack([weights[part] * values for part, values in distances.items()]).sum(dim=0)
+    return -torch.stack([weight * distances[part] for part, weight in weights.items()]).sum(dim=0)
+
+
+def reconstruction_metrics(
+    rewards: Tensor, distances: Mapping[str, Tensor], parts: Iterable[str]
+) -> dict[str, Tensor]:
+    """Rewards [B, G] and the distances behind them, for the log."""
+    metrics = {"reward": rewards.mean(), "reward_std": rewards.std(dim=1).mean()}
+    for part in parts:
+        values = distances[part]
+        mean, std, flat = describe(values, torch.ones_like(values, dtype=torch.bool))
+        metrics |= {part: mean, f"reward_std/{part}": std, f"flat/{part}": flat}
+    return metrics
 
 
 class ImageLoss(ImageDistances):
@@ -158,6 +184,18 @@ def combine_raw(values: Sequence[Tensor], valid: Sequence[Tensor], weights: Sequ
     all_valid = torch.stack(list(valid)).all(dim=0)
     parts = [weight * part for weight, part in zip(weights, values, strict=True)]
     return Mixed(torch.stack(parts).sum(dim=0).masked_fill(~all_valid, torch.nan), all_valid)
+
+
+def described(name: str, values: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """For the log: what `describe` says of a reward's scores, and the share that is not valid."""
+    mean, std, flat = describe(values, valid)
+    invalid = (~valid).float().mean()
+    return {
+        f"reward/{name}": mean,
+        f"reward_std/{name}": std,
+        f"flat/{name}": flat,
+        f"invalid/{name}": invalid,
+    }
 
 
 def describe(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

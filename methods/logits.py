@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods.policy_gradient import Draws, NoiseKernel, corrupt
+from alignbench.methods.sets.pending import Pending
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Experience:
     """Sample numbers of the images."""
     draws: Draws | None = None
     """None without a policy term."""
+    pending: Pending | None = None
+    """Set rewards that wait for the whole step; until then the advantages are those of the other terms."""
+    logged: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the log says once they are known."""
 
 
 @runtime_checkable

@@ -17,9 +17,9 @@ from torch import Tensor
 from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import groups, policy_gradient
-from alignbench.methods.image_rewards import combine_raw, describe
+from alignbench.methods.image_rewards import combine_raw, describe, described
 from alignbench.methods.logits import eval_logits, mode
-from alignbench.methods.sets.set_rewards import SetRewards, unsettled
+from alignbench.methods.sets.set_rewards import SetRewards, short_names, unsettled
 from alignbench.registry.reward_spec import parse_spec, parse_terms
 
 
@@ -81,6 +81,16 @@ class Groups:
         """Tokens [B·k, T] of k sequences of each group, by their places [B, k] in it."""
         first = torch.arange(len(places), device=places.device) * self.values[0].shape[1]
         return self.tokens[(places + first.unsqueeze(1)).flatten()]
+
+
+class Scored(Protocol):
+    """Scores [B, G] of each term, and which of them are valid."""
+
+    @property
+    def values(self) -> Sequence[Tensor]: ...
+
+    @property
+    def valid(self) -> Sequence[Tensor]: ...
 
 
 class Rollouts:
@@ -148,14 +158,13 @@ class Rollouts:
             reward_failures=drawn.reward_failures,
         )
 
-    def metrics(self, drawn: Groups) -> dict[str, Tensor]:
-        """What the log says of the scores."""
-        mean, std, _ = describe(*combine_raw(drawn.values, drawn.valid, self.weights))
+    def metrics(self, scored: Scored) -> dict[str, Tensor]:
+        """What the log says of the scores; terms behind those of the rewards are left out."""
+        values, valid = scored.values[: len(self.rewards)], scored.valid[: len(self.rewards)]
+        mean, std, _ = describe(*combine_raw(values, valid, self.weights))
         metrics = {"reward": mean, "reward_std": std}
-        for name, value, mask in zip(short_names(list(self.rewards)), drawn.values, drawn.valid, strict=True):
-            mean, std, flat = describe(value, mask)
-            metrics |= {f"reward/{name}": mean, f"reward_std/{name}": std, f"flat/{name}": flat}
-            metrics[f"invalid/{name}"] = (~mask).float().mean()
+        for name, value, mask in zip(short_names(list(self.rewards)).values(), values, valid, strict=True):
+            metrics |= described(name, value, mask)
         return metrics
 
     @property
@@ -228,12 +237,6 @@ class Rollouts:
             for piece in tokens.split(self.options.decode_batch)
         ]
         return (torch.cat(pieces) + 1) / 2
-
-
-def short_names(specs: Sequence[str]) -> list[str]:
-    """What the log calls each reward: its card, or the whole specification where a card is used twice."""
-    cards = [parse_spec(spec).name for spec in specs]
-    return [card if cards.count(card) == 1 else spec for spec, card in zip(specs, cards, strict=True)]
 
 
 def _scores(drawn: groups.Samples) -> tuple[list[Tensor], list[Tensor]]:

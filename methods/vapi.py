@@ -2,14 +2,15 @@
 
 Tokens are drawn in parallel from the policy's predictions given the (possibly noisy) tokens of a real
 image, decoded, and rewarded for resembling that image; a cross-entropy prior on the same context keeps the
-policy a language model of clean tokens. This file gathers experience and states the loss; it owns no loop.
+policy a language model of clean tokens. Rewards of scope `set` can be further terms. No loop is owned here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +19,17 @@ from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import groups, policy_gradient
 from alignbench.methods.groups import GroupOptions
-from alignbench.methods.image_rewards import ImageOptions, Reconstruction, describe, parts_of, weighted_reward
+from alignbench.methods.image_rewards import (
+    ImageOptions,
+    Reconstruction,
+    parts_of,
+    reconstruction_metrics,
+    weighted_reward,
+)
 from alignbench.methods.logits import Experience, eval_logits, mode, teacher_forced
 from alignbench.methods.policy_gradient import Draws, Objective
+from alignbench.methods.sets.pending import Pending
+from alignbench.methods.sets.set_rewards import SetOptions
 
 
 class VaPi:
@@ -33,7 +42,7 @@ class VaPi:
     updates: api.Updates = "policy"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ImageOptions, GroupOptions):
+    class Config(ImageOptions, GroupOptions, SetOptions):
         """Options; the method's card holds their defaults and documentation."""
 
         policy_weight: float
@@ -58,6 +67,8 @@ class VaPi:
             parts_of(config) if config.policy_weight else {}, reward, decode_batch=config.decode_batch
         )
         self.reference = backbone.reference() if config.prior == "kl" else None
+        self.sets = config.build_sets(reward, used=config.policy_weight > 0)
+        self.state, self.load_state, self.advance = self.sets.state, self.sets.load_state, self.sets.advance
 
     @torch.no_grad()
     def collect(self, batch: api.Batch, step: int) -> api.Collected:
@@ -70,40 +81,56 @@ class VaPi:
         if not self.config.policy_weight:
             return api.Collected(experience, images=len(batch))
         logits = eval_logits(self.backbone, batch.condition, context)
-        distances, again, entropy = self._draw(logits, batch, step)
-        tokens, rewards = distances.pop("tokens"), self._reward(distances)
+        drawn, again, entropy = self._draw(logits, batch, step)
+        tokens, rewards = drawn["tokens"], weighted_reward(drawn, self.reconstruction.weights)
         logprobs = policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
         reference = None
         if self.reference is not None:
             logits = eval_logits(self.reference, batch.condition, context)
             reference = policy_gradient.token_logprobs(logits, tokens, self.config.temperature)
-        scores, more = rewards, {}
+        scores, more = rewards, dict[str, Tensor]()
         if reference is not None and self.config.kl_in == "reward":
             penalty, reference = self.config.penalty(logprobs, reference), None
             scores = rewards - self.config.prior_weight * penalty
             more["kl"] = penalty.mean() / tokens.shape[-1]
         if self.config.redraws:
             more["redrawn_groups"] = rewards.new_tensor(again / len(batch))
-        compared = groups.compare([scores], [torch.ones_like(scores, dtype=torch.bool)], [1.0], self.config)
+        features = {spec: drawn[spec].flatten(0, 1) for spec in self.sets.rewards}
+        pending = Pending.behind(scores, self.sets, features, self.config.set_terms)
+        compared = groups.compare(*pending.terms, self.config)
+        more["flat_groups"] = compared.shares["flat_groups"]
         draws = Draws(tokens, logprobs, compared.advantages, reference, compared.unscaled)
         sequences = rewards.numel() + again * self.config.group_size
         return api.Collected(
-            replace(experience, draws=draws),
-            metrics={**_metrics(rewards, compared.advantages, distances), "entropy": entropy, **more},
+            replace(experience, draws=draws, pending=pending if features else None),
+            metrics={
+                **reconstruction_metrics(rewards, drawn, self.reconstruction.weights),
+                "entropy": entropy,
+                **more,
+            },
             images=len(batch),
             sequences=sequences,
-            reward_calls=self.reconstruction.calls(sequences),
+            reward_calls=self.reconstruction.calls(sequences) | self.sets.calls(sequences),
+            reward_failures=self.sets.failures(features),
         )
 
-    def sums(self, experience: object) -> Mapping[str, float]:
+    def sums(self, experience: object) -> Mapping[str, Any]:
         """What `complete` needs of the whole step."""
         assert isinstance(experience, Experience)
+        if experience.pending:
+            return experience.pending.sums
         unscaled = experience.draws.unscaled if experience.draws else None
         return unscaled.sums if unscaled else {}
 
-    def complete(self, experience: object, sums: Mapping[str, float]) -> object:
-        """Divide the advantages by the spread in the whole step."""
-        assert isinstance(experience, Experience) and experience.draws and experience.draws.unscaled
+    def complete(self, experience: object, sums: Mapping[str, Any]) -> object:
+        """Compare with the credits of a set reward; then divide the advantages by the spread in the step."""
+        assert isinstance(experience, Experience) and experience.draws
+        if experience.pending:
+            compare = partial(groups.compare, options=self.config)
+            compared, logged = experience.pending.settled(sums, compare)
+            draws = replace(experience.draws, advantages=compared.advantages, unscaled=compared.unscaled)
+            return replace(experience, draws=draws, pending=None, logged=logged)
+        assert experience.draws.unscaled
         advantages = experience.draws.unscaled.divided(sums)
         return replace(experience, draws=replace(experience.draws, advantages=advantages, unscaled=None))
 
@@ -115,15 +142,15 @@ class VaPi:
         so that ratios scatter around 1 although nothing was updated in between.
         """
         assert isinstance(experience, Experience)
-        assert experience.draws is None or experience.draws.unscaled is None, "`complete` was not called"
+        assert experience.draws is None or not (experience.draws.unscaled or experience.pending), "incomplete"
         if self.config.fidelity == "exact":
             logits = eval_logits(self.backbone, experience.condition, experience.context)
-            return self.objective(logits, experience.targets, experience.draws)
-        losses = [self._official_loss(experience, image) for image in range(len(experience.index))]
-        return api.Loss(
-            torch.stack([loss.value for loss in losses]).mean(),
-            {name: torch.stack([loss.metrics[name] for loss in losses]).mean() for name in losses[0].metrics},
-        )
+            losses = [self.objective(logits, experience.targets, experience.draws)]
+        else:
+            losses = [self._official_loss(experience, image) for image in range(len(experience.index))]
+        parts = {name: torch.stack([loss.metrics[name] for loss in losses]) for name in losses[0].metrics}
+        metrics = {name: part.mean() for name, part in parts.items()}
+        return api.Loss(torch.stack([loss.value for loss in losses]).mean(), {**metrics, **experience.logged})
 
     def _official_loss(self, experience: Experience, image: int) -> api.Loss:
         """One image as G train-mode rows; its dropout depends on nothing but (seed, step, sample number)."""
@@ -147,31 +174,15 @@ class VaPi:
             numbers = randomness.uniforms(self.seed, f"vapi-sample{tag}", step, index, shape)
             uniforms = torch.from_numpy(numbers).to(logits.device).transpose(1, 2).contiguous()
             drawn = randomness.inverse_cdf(probabilities[rows], uniforms).transpose(1, 2).contiguous()
-            distances = self.reconstruction.measure(self.backbone, drawn, batch.images[rows])
-            return {"tokens": drawn, **distances}
+            look, images = self.sets.features, batch.images[rows]
+            return {"tokens": drawn, **self.reconstruction.measure(self.backbone, drawn, images, look)}
 
         def flat(drawn: groups.Samples) -> Tensor:
-            rewards = self._reward({part: drawn[part] for part in self.reconstruction.weights})
+            rewards = weighted_reward(drawn, self.reconstruction.weights)
             return groups.is_flat([rewards], [torch.ones_like(rewards, dtype=torch.bool)])
 
         entropy = torch.special.entr(probabilities).sum(dim=-1).mean()
         return *groups.draw(sample, flat, self.config.redraws), entropy
-
-    def _reward(self, distances: groups.Samples) -> Tensor:
-        return weighted_reward(distances, self.reconstruction.weights)
-
-
-def _metrics(rewards: Tensor, advantages: Tensor, distances: groups.Samples) -> dict[str, Tensor]:
-    """Rewards and advantages [B, G] and the distances behind them, for the log."""
-    metrics = {
-        "reward": rewards.mean(),
-        "reward_std": rewards.std(dim=1).mean(),
-        "flat_groups": (advantages == 0).all(dim=1).float().mean(),
-    }
-    for part, values in distances.items():
-        mean, std, flat = describe(values, torch.ones_like(values, dtype=torch.bool))
-        metrics |= {part: mean, f"reward_std/{part}": std, f"flat/{part}": flat}
-    return metrics
 
 
 def _check(config: VaPi.Config) -> None:

@@ -261,7 +261,23 @@ class MethodCard(Card):
     reward_options: list[str] = []
     """Options whose value names a reward card."""
     reward_switches: list[str] = []
-    """Options any of which at 0 leaves these rewards out: they are then neither loaded nor computed."""
+    """Options any of which at 0 leaves these rewards out: they are then neither loaded nor computed. One that
+    is called as one of these and `_weight` leaves out that one alone."""
+
+    def trains_on_rewards(self, options: Mapping[str, Scalar]) -> bool:
+        """Whether no switch leaves out all rewards."""
+        own = [f"{name}_weight" for name in self.reward_options]
+        return all(options[switch] != 0 for switch in self.reward_switches if switch not in own)
+
+    def rewards_in_use(self, options: Mapping[str, Scalar]) -> dict[str, str]:
+        """{option: specifications} of the rewards that options name and give a weight."""
+        used = self.reward_options if self.trains_on_rewards(options) else []
+        texts = {name: str(options.get(name, self.options[name].default)) for name in used}
+        return {
+            name: text
+            for name, text in texts.items()
+            if text not in ("", "none") and options.get(f"{name}_weight", 1) != 0
+        }
 
     @model_validator(mode="after")
     def _check_rows(self) -> MethodCard:

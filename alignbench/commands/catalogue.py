@@ -50,10 +50,11 @@ def _model(registry: Registry, name: str, card: ModelCard) -> Facts:
 
 
 def _method(_: Registry, __: str, card: MethodCard) -> Facts:
+    defaults = [str(card.options[key].default) for key in card.reward_options]
     return {
         "trains": card.updates,
         "needs": list(card.needs),
-        "rewards": [str(card.options[key].default) or "your choice" for key in card.reward_options],
+        "rewards": [default or "your choice" for default in defaults if default != "none"],
         "paper": card.paper.removeprefix("arXiv:"),
     }
 

@@ -52,7 +52,8 @@ def cards_used(registry: Registry, config: RunConfig, protocol: ProtocolCard) ->
     if config.method is not None:
         used.append(("methods", config.method))
         options = config.section("method")
-        named = [str(options[option]) for option in registry.method(config.method).reward_options]
+        method = registry.method(config.method)
+        named = [str(options[option]) for option in method.reward_options if option in options]
         used += [("rewards", word) for word in re.findall(r"[\w.-]+", " ".join(named))]
     return used
 

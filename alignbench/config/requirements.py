@@ -151,10 +151,9 @@ def problems_of(
 def rewards_of(registry: Registry, config: RunConfig, method: MethodCard) -> Iterator[Resolved]:
     """Yield the rewards that a method's options name, but those of weight 0; raises UserError: unreadable."""
     options = config.section("method")
-    if all(options[switch] != 0 for switch in method.reward_switches):
-        for text in (str(options[option]) for option in method.reward_options):
-            for spec, _ in parse_terms(text) if text not in ("", "none") else []:
-                yield resolve(spec, registry, config.section("assets"))
+    for text in method.rewards_in_use(options).values():
+        for spec, _ in parse_terms(text):
+            yield resolve(spec, registry, config.section("assets"))
 
 
 def assets_of_rewards(registry: Registry, config: RunConfig, method: MethodCard) -> dict[str, str | None]:
@@ -173,7 +172,7 @@ def _reward_problems(
     registry: Registry, config: RunConfig, method: MethodCard, model: ModelCard
 ) -> Iterator[Problem]:
     for option in method.reward_options:
-        if not config.section("method")[option]:
+        if config.section("method").get(option) == "":
             what, fix = "no reward is named", f"--set method.{option}=NAME; see: alignbench list rewards"
             yield Problem(f"method.{option}", what, fix)
     try:

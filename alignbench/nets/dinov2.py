@@ -54,6 +54,9 @@ class Dinov2:
         self._device = device
         self.width = int(network.config.hidden_size)
 
+    def to(self, device: torch.device) -> None:
+        self._network, self._device = self._network.to(device), device
+
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """[n, 3, H, W] uint8 → [n, width] float32 on the network's device; TF32 is off."""

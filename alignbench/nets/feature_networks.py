@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alignbench.nets import digits, inception, torchvision_inception
+from alignbench.nets import digits, dinov2, inception, torchvision_inception
 
 
 class HasWeights(Protocol):
@@ -50,7 +50,7 @@ def _digits(name: str) -> LoadableNetwork:
 def _inception(path: Path | None) -> FeatureNetwork:
     assert path is not None
     net = inception.load(path, torch.device("cpu"))
-    return FeatureNetwork(net, lambda images: net.features((255 * images).round().to(torch.uint8)).pool)
+    return FeatureNetwork(net, lambda images: net.features(_bytes(images)).pool)
 
 
 def _torchvision(path: Path | None) -> FeatureNetwork:
@@ -59,10 +59,23 @@ def _torchvision(path: Path | None) -> FeatureNetwork:
     return FeatureNetwork(net, lambda images: torchvision_inception.features(net, images))
 
 
+def _dinov2(path: Path | None) -> FeatureNetwork:
+    assert path is not None
+    net = dinov2.load(path, torch.device("cpu"))
+    return FeatureNetwork(net, lambda images: net.features(_bytes(images)))
+
+
+def _bytes(images: Tensor) -> Tensor:
+    """As metrics of these networks see them."""
+    return (255 * images).round().to(torch.uint8)
+
+
 NETWORKS: dict[str, LoadableNetwork] = {
     "digits-features-a": _digits("digits-features-a"),
     "digits-features-b": _digits("digits-features-b"),
     "inception-2015-12-05": LoadableNetwork(_inception, "inception-2015-12-05"),
     "inception-v3-torchvision": LoadableNetwork(_torchvision, "inception-v3-torchvision"),
+    "facebook/dinov2-base": LoadableNetwork(_dinov2, "dinov2-base"),
+    "facebook/dinov2-large": LoadableNetwork(_dinov2, "dinov2-large"),
 }
 """{name as metrics and records have it: network}."""

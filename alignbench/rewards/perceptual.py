@@ -9,7 +9,7 @@ import torch
 
 from alignbench.errors import UserError
 from alignbench.hub.locate import locate_asset
-from alignbench.hub.verify import verify_asset
+from alignbench.hub.verify import AssetFile, verify_asset
 from alignbench.nets import digits, lpips
 from alignbench.registry.lookup import Registry
 from alignbench.rewards.requests import FromReference
@@ -37,7 +37,12 @@ def build_digits(device: torch.device) -> PerceptualDistance:
 
 
 def require_trunk(asset: str, path: str = "") -> Path:
-    """Return where a trunk lies, after comparing its sha256 with its card's and the start in its name.
+    """Return where a trunk lies; see `require_weights`."""
+    return require_weights(asset, path).path
+
+
+def require_weights(asset: str, path: str = "") -> AssetFile:
+    """Return a network's file, after comparing its sha256 with its card's and the start in its name.
 
     A file that the user names, `path`, is taken as it is.
 
@@ -48,9 +53,10 @@ def require_trunk(asset: str, path: str = "") -> Path:
         UserError: the file is missing or damaged.
     """
     file = verify_asset(locate_asset(asset, Registry.default().asset(asset), path))
-    if not path and not file.sha256.startswith(file.path.stem.rpartition("-")[2]):
+    named = file.path.is_file()  # a folder in the hub's form has no digest in its name
+    if named and not path and not file.sha256.startswith(file.path.stem.rpartition("-")[2]):
         raise UserError(
             f"{file.path} is damaged: its sha256 begins with {file.sha256[:8]}",
             fix=f"delete it, then: alignbench fetch {asset}",
         )
-    return file.path
+    return file

@@ -210,6 +210,6 @@ def _real(evaluation: ProtocolEvaluation) -> list[tuple[str, torch.Tensor]]:
 def _reward_networks(plan: Plan, registry: Registry) -> list[str]:
     if plan.method is None:
         return []
-    texts = [str(plan.config.section("method")[option]) for option in plan.method.reward_options]
-    specs = [spec for text in texts if text != "none" for spec, _ in parse_terms(text)]
+    texts = plan.method.rewards_in_use(plan.config.section("method")).values()
+    specs = [spec for text in texts for spec, _ in parse_terms(text)]
     return sorted({network for spec in specs for network in resolve(spec, registry).networks})

@@ -27,15 +27,12 @@ def terms_of(plan: Plan) -> dict[str, float]:
     if plan.method is None:
         return {}
     options = plan.config.section("method")
-    parts = [(f"pixel-{options['pixel_loss']}", "pixel_weight")] if "pixel_loss" in options else []
-    parts += [(str(options[name]), f"{name}_weight") for name in plan.method.reward_options]
-    own = {weight for _, weight in parts}
-    if any(options[switch] == 0 for switch in plan.method.reward_switches if switch not in own):
-        return {}
+    parts = plan.method.rewards_in_use(options)
+    if options.get("pixel_weight") and plan.method.trains_on_rewards(options):
+        parts = {"pixel": f"pixel-{options['pixel_loss']}", **parts}
     return {
-        spec: weight * float(options.get(option, 1))
-        for text, option in parts
-        if text not in ("", "none") and options.get(option, 1)
+        spec: weight * float(options.get(f"{name}_weight", 1))
+        for name, text in parts.items()
         for spec, weight in parse_terms(text)
     }
 

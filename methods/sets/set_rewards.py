@@ -6,7 +6,9 @@ processes change them. Until the sums are there a term's values are 0 in every g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from alignbench import api
 from alignbench.errors import UserError
+from alignbench.registry.reward_spec import parse_spec, parse_terms
 
 
 @runtime_checkable
@@ -41,6 +44,7 @@ class SetRewards:
 
     def __init__(self, rewards: Mapping[str, object]) -> None:
         self.rewards = {spec: one for spec, one in rewards.items() if isinstance(one, SetReward)}
+        self._specs = list(rewards)
         self._states: dict[str, Mapping[str, Tensor]] = {spec: {} for spec in self.rewards}
 
     def check(self, waits: bool, redraws: int) -> None:
@@ -63,6 +67,16 @@ class SetRewards:
         """Look at images, [N, 3, H, W]: {specification: [N, D]}."""
         return {spec: reward.features(images) for spec, reward in self.rewards.items()}
 
+    def calls(self, images: int) -> dict[str, int]:
+        """{reward card: images looked at}, as `api.Collected.reward_calls` wants it."""
+        return {parse_spec(spec).name: images for spec in self.rewards}
+
+    def failures(self, features: Mapping[str, Tensor]) -> Counter[str]:
+        """Images that could not be looked at, by reward card."""
+        return Counter(
+            {parse_spec(spec).name: int((~looked_at(rows)).sum()) for spec, rows in features.items()}
+        )
+
     def sums(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is to be added up over the step, of rows without failure."""
         found = {}
@@ -83,9 +97,13 @@ class SetRewards:
             found[spec] = values
         return found
 
-    def values(self, sums: Mapping[str, Any]) -> dict[str, Tensor]:
-        """{specification: score of the whole step}."""
-        return {spec: one.value(_of(spec, sums), self._states[spec]) for spec, one in self.rewards.items()}
+    def log(self, sums: Mapping[str, Any]) -> dict[str, Tensor]:
+        """{`set/` and what the log calls the reward: score of the whole step}."""
+        names = short_names(self._specs)
+        return {
+            f"set/{names[spec]}": one.value(_of(spec, sums), self._states[spec])
+            for spec, one in self.rewards.items()
+        }
 
     def advance(self, sums: Mapping[str, Any]) -> None:
         """Move the states on by a step, if these are its sums."""
@@ -104,6 +122,48 @@ class SetRewards:
         self._states = {spec: _of(spec, state) for spec in self.rewards}
         if strange := state.keys() - self.state().keys():
             raise ValueError(f"{min(strange)} is of no reward here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetOptions:
+    """Options of the methods that have set rewards beside rewards of another kind."""
+
+    set_rewards: str
+    redraws: int
+
+    @property
+    def set_terms(self) -> dict[str, float]:
+        """{specification: weight}."""
+        return dict(parse_terms(self.set_rewards)) if self.set_rewards != "none" else {}
+
+    def build_sets(self, reward: Callable[[str], api.Reward], used: bool) -> SetRewards:
+        """Build them.
+
+        Raises:
+            UserError: nothing is drawn that they could score, one is of another scope, or flat groups are
+                to be drawn again.
+        """
+        if self.set_terms and not used:
+            raise UserError(
+                "method.set_rewards changes nothing with method.policy_weight=0",
+                fix="leave it out, or raise method.policy_weight",
+            )
+        rewards = {spec: reward(spec) for spec in self.set_terms}
+        sets = SetRewards(rewards)
+        if others := rewards.keys() - sets.rewards.keys():
+            raise UserError(
+                f"method.set_rewards: {min(others)} is not of scope set",
+                fix="alignbench list rewards says of which scope each is",
+            )
+        sets.check(waits=True, redraws=self.redraws)
+        return sets
+
+
+def short_names(specs: Sequence[str]) -> dict[str, str]:
+    """What the log calls each reward: its card, or the whole specification where a card is used twice."""
+    cards = [parse_spec(spec).name for spec in specs]
+    pairs = zip(specs, cards, strict=True)
+    return {spec: card if cards.count(card) == 1 else spec for spec, card in pairs}
 
 
 def unsettled(features: Tensor) -> api.Scores:

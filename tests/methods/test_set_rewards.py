@@ -1,4 +1,4 @@
-"""Set rewards in AR-GRPO: terms of their own, splits, failures, the log, what is refused, resumption."""
+"""Set rewards in AR-GRPO and VA-π: terms of their own, splits, failures, the log, refusals, resumption."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from torch import Tensor
 from alignbench import api, testing
 from alignbench.cli.main import main
 from alignbench.errors import UserError
+from alignbench.methods.logits import Experience as TeacherForced
 from alignbench.methods.policy_gradient import group_advantages
 from alignbench.registry.lookup import Registry
+from alignbench.rewards.pixel import PixelDistance
 from alignbench.training import totals
 from tests.conftest import ROOT
 from tests.helpers import method_checks
 from tests.methods.test_ar_grpo import Stub, backbone, batch, brightness, kept, make
+from tests.methods.test_vapi import built
 
 SPEC = "spread"
 
@@ -169,6 +172,74 @@ def test_without_set_rewards_nothing_is_remembered_or_waited_for() -> None:
     )
 
 
+# --- beside a reconstruction ----------------------------------------------------------------------
+
+
+def vapi(reward: Spread | None = None, **changes: Any) -> Any:
+    one = reward or Spread()
+    known = {SPEC: lambda: one, "pixel-mse": lambda: PixelDistance("mse")}
+    options = {"perceptual": "none", "perceptual_weight": 0.0, "group_size": 4, "set_rewards": f"{SPEC}@2"}
+    return built("vapi", backbone(), reward=lambda name: known[name](), **{**options, **changes})
+
+
+def advantages(collected: api.Collected) -> Tensor:
+    experience = collected.experience
+    assert isinstance(experience, TeacherForced) and experience.draws
+    return experience.draws.advantages
+
+
+@pytest.mark.parametrize("fidelity", ["exact", "official"])
+def test_a_set_reward_stands_beside_the_reconstruction(fidelity: str) -> None:
+    one, data = vapi(fidelity=fidelity), batch(3)
+    collected = one.collect(data, 0)
+    assert (collected.reward_calls, collected.reward_failures) == ({"pixel-mse": 12, SPEC: 12}, Counter())
+    with pytest.raises(AssertionError, match="incomplete"):
+        one.loss(collected.experience)
+    tokens = collected.experience.draws.tokens.flatten(0, 1)
+    images = (one.backbone.tokenizer.decode(tokens, (4, 4)) + 1) / 2
+    features = Spread().features(images)
+    spread = features.var(0, correction=0).sum()
+    others = [features[torch.arange(12) != place] for place in range(12)]
+    credits = torch.stack([spread - rest.var(0, correction=0).sum() for rest in others])
+    originals = data.images.repeat_interleave(4, dim=0)
+    errors = (2 * images - 1 - originals).square().mean(dim=(1, 2, 3))
+    first, second = (group_advantages(part.view(3, 4).double()) for part in (-errors, credits))
+    (done,) = whole(vapi(fidelity=fidelity), data)
+    assert (advantages(done) - (first + 2 * second)).abs().max() < 1e-5
+    logged = one.loss(done.experience).metrics
+    assert logged[f"reward/{SPEC}"].item() == pytest.approx(credits.mean().item(), abs=1e-12)
+    assert logged[f"set/{SPEC}"].item() == pytest.approx(spread.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("changes", [{}, {"advantage_std": "batch"}, {"decode_batch": 3}], ids=str)
+def test_micro_batches_change_no_advantage_beside_a_reconstruction(changes: dict[str, Any]) -> None:
+    one, cut, data = vapi(**changes), vapi(**changes), batch(4)
+    for step in range(2):
+        expected = advantages(whole(one, data, step=step)[0])
+        pieces = torch.cat([advantages(part) for part in whole(cut, data, 1, step)])
+        assert (pieces - expected).abs().max() < 1e-5 < expected.abs().max()
+    assert cut.state().keys() == {f"{SPEC}/first"}
+
+
+def test_a_reconstruction_that_cannot_be_looked_at_is_left_out() -> None:
+    (done,) = whole(vapi(Spread(failed=(5,))), batch(3))
+    assert done.reward_failures == {SPEC: 1}
+    found = advantages(done).flatten()
+    assert found[5] == 0 and found.isfinite().all() and (found != 0).sum() == 11
+
+
+def test_what_set_rewards_of_vapi_refuse() -> None:
+    refused = [
+        (lambda: built("raft", backbone(), reward=lambda name: Spread(), rewards=SPEC), "does not await"),
+        (lambda: vapi(redraws=1), r"method\.redraws draws groups"),
+        (lambda: vapi(policy_weight=0.0), "changes nothing with method.policy_weight=0"),
+        (lambda: vapi(set_rewards="pixel-mse@1"), "pixel-mse is not of scope set"),
+    ]
+    for build, reason in refused:
+        with pytest.raises(UserError, match=reason):
+            build()
+
+
 # --- loo-fd on the embedded models ----------------------------------------------------------------
 
 REGISTRY = Registry.default()
@@ -187,12 +258,19 @@ CASES = {
     "shapes-tiny": ("method.rewards=loo-fd(covariance=full-linear)@1", "method.group_size=3"),
     "janus-tiny": ("method.rewards=loo-fd(decay=0)@1", "model.weights=random", "method.group_size=3"),
 }
+BESIDE = ("method.set_rewards=loo-fd(decay=0.7)@0.5", "method.group_size=3")
 """The network of digits looks at anything from 8 px on."""
 
 
 @pytest.mark.parametrize("check", CHECKS[:3])
 def test_contract(check: testing.MethodCheck, tmp_path: Path) -> None:
     check(testing.Case(REGISTRY, "ar-grpo", "llamagen-tiny", CASES["llamagen-tiny"]), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["vapi", "reward-only"])
+@pytest.mark.parametrize("check", CHECKS[:3])
+def test_contract_beside_a_reconstruction(check: testing.MethodCheck, method: str, tmp_path: Path) -> None:
+    check(testing.Case(REGISTRY, method, "llamagen-tiny", BESIDE), tmp_path)
 
 
 @pytest.mark.slow
@@ -204,9 +282,10 @@ def test_contract_everywhere(check: testing.MethodCheck, model: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_resumed_run_with_a_state_is_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "own"), [("ar-grpo", CASES["llamagen-tiny"]), ("vapi", BESIDE)])
+def test_a_resumed_run_with_a_state_is_the_same(method: str, own: tuple[str, ...], tmp_path: Path) -> None:
     more = ("train.updates_per_collect=2", "train.images_per_step=4", "train.micro_batch=2")
-    case = testing.Case(REGISTRY, "ar-grpo", "llamagen-tiny", (*CASES["llamagen-tiny"], *more))
+    case = testing.Case(REGISTRY, method, "llamagen-tiny", (*own, *more))
     testing.a_resumed_run_is_the_same(case, tmp_path)
     kept_files = {path.name for path in (tmp_path / "whole" / "checkpoints").rglob("*") if path.is_file()}
     assert "method.safetensors" in kept_files

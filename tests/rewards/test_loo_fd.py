@@ -19,7 +19,7 @@ from alignbench import api
 from alignbench.errors import UserError
 from alignbench.methods.policy_gradient import group_advantages
 from alignbench.methods.sets.set_rewards import SetReward, SetRewards
-from alignbench.nets import digits, feature_networks, torchvision_inception
+from alignbench.nets import digits, dinov2, feature_networks, torchvision_inception
 from alignbench.registry.lookup import Registry
 from alignbench.registry.reward_spec import resolve
 from alignbench.rewards.build import build, build_raw
@@ -35,6 +35,7 @@ from alignbench.rewards.sets.frechet import (
     full_distance,
 )
 from alignbench.rewards.sets.loo_fd import LooFd
+from tests.nets.test_dinov2 import metas_weights
 from tests.rewards.test_remote import running
 
 REGISTRY = Registry.default()
@@ -169,7 +170,7 @@ def test_a_step_in_parts_is_the_step_as_a_whole(options: str) -> None:
         one = both[0].credits(whole, sums)[spec]
         other = torch.cat([both[1].credits(part, added)[spec] for part in parts])
         assert (one - other).abs().max() < 1e-12 < one.abs().max()
-        assert abs(both[0].values(sums)[spec] - both[1].values(added)[spec]) < 1e-12
+        assert abs(both[0].log(sums)["set/loo-fd"] - both[1].log(added)["set/loo-fd"]) < 1e-12
         both[0].advance(sums)
         both[1].advance(added)
     states = [one_of.state() for one_of in both]
@@ -321,6 +322,18 @@ def test_torchvision_s_inception_sees_images_as_its_own_preset_normalises_them(t
     (tmp_path / "x.pth").write_bytes(b"no weights")
     with pytest.raises(UserError, match="no weights of torchvision's Inception"):
         torchvision_inception.load(tmp_path / "x.pth")
+
+
+def test_dinov2_sees_what_its_metric_sees(tmp_path: Path) -> None:
+    """A small one in Meta's form, whose features are compared with Meta's program in `test_dinov2`."""
+    path, images = tmp_path / "dinov2_vitb14_pretrain.pth", pictures(3)
+    torch.save(metas_weights(), path)
+    metric = dinov2.load(path, CPU).features((255 * images).round().to(torch.uint8))
+    spec = f"loo-fd(network=facebook/dinov2-base,weights={tmp_path})"
+    reward: Any = build(spec, REGISTRY, CPU, image_size=8, real=Real(pictures(6, 1)))
+    features = reward.features(images)
+    assert torch.equal(features, metric.double())
+    assert reward.credit(features, reward.sums(features), {}).isfinite().all()
 
 
 def test_a_raw_reward_refuses_nothing_before_it_is_prepared() -> None:

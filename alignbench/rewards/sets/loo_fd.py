@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from alignbench.errors import UserError
-from alignbench.files import atomic_file, cache_root, code_digest, digest_of, file_sha256, make_folder
+from alignbench.files import atomic_file, cache_root, code_digest, digest_of, make_folder
+from alignbench.hub.verify import AssetFile
 from alignbench.nets.feature_networks import NETWORKS, FeatureNetwork
-from alignbench.rewards.perceptual import require_trunk
+from alignbench.rewards.perceptual import require_weights
 from alignbench.rewards.sets.built import RealImages
 from alignbench.rewards.sets.frechet import (
     Gaussian,
@@ -70,7 +71,8 @@ class LooFd:
     def features(self, images: Tensor) -> Tensor:
         """[N, 3, H, W], 0 … 1 → [N, D]; UserError: the weights are missing or do not fit."""
         if self._net is None:
-            self._net = NETWORKS[self.network].load(self._file())
+            file = self._file()
+            self._net = NETWORKS[self.network].load(file.path if file else None)
             self._net.module.to(self._device)
         return self._net.look(images.clamp(0, 1))
 
@@ -145,7 +147,7 @@ class LooFd:
         file, kind = self._file(), "diagonal" if self.covariance == "diagonal" else "full"
         made_of = {
             "images": real.digest,
-            "network": [self.network, file_sha256(file) if file else ""],
+            "network": [self.network, file.sha256 if file else ""],
             "kind": kind,
         }
         made_of |= {"code": code_digest(), "torch": torch.__version__}
@@ -190,10 +192,10 @@ class LooFd:
             raise UserError(f"{where} holds values that are no moments", fix="make the file again")
         return found
 
-    def _file(self) -> Path | None:
+    def _file(self) -> AssetFile | None:
         """Return the network's weights, as they should be; None: they are shipped."""
         asset = NETWORKS[self.network].asset
-        return require_trunk(asset, self.weights) if asset else None
+        return require_weights(asset, self.weights) if asset else None
 
 
 def _gaussian(path: Path) -> Gaussian:
