@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -96,6 +96,20 @@ class Reconstruction(ImageDistances):
             name: torch.cat(parts).unflatten(0, tokens.shape[:2]) for name, parts in looks.items()
         }
 
+    def metrics(
+        self, rewards: Tensor, advantages: Tensor, distances: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Rewards and advantages [B, G] and the distances behind them, for the log."""
+        metrics = {
+            "reward": rewards.mean(),
+            "reward_std": rewards.std(dim=1).mean(),
+            "flat_groups": (advantages == 0).all(dim=1).float().mean(),
+        }
+        for part in self.weights:
+            mean, std, flat = describe(distances[part], torch.ones_like(distances[part], dtype=torch.bool))
+            metrics |= {part: mean, f"reward_std/{part}": std, f"flat/{part}": flat}
+        return metrics
+
 
 def as_distance(spec: str, reward: api.Reward) -> api.Distance:
     """Return the reward if it compares with a reference image here and now.
@@ -114,18 +128,6 @@ def as_distance(spec: str, reward: api.Reward) -> api.Distance:
 def weighted_reward(distances: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Minus the weighted sum of distances of one shape; larger is better (VA-π Eq. 10)."""
     return -torch.stack([weight * distances[part] for part, weight in weights.items()]).sum(dim=0)
-
-
-def reconstruction_metrics(
-    rewards: Tensor, distances: Mapping[str, Tensor], parts: Iterable[str]
-) -> dict[str, Tensor]:
-    """Rewards [B, G] and the distances behind them, for the log."""
-    metrics = {"reward": rewards.mean(), "reward_std": rewards.std(dim=1).mean()}
-    for part in parts:
-        values = distances[part]
-        mean, std, flat = describe(values, torch.ones_like(values, dtype=torch.bool))
-        metrics |= {part: mean, f"reward_std/{part}": std, f"flat/{part}": flat}
-    return metrics
 
 
 class ImageLoss(ImageDistances):

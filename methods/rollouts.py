@@ -19,7 +19,7 @@ from alignbench.errors import UserError
 from alignbench.methods import groups, policy_gradient
 from alignbench.methods.image_rewards import combine_raw, describe, described
 from alignbench.methods.logits import eval_logits, mode
-from alignbench.methods.sets.set_rewards import SetRewards, short_names, unsettled
+from alignbench.methods.sets.set_rewards import FEATURES, SetRewards, short_names, unsettled
 from alignbench.registry.reward_spec import parse_spec, parse_terms
 
 
@@ -141,7 +141,7 @@ class Rollouts:
         )
         condition = batch.condition.repeat(group_size)
         tokens, logprobs = drawn["tokens"].flatten(0, 1), drawn["logprobs"].flatten(0, 1)
-        features = {spec: drawn[f"features/{spec}"].flatten(0, 1) for spec in self.sets.rewards}
+        features = self.sets.features_in(drawn)
         return Groups(condition, tokens, logprobs, *_scores(drawn), again, failures, features)
 
     def collected(
@@ -219,7 +219,7 @@ class Rollouts:
             metadata={"prompt": entries} if entries else {},
         )
         scores = [
-            unsettled(features[spec]) if spec in features else reward.score(request)
+            unsettled(features[f"{FEATURES}{spec}"]) if spec in self.sets.rewards else reward.score(request)
             for spec, reward in self.rewards.items()
         ]
         for spec, score in zip(self.rewards, scores, strict=True):
@@ -227,7 +227,7 @@ class Rollouts:
         drawn = {"tokens": rollout.tokens, "logprobs": rollout.logprobs}
         drawn["values"] = torch.stack([score.values for score in scores], dim=-1)
         drawn["valid"] = torch.stack([score.valid for score in scores], dim=-1)
-        drawn |= {f"features/{spec}": rows for spec, rows in features.items()}
+        drawn |= features
         return {name: part.unflatten(0, (len(index), group_size)) for name, part in drawn.items()}
 
     def _decode(self, tokens: Tensor) -> Tensor:

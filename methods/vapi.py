@@ -23,7 +23,6 @@ from alignbench.methods.image_rewards import (
     ImageOptions,
     Reconstruction,
     parts_of,
-    reconstruction_metrics,
     weighted_reward,
 )
 from alignbench.methods.logits import Experience, eval_logits, mode, teacher_forced
@@ -95,16 +94,15 @@ class VaPi:
             more["kl"] = penalty.mean() / tokens.shape[-1]
         if self.config.redraws:
             more["redrawn_groups"] = rewards.new_tensor(again / len(batch))
-        features = {spec: drawn[spec].flatten(0, 1) for spec in self.sets.rewards}
+        features = self.sets.features_in(drawn)
         pending = Pending.behind(scores, self.sets, features, self.config.set_terms)
         compared = groups.compare(*pending.terms, self.config)
-        more["flat_groups"] = compared.shares["flat_groups"]
         draws = Draws(tokens, logprobs, compared.advantages, reference, compared.unscaled)
         sequences = rewards.numel() + again * self.config.group_size
         return api.Collected(
             replace(experience, draws=draws, pending=pending if features else None),
             metrics={
-                **reconstruction_metrics(rewards, drawn, self.reconstruction.weights),
+                **self.reconstruction.metrics(rewards, compared.advantages, drawn),
                 "entropy": entropy,
                 **more,
             },
@@ -195,6 +193,6 @@ def _check(config: VaPi.Config) -> None:
         )
     if config.policy_weight and not (config.pixel_weight or config.perceptual_weight):
         raise UserError(
-            "method.pixel_weight and method.perceptual_weight are both 0: every reward would be the same",
-            fix="set one of them, or method.policy_weight=0 to train on the prior alone",
+            "method.pixel_weight and method.perceptual_weight are both 0: no reconstruction is rewarded",
+            fix="set one of them, or train on the prior alone: method.policy_weight=0, no set_rewards",
         )

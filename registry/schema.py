@@ -273,11 +273,10 @@ class MethodCard(Card):
         """{option: specifications} of the rewards that options name and give a weight."""
         used = self.reward_options if self.trains_on_rewards(options) else []
         texts = {name: str(options.get(name, self.options[name].default)) for name in used}
-        return {
-            name: text
-            for name, text in texts.items()
-            if text not in ("", "none") and options.get(f"{name}_weight", 1) != 0
+        off = {
+            name for name in used if (own := f"{name}_weight") in self.reward_switches and not options[own]
         }
+        return {name: text for name, text in texts.items() if text not in ("", "none") and name not in off}
 
     @model_validator(mode="after")
     def _check_rows(self) -> MethodCard:

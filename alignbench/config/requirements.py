@@ -151,9 +151,15 @@ def problems_of(
 def rewards_of(registry: Registry, config: RunConfig, method: MethodCard) -> Iterator[Resolved]:
     """Yield the rewards that a method's options name, but those of weight 0; raises UserError: unreadable."""
     options = config.section("method")
-    for text in method.rewards_in_use(options).values():
-        for spec, _ in parse_terms(text):
-            yield resolve(spec, registry, config.section("assets"))
+    for option in method.rewards_in_use(options):
+        yield from _rewards_of_option(registry, config, method, option)
+
+
+def _rewards_of_option(
+    registry: Registry, config: RunConfig, method: MethodCard, option: str
+) -> Iterator[Resolved]:
+    for spec, _ in parse_terms(method.rewards_in_use(config.section("method"))[option]):
+        yield resolve(spec, registry, config.section("assets"))
 
 
 def assets_of_rewards(registry: Registry, config: RunConfig, method: MethodCard) -> dict[str, str | None]:
@@ -171,15 +177,16 @@ def assets_of_rewards(registry: Registry, config: RunConfig, method: MethodCard)
 def _reward_problems(
     registry: Registry, config: RunConfig, method: MethodCard, model: ModelCard
 ) -> Iterator[Problem]:
+    rewards: list[Resolved] = []
     for option in method.reward_options:
         if config.section("method").get(option) == "":
             what, fix = "no reward is named", f"--set method.{option}=NAME; see: alignbench list rewards"
             yield Problem(f"method.{option}", what, fix)
-    try:
-        rewards = list(rewards_of(registry, config, method))
-    except UserError as error:
-        yield Problem(f"method.{method.reward_options[0]}", error.what, error.fix)
-        return
+    for option in method.rewards_in_use(config.section("method")):
+        try:
+            rewards += _rewards_of_option(registry, config, method, option)
+        except UserError as error:
+            yield Problem(f"method.{option}", error.what, error.fix)
     data = registry.dataset(config.dataset)
     named = data.class_names or config.section("data").get("names")
     for reward in rewards:

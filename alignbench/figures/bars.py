@@ -9,7 +9,7 @@ import numpy as np
 
 from alignbench.figures.picture import Look, Picture, Value, error_bars, grid, label_axes, legend, looks
 from alignbench.figures.source import INTERVALS, NotDrawnError, at_most, plural
-from alignbench.figures.tradeoff import series_of
+from alignbench.figures.tradeoff import left_out, pictured_series
 from alignbench.leaderboard.cells import MOST
 from alignbench.leaderboard.table import Column, Table
 from alignbench.metrics.intervals import Interval, wilson
@@ -38,13 +38,13 @@ def tasks(table: Table, name: str = "tasks", setting: str = "") -> Picture:
         raise NotDrawnError(f"no row was measured at {setting!r}, only at {', '.join(settings)}")
     found = {
         label: {x.title: row.cells[x.key].interval for x in columns if x.key in row.cells}
-        for label, members in series_of(table).items()
+        for label, members in pictured_series(table).items()
         for row in members
         if row.setting.title == title
     }
     what = (
         f"{table.model}, {table.protocol.title} at {title}, {table.n:,} images for each of "
-        f"{plural(len(table.seeds), 'sampling seed')}. {INTERVALS}"
+        f"{plural(len(table.seeds), 'sampling seed')}. {INTERVALS}{left_out(table)}"
     )
     return grouped_bars(
         name, [_short(x, overall) for x in columns], [x.title for x in columns], found, "score", what

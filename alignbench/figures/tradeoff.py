@@ -25,8 +25,7 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
     """
     if table.rank_column is None:
         raise NotDrawnError(f"{table.protocol.title} has no value of the metric that ranks it")
-    kept = {line.label for line in pictured(table)}
-    series = {label: rows for label, rows in series_of(table).items() if label in kept}
+    series = pictured_series(table)
     settings = list(dict.fromkeys(setting.title for setting in table.settings))
     if len(settings) < 2:
         raise NotDrawnError(f"{table.protocol.title} was measured at one setting only")
@@ -54,11 +53,21 @@ def tradeoff(table: Table, name: str = "tradeoff") -> Picture:
     caption = (
         f"{table.model}, {table.protocol.title}: {what} at {len(settings)} sampling settings, {table.n:,} "
         f"images for each of {seeds}. {INTERVALS} A line joins the settings of one row; what lies on the "
-        "base's line can be had without any training, by sampling differently."
-        + "".join(f" {text}" for text in picture_note(table) if text)
+        f"base's line can be had without any training, by sampling differently.{left_out(table)}"
     )
     numbers = list(dict.fromkeys(row for part in rows for row in part))
     return Picture(name, caption, figure, ("row", "setting", "metric", "mean", "low", "high"), numbers)
+
+
+def pictured_series(table: Table) -> dict[str, list[Row]]:
+    """`series_of` the rows that a picture has room for."""
+    kept = {line.label for line in pictured(table)}
+    return {label: rows for label, rows in series_of(table).items() if label in kept}
+
+
+def left_out(table: Table) -> str:
+    """End of a caption: which rows are drawn, where it is not all."""
+    return "".join(f" {text}" for text in picture_note(table) if text)
 
 
 def _columns(texts: Sequence[str], inches: float) -> int:

@@ -155,4 +155,4 @@ def _hubs(name: str) -> str:
 
 
 def _refusal(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} holds no DINOv2: {reason}", fix="alignbench fetch dinov2-large")
+    return UserError(f"{path} holds no DINOv2: {reason}", fix="alignbench fetch dinov2-large (or -base)")

@@ -28,7 +28,7 @@ def terms_of(plan: Plan) -> dict[str, float]:
         return {}
     options = plan.config.section("method")
     parts = plan.method.rewards_in_use(options)
-    if options.get("pixel_weight") and plan.method.trains_on_rewards(options):
+    if "pixel_loss" in options and options.get("pixel_weight", 1) and plan.method.trains_on_rewards(options):
         parts = {"pixel": f"pixel-{options['pixel_loss']}", **parts}
     return {
         spec: weight * float(options.get(f"{name}_weight", 1))

@@ -18,6 +18,9 @@ from alignbench import api
 from alignbench.errors import UserError
 from alignbench.registry.reward_spec import parse_spec, parse_terms
 
+FEATURES = "features/"
+"""Names of features among what is drawn of a group begin with it."""
+
 
 @runtime_checkable
 class SetReward(Protocol):
@@ -64,18 +67,24 @@ class SetRewards:
         )
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Look at images, [N, 3, H, W]: {specification: [N, D]}."""
-        return {spec: reward.features(images) for spec, reward in self.rewards.items()}
+        """Look at images, [N, 3, H, W]: {`features/` and the specification: [N, D]}."""
+        return {f"{FEATURES}{spec}": reward.features(images) for spec, reward in self.rewards.items()}
+
+    def features_in(self, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{specification: [B·G, D]}, from what was drawn of B groups of G."""
+        return {spec: drawn[f"{FEATURES}{spec}"].flatten(0, 1) for spec in self.rewards}
 
     def calls(self, images: int) -> dict[str, int]:
         """{reward card: images looked at}, as `api.Collected.reward_calls` wants it."""
-        return {parse_spec(spec).name: images for spec in self.rewards}
+        cards = Counter(parse_spec(spec).name for spec in self.rewards)
+        return {card: times * images for card, times in cards.items()}
 
     def failures(self, features: Mapping[str, Tensor]) -> Counter[str]:
         """Images that could not be looked at, by reward card."""
-        return Counter(
-            {parse_spec(spec).name: int((~looked_at(rows)).sum()) for spec, rows in features.items()}
-        )
+        found: Counter[str] = Counter()
+        for spec, rows in features.items():
+            found[parse_spec(spec).name] += int((~looked_at(rows)).sum())
+        return found
 
     def sums(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is to be added up over the step, of rows without failure."""

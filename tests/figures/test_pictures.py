@@ -61,7 +61,7 @@ def test_every_picture_has_its_numbers_and_a_caption(drawn: Path) -> None:
         with Image.open(drawn / f"{name}.png") as image:
             assert image.size[0] > 600 and len(np.unique(np.asarray(image))) > 20
     assert page.replace("\n", " ").count("95 % intervals") == len(pictures)
-    assert "- Not drawn: curves: 26 configurations are too many for one picture" in page
+    assert "- Not drawn: curves: 36 configurations are too many for one picture" in page
 
 
 def test_a_tradeoff_holds_the_means_of_the_records(drawn: Path) -> None:
@@ -82,9 +82,9 @@ def test_a_tradeoff_holds_the_means_of_the_records(drawn: Path) -> None:
 
 def test_tasks_hold_the_means_of_the_records(drawn: Path) -> None:
     rows = {(row["row"], row["group"]): row for row in rows_of(drawn / "tasks-shapes-shapes-tiny.csv")}
-    means = recorded("ar-grpo-shapes-tiny", "method", TASK)["T=1"]
-    assert float(rows["AR-GRPO", "Shapes counting"]["mean"]) == pytest.approx(np.mean(means), rel=1e-12)
-    assert len(rows) == 7 * 7
+    means = recorded("pairs-shapes-tiny", "method", TASK)["T=1"]
+    assert float(rows["Pairs", "Shapes counting"]["mean"]) == pytest.approx(np.mean(means), rel=1e-12)
+    assert len(rows) == 8 * 7
 
 
 # --- runs that are made up ------------------------------------------------------------------------

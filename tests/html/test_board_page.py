@@ -82,7 +82,7 @@ def choose(browser: Browser, **values: str) -> str:
 
 def test_filters_hide_tables_rows_and_points(browser: Browser, page: Path) -> None:
     browser.open(page)
-    assert choose(browser) == "2 of 2 tables, 112 rows"
+    assert choose(browser) == "2 of 2 tables, 152 rows"
     assert choose(browser, model="LlamaGen-tiny") == "1 of 2 tables, 84 rows"
     assert choose(browser, method="VA-π") == "1 of 2 tables, 8 rows"  # its own and the base's
     assert column(browser, "method") == ["VA-π", "base"]
@@ -90,9 +90,9 @@ def test_filters_hide_tables_rows_and_points(browser: Browser, page: Path) -> No
     points = browser.script("return document.querySelectorAll('#table-1 .frontier [data-point]').length")
     assert points == 2
     assert choose(browser, protocol="Shapes", model="") == "1 of 2 tables, 2 rows"
-    assert choose(browser, protocol="Shapes", setting="", method="") == "1 of 2 tables, 28 rows"
+    assert choose(browser, protocol="Shapes", setting="", method="") == "1 of 2 tables, 68 rows"
     browser.script("document.querySelector('.filters [type=reset]').click()")
-    browser.wait("return document.querySelector('.filters output').textContent === '2 of 2 tables, 112 rows'")
+    browser.wait("return document.querySelector('.filters output').textContent === '2 of 2 tables, 152 rows'")
 
 
 PANEL = "return document.querySelector('#table-1 .panel').innerText"

@@ -228,6 +228,20 @@ def test_a_reconstruction_that_cannot_be_looked_at_is_left_out() -> None:
     assert found[5] == 0 and found.isfinite().all() and (found != 0).sum() == 11
 
 
+def test_a_card_that_is_used_twice_is_counted_twice() -> None:
+    first, second = Spread(failed=(1, 2, 5)), Spread(failed=(7,))
+    known = {f"{SPEC}(a=1)": first, f"{SPEC}(a=2)": second, "pixel-mse": PixelDistance("mse")}
+    terms: dict[str, Any] = {
+        "set_rewards": f"{SPEC}(a=1)@1, {SPEC}(a=2)@1",
+        "perceptual_weight": 0.0,
+        "group_size": 4,
+    }
+    one = built("vapi", backbone(), reward=lambda name: known[name], perceptual="none", **terms)
+    collected = one.collect(batch(3), 0)
+    assert collected.reward_calls == {"pixel-mse": 12, SPEC: 24}
+    assert collected.reward_failures == {SPEC: 4}
+
+
 def test_what_set_rewards_of_vapi_refuse() -> None:
     refused = [
         (lambda: built("raft", backbone(), reward=lambda name: Spread(), rewards=SPEC), "does not await"),

@@ -377,7 +377,7 @@ def test_published_tables_name_what_measures_them(name: str) -> None:
             recipe = row.recipe or REGISTRY.recipe_for(row.run, row.model)
             assert recipe, row
             values = REGISTRY.recipe(recipe).values
-            used = {str(values.get(f"method.{x}", "")) for x in method.reward_options}
+            used = {str(values.get(f"method.{x}", "")) for x in method.reward_options} - {"", "none"}
             names = {parse_spec(spec).name for text in used for spec, _ in parse_terms(text)}
             pixels = (
                 {f"pixel-{values.get('method.pixel_loss', 'mse')}"}

@@ -162,7 +162,7 @@ def test_a_step_in_parts_is_the_step_as_a_whole(options: str) -> None:
     spec = f"loo-fd({options})"
     both = [SetRewards({spec: built(options)}) for _ in range(2)]
     for step in range(3):
-        features = both[0].features(pictures(60, step))[spec]
+        features = both[0].features(pictures(60, step))[f"features/{spec}"]
         whole, parts = {spec: features}, [{spec: part} for part in features.split([10, 20, 3, 17, 10])]
         sums = both[0].sums(whole)
         pieces = [both[1].sums(part) for part in parts]

@@ -104,7 +104,8 @@ class BuiltSet:
         raise UserError(
             f"reward {self.resolved.name!r} credits images with what they do to all images of a step; it has "
             "no score of one image, which is asked for here",
-            fix="use it with ar-grpo, or choose a reward of scope image: alignbench list rewards",
+            fix="use it in method.rewards of ar-grpo or method.set_rewards of vapi, or choose a reward of "
+            "scope image: alignbench list rewards",
         )
 
     @property
