@@ -214,7 +214,7 @@ def test_every_output_shows_them() -> None:
 
 
 def test_the_committed_boards_are_quiet() -> None:
-    """Of the sound runs with three seeds nothing is said but †, GSPO's narrow clip range and contrast's rate."""
+    """Of sound runs with three seeds nothing is said but †, GSPO's clip range and contrast's rate."""
     board = build(collect([ROOT / "leaderboards" / "records"]), Registry.default().metric_facts())
     said = {(table.model_name, x.kind) for table in board.tables for x in warnings_of(table)}
     shapes = {("shapes-tiny", kind) for kind in ("rewarded", "clipping", "gradient")}
