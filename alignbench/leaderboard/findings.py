@@ -31,6 +31,7 @@ def findings(table: Table) -> list[str]:
         said += _against(changed, f"the base{plain} ({value(base.plain, column)})")
         if several and base.best is not None:
             said += _at_their_best(lines, base.best, column)
+            said += _independent(lines, column)
             said += _sharpened(gained, base.plain, base.best, column)
         said += _got_worse(gained, base.plain, table, plain)
     return said
@@ -75,6 +76,20 @@ def _at_their_best(lines: Sequence[Standing], base: Row, column: Column) -> list
     verdicts = {line.label: verdict(line.at_best, column) for line in lines}
     said = f"Each at its own best setting, {first.label} is first ({_where(first.best, column)})."
     return [" ".join([said, *_against(verdicts, f"the base's best ({_where(base, column)})")])]
+
+
+def _independent(lines: Sequence[Standing], column: Column) -> list[str]:
+    """Where some methods were rewarded by what ranks them: say which of the others beat the base's best."""
+    methods = [line for line in lines if line.best is not None and not line.row.is_base]
+    others = [line for line in methods if line.best and not line.best.cells[column.key].rewarded]
+    if not others or len(others) == len(methods):
+        return []
+    better = [line.label for line in others if verdict(line.at_best, column) == "better"]
+    who = f"{join(better)} {'is' if len(better) == 1 else 'are'}" if better else "none is"
+    return [
+        f"Of the methods whose rewards share no network with {column.title} (no †), {who} better than the "
+        "base's best."
+    ]
 
 
 def _where(row: Row | None, column: Column) -> str:

@@ -292,4 +292,5 @@ def legend(table: Table) -> str:
     texts += cells.intervals(table, seeds + both)
     held = [row.cells[column.key] for row in table.rows if column.key in row.cells]
     texts += [cells.REWARDED] if any(cell.rewarded for cell in held) else []
+    texts += ["Training: time of one run."] if True in kinds else []
     return " ".join([*texts, "Bold: best mean."])

@@ -77,6 +77,7 @@ def test_findings_say_who_is_first_who_gains_and_who_only_sharpens() -> None:
         "Against the base at T=1 (2.430 ± 0.075) – better: AR-GRPO (-0.810) and VA-π (-0.730).",
         "Each at its own best setting, base is first (0.800 ± 0.025 at T=0.8, CFG 1.5). "
         "Against the base's best (0.800 ± 0.025 at T=0.8, CFG 1.5) – better: none; worse: AR-GRPO and VA-π.",
+        "Of the methods whose rewards share no network with FD (no †), none is better than the base's best.",
         "As far as FD tells, AR-GRPO and VA-π only sharpen: better than the base at T=1, but at their best "
         "not better than the base at T=0.8, CFG 1.5, which takes no training.",
         "Where a method is better than the base at T=1, no other metric gets significantly worse.",
