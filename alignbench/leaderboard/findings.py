@@ -43,14 +43,19 @@ def _first(lines: Sequence[Standing], column: Column, plain: str) -> list[str]:
     if len(held) < 2:
         return []
     (label, row), *rest = held
-    level = rank_level(len(held))
-    changes = [(x, cell_difference(y.cells[column.key], row.cells[column.key], level=level)) for x, y in rest]
-    tied = [other for other, change in changes if change.tested and not change.significant]
-    untested = [other for other, change in changes if not change.tested]
-    text = f"{label} is first by {column.title}{plain} ({value(row, column)})"
-    text += f"; {join(tied)} cannot be told from it" if tied else ""
-    text += f"; not tested (single values): {join(untested)}" if untested else ""
-    return [f"{text}." if tied or untested else f"{text}; all others are significantly behind."]
+    first = f"{label} is first by {column.title}{plain} ({value(row, column)})"
+    return [f"{first}; {_behind(row, rest, column)}."]
+
+
+def _behind(first: Row, others: Sequence[tuple[str, Row]], column: Column) -> str:
+    """Say which rows the data cannot tell from the first, with room for the number of rows."""
+    level, top = rank_level(len(others) + 1), first.cells[column.key]
+    changes = [(label, cell_difference(row.cells[column.key], top, level=level)) for label, row in others]
+    tied = [label for label, change in changes if change.tested and not change.significant]
+    untested = [label for label, change in changes if not change.tested]
+    parts = [f"{join(tied)} cannot be told from it"] if tied else []
+    parts += [f"not tested (single values): {join(untested)}"] if untested else []
+    return "; ".join(parts or ["all others are significantly behind"])
 
 
 def _changed(line: Standing, column: Column) -> str:
@@ -71,10 +76,11 @@ def _against(verdicts: Mapping[str, str], what: str) -> list[str]:
 
 def _at_their_best(lines: Sequence[Standing], base: Row, column: Column) -> list[str]:
     """Say who is first where every model is sampled at its best, and who beats the base then."""
-    scored = [line for line in lines if line.best is not None]
-    first = max(scored, key=lambda line: column.score(line.best.cells[column.key]) if line.best else 0.0)
+    scored = [(line.label, line.best) for line in lines if line.best is not None]
+    (label, row), *rest = sorted(scored, key=lambda one: -column.score(one[1].cells[column.key]))
     verdicts = {line.label: verdict(line.at_best, column) for line in lines}
-    said = f"Each at its own best setting, {first.label} is first ({_where(first.best, column)})."
+    said = f"Each at its own best setting, {label} is first ({_where(row, column)}); "
+    said += f"{_behind(row, rest, column)}."
     return [" ".join([said, *_against(verdicts, f"the base's best ({_where(base, column)})")])]
 
 

@@ -75,7 +75,8 @@ def test_findings_say_who_is_first_who_gains_and_who_only_sharpens() -> None:
     assert findings(only(stored())) == [
         "AR-GRPO is first by FD at T=1 (1.620 ± 0.298†); VA-π cannot be told from it.",
         "Against the base at T=1 (2.430 ± 0.075) – better: AR-GRPO (-0.810) and VA-π (-0.730).",
-        "Each at its own best setting, base is first (0.800 ± 0.025 at T=0.8, CFG 1.5). "
+        "Each at its own best setting, base is first (0.800 ± 0.025 at T=0.8, CFG 1.5); "
+        "all others are significantly behind. "
         "Against the base's best (0.800 ± 0.025 at T=0.8, CFG 1.5) – better: none; worse: AR-GRPO and VA-π.",
         "Of the methods whose rewards share no network with FD (no †), none is better than the base's best.",
         "As far as FD tells, AR-GRPO and VA-π only sharpen: better than the base at T=1, but at their best "
