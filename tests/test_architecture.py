@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     },
 }  # fmt: skip
 """{package or module: what it may import beside the ground and itself}; in words: `docs/architecture.md`."""
-PRODUCT_LINES, TEST_LINES, HELPER_LINES = 42_514, 32_682, 1_000
+PRODUCT_LINES, TEST_LINES, HELPER_LINES = 42_520, 32_683, 1_000
 """Raised only together with a feature that needs it; the goals of the first two are 26,000 and 18,500."""
 LONGER = {"alignbench/api.py", "alignbench/record.py", "registry/schema.py", "registry/lookup.py"}
 """Files that may have 400 lines; the others 300."""
