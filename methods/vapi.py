@@ -19,12 +19,7 @@ from alignbench import api, randomness
 from alignbench.errors import UserError
 from alignbench.methods import groups, policy_gradient
 from alignbench.methods.groups import GroupOptions
-from alignbench.methods.image_rewards import (
-    ImageOptions,
-    Reconstruction,
-    parts_of,
-    weighted_reward,
-)
+from alignbench.methods.image_rewards import ImageOptions, Reconstruction, parts_of, weighted_reward
 from alignbench.methods.logits import Experience, eval_logits, mode, teacher_forced
 from alignbench.methods.policy_gradient import Draws, Objective
 from alignbench.methods.sets.pending import Pending
